@@ -1,0 +1,40 @@
+"""Adaptive dimension selection (paper section 3.2): a learned top-d of a stage's dims, by Gumbel-Softmax.
+
+Shapes: I dims to choose from, d dims kept.
+"""
+
+import torch
+from torch import Tensor
+
+
+def initial_logits(d_in: int, ordered: bool) -> Tensor:
+    """Logits (I) before training.
+
+    Args:
+        d_in: dims to choose from.
+        ordered: whether the dims come strongest first (a PCA start), which the logits then respect;
+            else all dims start equal.
+    """
+    return torch.linspace(2, -2, d_in) if ordered else torch.zeros(d_in)
+
+
+def gumbel(shape: int, generator: torch.Generator) -> Tensor:
+    """Standard Gumbel noise (I), drawn on the CPU so that every rank and device sees the same."""
+    uniform = torch.rand(shape, generator=generator).clamp(1e-9, 1 - 1e-7)
+    return -torch.log(-torch.log(uniform))
+
+
+def sample_selection(logits_I: Tensor, dim: int, tau: float, noise_I: Tensor) -> tuple[Tensor, Tensor]:
+    """A noisy top-d selection with a straight-through gradient (paper section 3.2).
+
+    A dropped dim meets only zeros in every product of the loss, so its own gate has no gradient and is not returned;
+    its logit moves through the softmax that all dims share.
+
+    Returns:
+        order (I): the kept dims first, strongest first, then the dropped ones.
+        gate (d): 1 in the forward pass; in the backward pass d * softmax((w + noise) / tau) of the kept dims.
+    """
+    soft_I = torch.softmax((logits_I + noise_I) / tau, dim=-1)
+    order = soft_I.detach().argsort(descending=True, stable=True)
+    soft_d = soft_I[order[:dim]]
+    return order, 1 + dim * (soft_d - soft_d.detach())

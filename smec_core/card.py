@@ -1,0 +1,45 @@
+"""The model card that every stored model carries."""
+
+from typing import Any
+
+
+def model_card(config: dict[str, Any], metrics: dict[str, Any]) -> str:
+    """Markdown for a model folder's README.md, from its config.json and metrics.json."""
+    dims = config["dims"]
+    evaluation = metrics.get("evaluation", {})
+    lines = [
+        "# SMEC embedding adapter",
+        "",
+        f"Compresses {config['input_dim']}-dim embeddings into one nested vector, usable at "
+        f"{', '.join(map(str, dims))} dims.",
+        "",
+        "```python",
+        "import smec_core",
+        "",
+        f'vectors = smec_core.load("this/folder").encode(embeddings, dim={dims[-1]})  # unit norm, (N, {dims[-1]})',
+        "```",
+        "",
+        "Cut a stored vector to any of the dims above and normalise it again; documents and queries need the same dim.",
+        "",
+    ]
+    measures = [name for name in ("ndcg@10", "recall@100", "mrr@10", "neighbour_recall@10") if name in evaluation]
+    if measures:
+        split = f" on {evaluation['split']}" if "split" in evaluation else ""
+        lines += [f"## Quality{split}", "", "| dims | " + " | ".join(measures) + " |"]
+        lines += ["|---" * (len(measures) + 1) + "|"]
+        lines += [
+            f"| {dim} | " + " | ".join(f"{evaluation[name][str(dim)]:.4f}" for name in measures) + " |" for dim in dims
+        ]
+        lines.append("")
+    data = config.get("data", {})
+    lines += [
+        "## Training",
+        "",
+        f"- data fingerprint: {data.get('fingerprint', 'unknown')}",
+        f"- seed: {config.get('train', {}).get('seed', 'unknown')}",
+        f"- versions: {', '.join(f'{name} {version}' for name, version in config.get('versions', {}).items())}",
+        f"- created: {config.get('created', 'unknown')}",
+        "- method: SMEC, Sequential Matryoshka Embedding Compression (EMNLP 2025, arXiv 2510.12474)",
+        "",
+    ]
+    return "\n".join(lines)

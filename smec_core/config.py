@@ -1,0 +1,108 @@
+"""Everything that decides what a training run computes, in one typed record."""
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Projection = Literal["free", "rotation", "residual_mlp"]
+
+
+class TrainConfig(BaseModel):
+    """Settings of the method. Same config, seed, data and number of workers: the same model, bit for bit (CPU)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    dims: tuple[int, ...] = Field(min_length=1)
+    """Target dims, each a usable prefix of the one nested vector; the input dim is always added in front."""
+    seed: int = Field(0, ge=0)
+    """Seed of every random choice: order, negatives, Gumbel noise, initialisation, baselines."""
+
+    projection: Literal["auto", "free", "rotation", "residual_mlp"] = "auto"
+    """Projection of a stage: free matrix, rotation, x + MLP(x), or auto: train free and rotation, keep the better on dev."""
+    init: Literal["pca", "identity", "random"] = "pca"
+    """Where a projection starts: uncentred PCA rotation of the kept block, identity, or a random rotation."""
+    hidden_dim: int = Field(512, ge=1)
+    """Width of the MLP of projection=residual_mlp; nothing else reads it."""
+
+    tau: float = Field(1.0, gt=0)
+    """Gumbel-Softmax temperature of ADS; sharpens the gradient, never changes which dims the forward pass keeps."""
+    gumbel_noise: float = Field(0.3, ge=0)
+    """Scale of the Gumbel noise on the ADS logits while training (1 in the paper)."""
+
+    temperature: float = Field(0.05, gt=0)
+    """Temperature T of the ranking loss (1 in the paper)."""
+    alpha: float = Field(0.1, ge=0)
+    """Weight of the unsupervised loss against the ranking loss."""
+    top_k: int = Field(10, ge=1)
+    """Nearest memory items per anchor in the unsupervised loss."""
+    queue_size: int = Field(5000, ge=1)
+    """Slots of the S-XBM memory."""
+
+    batch_size: int = Field(128, ge=1)
+    """Queries in a global step, over all workers."""
+    positives: int = Field(2, ge=1)
+    """Relevant documents drawn per query and step."""
+    hard_negatives: int = Field(2, ge=0)
+    """Documents judged with score 0 drawn per query and step."""
+    negatives: int = Field(128, ge=0)
+    """Documents drawn at random from the corpus per step, shared by all queries."""
+    epochs: int = Field(15, ge=1)
+    """Most epochs of a stage."""
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate of the projection (one-cycle schedule, AdamW without weight decay)."""
+    ads_lr_factor: float = Field(30.0, gt=0)
+    """The ADS logits learn at lr times this."""
+
+    guard: bool = True
+    """Keep the best state on dev, protect earlier prefixes, stop without gain; off: fixed epochs, last state."""
+    patience: int = Field(5, ge=1)
+    """Epochs without gain on dev after which a stage stops."""
+    guard_tolerance: float = Field(0.005, ge=0)
+    """The most nDCG@10 that a stage may cost any earlier configured prefix on dev."""
+    dev_fraction: float = Field(0.2, gt=0, lt=1)
+    """Share of the train queries held out as dev, by a hash of the query id, where the data has no qrels/dev."""
+    dev_corpus: int = Field(100_000, ge=100)
+    """Most documents that dev is scored against: all judged ones, then a seeded sample."""
+    refit: bool = True
+    """Replay the whole chain on train + dev with each stage's kind and number of epochs as found on dev."""
+
+    @field_validator("dims", mode="before")
+    @classmethod
+    def _parse_dims(cls, value: Any) -> Any:
+        if isinstance(value, int):
+            return (value,)
+        if isinstance(value, str):
+            return tuple(part for part in value.replace(" ", "").split(",") if part)
+        return value
+
+    @field_validator("dims")
+    @classmethod
+    def _check_dims(cls, dims: tuple[int, ...]) -> tuple[int, ...]:
+        if any(d < 1 for d in dims):
+            raise ValueError("every dim must be at least 1")
+        if len(set(dims)) < len(dims):
+            raise ValueError("a dim is named twice")
+        return tuple(sorted(dims, reverse=True))
+
+    @model_validator(mode="after")
+    def _check_memory(self) -> Self:
+        if self.queue_size < self.top_k:
+            raise ValueError(f"queue_size ({self.queue_size}) must be at least top_k ({self.top_k})")
+        return self
+
+    @model_validator(mode="after")
+    def _check_guard(self) -> Self:
+        if self.projection == "auto" and not self.guard:
+            raise ValueError("projection=auto chooses on dev, which guard=false switches off; name one projection")
+        return self
+
+
+PAPER_PRESET: dict[str, Any] = {
+    "temperature": 1.0,
+    "init": "identity",
+    "gumbel_noise": 1.0,
+    "projection": "free",
+    "guard": False,
+    "refit": False,
+}
+"""The method as published: T = 1, identity start, full noise, free matrices, no guard, fixed epochs."""

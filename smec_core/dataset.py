@@ -1,0 +1,177 @@
+"""A dataset on disk or object storage: opened and validated by its ids and judgements, its vectors left where they are.
+
+Shapes: N rows, D dims, J judgements.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from smec_core.errors import InputError
+from smec_core.judgements import Judgements
+from smec_core.parquet import EmbeddingTable, find_parquet, open_filesystem
+
+SPLITS = ("train", "dev", "test")
+MIN_TRAIN_QUERIES = 20
+_HASH_BYTES = 1 << 22
+_COLUMN_NAMES = {"query_id": ("query_id", "query-id"), "doc_id": ("doc_id", "corpus-id"), "score": ("score",)}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Corpus, queries and judgements of one dataset.
+
+    Attributes:
+        uri: folder or URI it was opened from.
+        corpus: document embeddings.
+        queries: query embeddings.
+        splits: judgements of each split present.
+        unknown_judgements: judgements left out of each split, because their query or document is not in the data.
+    """
+
+    uri: str
+    corpus: EmbeddingTable
+    queries: EmbeddingTable
+    splits: dict[str, Judgements]
+    unknown_judgements: dict[str, int]
+
+    @classmethod
+    def open(cls, uri: str, max_unknown: float = 0.1) -> "Dataset":
+        """Opens a dataset: footers, ids and judgements are read, vectors are not.
+
+        Args:
+            uri: folder or URI with corpus, queries and qrels.
+            max_unknown: share of a split's judgements that may name ids which the data does not hold.
+
+        Raises:
+            InputError: anything that breaks the data contract, with file, row and column.
+        """
+        uri = uri.rstrip("/")
+        corpus, queries = EmbeddingTable.open(f"{uri}/corpus"), EmbeddingTable.open(f"{uri}/queries")
+        if corpus.dim != queries.dim:
+            raise InputError(f"{uri}: queries have {queries.dim} dims, the corpus has {corpus.dim}")
+        filesystem, root = open_filesystem(uri)
+        doc_ids, query_ids = corpus.ids(), queries.ids()
+        splits, unknown = {}, {}
+        for split in SPLITS:
+            if find_parquet(filesystem, f"{root}/qrels/{split}"):
+                path = f"{root}/qrels/{split}.parquet"
+                splits[split], unknown[split] = _read_qrels(filesystem, path, query_ids, doc_ids, max_unknown)
+        if "train" in splits and len(splits["train"].with_positives()) < MIN_TRAIN_QUERIES:
+            raise InputError(
+                f"{root}/qrels/train.parquet: {len(splits['train'].with_positives())} queries with a relevant document; "
+                f"training needs at least {MIN_TRAIN_QUERIES}, or remove the file to train without judgements"
+            )
+        return cls(uri, corpus, queries, splits, unknown)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.corpus.dim
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash (16 hex digits) of the bytes of every file: other data, another fingerprint."""
+        filesystem, root = open_filesystem(self.uri)
+        files = [part.path for table in (self.corpus, self.queries) for part in table.files]
+        files += [f"{root}/qrels/{split}.parquet" for split in self.splits]
+        total = hashlib.blake2b(digest_size=8)
+        for path in files:
+            total.update(path.removeprefix(root).encode() + b"\0")
+            with filesystem.open_input_stream(path, buffer_size=0) as stream:
+                while chunk := stream.read(_HASH_BYTES):
+                    total.update(chunk)
+        return total.hexdigest()
+
+    def training_split(self, dev_fraction: float) -> tuple[Judgements | None, Judgements | None]:
+        """Judgements to learn from and to choose by; (None, None) without train judgements.
+
+        Dev is the dataset's own, else the train queries whose id hashes below `dev_fraction`: the same queries in
+        every version of the data.
+        """
+        train = self.splits.get("train")
+        if train is None:
+            return None, None
+        train = train.with_positives()
+        if "dev" in self.splits:
+            return train, self.splits["dev"].with_positives()
+        ids = self.queries.ids().take(pa.array(train.query_row_Q)).to_pylist()
+        share_Q = np.array([_hash_share(name) for name in ids])
+        # at least one query on either side, whatever the hashes say
+        threshold = np.clip(dev_fraction, np.sort(share_Q)[0], np.sort(share_Q)[-2])
+        return train.select(share_Q > threshold), train.select(share_Q <= threshold)
+
+    def summary(self) -> dict[str, Any]:
+        """What the dataset holds, for people and for --json."""
+        return {
+            "uri": self.uri,
+            "fingerprint": self.fingerprint,
+            "dim": self.dim,
+            "corpus": {"rows": self.corpus.rows, "files": len(self.corpus.files)},
+            "queries": {"rows": self.queries.rows, "files": len(self.queries.files)},
+            "splits": {
+                name: {
+                    "queries": len(judged.with_positives()),
+                    "judgements": len(judged.doc_row_J),
+                    "relevant": int((judged.score_J > 0).sum()),
+                    "unknown": self.unknown_judgements[name],
+                }
+                for name, judged in self.splits.items()
+            },
+        }
+
+
+def _hash_share(name: str) -> float:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) / 2**64
+
+
+def _read_qrels(
+    filesystem: pafs.FileSystem, path: str, query_ids: pa.ChunkedArray, doc_ids: pa.ChunkedArray, max_unknown: float
+) -> tuple[Judgements, int]:
+    try:
+        table = pq.read_table(path, filesystem=filesystem)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not a readable Parquet file ({error})") from error
+    columns = {name: _qrels_column(path, table, name) for name in _COLUMN_NAMES}
+    if not len(table):
+        raise InputError(f"{path}: the split is empty; add judgements or remove the file")
+    query_row = pc.index_in(columns["query_id"], value_set=query_ids)
+    doc_row = pc.index_in(columns["doc_id"], value_set=doc_ids)
+    known = pc.and_(pc.is_valid(query_row), pc.is_valid(doc_row))
+    unknown = len(table) - pc.sum(known).as_py()
+    if unknown > max_unknown * len(table):
+        row = pc.index(known, False).as_py()
+        missing = "query_id" if not query_row[row].is_valid else "doc_id"
+        raise InputError(
+            f"{path}: {unknown} of {len(table)} judgements name ids that the data does not hold, "
+            f"first row {row}, column {missing}: {columns[missing][row].as_py()!r}"
+        )
+    score = pc.cast(columns["score"], pa.float32()).filter(known).to_numpy()
+    judged = Judgements.from_pairs(query_row.filter(known).to_numpy(), doc_row.filter(known).to_numpy(), score)
+    if not len(judged.with_positives()):
+        raise InputError(f"{path}: no judgement has a score above 0; the split is empty")
+    return judged, unknown
+
+
+def _qrels_column(path: str, table: pa.Table, name: str) -> pa.ChunkedArray:
+    found = next((alias for alias in _COLUMN_NAMES[name] if alias in table.column_names), None)
+    if found is None:
+        raise InputError(f"{path}: column {name} is missing; it holds {', '.join(table.column_names) or 'no columns'}")
+    column = table[found]
+    fits = pa.types.is_integer(column.type) if name == "score" else pa.types.is_string(column.type)
+    if pa.types.is_large_string(column.type) and name != "score":
+        column, fits = column.cast(pa.string()), True
+    if not fits:
+        kind = "an integer" if name == "score" else "string"
+        raise InputError(f"{path}: column {found} is {column.type}; it must be {kind}")
+    if column.null_count:
+        row = pc.index(pc.is_null(column), True).as_py()
+        raise InputError(f"{path}: row {row}, column {found}: is null")
+    return column

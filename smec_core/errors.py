@@ -1,0 +1,9 @@
+"""The two kinds of failure that a user can act on; anything else is a defect and keeps its traceback."""
+
+
+class SmecError(Exception):
+    """A run failed. The message is one line: what failed and what to do (exit code 1)."""
+
+
+class InputError(SmecError):
+    """Bad usage or bad input: a file, row, column or config key that must be mended first (exit code 2)."""

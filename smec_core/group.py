@@ -1,0 +1,32 @@
+"""The workers of one run: all-reduce and gather over torch.distributed, or nothing at all for a single process."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Group:
+    """The default process group if torch.distributed is initialised, else a group of one."""
+
+    def __init__(self) -> None:
+        active = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if active else 0
+        self.size = dist.get_world_size() if active else 1
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sums a tensor over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """The tensor of every rank, in rank order; all of one shape."""
+        if self.size == 1:
+            return [tensor]
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(parts, tensor.contiguous())
+        return parts
+
+    def rows_of_rank(self, rows: int, rank: int) -> tuple[int, int]:
+        """Global rows [start, stop) that a rank owns: a function of the number of rows and of ranks alone."""
+        return rows * rank // self.size, rows * (rank + 1) // self.size

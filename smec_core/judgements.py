@@ -1,0 +1,70 @@
+"""Relevance judgements (qrels) as rows, not ids.
+
+Shapes: Q judged queries, J judgements.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """The judgements of one split, grouped by query (CSR).
+
+    Attributes:
+        query_row_Q: row of each judged query in the queries table, ascending.
+        offset_Q1: judgements of query i are `offset_Q1[i]` to `offset_Q1[i + 1]`; Q + 1 long.
+        doc_row_J: row of the judged document in the corpus.
+        score_J: its grade; 0 or less means judged irrelevant.
+    """
+
+    query_row_Q: np.ndarray
+    offset_Q1: np.ndarray
+    doc_row_J: np.ndarray
+    score_J: np.ndarray
+
+    @classmethod
+    def from_pairs(cls, query_row_J: np.ndarray, doc_row_J: np.ndarray, score_J: np.ndarray) -> "Judgements":
+        """Groups judgements given in any order; of a pair judged twice the highest score counts."""
+        order = np.lexsort((-score_J, doc_row_J, query_row_J))
+        query, doc, score = query_row_J[order], doc_row_J[order], score_J[order]
+        repeated = np.zeros(len(query), bool)
+        repeated[1:] = (query[1:] == query[:-1]) & (doc[1:] == doc[:-1])
+        query, doc, score = query[~repeated], doc[~repeated], score[~repeated]
+        query_row_Q, first = np.unique(query, return_index=True)
+        return cls(
+            query_row_Q.astype(np.int64),
+            np.append(first, len(query)).astype(np.int64),
+            doc.astype(np.int64),
+            score.astype(np.float32),
+        )
+
+    def __len__(self) -> int:
+        return len(self.query_row_Q)
+
+    @property
+    def query_J(self) -> np.ndarray:
+        """Index (not row) of the query of each judgement."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offset_Q1))
+
+    def with_positives(self) -> "Judgements":
+        """Only the queries that have a relevant document."""
+        positives_Q = np.zeros(len(self), np.int64)
+        np.add.at(positives_Q, self.query_J, self.score_J > 0)
+        return self.select(positives_Q > 0)
+
+    def select(self, keep_Q: np.ndarray) -> "Judgements":
+        """The judgements of the queries where `keep_Q` is true."""
+        keep_J = keep_Q[self.query_J]
+        return Judgements.from_pairs(
+            self.query_row_Q[self.query_J][keep_J], self.doc_row_J[keep_J], self.score_J[keep_J]
+        )
+
+    def merge(self, other: "Judgements") -> "Judgements":
+        """Both sets of judgements together."""
+        return Judgements.from_pairs(
+            np.concatenate([self.query_row_Q[self.query_J], other.query_row_Q[other.query_J]]),
+            np.concatenate([self.doc_row_J, other.doc_row_J]),
+            np.concatenate([self.score_J, other.score_J]),
+        )

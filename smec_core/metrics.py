@@ -1,0 +1,129 @@
+"""Exact search at every prefix of a nested vector, and the retrieval measures of its result.
+
+Shapes: Q queries, N documents of a block, D dims of the nested vector, k results.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smec_core.group import Group
+from smec_core.judgements import Judgements
+
+
+class PrefixSearch:
+    """Top-k documents of each query at several prefixes, over documents that come block by block.
+
+    A longer prefix reuses the products of the shorter ones, so all prefixes cost one product at the longest.
+    """
+
+    def __init__(self, q_QD: Tensor, dims: Sequence[int], k: int, own_row_Q: Tensor | None = None) -> None:
+        """Prepares a search.
+
+        Args:
+            q_QD: nested query vectors, any scale.
+            dims: the prefixes.
+            k: results per query.
+            own_row_Q: a global row never to return for each query (the query's own), -1 for none.
+        """
+        self.q_QD = q_QD
+        self.dims = sorted(dims)
+        self.k = k
+        self.own_row_Q = own_row_Q
+        empty = (torch.full((len(q_QD), k), -torch.inf), torch.full((len(q_QD), k), -1, dtype=torch.int64))
+        self._best = {dim: tuple(t.to(q_QD.device) for t in empty) for dim in self.dims}
+
+    def add(self, row_N: Tensor, d_ND: Tensor) -> None:
+        """Searches a block of nested document vectors with their global rows."""
+        dot_QN = torch.zeros(len(self.q_QD), len(d_ND), device=self.q_QD.device)
+        square_N = torch.zeros(len(d_ND), device=self.q_QD.device)
+        below = 0
+        for dim in self.dims:
+            dot_QN += self.q_QD[:, below:dim] @ d_ND[:, below:dim].T
+            square_N = square_N + d_ND[:, below:dim].square().sum(1)
+            below = dim
+            sim_QN = dot_QN * square_N.clamp_min(1e-24).rsqrt()
+            if self.own_row_Q is not None:
+                sim_QN[self.own_row_Q[:, None] == row_N[None, :]] = -torch.inf
+            score_Qk, column_Qk = sim_QN.topk(min(self.k, len(row_N)), dim=1)
+            self._best[dim] = _best_of([self._best[dim], (score_Qk, row_N[column_Qk])], self.k)
+
+    def results(self, group: Group | None = None) -> dict[int, Tensor]:
+        """Global rows (Q, k) of the best documents at each prefix, best first, -1 where there were fewer than k.
+
+        Collective where a group is given: every rank searched its own documents, and gets the merged result.
+        """
+        merged = {}
+        for dim, (score_Qk, row_Qk) in self._best.items():
+            if group is not None and group.size > 1:
+                parts = list(zip(group.gather(score_Qk), group.gather(row_Qk), strict=True))
+                score_Qk, row_Qk = _best_of(parts, self.k)
+            merged[dim] = torch.where(score_Qk > -torch.inf, row_Qk, -1)
+        return merged
+
+
+def _best_of(parts: Sequence[tuple[Tensor, ...]], k: int) -> tuple[Tensor, Tensor]:
+    score = torch.cat([part[0] for part in parts], dim=1)
+    row = torch.cat([part[1] for part in parts], dim=1)
+    score, position = score.topk(k, dim=1)
+    return score, row.gather(1, position)
+
+
+def gains_of(row_Qk: Tensor, judgements: Judgements) -> Tensor:
+    """Grade (Q, k) of each result, 0 where it is not judged or judged below 0; row i answers judged query i."""
+    if not len(judgements.doc_row_J):
+        return torch.zeros(row_Qk.shape)
+    stride = int(judgements.doc_row_J.max()) + 1
+    key_J = judgements.query_J * stride + judgements.doc_row_J
+    rows = row_Qk.cpu().numpy()
+    key_Qk = np.arange(len(rows))[:, None] * stride + np.clip(rows, 0, None)
+    place = np.searchsorted(key_J, key_Qk).clip(max=len(key_J) - 1)
+    known = (key_J[place] == key_Qk) & (rows >= 0) & (rows < stride)
+    return torch.from_numpy(np.where(known, np.maximum(judgements.score_J[place], 0), 0.0).astype(np.float32))
+
+
+def ndcg(gain_Qk: Tensor, judgements: Judgements, k: int = 10) -> Tensor:
+    """nDCG@k (Q) with linear gains and log2 discount, as trec_eval has it."""
+    discount_k = 1 / torch.log2(torch.arange(k, dtype=torch.float64) + 2)
+    width = gain_Qk[:, :k].shape[1]
+    dcg_Q = gain_Qk[:, :k].double() @ discount_k[:width]
+    # judgements by query and then by falling grade: the place within the query is the ideal rank
+    order = np.lexsort((-judgements.score_J, judgements.query_J))
+    rank_J = np.arange(len(order)) - judgements.offset_Q1[judgements.query_J]
+    top = rank_J < k
+    gain = torch.from_numpy(np.maximum(judgements.score_J[order], 0)[top]).double()
+    ideal_Q = torch.zeros(len(judgements), dtype=torch.float64)
+    ideal_Q.index_add_(0, torch.from_numpy(judgements.query_J[top]), gain * discount_k[torch.from_numpy(rank_J[top])])
+    return torch.where(ideal_Q > 0, dcg_Q / ideal_Q.clamp_min(1e-12), 0)
+
+
+def recall(gain_Qk: Tensor, judgements: Judgements, k: int) -> Tensor:
+    """Share (Q) of a query's relevant documents among its first k results."""
+    relevant_Q = torch.zeros(len(judgements), dtype=torch.float64)
+    relevant_Q.index_add_(0, torch.from_numpy(judgements.query_J), torch.from_numpy(judgements.score_J > 0).double())
+    return (gain_Qk[:, :k] > 0).sum(1) / relevant_Q.clamp_min(1)
+
+
+def reciprocal_rank(gain_Qk: Tensor, k: int = 10) -> Tensor:
+    """1 / rank (Q) of the first relevant result among the first k, 0 where there is none."""
+    found_Qk = gain_Qk[:, :k] > 0
+    first_Q = found_Qk.int().argmax(1)
+    return torch.where(found_Qk.any(1), 1.0 / (first_Q + 1), 0.0).double()
+
+
+MEASURES = ("ndcg@10", "recall@10", "recall@100", "mrr@10")
+SEARCH_DEPTH = 100
+
+
+def measure(row_Qk: Tensor, judgements: Judgements) -> dict[str, float]:
+    """Mean over queries of every measure in MEASURES, for results (Q, k) of at least SEARCH_DEPTH."""
+    gain_Qk = gains_of(row_Qk, judgements)
+    values = (
+        ndcg(gain_Qk, judgements),
+        recall(gain_Qk, judgements, 10),
+        recall(gain_Qk, judgements, 100),
+        reciprocal_rank(gain_Qk),
+    )
+    return {name: value.mean().item() for name, value in zip(MEASURES, values, strict=True)}

@@ -1,0 +1,40 @@
+"""Uncentred PCA of unit vectors: where a stage starts, and the baseline to beat.
+
+Shapes: N rows, D dims.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from smec_core.group import Group
+
+BLOCK_ROWS = 65_536
+
+
+class Gram:
+    """Sum of x x^T over unit rows, taken block by block; sums of parts of a data set add up to the whole."""
+
+    def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
+        self.sum_DD = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+
+    def add(self, x_ND: Tensor) -> None:
+        """Adds rows of any scale."""
+        unit_ND = F.normalize(x_ND, dim=1)
+        self.sum_DD += (unit_ND.T @ unit_ND).double()
+
+    def rotation(self) -> Tensor:
+        """Principal directions as rows (D, D), strongest first."""
+        directions_DD = torch.linalg.eigh(self.sum_DD)[1].flip(1).T
+        # an eigenvector's sign is arbitrary: fix it, so that every machine and every rank starts alike
+        signs_D = directions_DD.gather(1, directions_DD.abs().argmax(1, keepdim=True)).sign()
+        return (directions_DD * signs_D).float().contiguous()
+
+
+def principal_rotation(local_LD: Tensor, group: Group) -> Tensor:
+    """Principal directions (D, D) of the rows of all ranks. Collective."""
+    gram = Gram(local_LD.shape[1], local_LD.device)
+    for block_ND in local_LD.split(BLOCK_ROWS):
+        gram.add(block_ND)
+    group.sum_(gram.sum_DD)
+    return gram.rotation()
