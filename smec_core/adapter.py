@@ -52,7 +52,8 @@ class FrozenStage:
 
 def apply_chain(stages: Sequence[FrozenStage], x_ND: Tensor) -> Tensor:
     """The nested vector (N, D): every stage on the block that the one before it kept, each tail frozen behind it."""
-    kept, tails = x_ND, []
+    kept = x_ND
+    tails: list[Tensor] = []
     for stage in stages:
         z = stage.apply(kept)
         kept, tail = z[:, : stage.dim], z[:, stage.dim :]
@@ -85,6 +86,8 @@ class Stage(nn.Module):
         if projection == "rotation":
             self.register_buffer("start", start_II.clone())
             self.skew = nn.Parameter(torch.zeros(d_in, d_in))
+        elif projection == "selection":
+            self.register_buffer("matrix", start_II.clone())
         else:
             self.matrix = nn.Parameter(start_II.clone())
         if projection == "residual_mlp":
@@ -93,6 +96,11 @@ class Stage(nn.Module):
             # a zero last layer: the stage starts as its linear start, like every other kind
             nn.init.zeros_(self.down.weight)
             nn.init.zeros_(self.down.bias)
+
+    @property
+    def is_harmless(self) -> bool:
+        """Whether the cosines of the whole block, and so of every earlier prefix, cannot change."""
+        return self.projection in ("rotation", "selection")
 
     def projection_parameters(self) -> list[nn.Parameter]:
         """All parameters but the ADS logits."""

@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Projection = Literal["free", "rotation", "residual_mlp"]
+Projection = Literal["free", "rotation", "residual_mlp", "selection"]
 
 
 class TrainConfig(BaseModel):
@@ -17,8 +17,9 @@ class TrainConfig(BaseModel):
     seed: int = Field(0, ge=0)
     """Seed of every random choice: order, negatives, Gumbel noise, initialisation, baselines."""
 
-    projection: Literal["auto", "free", "rotation", "residual_mlp"] = "auto"
-    """Projection of a stage: free matrix, rotation, x + MLP(x), or auto: train free and rotation, keep the better on dev."""
+    projection: Literal["auto", "free", "rotation", "residual_mlp", "selection"] = "auto"
+    """What a stage learns beside its selection: a free matrix, a rotation, x + MLP(x), nothing (selection: ADS alone
+    chooses among the dims as they are), or auto: both of free and rotation, the better on dev kept."""
     init: Literal["pca", "identity", "random"] = "pca"
     """Where a projection starts: uncentred PCA rotation of the kept block, identity, or a random rotation."""
     hidden_dim: int = Field(512, ge=1)
@@ -33,8 +34,8 @@ class TrainConfig(BaseModel):
     """Temperature T of the ranking loss (1 in the paper)."""
     alpha: float = Field(0.1, ge=0)
     """Weight of the unsupervised loss against the ranking loss."""
-    top_k: int = Field(10, ge=1)
-    """Nearest memory items per anchor in the unsupervised loss."""
+    top_k: int | None = Field(None, ge=1)
+    """Nearest memory items per anchor in the unsupervised loss; default: 10, or 100 where there are no judgements."""
     queue_size: int = Field(5000, ge=1)
     """Slots of the S-XBM memory."""
 
@@ -52,6 +53,8 @@ class TrainConfig(BaseModel):
     """Peak learning rate of the projection (one-cycle schedule, AdamW without weight decay)."""
     ads_lr_factor: float = Field(30.0, gt=0)
     """The ADS logits learn at lr times this."""
+    ema_decay: float = Field(0.9, ge=0, lt=1)
+    """Decay per step of the moving average of a stage's weights, which is what is scored and kept; 0: the last step."""
 
     guard: bool = True
     """Keep the best state on dev, protect earlier prefixes, stop without gain; off: fixed epochs, last state."""
@@ -86,8 +89,9 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_memory(self) -> Self:
-        if self.queue_size < self.top_k:
-            raise ValueError(f"queue_size ({self.queue_size}) must be at least top_k ({self.top_k})")
+        most = self.neighbours(labelled=False) if self.top_k is None else self.top_k
+        if self.queue_size < most:
+            raise ValueError(f"queue_size ({self.queue_size}) must be at least top_k ({most})")
         return self
 
     @model_validator(mode="after")
@@ -96,11 +100,16 @@ class TrainConfig(BaseModel):
             raise ValueError("projection=auto chooses on dev, which guard=false switches off; name one projection")
         return self
 
+    def neighbours(self, labelled: bool) -> int:
+        """K of the unsupervised loss. Alone, it needs neighbours far enough out to keep the others apart."""
+        return self.top_k if self.top_k is not None else 10 if labelled else 100
+
 
 PAPER_PRESET: dict[str, Any] = {
     "temperature": 1.0,
     "init": "identity",
     "gumbel_noise": 1.0,
+    "ema_decay": 0.0,
     "projection": "free",
     "guard": False,
     "refit": False,

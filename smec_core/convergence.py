@@ -3,6 +3,7 @@
 Shapes: Q dev queries, L dev documents of this rank, D input dims.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -19,6 +20,7 @@ NEIGHBOURS = 10
 HELD_OUT_DOCS = 1000
 
 Scores = dict[int, float]
+QueryScores = dict[int, Tensor]
 
 
 class DevSet:
@@ -68,8 +70,8 @@ class DevSet:
         return self
 
     @torch.no_grad()
-    def score(self, apply: Callable[[Tensor], Tensor], d_in: int, dims: Sequence[int]) -> Scores:
-        """Scores prefixes with a stage put on top of the first `d_in` dims. Collective.
+    def score(self, apply: Callable[[Tensor], Tensor], d_in: int, dims: Sequence[int]) -> QueryScores:
+        """Scores (Q) of prefixes with a stage put on top of the first `d_in` dims. Collective.
 
         Args:
             apply: the stage; takes and gives (N, d_in).
@@ -81,8 +83,9 @@ class DevSet:
         for dim, row_Qk in self._search(q_QD, d_LD, dims).items():
             gain_Qk = gains_of(row_Qk, self._judgements)
             is_ranked = self.measure == "ndcg@10"
-            value_Q = ndcg(gain_Qk, self._judgements) if is_ranked else recall(gain_Qk, self._judgements, NEIGHBOURS)
-            values[dim] = value_Q.mean().item()
+            values[dim] = (
+                ndcg(gain_Qk, self._judgements) if is_ranked else recall(gain_Qk, self._judgements, NEIGHBOURS)
+            )
         return values
 
     @torch.no_grad()
@@ -133,8 +136,15 @@ def make_dev_set(
 class Guard:
     """Convergence of one candidate of a stage: what state was best on dev, and whether to go on.
 
-    A state counts by the sum of its scores at the new prefix and the previous one. A state that costs an earlier
-    configured prefix more than the tolerance never counts; the state before the first step always does.
+    A state counts by the sum of its scores at the new prefix and the previous one. The state before the first step
+    always counts. A later one counts only where its gain over that state is more than the standard error of the gain
+    over the dev queries (the best of many epochs gains a little on dev by luck alone), and where no earlier configured
+    prefix falls below its floor.
+
+    Attributes:
+        best_score: sum of the two mean scores of the best state.
+        best_epoch: epochs after which it was reached.
+        best_scores: its mean score at every scored prefix.
     """
 
     def __init__(self, new: int, previous: int, floors: Scores, patience: int) -> None:
@@ -147,23 +157,27 @@ class Guard:
             patience: epochs without gain after which to stop.
         """
         self._new, self._previous, self._floors, self._patience = new, previous, floors, patience
-        self.best_score = -np.inf
+        self.best_score = -math.inf
         self.best_epoch = 0
         self.best_scores: Scores = {}
+        self._start_Q = torch.empty(0)
         self._epoch = 0
 
-    def total(self, scores: Scores) -> float:
-        """What a state counts by."""
-        return scores[self._new] + scores[self._previous]
-
-    def update(self, epoch: int, scores: Scores) -> bool:
-        """Takes the scores after `epoch` epochs; says whether this is the best state so far."""
+    def update(self, epoch: int, values: QueryScores) -> tuple[bool, float]:
+        """Takes the scores after `epoch` epochs; gives whether this is the best state so far, and what it counts by."""
         self._epoch = epoch
-        allowed = epoch == 0 or all(scores[dim] >= floor for dim, floor in self._floors.items())
-        better = allowed and self.total(scores) > self.best_score
+        scores = {dim: value_Q.mean().item() for dim, value_Q in values.items()}
+        total_Q = values[self._new] + values[self._previous]
+        if epoch == 0:
+            self._start_Q = total_Q
+        gain_Q = total_Q - self._start_Q
+        is_real = gain_Q.mean() > gain_Q.std() / math.sqrt(len(gain_Q))
+        is_harmless = all(scores[dim] >= floor for dim, floor in self._floors.items())
+        total = scores[self._new] + scores[self._previous]
+        better = total > self.best_score and (epoch == 0 or bool(is_real and is_harmless))
         if better:
-            self.best_score, self.best_epoch, self.best_scores = self.total(scores), epoch, scores
-        return better
+            self.best_score, self.best_epoch, self.best_scores = total, epoch, scores
+        return better, total
 
     @property
     def stopped(self) -> bool:

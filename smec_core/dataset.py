@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from smec_core.config import TrainConfig
 from smec_core.errors import InputError
 from smec_core.judgements import Judgements
 from smec_core.parquet import EmbeddingTable, find_parquet, open_filesystem
@@ -64,9 +65,10 @@ class Dataset:
             if find_parquet(filesystem, f"{root}/qrels/{split}"):
                 path = f"{root}/qrels/{split}.parquet"
                 splits[split], unknown[split] = _read_qrels(filesystem, path, query_ids, doc_ids, max_unknown)
-        if "train" in splits and len(splits["train"].with_positives()) < MIN_TRAIN_QUERIES:
+        judged_queries = len(splits["train"].with_positives()) if "train" in splits else MIN_TRAIN_QUERIES
+        if judged_queries < MIN_TRAIN_QUERIES:
             raise InputError(
-                f"{root}/qrels/train.parquet: {len(splits['train'].with_positives())} queries with a relevant document; "
+                f"{root}/qrels/train.parquet: {judged_queries} queries with a relevant document; "
                 f"training needs at least {MIN_TRAIN_QUERIES}, or remove the file to train without judgements"
             )
         return cls(uri, corpus, queries, splits, unknown)
@@ -90,22 +92,24 @@ class Dataset:
                     total.update(chunk)
         return total.hexdigest()
 
-    def training_split(self, dev_fraction: float) -> tuple[Judgements | None, Judgements | None]:
+    def training_split(self, config: TrainConfig) -> tuple[Judgements | None, Judgements | None]:
         """Judgements to learn from and to choose by; (None, None) without train judgements.
 
-        Dev is the dataset's own, else the train queries whose id hashes below `dev_fraction`: the same queries in
-        every version of the data.
+        Dev is the dataset's own, else the train queries whose id hashes below `config.dev_fraction`: the same queries
+        in every version of the data. Without the guard nothing is chosen, so nothing is held out.
         """
         train = self.splits.get("train")
         if train is None:
             return None, None
         train = train.with_positives()
+        if not config.guard:
+            return train, None
         if "dev" in self.splits:
             return train, self.splits["dev"].with_positives()
         ids = self.queries.ids().take(pa.array(train.query_row_Q)).to_pylist()
         share_Q = np.array([_hash_share(name) for name in ids])
         # at least one query on either side, whatever the hashes say
-        threshold = np.clip(dev_fraction, np.sort(share_Q)[0], np.sort(share_Q)[-2])
+        threshold = np.clip(config.dev_fraction, np.sort(share_Q)[0], np.sort(share_Q)[-2])
         return train.select(share_Q > threshold), train.select(share_Q <= threshold)
 
     def summary(self) -> dict[str, Any]:

@@ -5,6 +5,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def rows_of_rank(rows: int, rank: int, size: int) -> tuple[int, int]:
+    """Global rows [start, stop) that a rank owns: a function of the number of rows and of ranks alone."""
+    return rows * rank // size, rows * (rank + 1) // size
+
+
 class Group:
     """The default process group if torch.distributed is initialised, else a group of one."""
 
@@ -26,7 +31,3 @@ class Group:
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
         dist.all_gather(parts, tensor.contiguous())
         return parts
-
-    def rows_of_rank(self, rows: int, rank: int) -> tuple[int, int]:
-        """Global rows [start, stop) that a rank owns: a function of the number of rows and of ranks alone."""
-        return rows * rank // self.size, rows * (rank + 1) // self.size

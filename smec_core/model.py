@@ -117,7 +117,9 @@ def load(folder: str | Path) -> Model:
         metrics = json.loads((folder / "metrics.json").read_text())
         tensors = load_file(folder / "adapter.safetensors")
     except FileNotFoundError as error:
-        raise InputError(f"{folder}: not a model folder ({Path(error.filename or 'adapter.safetensors').name} is missing)") from error
+        raise InputError(
+            f"{folder}: not a model folder ({Path(error.filename or 'adapter.safetensors').name} is missing)"
+        ) from error
     except (json.JSONDecodeError, SafetensorError) as error:
         raise InputError(f"{folder}: a damaged model folder ({error})") from error
     if config.get("format") != FORMAT:

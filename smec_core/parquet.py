@@ -46,7 +46,7 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def find_parquet(filesystem: pafs.FileSystem, path: str) -> list[str]:
-    """Parquet files of a folder (`path`) or the one file (`path` or `path`.parquet), sorted; empty if there are none."""
+    """Parquet files of a folder (`path`) or the one file (`path` or `path`.parquet), sorted; empty for none."""
     infos = filesystem.get_file_info([path, f"{path}.parquet"])
     if infos[0].type == pafs.FileType.Directory:
         found = filesystem.get_file_info(pafs.FileSelector(path))
@@ -84,7 +84,7 @@ class EmbeddingTable:
                 rows = parquet.metadata.num_rows
                 if rows:
                     first = next(parquet.iter_batches(1, columns=["embedding"]))["embedding"]
-                    dims[file] = _row_dims(first)[0]
+                    dims[file] = int(_row_dims(first)[0])
             parts.append(ParquetPart(file, rows, start))
             start += rows
         if not dims:
@@ -177,6 +177,11 @@ def vectors_of(column: pa.Array, dim: int, file: str, row: int) -> np.ndarray:
     return vectors_ND
 
 
+def unit_rows(vectors_ND: np.ndarray) -> np.ndarray:
+    """The same directions (N, D) at norm 1; rows are not zero."""
+    return vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+
+
 def embedding_column(vectors_ND: np.ndarray) -> pa.FixedSizeListArray:
     """Packs vectors (N, D) as FixedSizeList<D> of their own dtype."""
     flat = pa.array(np.ascontiguousarray(vectors_ND).reshape(-1))
@@ -192,9 +197,7 @@ def write_embeddings(
 ) -> None:
     """Writes one Parquet file (id, embedding, extra columns), without dictionary encoding of the embedding."""
     columns = {"id": pa.array(ids, pa.string()), "embedding": embedding_column(vectors_ND), **(extra or {})}
-    pq.write_table(
-        pa.table(columns), path, filesystem=filesystem, use_dictionary=False, row_group_size=ROW_GROUP_ROWS
-    )
+    pq.write_table(pa.table(columns), path, filesystem=filesystem, use_dictionary=False, row_group_size=ROW_GROUP_ROWS)
 
 
 def _open_parquet(filesystem: pafs.FileSystem, path: str) -> pq.ParquetFile:
@@ -218,8 +221,10 @@ def _check_schema(file: str, schema: pa.Schema) -> None:
 
 
 def _is_string(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or (
-        pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type)
+    return (
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or (pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type))
     )
 
 
@@ -233,7 +238,8 @@ def _row_dims(column: pa.Array) -> np.ndarray:
 
 def _row_groups(parquet: pq.ParquetFile, start: int, stop: int) -> tuple[list[int], int]:
     """Row groups that hold rows `start` to `stop` of a file, and the file's row of the first of them."""
-    groups, first, row = [], 0, 0
+    groups: list[int] = []
+    first = row = 0
     for group in range(parquet.metadata.num_row_groups):
         rows = parquet.metadata.row_group(group).num_rows
         if row < stop and row + rows > start:

@@ -6,7 +6,7 @@ Shapes: N rows asked for, L rows of this rank, D dims.
 import torch
 from torch import Tensor
 
-from smec_core.group import Group
+from smec_core.group import Group, rows_of_rank
 
 
 class ResidentRows:
@@ -20,7 +20,7 @@ class ResidentRows:
 
     def __init__(self, local_LD: Tensor, rows: int, group: Group) -> None:
         self.rows = rows
-        self.start, stop = group.rows_of_rank(rows, group.rank)
+        self.start, stop = rows_of_rank(rows, group.rank, group.size)
         if len(local_LD) != stop - self.start:
             raise ValueError(f"rank {group.rank} holds {len(local_LD)} rows, but owns {stop - self.start} of {rows}")
         self.local_LD = local_LD

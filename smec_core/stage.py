@@ -4,6 +4,7 @@ Shapes: B queries, N documents, A anchors, K neighbours, U distinct neighbours, 
 I dims the stage takes, d dims it keeps.
 """
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from smec_core.adapter import FrozenStage, Stage
 from smec_core.ads import gumbel, initial_logits, sample_selection
 from smec_core.config import Projection, TrainConfig
 from smec_core.convergence import DevSet, Guard, Scores
-from smec_core.group import Group
+from smec_core.group import Group, rows_of_rank
 from smec_core.losses import rank_loss, unsupervised_loss
 from smec_core.memory import CrossBatchMemory, Neighbours
 from smec_core.pca import principal_rotation
@@ -74,7 +75,9 @@ class Run:
         x_queries: frozen unit query vectors.
         sampler: gives the steps of an epoch.
         dev: dev set; None to train for fixed epochs.
+        top_k: nearest memory items per anchor.
         step: steps taken in the run so far.
+        rows: queries and documents that those steps were made of.
     """
 
     config: TrainConfig
@@ -86,7 +89,9 @@ class Run:
     x_queries: ResidentRows
     sampler: LabelledSampler | UnlabelledSampler
     dev: DevSet | None
+    top_k: int
     step: int = 0
+    rows: int = 0
 
     def key(self, *numbers: int) -> tuple[int, ...]:
         """Seed of a random choice, by the pass and the numbers given."""
@@ -129,16 +134,18 @@ class Candidate:
         config = run.config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_generator(run.key(spec.number, 0)).initial_seed())
-            logits_I = initial_logits(spec.d_in, ordered=config.init == "pca")
-            self.stage = Stage(kind, spec.dim, start_II.cpu(), logits_I, config.hidden_dim).to(run.device)
+            start_II = torch.eye(spec.d_in) if kind == "selection" else start_II.cpu()
+            logits_I = initial_logits(spec.d_in, ordered=config.init == "pca" and kind != "selection")
+            self.stage = Stage(kind, spec.dim, start_II, logits_I, config.hidden_dim).to(run.device)
         groups = [
             {"params": self.stage.projection_parameters(), "lr": config.lr},
             {"params": [self.stage.logits], "lr": config.ads_lr_factor * config.lr},
         ]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        self.average = copy.deepcopy(self.stage)
         self.schedule = one_cycle(self.optimizer, config.epochs, run.sampler.epoch_steps)
         self.guard = Guard(spec.dim, spec.d_in, spec.floors, config.patience)
-        self.best = self.stage.freeze()
+        self.best = self.average.freeze()
         self.parts_2 = torch.zeros(2)
 
     @property
@@ -150,8 +157,7 @@ class Candidate:
         """Forward, backward, reduce over the ranks, update; leaves the loss parts in `parts_2`."""
         config, stage = run.config, self.stage
         order, gate_d = sample_selection(stage.logits, stage.dim, config.tau, noise_I)
-        # a rotation cannot change the cosines of the whole block, so only its new prefix is trained
-        new_only = stage.dim < stage.d_in and stage.projection == "rotation"
+        new_only = stage.dim < stage.d_in and stage.is_harmless
         f_R = stage.project(step.y_RI, order[: stage.dim] if new_only else order)
         prefixes = [] if stage.dim == stage.d_in else [f_R[:, : stage.dim] * gate_d]
         if not new_only:
@@ -168,9 +174,7 @@ class Candidate:
             if len(m_Ud):
                 anchors_Ad = torch.cat([q_Bd, d_Nd[step.doc_anchors]])
                 near = step.neighbours
-                unsup_sum = unsup_sum + unsupervised_loss(
-                    anchors_Ad, m_Ud, near.where_AK, near.target_AK, near.live_AK
-                )
+                unsup_sum = unsup_sum + unsupervised_loss(anchors_Ad, m_Ud, near.where_AK, near.target_AK, near.live_AK)
         rank_mean = rank_sum / max(step.weight_sum, 1e-12)
         unsup_mean = unsup_sum / step.live_pairs.clamp_min(1)
         loss = rank_mean + config.alpha * unsup_mean
@@ -180,6 +184,9 @@ class Candidate:
             loss.backward()
             self._reduce(run.group)
             self.optimizer.step()
+            with torch.no_grad():
+                for mean, latest in zip(self.average.parameters(), stage.parameters(), strict=True):
+                    mean.lerp_(latest, 1 - config.ema_decay)
         self.schedule.step()
 
     def _reduce(self, group: Group) -> None:
@@ -195,22 +202,25 @@ class Candidate:
 
     def score(self, run: Run, spec: StageSpec, epoch: int) -> None:
         """Scores the state on dev and keeps it if it is the best; without dev the last state is kept."""
-        frozen = self.stage.freeze()
+        frozen = self.average.freeze()
         if run.dev is None:
             self.best, self.guard.best_epoch = frozen, epoch
             return
-        scores = run.dev.score(frozen.apply, spec.d_in, sorted({spec.dim, spec.d_in, *spec.floors}))
-        if self.guard.update(epoch, scores):
+        values = run.dev.score(frozen.apply, spec.d_in, sorted({spec.dim, spec.d_in, *spec.floors}))
+        is_best, total = self.guard.update(epoch, values)
+        if is_best:
             self.best = frozen
-        values = {f"dev_{run.dev.measure}": scores[spec.dim], "dev_score": self.guard.total(scores)}
-        run.tracker.log(_label(run, spec, self.kind, epoch) | values)
+        figures = {f"dev_{run.dev.measure}": values[spec.dim].mean().item(), "dev_score": total}
+        run.tracker.log(_label(run, spec, self.kind, epoch) | figures)
 
     def result(self) -> StageResult:
         """The state that counts: the best on dev, without dev the last."""
         return StageResult(self.best, self.guard.best_epoch, float(self.guard.best_score), self.guard.best_scores)
 
 
-def train_stage(run: Run, spec: StageSpec, y_docs: ResidentRows, y_queries: ResidentRows) -> dict[Projection, StageResult]:
+def train_stage(
+    run: Run, spec: StageSpec, y_docs: ResidentRows, y_queries: ResidentRows
+) -> dict[Projection, StageResult]:
     """Trains every candidate of a stage, until each has converged or its epochs are done. Collective.
 
     Args:
@@ -238,7 +248,8 @@ def train_stage(run: Run, spec: StageSpec, y_docs: ResidentRows, y_queries: Resi
                 candidate.train_step(run, step, run.config.gumbel_noise * noise_I)
             clock.lap("compute")
             run.step += 1
-            log.add(active, epoch, step, clock)
+            run.rows += len(batch.query_row_B) + len(batch.doc_row_N)
+            log.add(active, epoch, len(batch.query_row_B) + len(batch.doc_row_N), clock)
         log.flush()
         for candidate in active:
             candidate.score(run, spec, epoch + 1)
@@ -267,14 +278,14 @@ def _load(
     y_queries: ResidentRows,
     clock: "_Clock",
 ) -> Step:
-    """Brings the rows of a step here, finds the neighbours of this rank's anchors, then adds the documents to memory."""
+    """Brings the rows of a step here, searches the memory for this rank's anchors, then adds the documents to it."""
     rank, size = run.group.rank, run.group.size
     home = run.x_docs.local_LD.device
     doc_row_N = torch.from_numpy(batch.doc_row_N).to(home)
     x_docs_ND = run.x_docs.take(doc_row_N).to(run.device)
     y_docs_NI = y_docs.take(doc_row_N).to(run.device)
     query_row_B = torch.from_numpy(batch.query_row_B).to(home)
-    own_B = slice(len(query_row_B) * rank // size, len(query_row_B) * (rank + 1) // size)
+    own_B = slice(*rows_of_rank(len(query_row_B), rank, size))
     x_queries_BD = run.x_queries.take(query_row_B)[own_B].to(run.device)
     y_queries_BI = y_queries.take(query_row_B)[own_B].to(run.device)
     doc_row_N = doc_row_N.to(run.device)
@@ -283,7 +294,7 @@ def _load(
 
     doc_anchors = torch.arange(rank, len(doc_row_N), size, device=run.device)
     row_A = torch.cat([torch.full((len(x_queries_BD),), -1, device=run.device), doc_row_N[doc_anchors]])
-    neighbours = memory.search(torch.cat([x_queries_BD, x_docs_ND[doc_anchors]]), row_A, run.config.top_k)
+    neighbours = memory.search(torch.cat([x_queries_BD, x_docs_ND[doc_anchors]]), row_A, run.top_k)
     memory.push(doc_row_N, x_docs_ND, y_docs_NI)
     clock.lap("search")
     return Step(
@@ -329,11 +340,10 @@ class _StepLog:
         self._run, self._spec = run, spec
         self._waiting: list[tuple[dict[str, float | int | str], Tensor]] = []
 
-    def add(self, candidates: Sequence[Candidate], epoch: int, step: Step, clock: _Clock) -> None:
-        rows = len(step.doc_row_N) + step.queries * self._run.group.size
+    def add(self, candidates: Sequence[Candidate], epoch: int, rows: int, clock: _Clock) -> None:
         for candidate in candidates:
             record = _label(self._run, self._spec, candidate.kind, epoch) | clock.seconds
-            record |= {"tau": self._run.config.tau, "lr": candidate.schedule.get_last_lr()[0]}
+            record["tau"], record["lr"] = self._run.config.tau, float(candidate.schedule.get_last_lr()[0])
             record["rows_per_s"] = rows / sum(clock.seconds.values())
             self._waiting.append((record, candidate.parts_2))
         if len(self._waiting) >= LOG_EVERY:

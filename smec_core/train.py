@@ -108,12 +108,14 @@ def train(
     if config.guard and config.refit:
         final = chain.run("refit", [(outcome.best.stage.projection, outcome.best.epochs) for outcome in first])
     stages = [outcome.best.stage for outcome in final]
+    seconds = time.perf_counter() - started
     metrics = {
         "dev": chain.dev_scores,
         "stages": [outcome.metrics() for outcome in first],
         "training": {
-            "seconds": round(time.perf_counter() - started, 3),
+            "seconds": round(seconds, 3),
             "steps": chain.steps,
+            "rows_per_s": round(chain.rows / max(seconds, 1e-9), 1),
             "workers": chain.group.size,
             "device": str(device),
             "parameters": sum(tensor.numel() for stage in stages for tensor in stage.tensors.values()),
@@ -138,12 +140,12 @@ class _Chain:
         input_dim = data.docs.dim
         dims = chain_dims(input_dim, config.dims)
         self.shape = list(zip([input_dim, *dims], dims, strict=False))
-        if config.projection == "rotation":
-            # a rotation of all dims changes no cosine: there is nothing to learn from D to D
-            self.shape = self.shape[1:]
+        if config.projection in ("rotation", "selection") or data.train is None:
+            # from D to D these change no cosine, and without judgements the original cosines are the target
+            self.shape = [(d_in, dim) for d_in, dim in self.shape if d_in != dim]
         self.prefixes = prefix_dims(input_dim, config.dims)
         self.dev_scores: dict[str, dict[str, float]] = {}
-        self.steps = 0
+        self.steps = self.rows = 0
 
     def run(self, pass_name: str, plan: list[tuple[Projection, int]] | None) -> list[StageOutcome]:
         """One pass; `plan` fixes the kind and the epochs of every stage, else dev decides."""
@@ -167,8 +169,8 @@ class _Chain:
             self._report(pass_name, number, outcome)
         if run.dev is not None:
             scores = run.dev.score(lambda y: y, self.data.docs.dim, self.prefixes)
-            self.dev_scores = {run.dev.measure: {str(dim): scores[dim] for dim in self.prefixes}}
-        self.steps = run.step
+            self.dev_scores = {run.dev.measure: {str(dim): scores[dim].mean().item() for dim in self.prefixes}}
+        self.steps, self.rows = run.step, run.rows
         return outcomes
 
     def _kinds(self, d_in: int, dim: int) -> list[Projection]:
@@ -178,7 +180,9 @@ class _Chain:
 
     def _keep(self, stage: FrozenStage, rows: ResidentRows) -> ResidentRows:
         home = rows.local_LD.device
-        blocks = (stage.apply(block.to(self.device))[:, : stage.dim].to(home) for block in rows.local_LD.split(BLOCK_ROWS))
+        blocks = (
+            stage.apply(block.to(self.device))[:, : stage.dim].to(home) for block in rows.local_LD.split(BLOCK_ROWS)
+        )
         return rows.with_local(torch.cat(list(blocks)) if len(rows.local_LD) else rows.local_LD[:, : stage.dim])
 
     def _prepare(self, pass_name: str, with_dev: bool) -> Run:
@@ -193,8 +197,20 @@ class _Chain:
             sampler = LabelledSampler(labels.with_positives(), data.docs.rows, config)
         if with_dev:
             dev = make_dev_set(data.queries, data.docs, data.dev, held_out, config, self.group).to(self.device)
+        top_k = config.neighbours(labelled=data.train is not None)
         return Run(
-            config, self.group, self.device, self.tracker, pass_name, data.docs, data.queries, sampler, dev, self.steps
+            config,
+            self.group,
+            self.device,
+            self.tracker,
+            pass_name,
+            data.docs,
+            data.queries,
+            sampler,
+            dev,
+            top_k,
+            self.steps,
+            self.rows,
         )
 
     def _report(self, pass_name: str, number: int, outcome: StageOutcome) -> None:

@@ -1,0 +1,68 @@
+# `make quickstart` shows the whole thing on sample data; `make test` is what CI runs.  CONTRIBUTING.md has the tour.
+
+PYTHON ?= python3
+# More options for pip, for example PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" for torch without CUDA.
+PIP_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+OUT := outputs/quickstart
+
+.DEFAULT_GOAL := help
+.PHONY: help env quickstart test test-fast test-full check format wheel clean
+
+help:
+	@echo "make quickstart   build a sample dataset, train, evaluate, compress it, write a report (about 5 minutes)"
+	@echo "make test         unit and Ray tests, as CI runs them"
+	@echo "make test-fast    unit tests only, under a minute"
+	@echo "make test-full    all tests, the slow ones too"
+	@echo "make check        ruff and mypy"
+	@echo "make format       let ruff rewrite the code"
+	@echo "make wheel        the project as one file for a cluster's machines, with its constraints, in dist/"
+	@echo "make clean        remove the environment, caches and outputs/quickstart"
+
+env: $(READY)
+
+# Made again whenever the requirements change; a half-made environment has no stamp, so it is made from the start.
+$(READY): pyproject.toml constraints.txt
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	touch $@
+
+# Every run starts from nothing, so that what it prints was made by the code in this tree.
+quickstart: $(READY)
+	rm -rf $(OUT)
+	$(BIN)/smec sample $(OUT)/data
+	$(BIN)/smec train --data $(OUT)/data --dims 512,256,128,64,32 --workers 2 --storage $(OUT)/runs --out $(OUT)/model
+	$(BIN)/smec compress --model $(OUT)/model --input $(OUT)/data/corpus --output $(OUT)/compressed --dim 64 --dtype float16
+	$(BIN)/smec report $(OUT)/model --out $(OUT)/report.html
+	$(BIN)/smec evaluate --data $(OUT)/data --model $(OUT)/model --baselines --json $(OUT)/evaluation.json
+	@echo "Report: $(OUT)/report.html   compressed corpus: $(OUT)/compressed   figures: $(OUT)/evaluation.json"
+
+test: $(READY)
+	$(BIN)/pytest -m "not slow"
+
+test-fast: $(READY)
+	$(BIN)/pytest -m "not slow and not ray"
+
+test-full: $(READY)
+	$(BIN)/pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(READY)
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet $(PIP_ARGS) --no-deps --wheel-dir dist .
+	cp constraints.txt dist/
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist .mypy_cache .pytest_cache .ruff_cache *.egg-info

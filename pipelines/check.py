@@ -1,0 +1,39 @@
+"""`smec check`: reads a whole dataset, refuses what breaks the data contract, and says what it holds."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from rich.table import Table
+
+from pipelines.console import show
+from smec_core.dataset import Dataset
+
+
+class CheckSettings(BaseModel):
+    """What `smec check` takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    data: str
+    """Dataset folder or URI."""
+    max_unknown: float = Field(0.1, ge=0, le=1)
+    """Share of a split's judgements that may name ids which the data does not hold."""
+
+
+def run(settings: CheckSettings) -> dict[str, Any]:
+    """Validates every row and prints a summary."""
+    dataset = Dataset.open(settings.data, settings.max_unknown)
+    for part in (dataset.corpus, dataset.queries):
+        for _ in part.blocks():
+            pass
+    summary = dataset.summary()
+    table = Table(title=f"{dataset.uri}: {dataset.dim} dims, fingerprint {dataset.fingerprint}")
+    for name in ("part", "rows", "judgements", "relevant", "unknown ids"):
+        table.add_column(name, justify="left" if name == "part" else "right")
+    for name in ("corpus", "queries"):
+        table.add_row(name, str(summary[name]["rows"]), "", "", "")
+    for name, split in summary["splits"].items():
+        figures = (split["queries"], split["judgements"], split["relevant"], split["unknown"])
+        table.add_row(f"qrels/{name}", *map(str, figures))
+    show(table)
+    return summary

@@ -1,0 +1,223 @@
+"""The `smec` command. Each command imports its job when it runs, so that --help answers at once."""
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from smec_core.errors import InputError, SmecError
+
+app = typer.Typer(
+    name="smec",
+    help="Learns one small nested vector from your embeddings and judgements, and compresses your corpus with it.",
+    epilog="Exit codes: 0 done, 1 failed, 2 bad usage or bad input.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings, one key: value a line.")]
+Assign = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, typed, may be given again; wins over --config."),
+]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")]
+Data = Annotated[str | None, typer.Option(help="Dataset folder or URI: corpus, queries, qrels in Parquet.")]
+Gpu = Annotated[str | None, typer.Option(help="auto, on or off.")]
+
+
+@app.command()
+def sample(
+    out: Annotated[str, typer.Argument(help="Folder to make.")],
+    size: Annotated[int | None, typer.Option(help="Pairs to take; default: all, about 20 000.")] = None,
+    config: Config = None,
+    assign: Assign = None,
+    json_file: Json = None,
+) -> None:
+    """Build a sample dataset from the documentation that every Python installation holds; no download.
+
+    [dim]Example: smec sample outputs/sample --size 4000[/dim]
+    """
+    _run("sample", {"out": out, "size": size}, config, assign, json_file)
+
+
+@app.command()
+def check(
+    data: Annotated[str, typer.Argument(help="Dataset folder or URI.")],
+    config: Config = None,
+    assign: Assign = None,
+    json_file: Json = None,
+) -> None:
+    """Validate a dataset row by row and print what it holds.
+
+    [dim]Example: smec check data/products[/dim]
+    """
+    _run("check", {"data": data}, config, assign, json_file)
+
+
+@app.command()
+def ingest(
+    source: Annotated[str, typer.Argument(metavar="BEIR_DIR", help="corpus.jsonl, queries.jsonl, qrels/*.tsv.")],
+    data: Annotated[str, typer.Argument(help="Dataset folder to make.")],
+    encoder: Annotated[str | None, typer.Option(help="sentence-transformers model, by name or path.")] = None,
+    gpu: Gpu = None,
+    config: Config = None,
+    assign: Assign = None,
+    json_file: Json = None,
+) -> None:
+    """Embed text in BEIR format into a dataset, on Ray Data.
+
+    [dim]Example: smec ingest beir/scifact data/scifact --encoder sentence-transformers/all-mpnet-base-v2[/dim]
+    """
+    _run("ingest", {"source": source, "output": data, "encoder": encoder, "gpu": gpu}, config, assign, json_file)
+
+
+@app.command()
+def train(
+    data: Data = None,
+    dims: Annotated[str | None, typer.Option(help="Target dims, as 384,192,96.")] = None,
+    out: Annotated[str | None, typer.Option(help="Model folder to write.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Ray Train workers.")] = None,
+    gpu: Gpu = None,
+    storage: Annotated[str | None, typer.Option(help="Folder that all nodes reach, for the run's state.")] = None,
+    name: Annotated[str | None, typer.Option(help="Run name; default: a hash of settings and data.")] = None,
+    preset: Annotated[str | None, typer.Option(help="paper: the method as published.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,
+    config: Config = None,
+    assign: Assign = None,
+    json_file: Json = None,
+) -> None:
+    """Train a nested embedding on Ray, evaluate it, store it and record it in MLflow.
+
+    Every setting of the method can be given with --set or --config; CONTRIBUTING.md and smec_core/config.py list them.
+    Precedence: flag, --set, --config, --preset, default. The same settings and data give the same run name; a finished
+    run is returned and not trained again.
+
+    [dim]Example: smec train --data data/products --dims 384,192,96 --out models/products --workers 4[/dim]
+    """
+    flags = {"data": data, "dims": dims, "out": out, "workers": workers, "gpu": gpu, "storage": storage, "name": name}
+    _run("train", flags | {"seed": seed}, config, assign, json_file, _preset(preset))
+
+
+@app.command()
+def evaluate(
+    data: Data = None,
+    model: Annotated[str | None, typer.Option(help="Model folder.")] = None,
+    split: Annotated[str | None, typer.Option(help="train, dev or test; default: test, else dev.")] = None,
+    baselines: Annotated[bool | None, typer.Option("--baselines", help="Score truncation, PCA and full too.")] = None,
+    exclude_self: Annotated[
+        bool | None, typer.Option("--exclude-self", help="Never return the document with the query's own id.")
+    ] = None,
+    config: Config = None,
+    assign: Assign = None,
+    json_file: Json = None,
+) -> None:
+    """Score a model at every prefix: nDCG@10, recall, MRR.
+
+    [dim]Example: smec evaluate --data data/products --model models/products --baselines --json figures.json[/dim]
+    """
+    flags = {"data": data, "model": model, "split": split, "baselines": baselines, "exclude_self": exclude_self}
+    _run("evaluate", flags, config, assign, json_file)
+
+
+@app.command()
+def compress(
+    model: Annotated[str | None, typer.Option(help="Model folder.")] = None,
+    input_: Annotated[
+        str | None, typer.Option("--input", help="Parquet file, folder or URI with id, embedding.")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="Published folder; each run adds a version.")] = None,
+    dim: Annotated[int | None, typer.Option(help="Dims to keep.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or float16.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Actors side by side.")] = None,
+    gpu: Gpu = None,
+    config: Config = None,
+    assign: Assign = None,
+    json_file: Json = None,
+) -> None:
+    """Compress embeddings with a model, on Ray Data, into a new version of a published folder.
+
+    [dim]Example: smec compress --model models/products --input data/products/corpus --output vectors --dim 96[/dim]
+    """
+    flags = {"model": model, "input": input_, "output": output, "dim": dim, "dtype": dtype, "workers": workers}
+    _run("compress", flags | {"gpu": gpu}, config, assign, json_file)
+
+
+@app.command()
+def report(
+    folder: Annotated[str, typer.Argument(help="Model folder.")],
+    out: Annotated[str | None, typer.Option(help="HTML file to write.")] = None,
+    config: Config = None,
+    assign: Assign = None,
+    json_file: Json = None,
+) -> None:
+    """Write one HTML page about a model: quality against dims, convergence, importance, settings; opens offline.
+
+    [dim]Example: smec report models/products --out report.html[/dim]
+    """
+    _run("report", {"folder": folder, "out": out}, config, assign, json_file)
+
+
+def _preset(name: str | None) -> Mapping[str, Any] | None:
+    from smec_core.config import PAPER_PRESET
+
+    if name not in (None, "paper"):
+        _fail(InputError(f"--preset {name}: unknown; known: paper"))
+    return PAPER_PRESET if name else None
+
+
+def _run(
+    job: str,
+    flags: Mapping[str, Any],
+    config: Path | None,
+    assignments: list[str] | None,
+    json_file: Path | None,
+    preset: Mapping[str, Any] | None = None,
+) -> None:
+    """Runs a job module with its settings; ends the process with the exit code of what went wrong."""
+    from pipelines.settings import resolve
+
+    try:
+        module = importlib.import_module(f"pipelines.{job}")
+        kind = getattr(module, f"{job.capitalize()}Settings")
+        figures = module.run(resolve(kind, flags, config, assignments or [], preset))
+        if json_file is not None:
+            _write_json(json_file, figures)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        _fail(error)
+
+
+def _write_json(path: Path, figures: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(figures, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def _fail(error: Exception) -> NoReturn:
+    from pipelines.console import console
+
+    if os.environ.get("SMEC_DEBUG") == "1":
+        raise error
+    message = str(error)
+    if not isinstance(error, SmecError):
+        message = f"unexpected {type(error).__name__}: {message}; SMEC_DEBUG=1 shows where"
+    console().print(f"smec: {message}", style="red", markup=False)
+    sys.exit(2 if isinstance(error, InputError) else 1)
+
+
+def main() -> None:
+    """Entry point of `smec`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The Ray cluster that a job runs on, and what of a Ray failure a user should read."""
+
+import logging
+import os
+
+import ray
+import ray.exceptions
+from ray.data import DataContext
+
+from smec_core.errors import SmecError
+
+
+def connect(cpus: float) -> None:
+    """Connects to the cluster of RAY_ADDRESS, or starts one on this machine; does nothing when connected.
+
+    Args:
+        cpus: logical CPUs that the job needs at once; a cluster started here has at least as many, since Ray would wait
+            for ever for CPUs that are not there.
+    """
+    if not ray.is_initialized():
+        try:
+            if os.environ.get("RAY_ADDRESS"):
+                ray.init(log_to_driver=False, logging_level=logging.ERROR)
+            else:
+                local_cpus = max(int(cpus), os.cpu_count() or 1)
+                ray.init(
+                    "local",
+                    num_cpus=local_cpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+        except (ConnectionError, ray.exceptions.RayError) as error:
+            address = os.environ.get("RAY_ADDRESS", "local")
+            raise SmecError(f"cannot connect to Ray at {address}: {_first_line(error)}") from error
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def unwrap(error: BaseException) -> SmecError:
+    """The error that a user should read, out of whatever Ray wrapped around it."""
+    innermost = error
+    for cause in _causes(error):
+        if isinstance(cause, SmecError):
+            return cause
+        innermost = cause
+    return SmecError(f"a Ray worker failed: {type(innermost).__name__}: {_first_line(innermost)}")
+
+
+def _causes(error: BaseException) -> "list[BaseException]":
+    """An error and all that it was caused by, outermost first."""
+    found: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop(0)
+        if one is None or one in found:
+            continue
+        found.append(one)
+        # Ray keeps causes in attributes of its own: tasks in `cause`, Train in `worker_failures`
+        waiting += [getattr(one, "cause", None), one.__cause__]
+        waiting += list(getattr(one, "worker_failures", {}).values())
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -1,0 +1,302 @@
+"""`smec compress`: embedding shards in, nested vectors out, file by file, into a new version of a published folder.
+
+One task is one input file, streamed through an actor in batches into one output file of the same name, so that rows
+keep their order and memory depends neither on the corpus nor on a file's size.
+
+Shapes: N rows, D input dims, d dims kept.
+"""
+
+import hashlib
+import json
+import os
+import posixpath
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import ray
+import ray.data
+import ray.exceptions
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipelines.cluster import connect, unwrap
+from pipelines.console import say
+from pipelines.publish import Draft, PublishedFile, describe_file, first_line, new_file, public_uri
+from smec_core.errors import InputError, SmecError
+from smec_core.model import Model, load
+from smec_core.parquet import ROW_GROUP_ROWS, Block, EmbeddingTable, ParquetPart, embedding_column
+
+ROW_GROUP_BYTES = 32 << 20
+PROGRESS_SECONDS = 5.0
+
+
+class CompressSettings(BaseModel):
+    """What `smec compress` takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    model: str
+    """Model folder, as `smec train` writes it."""
+    input: str
+    """Parquet file, or folder or URI of Parquet files, with the columns id and embedding; other columns are kept."""
+    output: str
+    """Published folder or URI: every run adds a version (v0001, ...) and points CURRENT at it."""
+    dim: int = Field(ge=1)
+    """Dims to keep; one of the model's dims keeps its measured quality."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Number type of the vectors written."""
+    batch_rows: int = Field(8192, ge=1)
+    """Rows an actor holds and multiplies at a time."""
+    workers: int | None = Field(None, ge=1)
+    """Actors side by side; by default one per CPU of the cluster, and never more than there are files."""
+    gpu: Literal["auto", "on", "off"] = "auto"
+    """Multiply on GPUs: auto uses what the cluster has, its GPUs shared evenly by the actors."""
+
+
+class CompressFile:
+    """Ray actor that compresses one file a call, and skips one that an earlier, killed run has finished."""
+
+    def __init__(
+        self, model: Model, table: EmbeddingTable, draft: Draft, settings: CompressSettings, gpu: bool
+    ) -> None:
+        self.model = model
+        self.table = table
+        self.draft = draft
+        self.settings = settings
+        self.device = "cuda" if gpu else "cpu"
+        # Arrow's memory is read-only, and nothing here writes to it
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
+    def __call__(self, task: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Takes {"file": its number in the table}, gives records as `run_file_tasks` reads them."""
+        part = self.table.files[task["file"]]
+        return report_errors(self._compress(part), part.path)
+
+    def _compress(self, part: ParquetPart) -> Iterator[dict[str, Any]]:
+        target = f"{self.draft.folder}/{posixpath.basename(part.path)}"
+        filesystem = self.draft.filesystem
+        if _rows_of(filesystem, target) != part.rows:
+            yield from self._write(part, filesystem, target)
+        rows = _rows_of(filesystem, target)
+        if rows != part.rows:
+            raise SmecError(f"{part.path}: {part.rows} rows, but {rows} reached {target}; run again")
+        yield record(done=describe_file(filesystem, target, part.rows))
+
+    def _write(self, part: ParquetPart, filesystem: pafs.FileSystem, target: str) -> Iterator[dict[str, Any]]:
+        schema = self._output_schema(pq.read_schema(part.path, filesystem=self.table.filesystem))
+        plain = [name for name in schema.names if name != "embedding"]
+        stop = part.start + part.rows
+        pending: list[pa.Table] = []
+        with new_file(filesystem, target) as sink, pq.ParquetWriter(sink, schema, use_dictionary=plain) as writer:
+            for block in self.table.blocks(part.start, stop, self.settings.batch_rows, columns=schema.names):
+                pending.append(self._encode(block, schema, part))
+                rows = sum(len(table) for table in pending)
+                full = rows >= ROW_GROUP_ROWS or sum(table.nbytes for table in pending) >= ROW_GROUP_BYTES
+                if full or block.row + len(block.ids) == stop:
+                    writer.write_table(pa.concat_tables(pending), row_group_size=rows)
+                    pending.clear()
+                    yield record(rows=rows)
+
+    def _output_schema(self, schema: pa.Schema) -> pa.Schema:
+        value = pa.from_numpy_dtype(np.dtype(self.settings.dtype))
+        index = schema.get_field_index("embedding")
+        # what other libraries note about the columns (pandas, datasets) no longer holds
+        return schema.set(index, pa.field("embedding", pa.list_(value, self.settings.dim))).remove_metadata()
+
+    def _encode(self, block: Block, schema: pa.Schema, part: ParquetPart) -> pa.Table:
+        if block.ids.null_count:
+            row = block.row - part.start + block.ids.is_null().index(True).as_py()
+            raise InputError(f"{part.path}: row {row}, column id: is null; every row needs an id")
+        x_ND = torch.from_numpy(block.vectors_ND).to(self.device)
+        z_Nd = self.model.encode(x_ND, self.settings.dim).cpu().numpy().astype(self.settings.dtype, copy=False)
+        columns = [embedding_column(z_Nd) if name == "embedding" else block.table[name] for name in schema.names]
+        return pa.table(columns, schema=schema)
+
+
+def run(settings: CompressSettings) -> dict[str, Any]:
+    """Compresses every input file and publishes the result as a new version.
+
+    Returns:
+        rows, files, bytes_per_vector, seconds (from the first task to the published version), rows_per_s (rows
+        compressed in that time), version, path.
+
+    Raises:
+        InputError: settings, model and data do not fit together, or a row cannot be compressed; nothing is published.
+        SmecError: a worker failed; nothing is published, and the next run goes on where this one stopped.
+    """
+    model = load(settings.model)
+    table = EmbeddingTable.open(settings.input)
+    if table.dim != model.input_dim:
+        raise InputError(f"{settings.input}: {table.dim} dims, but the model {settings.model} takes {model.input_dim}")
+    if settings.dim > model.input_dim:
+        raise InputError(f"dim is {settings.dim}, but the model has {model.input_dim}; trained dims: {model.dims}")
+    workers, gpus = actor_pool(len(table.files), settings.workers, settings.gpu, share_gpus=True)
+    draft = Draft.open(settings.output, _plan(settings, model, table))
+    started = time.perf_counter()
+    try:
+        files, rows = _compress_files(model, table, draft, settings, workers, gpus)
+    except InputError:
+        # the input must change first, and then this is another job
+        draft.discard()
+        raise
+    manifest = draft.publish(files)
+    seconds = time.perf_counter() - started
+    size = settings.dim * np.dtype(settings.dtype).itemsize
+    say(f"compressed {table.rows:,} rows to {settings.dim} dims, {size} bytes a vector: {public_uri(draft.uri)}")
+    return {
+        "rows": manifest["rows"],
+        "files": len(files),
+        "bytes_per_vector": size,
+        "seconds": round(seconds, 3),
+        "rows_per_s": round(rows / seconds, 1),
+        "version": draft.name,
+        "path": draft.uri,
+    }
+
+
+def _compress_files(
+    model: Model, table: EmbeddingTable, draft: Draft, settings: CompressSettings, workers: int, gpus: float
+) -> tuple[list[PublishedFile], int]:
+    """Runs the tasks; returns the files in table order and how many rows were compressed, not found finished."""
+    # the largest file first: the last task to end decides when all end
+    order = sorted(range(len(table.files)), key=lambda number: -table.files[number].rows)
+    arguments = {"model": model, "table": table, "draft": draft, "settings": settings, "gpu": gpus > 0}
+    files: dict[str, PublishedFile] = {}
+    progress = Progress("compressed", table.rows)
+    for rows, done in run_file_tasks(CompressFile, arguments, [{"file": number} for number in order], workers, gpus):
+        progress.add(rows)
+        if done:
+            files[done.name] = done
+    names = [posixpath.basename(part.path) for part in table.files]
+    missing = [name for name in names if name not in files]
+    if missing or sum(file.rows for file in files.values()) != table.rows:
+        raise SmecError(f"{public_uri(draft.uri)}: not all rows arrived (missing files: {missing[:3]}); run again")
+    return [files[name] for name in names], progress.rows
+
+
+def _plan(settings: CompressSettings, model: Model, table: EmbeddingTable) -> dict[str, Any]:
+    """Everything that decides the version's bytes; an unfinished version with the same plan is taken up again."""
+    infos = table.filesystem.get_file_info([part.path for part in table.files])
+    stamps = [(info.base_name, info.size, info.mtime_ns) for info in infos]
+    return {
+        "job": "compress",
+        "input": public_uri(settings.input),
+        "input_fingerprint": hashlib.sha256(json.dumps(stamps).encode()).hexdigest(),
+        "model": public_uri(settings.model),
+        "model_fingerprint": model.fingerprint,
+        "input_dim": model.input_dim,
+        "dim": settings.dim,
+        "dims": sorted({settings.dim, *(dim for dim in model.dims if dim <= settings.dim)}, reverse=True),
+        "dtype": settings.dtype,
+    }
+
+
+def _rows_of(filesystem: pafs.FileSystem, path: str) -> int:
+    """Rows by the footer; -1 where there is no finished Parquet file."""
+    if filesystem.get_file_info(path).type != pafs.FileType.File:
+        return -1
+    try:
+        return int(pq.read_metadata(path, filesystem=filesystem).num_rows)
+    except pa.ArrowInvalid:
+        return -1
+
+
+def record(rows: int = 0, done: PublishedFile | None = None, error: SmecError | None = None) -> dict[str, Any]:
+    """What a file task hands back as it goes: rows since its last record, its finished file, or why it cannot go on."""
+    return {
+        "rows": rows,
+        "done": json.dumps(done) if done else "",
+        "error": str(error) if error else "",
+        "input_error": isinstance(error, InputError),
+    }
+
+
+def report_errors(records: Iterator[dict[str, Any]], file: str) -> Iterator[dict[str, Any]]:
+    """Turns errors that a user can act on into a last record: Ray Data logs a page for every exception it meets."""
+    try:
+        yield from records
+    except SmecError as error:
+        yield record(error=error)
+    except (OSError, pa.ArrowException) as error:
+        yield record(error=SmecError(f"{file}: {first_line(error)}"))
+
+
+def run_file_tasks(
+    worker: type, arguments: dict[str, Any], tasks: list[dict[str, Any]], workers: int, gpus: float
+) -> Iterator[tuple[int, PublishedFile | None]]:
+    """Runs one task per file on a pool of actors, as a Ray Data job.
+
+    Args:
+        worker: class of the actors, made once each with `arguments`; a call takes a task and yields `record`s.
+        arguments: keyword arguments of `worker`.
+        tasks: JSON-like, all with the same keys.
+        workers: actors in the pool.
+        gpus: GPUs of each actor; a fraction is shared.
+
+    Yields:
+        As they come, in no order: rows done since the task's last record, and the file when a task is finished.
+
+    Raises:
+        SmecError: the first error of a task, of the kind it was raised as.
+    """
+    dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks))
+    # a record is handed over when it is made, not with the block of 128 MiB that it would be part of
+    dataset.context.target_max_block_size = 1
+    pool = ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1)
+    records = dataset.flat_map(worker, fn_constructor_kwargs=arguments, compute=pool, num_cpus=1, num_gpus=gpus)
+    try:
+        for item in records.iter_rows():
+            if item["error"]:
+                raise (InputError if item["input_error"] else SmecError)(item["error"])
+            yield item["rows"], PublishedFile(*json.loads(item["done"])) if item["done"] else None
+    except ray.exceptions.RayError as error:
+        raise unwrap(error) from error
+
+
+def actor_pool(tasks: int, workers: int | None, gpu: str, share_gpus: bool) -> tuple[int, float]:
+    """Connects to Ray and sizes a pool: how many actors, and the GPUs of each.
+
+    Args:
+        tasks: how many there are; no more actors than that.
+        workers: actors that the user wants; None for as many as the cluster has room for.
+        gpu: "auto", "on" or "off".
+        share_gpus: whether one actor per CPU shares the GPUs evenly, or an actor has a GPU of its own.
+
+    Raises:
+        InputError: gpu is "on" and the cluster has none.
+    """
+    connect(float(workers or os.cpu_count() or 1))
+    resources = ray.cluster_resources()
+    found = 0 if gpu == "off" else int(resources.get("GPU", 0))
+    if gpu == "on" and not found:
+        raise InputError("gpu is on, but the Ray cluster has no GPU; use gpu=auto or off")
+    if found and not share_gpus:
+        return min(tasks, workers or found, found), 1.0
+    workers = min(tasks, workers or max(1, int(resources.get("CPU", 1))))
+    # Ray counts GPUs in steps of 1/10000
+    return workers, min(1.0, found * 10_000 // workers / 10_000)
+
+
+class Progress:
+    """Says every few seconds how far a job is."""
+
+    def __init__(self, verb: str, total: int) -> None:
+        self.verb = verb
+        self.total = total
+        self.rows = 0
+        self._started = self._said = time.perf_counter()
+
+    def add(self, rows: int) -> None:
+        """Counts rows, and says so when it is time."""
+        self.rows += rows
+        now = time.perf_counter()
+        if now - self._said >= PROGRESS_SECONDS and self.rows < self.total:
+            self._said = now
+            rate = self.rows / (now - self._started)
+            say(f"{self.verb} {self.rows:,} of {self.total:,} rows, {rate:,.0f} rows/s")

@@ -1,0 +1,120 @@
+"""What a finished training leaves in its MLflow run: final figures, files, pictures, and the model for serving."""
+
+import csv
+import json
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput, Metric
+from mlflow.models import Model, ModelSignature
+from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+import smec_core
+from pipelines.pictures import loss_picture, main_measure, quality_picture
+
+MOST_METRICS = 1000
+"""How many metrics MLflow takes in one request."""
+MODEL_REQUIREMENTS = ("numpy", "pydantic", "safetensors", "torch")
+"""What smec_core.load and encode import; MLflow adds itself."""
+
+
+def metric(name: str, value: float, step: int = 0, timestamp: int | None = None) -> Metric:
+    """A metric under a name that MLflow takes: ndcg@10 becomes ndcg_at_10."""
+    legal = re.sub(r"[^\w./ -]", "_", name.replace("@", "_at_"))
+    return Metric(legal, float(value), int(time.time() * 1000) if timestamp is None else timestamp, step)
+
+
+def log_figures(client: MlflowClient, run_id: str, folder: Path) -> None:
+    """Logs what metrics.json holds: test/ndcg_at_10/384, test/ndcg_at_10/pca/384, stages/384/dev_score and others."""
+    metrics = _read(folder, "metrics.json")
+    tree: dict[str, Any] = {"dev": metrics.get("dev", {}), "training": metrics.get("training", {})}
+    for stage in metrics.get("stages", []):
+        tree[f"stages/{stage['dim']}"] = {key: stage.get(key) for key in ("epochs", "dev_score", "seconds")}
+    if evaluation := metrics.get("evaluation"):
+        scores = {name: values for name, values in evaluation.items() if name != "baselines"}
+        scores[main_measure(scores)] = scores[main_measure(scores)] | evaluation.get("baselines", {})
+        tree[evaluation["split"] or "held_out"] = scores  # without judgements it is by held-out documents
+    figures = [metric(name, value) for name, value in _numbers(tree)]
+    for start in range(0, len(figures), MOST_METRICS):
+        client.log_batch(run_id, metrics=figures[start : start + MOST_METRICS])
+
+
+def log_files(client: MlflowClient, run_id: str, folder: Path) -> None:
+    """Logs the model folder, the evaluation as a table that MLflow shows, and the pictures."""
+    client.log_artifacts(run_id, str(folder), "model_folder")
+    history_file = folder / "history.jsonl"
+    history = [json.loads(line) for line in history_file.read_text().splitlines()] if history_file.exists() else []
+    with tempfile.TemporaryDirectory() as made:
+        pictures = Path(made) / "pictures"
+        pictures.mkdir()
+        if evaluation := _read(folder, "metrics.json").get("evaluation"):
+            _write_table(Path(made) / "evaluation.csv", evaluation)
+            quality_picture(evaluation).savefig(pictures / "quality.png", dpi=120)
+        if any("loss" in record for record in history):
+            loss_picture(history).savefig(pictures / "loss.png", dpi=120)
+        client.log_artifacts(run_id, made)
+
+
+def log_model(client: MlflowClient, run_id: str, folder: Path) -> None:
+    """Logs the model as `runs:/<run id>/model`, for `mlflow.pyfunc.load_model` and `mlflow models serve`.
+
+    What `mlflow.pyfunc.log_model` does, but through a client: that function needs MLflow's global tracking URI.
+    """
+    model = smec_core.load(folder)
+    experiment_id = client.get_run(run_id).info.experiment_id
+    logged = client.create_logged_model(experiment_id, name="model", source_run_id=run_id, model_type="smec")
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, model.input_dim))]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]),
+        params=ParamSchema([ParamSpec("dim", DataType.long, default=model.input_dim)]),
+    )
+    with tempfile.TemporaryDirectory() as made:
+        mlflow.pyfunc.save_model(
+            f"{made}/model",
+            mlflow_model=Model(logged.artifact_location, run_id, model_uuid=logged.model_id, model_id=logged.model_id),
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            artifacts={"model": str(folder)},
+            code_paths=[str(Path(smec_core.__file__).parent)],
+            signature=signature,
+            input_example=(np.eye(1, model.input_dim, dtype=np.float32), {"dim": min(model.dims)}),
+            # "+cpu" and the like name builds that package indexes do not have
+            pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in MODEL_REQUIREMENTS],
+            metadata={"smec_fingerprint": model.fingerprint, "smec_dims": list(model.dims)},
+        )
+        client.log_model_artifacts(logged.model_id, f"{made}/model")
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    client.set_tag(run_id, "smec.model_fingerprint", model.fingerprint)
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / name).read_text())
+    return content
+
+
+def _numbers(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{path}{key}/")
+        elif isinstance(value, int | float):
+            yield f"{path}{key}", value
+
+
+def _write_table(path: Path, evaluation: Mapping[str, Any]) -> None:
+    """A row a dim: the model's scores, then those of its baselines in the main measure."""
+    main = main_measure(evaluation)
+    columns = {name: scores for name, scores in evaluation.items() if isinstance(scores, Mapping)}
+    for name, scores in columns.pop("baselines", {}).items():
+        columns[f"{main} {name}"] = scores if isinstance(scores, Mapping) else dict.fromkeys(evaluation[main], scores)
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["dim", *columns])
+        rows.writerows([dim, *(scores.get(dim, "") for scores in columns.values())] for dim in evaluation[main])

@@ -1,0 +1,232 @@
+"""Published folders: finished versions beside each other, and a small file that names the one in force.
+
+    OUT/v0001/*.parquet, manifest.json     a finished version; nothing in it changes any more
+    OUT/v0002/*.parquet, plan.json         unfinished: a run is writing it, or was killed; never pointed at
+    OUT/CURRENT                            "v0001": the version in force, written last
+
+Object stores cannot rename, so what makes a version valid is its manifest, and what puts it in force is CURRENT: two
+small files that are each written in one piece, in this order, after all others.
+"""
+
+import datetime
+import hashlib
+import json
+import os
+import posixpath
+import re
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from smec_core.errors import InputError, SmecError
+from smec_core.parquet import open_filesystem
+
+CURRENT = "CURRENT"
+MANIFEST = "manifest.json"
+PLAN = "plan.json"
+VERSION = re.compile(r"v(\d{4,})")
+READ_BYTES = 8 << 20
+
+
+class PublishedFile(NamedTuple):
+    """A file of a version as its manifest lists it; `sha256` is of the file's bytes, in hex."""
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@contextmanager
+def new_file(filesystem: pafs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
+    """Opens a file that appears under its name only when it is whole, replacing one that was there.
+
+    A local file is written beside it and renamed; an object store shows an object when its upload is complete.
+    """
+    local = isinstance(filesystem, pafs.LocalFileSystem)
+    # unique, because a worker of a killed run may still be writing the same file
+    target = f"{path}.{uuid.uuid4().hex[:8]}.tmp" if local else path
+    try:
+        with filesystem.open_output_stream(target) as sink:
+            yield sink
+        if local:
+            os.replace(target, path)
+    except BaseException:
+        if local:
+            Path(target).unlink(missing_ok=True)
+        raise
+
+
+def describe_file(filesystem: pafs.FileSystem, path: str, rows: int) -> PublishedFile:
+    """Reads a finished file back for its size and checksum."""
+    digest, size = hashlib.sha256(), 0
+    with filesystem.open_input_stream(path) as source:
+        while piece := source.read(READ_BYTES):
+            digest.update(piece)
+            size += len(piece)
+    return PublishedFile(posixpath.basename(path), rows, size, digest.hexdigest())
+
+
+def current(out: str) -> str:
+    """Path or URI of the version in force of a published folder.
+
+    Raises:
+        InputError: nothing was published there, or CURRENT names a version that is not finished.
+    """
+    filesystem, root = open_filesystem(out)
+    name = _read(filesystem, f"{root}/{CURRENT}").strip()
+    if not name:
+        raise InputError(f"{public_uri(out)}: no version is published there (no file {CURRENT})")
+    if not VERSION.fullmatch(name) or not _exists(filesystem, f"{root}/{name}/{MANIFEST}"):
+        raise InputError(f"{public_uri(out)}: {CURRENT} names {name!r}, which is no finished version; publish again")
+    return join_uri(out, name)
+
+
+def join_uri(uri: str, name: str) -> str:
+    """Path or URI of something in a folder; options of a URI ("?region=...") stay at its end."""
+    folder, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
+    return f"{folder.rstrip('/')}/{name}{mark}{options}"
+
+
+def public_uri(uri: str) -> str:
+    """A path or URI as a manifest may show it: absolute, without credentials and options."""
+    if "://" not in uri:
+        return str(Path(uri).absolute())
+    parts = urlsplit(uri)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+class Draft:
+    """A version that is being written. Only `publish` makes it visible to readers."""
+
+    def __init__(self, out: str, filesystem: pafs.FileSystem, root: str, name: str, plan: dict[str, Any]) -> None:
+        self.filesystem = filesystem
+        self.folder = f"{root}/{name}"
+        self.name = name
+        self.uri = join_uri(out, name)
+        self._root = root
+        self._plan = plan
+
+    @classmethod
+    def open(cls, out: str, plan: dict[str, Any]) -> "Draft":
+        """Takes up the unfinished version with the same plan, or else begins the next one.
+
+        Unfinished versions of other plans stay as they are: another run may be writing them.
+
+        Args:
+            out: the published folder, made if it is not there.
+            plan: JSON-able facts that decide every file of the version; they open its manifest, too.
+
+        Raises:
+            InputError: the folder cannot be written to.
+        """
+        filesystem, root = open_filesystem(out)
+        root = root.rstrip("/")
+        text = json.dumps(plan, indent=1)
+        plan = json.loads(text)
+        try:
+            filesystem.create_dir(root)
+            names = _versions(filesystem, root)
+            for name in reversed(names):
+                folder = f"{root}/{name}"
+                if (
+                    not _exists(filesystem, f"{folder}/{MANIFEST}")
+                    and _read_json(filesystem, f"{folder}/{PLAN}") == plan
+                ):
+                    return cls(out, filesystem, root, name, plan)
+            name = _claim(filesystem, root, 1 + (_number(names[-1]) if names else 0))
+            draft = cls(out, filesystem, root, name, plan)
+            draft._write(f"{name}/{PLAN}", text)
+        except OSError as error:
+            raise InputError(f"{public_uri(out)}: cannot be written to ({first_line(error)})") from error
+        return draft
+
+    def publish(self, files: Sequence[PublishedFile]) -> dict[str, Any]:
+        """Writes the manifest, then CURRENT, and removes what the manifest does not list.
+
+        Raises:
+            SmecError: a listed file is missing, or another run has taken the folder over.
+        """
+        if _read_json(self.filesystem, f"{self.folder}/{PLAN}") != self._plan:
+            raise SmecError(
+                f"{public_uri(self.uri)}: another run published or replaced this version meanwhile; run again"
+            )
+        infos = self.filesystem.get_file_info(pafs.FileSelector(self.folder))
+        sizes = {info.base_name: info.size for info in infos}
+        for file in files:
+            if sizes.get(file.name) != file.bytes:
+                raise SmecError(
+                    f"{public_uri(self.uri)}/{file.name}: was changed or removed after it was written; run again"
+                )
+        manifest = {
+            "format": 1,
+            "version": self.name,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            **self._plan,
+            "rows": sum(file.rows for file in files),
+            "files": [file._asdict() for file in files],
+        }
+        self._write(f"{self.name}/{MANIFEST}", json.dumps(manifest, indent=1))
+        self._write(CURRENT, f"{self.name}\n")
+        for stray in sizes.keys() - {file.name for file in files}:
+            self.filesystem.delete_file(f"{self.folder}/{stray}")
+        return manifest
+
+    def discard(self) -> None:
+        """Removes the version; for runs that cannot be taken up again."""
+        try:
+            self.filesystem.delete_dir(self.folder)
+        except OSError:
+            # a worker may have written a file meanwhile; an unfinished version that stays is never pointed at
+            return
+
+    def _write(self, name: str, text: str) -> None:
+        with new_file(self.filesystem, f"{self._root}/{name}") as sink:
+            sink.write(text.encode())
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for messages of one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _number(name: str) -> int:
+    return int(name[1:])
+
+
+def _versions(filesystem: pafs.FileSystem, root: str) -> list[str]:
+    infos = filesystem.get_file_info(pafs.FileSelector(root))
+    return sorted((info.base_name for info in infos if VERSION.fullmatch(info.base_name)), key=_number)
+
+
+def _claim(filesystem: pafs.FileSystem, root: str, number: int) -> str:
+    if not isinstance(filesystem, pafs.LocalFileSystem):
+        return f"v{number:04d}"
+    while True:
+        try:
+            os.mkdir(f"{root}/v{number:04d}")
+            return f"v{number:04d}"
+        except FileExistsError:
+            number += 1
+
+
+def _exists(filesystem: pafs.FileSystem, path: str) -> bool:
+    return bool(filesystem.get_file_info(path).type == pafs.FileType.File)
+
+
+def _read(filesystem: pafs.FileSystem, path: str) -> str:
+    if not _exists(filesystem, path):
+        return ""
+    with filesystem.open_input_stream(path) as source:
+        return str(source.read().decode())
+
+
+def _read_json(filesystem: pafs.FileSystem, path: str) -> Any:
+    text = _read(filesystem, path)
+    return json.loads(text) if text else None

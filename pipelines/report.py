@@ -1,0 +1,236 @@
+"""`smec report`: one self-contained HTML page about a trained model, for whoever decides whether to ship it.
+
+The page opens offline: plotly.js, styles and figures are inside it, and its content security policy forbids it to load
+anything.
+"""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+from pydantic import BaseModel, ConfigDict
+
+from pipelines import report_figures as figures
+from pipelines.report_files import ConfigFile, Evaluation, MetricsFile, Record, Stage, read, read_history
+from smec_core.errors import InputError
+
+NDCG, NEIGHBOURS = "nDCG@10", "neighbour recall@10"
+PROJECTIONS = {"free": "free matrix", "rotation": "rotation", "residual_mlp": "residual MLP"}
+
+
+class ReportSettings(BaseModel):
+    """What `smec report` takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    folder: str
+    """Model folder, as `smec train --out` wrote it."""
+    out: str
+    """HTML file to write; one that is there is replaced."""
+
+
+class Row(NamedTuple):
+    """The result at one dim; bytes of a float32 vector, kept as a share of the full-dimension score."""
+
+    dim: int
+    bytes: int
+    compression: float
+    model: float
+    truncation: float | None
+    pca: float | None
+    kept: float
+
+
+def run(settings: ReportSettings) -> dict[str, Any]:
+    """Writes the page and returns its key figures.
+
+    Raises:
+        InputError: the folder is no model folder, one of its files cannot be read, or `out` cannot be written.
+    """
+    page = _model_page(Path(settings.folder))
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipelines"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    environment.filters.update(number=_number, percent=_percent, duration=_duration, plain=_plain)
+    text = environment.get_template("report.html.j2").render(page, plotly_js=Markup(get_plotlyjs()))
+    _write(Path(settings.out), text)
+    rows = [row._asdict() for row in page["rows"]]
+    return {"out": settings.out, "headline": page["headline"], "measure": page["measure"], "dims": rows}
+
+
+def _model_page(folder: Path) -> dict[str, Any]:
+    """Everything the template shows about one model folder: texts, tables, and figures by element id."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give a model folder, as `smec train --out` writes it")
+    config = read(folder / "config.json", ConfigFile)
+    metrics = read(folder / "metrics.json", MetricsFile)
+    history = read_history(folder / "history.jsonl")
+    page = _quality(config.input_dim, metrics)
+    drawn = page["figures"]
+    for stage in metrics.stages:
+        records = [record for record in history if record.stage == stage.dim]
+        losses, dev = _curves(stage, records)
+        if losses:
+            drawn[f"loss-{stage.dim}"] = figures.losses(losses)
+        if dev:
+            drawn[f"dev-{stage.dim}"] = figures.dev_scores(dev, stage.epochs, stage.dev_score)
+        if stage.dim < stage.d_in and any(stage.importance):
+            drawn[f"importance-{stage.dim}"] = figures.importance(stage.importance, stage.dim)
+    stages = metrics.stages
+    steps = {record.step: record for record in history if record.loss is not None}.values()
+    seconds = {
+        name: [sum(getattr(step, part) for step in steps if step.stage == stage.dim) for stage in stages]
+        for name, part in (("compute", "compute"), ("memory search", "search"), ("data", "data"))
+    }
+    total = sum(map(sum, seconds.values()))
+    if total > 0:
+        drawn["time"] = figures.times([f"{stage.d_in} → {stage.dim}" for stage in stages], seconds)
+    page["time_shares"] = {name: sum(values) / total for name, values in seconds.items()} if total > 0 else {}
+    files = {"name": folder.resolve().name, "config": config, "metrics": metrics, "has_history": bool(history)}
+    return page | files | {"projections": PROJECTIONS}
+
+
+def _quality(full_dim: int, metrics: MetricsFile) -> dict[str, Any]:
+    """The headline, the table by dim, what to know before shipping, and the two figures of quality against size."""
+    found = metrics.evaluation or Evaluation.model_validate({"split": "dev"} | metrics.dev)
+    measure = NEIGHBOURS if found.neighbours and not found.ndcg else NDCG
+    scores, base = found.ndcg or found.neighbours, found.baselines
+    if measure == NEIGHBOURS:
+        full = 1.0  # the full embeddings' neighbours are the truth that this measure compares with
+        phrase = "{} dims find {} of the full embeddings' ten nearest neighbours at {:.3g}% of the bytes"
+    else:
+        full = base.full or scores.get(full_dim) or math.nan
+        whole = "the full-dimension nDCG@10" if base.full else f"this model's nDCG@10 at {full_dim} dims,"
+        phrase = f"{{}} dims keep {{}} of {whole} at {{:.3g}}% of the bytes"
+    rows = [
+        Row(dim, 4 * dim, full_dim / dim, score, base.truncation.get(dim), base.pca.get(dim), score / full)
+        for dim, score in sorted(scores.items(), reverse=True)
+    ]
+    pick = _pick([row for row in rows if row.dim < full_dim])
+    headline = "This model has not been evaluated"
+    if pick:
+        headline = phrase.format(pick.dim, _percent(pick.kept), 100 / pick.compression)
+    elif rows:
+        headline = f"{measure} {_number(rows[0].model)} at {rows[0].dim} dims"
+    drawn: dict[str, figures.Figure] = {}
+    if len(rows) > 1:
+        across = base.full if measure == NDCG else None
+        drawn["quality"] = figures.quality(scores, base.truncation, base.pca, across, measure)
+    if len(rows) > 1 and math.isfinite(full):
+        lines = (scores, base.truncation, base.pca)
+        model, truncation, pca = ({full_dim / d: 100 * y / full for d, y in line.items()} for line in lines)
+        drawn["compression"] = figures.compression(model, truncation, pca, measure)
+    page = {"full_dim": full_dim, "found": found, "measure": measure, "full": full, "rows": rows, "pick": pick}
+    notes = _notes(full_dim, rows, measure, base.full is not None, metrics.evaluation is not None)
+    return page | {"headline": headline, "notes": notes, "figures": drawn}
+
+
+def _pick(rows: Sequence[Row]) -> Row | None:
+    """The row to put in the headline: the smallest dim that keeps everything, else 98, 95 or 90 %, else the best."""
+    for least in (1.0, 0.98, 0.95, 0.90):
+        if good := [row for row in rows if row.kept >= least]:
+            return min(good, key=lambda row: row.dim)
+    return max(rows, key=lambda row: row.kept, default=None)
+
+
+def _notes(full_dim: int, rows: Sequence[Row], measure: str, has_full: bool, tested: bool) -> list[tuple[str, str]]:
+    """What speaks for and against shipping, as (good | warn | info, sentence)."""
+    if not rows:
+        return []
+    notes = []
+    gains = {row.dim: round(row.model - row.pca, 3) + 0.0 for row in rows if row.pca is not None}
+    if above := {dim: gain for dim, gain in gains.items() if gain >= 0}:
+        where = "every dim" if above == gains else f"{_listed([str(dim) for dim in above])} dims"
+        span = " to ".join(dict.fromkeys(f"{gain:+.3f}" for gain in (min(above.values()), max(above.values()))))
+        notes.append(("good", f"At or above PCA at {where}: {span} {measure}."))
+    if below := [f"{dim} dims (−{-gain:.3f})" for dim, gain in gains.items() if gain < 0]:
+        notes.append(("warn", f"Below PCA at {_listed(below)}."))
+    if not gains:
+        notes.append(("info", "No baselines in this folder: how truncation and PCA would do is not known here."))
+    if measure == NDCG and has_full:
+        if whole := [f"{row.dim}" for row in rows if row.kept >= 1]:
+            notes.append(("good", f"As good as the original {full_dim} dims, or better, at {_listed(whole)} dims."))
+        if lost := [f"{row.dim} dims ({_percent(row.kept)})" for row in rows if row.kept < 1]:
+            notes.append(("warn", f"Below the original embeddings at {_listed(lost)}."))
+    elif measure == NEIGHBOURS:
+        text = "Scored without judgements: by how well neighbours are kept, not by how well users find what they want."
+        notes.append(("info", text))
+    if not tested:
+        text = "No test evaluation in this folder: these are the first pass's scores on dev, which training chose by."
+        notes.append(("warn", text))
+    return notes
+
+
+def _curves(stage: Stage, records: Sequence[Record]) -> tuple[list[figures.Curve], list[figures.Curve]]:
+    """Loss curves and dev score curves of one stage, against epochs trained."""
+    losses, dev = [], []
+    for run_name, projection in dict.fromkeys((record.run, record.projection) for record in records):
+        series = [record for record in records if (record.run, record.projection) == (run_name, projection)]
+        role: Literal["chosen", "replay", "rejected"] = "chosen" if projection == stage.projection else "rejected"
+        label = f"{PROJECTIONS.get(projection, projection)}, {role}"
+        steps = [record for record in series if record.loss is not None]
+        in_epoch, seen = Counter(step.epoch for step in steps), Counter[int]()
+        points: dict[float, float | None] = {}
+        for step in steps:
+            seen[step.epoch] += 1
+            points[step.epoch + seen[step.epoch] / in_epoch[step.epoch]] = step.loss
+        if points:
+            losses.append(figures.Curve(*(("replay", "replay") if run_name == "refit" else (label, role)), points))
+        scores = {float(record.epoch): record.dev_score for record in series if record.dev_score is not None}
+        if scores and run_name == "first":
+            dev.append(figures.Curve(label, role, scores))
+    return losses, dev
+
+
+def _listed(values: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(values[:-1]), values[-1])))
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    """`0.755`, `5,183` with digits=0, and a dash for what is not there."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
+
+
+def _percent(share: float) -> str:
+    """`109%`, `85.8%`; below 100% cut, not rounded, so that no loss is ever shown as none."""
+    if not math.isfinite(share):
+        return "–"
+    return f"{share:.0%}" if share >= 1 else f"{math.floor(1000 * share + 1e-6) / 10:g}%"
+
+
+def _duration(seconds: float) -> str:
+    """`96 s`, `41 min`, `5.2 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+
+
+def _plain(value: Any) -> str:
+    """A config value as a person writes it."""
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _write(out: Path, text: str) -> None:
+    """Puts the page in place in one step, so that a reader never sees half of it."""
+    if out.is_dir():
+        raise InputError(
+            f"{out}: cannot write the report: this is a folder; give a file, such as {out / 'report.html'}"
+        )
+    draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(out)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot write the report: {error.strerror}; give another --out") from None

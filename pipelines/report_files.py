@@ -1,0 +1,122 @@
+"""What the report uses of a model folder: config.json, metrics.json and history.jsonl, checked as they are read."""
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from smec_core.errors import InputError
+
+
+class ConfigFile(BaseModel):
+    """What the page uses of a model folder's config.json."""
+
+    input_dim: int
+    train: dict[str, Any] = {}
+    data: dict[str, Any] = {}
+    versions: dict[str, Any] = {}
+    created: str | None = None
+
+
+class Candidate(BaseModel):
+    """One projection tried in a stage's first pass: epochs at its best dev state, and that state's score."""
+
+    epochs: int
+    dev_score: float | None = None
+
+
+class Stage(Candidate):
+    """One stage of the chain; importance is softmax(w) of its d_in dims, descending."""
+
+    d_in: int
+    dim: int
+    projection: str
+    seconds: float | None = None
+    candidates: dict[str, Candidate] = {}
+    importance: list[float] = []
+
+
+class Baselines(BaseModel):
+    """Scores of what the model has to beat, by dim; full is the frozen embeddings' own score."""
+
+    truncation: dict[int, float] = {}
+    pca: dict[int, float] = {}
+    full: float | None = None
+
+
+class Evaluation(BaseModel):
+    """Scores by dim on one split."""
+
+    split: str = "test"
+    ndcg: dict[int, float] = Field({}, alias="ndcg@10")
+    neighbours: dict[int, float] = Field({}, alias="neighbour_recall@10")
+    recall_10: dict[int, float] = Field({}, alias="recall@10")
+    recall_100: dict[int, float] = Field({}, alias="recall@100")
+    mrr_10: dict[int, float] = Field({}, alias="mrr@10")
+    baselines: Baselines = Baselines()
+
+
+class MetricsFile(BaseModel):
+    """What the page uses of a model folder's metrics.json."""
+
+    dev: dict[str, dict[int, float]] = {}
+    stages: list[Stage] = []
+    evaluation: Evaluation | None = None
+    training: dict[str, Any] = {}
+
+
+class Record(BaseModel):
+    """One line of history.jsonl: a step (has a loss) or a scored epoch (epoch = epochs trained, 0 the start).
+
+    The candidates of a stage share their steps: records with the same step hold the same seconds, of all candidates.
+    """
+
+    run: Literal["first", "refit"] = Field(alias="pass")
+    stage: int
+    projection: str
+    epoch: int
+    step: int
+    loss: float | None = None
+    dev_score: float | None = None
+    data: float = Field(0.0, alias="seconds/data")
+    search: float = Field(0.0, alias="seconds/search")
+    compute: float = Field(0.0, alias="seconds/compute")
+
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+def read(path: Path, schema: type[Schema]) -> Schema:
+    """One JSON file of the folder.
+
+    Raises:
+        InputError: it is missing, or not what training writes.
+    """
+    try:
+        return schema.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path}: not there; {path.parent} is no finished model folder, train it again") from None
+    except ValidationError as error:
+        raise InputError(f"{path}: {_problem(error)}") from None
+
+
+def read_history(path: Path) -> list[Record]:
+    """The training's records; none where the folder has no history.
+
+    Raises:
+        InputError: a line is no record.
+    """
+    records: list[Record] = []
+    if path.is_file():
+        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+            try:
+                records.append(Record.model_validate_json(line))
+            except ValidationError as error:
+                raise InputError(f"{path}: line {number}: {_problem(error)}") from None
+    return records
+
+
+def _problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    return f"{f'key {key}: ' if key else ''}{first['msg']}; restore the file, or train the model again"

@@ -1,0 +1,265 @@
+"""A training's run in MLflow.
+
+Only the driver imports this module. It works through a client, without an active run and without setting MLflow's
+global tracking URI, so nothing of it reaches Ray workers. The training comes first: whatever fails in MLflow is said
+once and recorded elsewhere, and neither raises nor holds the training up.
+"""
+
+import json
+import logging
+import os
+import platform
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from textwrap import shorten
+from typing import Any, Literal, Self
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Experiment, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+
+import smec_core
+from pipelines.console import warn
+from pipelines.mlflow_files import MOST_METRICS, log_figures, log_files, log_model, metric
+from smec_core.tracker import Record
+
+FLUSH_SECONDS = 2.0
+STATE_FILE = "mlflow_run.json"
+OFFLINE_FOLDER = "mlflow-offline"
+# What the user set stands. MLflow's own patience, 7 retries of up to 120 s each, would hold a training up for minutes.
+ENVIRONMENT = {
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "12",
+}
+# MLflow's limits for one request and one value
+MOST_PARAMS, LONGEST_PARAM, LONGEST_TAG = 100, 6000, 5000
+
+
+@dataclass
+class _OpenRun:
+    client: MlflowClient
+    run_id: str
+    last_step: dict[str, int]
+    """Last step by metric name, so that steps trained again after a restart are not logged again."""
+
+
+class MlflowRecorder:
+    """Records one training as one MLflow run; a `smec_core.tracker.Tracker`.
+
+    A restarted training goes on in the run whose id is kept in `folder`. When the tracking server fails, at any time,
+    what it misses from then on goes to a second MLflow store, `folder`/mlflow-offline.
+    """
+
+    def __init__(
+        self, name: str, config: Mapping[str, Any], folder: Path, experiment: str, tags: Mapping[str, str]
+    ) -> None:
+        self._name, self._config, self._folder, self._experiment = name, config, folder, experiment
+        self._tags = {"smec.version": smec_core.__version__, "smec.python": platform.python_version()}
+        self._tags |= {f"smec.{package}": version(package) for package in ("mlflow", "ray", "torch")}
+        self._tags |= tags
+        self._offline = f"sqlite:///{folder / OFFLINE_FOLDER / 'mlflow.db'}"
+        self._server = mlflow.get_tracking_uri()
+        self._stores = [self._server, self._offline]
+        self._run: _OpenRun | None = None
+        self._waiting: deque[tuple[int, Record]] = deque()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._flush_until_stopped, name="mlflow", daemon=True)
+
+    @classmethod
+    def start(
+        cls,
+        name: str,
+        config: Mapping[str, Any],
+        folder: str | Path,
+        experiment: str = "smec",
+        tags: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Opens the training's run, and a thread that sends it what `log` takes.
+
+        Args:
+            name: run name.
+            config: flat settings, logged as params.
+            folder: local folder that outlives a restart; holds the run id, and the offline store when there is one.
+            experiment: MLflow experiment, made where it is missing; the environment's MLFLOW_EXPERIMENT_NAME wins.
+            tags: more tags for the run.
+        """
+        for variable, value in ENVIRONMENT.items():
+            os.environ.setdefault(variable, value)
+        # Else MLflow prints the run's address to stdout, password and all.
+        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for every retry
+        recorder = cls(name, config, Path(folder).absolute(), experiment, tags or {})
+        recorder._send(lambda run: None)
+        recorder._thread.start()
+        return recorder
+
+    @property
+    def uri(self) -> str:
+        """The store that is written to now, credentials masked; empty when none can be."""
+        return mask(self._stores[0]) if self._stores else ""
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run in that store; empty when none can be written."""
+        return self._run.run_id if self._run else ""
+
+    def log(self, record: Record) -> None:
+        """Takes one record of history.jsonl; another thread sends it within seconds."""
+        self._waiting.append((int(time.time() * 1000), record))
+
+    def finish(
+        self,
+        model_folder: str | Path | None,
+        status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED",
+        error: str | None = None,
+    ) -> None:
+        """Sends what is left, the final figures, the files and the model, and ends the run.
+
+        Args:
+            model_folder: the stored model; None when there is none.
+            status: how the training ended.
+            error: why it failed.
+        """
+        self._stop.set()
+        self._thread.join()
+        self._flush()
+        before = self._run
+        if error is not None:
+            text = mask(error)[:LONGEST_TAG]
+            self._send(lambda run: run.client.set_tag(run.run_id, "smec.error", text))
+        if model_folder is not None:
+            folder = Path(model_folder).absolute()
+            for log in (log_figures, log_files, log_model):
+                self._send(lambda run, log=log: log(run.client, run.run_id, folder))  # type: ignore[misc]
+        self._send(lambda run: run.client.set_terminated(run.run_id, status))
+        if before is not None and before is not self._run:
+            # Often only the artifact store fails: the first run must not look as if it were still training.
+            with suppress(Exception):
+                before.client.set_terminated(before.run_id, status)
+
+    def _flush_until_stopped(self) -> None:
+        while not self._stop.wait(FLUSH_SECONDS):
+            self._flush()
+
+    def _flush(self) -> None:
+        metrics: list[Metric] = []
+        for _ in range(len(self._waiting)):
+            metrics += _metrics_of(*self._waiting.popleft())
+        for start in range(0, len(metrics), MOST_METRICS):
+            part = metrics[start : start + MOST_METRICS]
+            self._send(lambda run, part=part: _log_new(run, part))  # type: ignore[misc]
+
+    def _send(self, action: Callable[[_OpenRun], object]) -> None:
+        """Does `action` on the run; if that fails, on the next store's run, which takes everything from then on."""
+        while self._stores:
+            try:
+                if self._run is None:
+                    self._run = self._open(self._stores[0])
+                action(self._run)
+                return
+            except Exception as error:
+                self._give_up_store(error)
+
+    def _give_up_store(self, error: Exception) -> None:
+        failed, self._run = self._stores.pop(0), None
+        first_line = (str(error) or type(error).__name__).splitlines()[0]
+        why = re.sub(r"^API request to \S+ failed with (timeout )?exception ", "", first_line).split("Caused by ")[-1]
+        if self._stores:
+            then = f"Training goes on; what MLflow misses from here is recorded in {self._folder / OFFLINE_FOLDER}"
+            then += f" (see it with: mlflow ui --backend-store-uri {self._offline})."
+        else:
+            then = "Training goes on without MLflow; the model folder has all figures."
+        warn(f"MLflow at {mask(failed)} fails: {shorten(mask(why), 300, placeholder=' ...')}. {then}")
+
+    def _open(self, store: str) -> _OpenRun:
+        """The run of this training that a store holds already, or a new one."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        state_file = self._folder / STATE_FILE
+        state = json.loads(state_file.read_text()) if state_file.exists() else {}
+        key, artifacts, tags = "run_id", None, dict(self._tags)
+        if store == self._offline:
+            key, artifacts = "offline_run_id", (self._folder / OFFLINE_FOLDER / "artifacts").as_uri()
+            tags["smec.continues"] = f"run {state.get('run_id', '(none)')} at {self._server}"
+            (self._folder / OFFLINE_FOLDER).mkdir(exist_ok=True)
+        client = MlflowClient(store)
+        run = _kept_run(client, state.get(key))
+        if run is None:
+            experiment = _experiment(client, os.environ.get("MLFLOW_EXPERIMENT_NAME") or self._experiment, artifacts)
+            run = client.create_run(experiment.experiment_id, run_name=self._name)
+            written = state_file.with_suffix(".tmp")
+            written.write_text(json.dumps({**state, key: run.info.run_id}))
+            written.replace(state_file)
+        else:
+            client.update_run(run.info.run_id, status="RUNNING")
+            if "smec.error" in run.data.tags:
+                client.delete_tag(run.info.run_id, "smec.error")
+        client.log_batch(run.info.run_id, tags=[RunTag(k, mask(v)[:LONGEST_TAG]) for k, v in tags.items()])
+        # A param cannot change, so a restart adds only those that a kill kept from being logged.
+        params = [Param(k, mask(str(v))[:LONGEST_PARAM]) for k, v in self._config.items() if k not in run.data.params]
+        for start in range(0, len(params), MOST_PARAMS):
+            client.log_batch(run.info.run_id, params=params[start : start + MOST_PARAMS])
+        last_step = {latest.key: latest.step for latest in run.data.to_proto().metrics}
+        return _OpenRun(client, run.info.run_id, last_step)
+
+
+def mask(text: str) -> str:
+    """The text, with *** for the credentials of every URI in it."""
+    text = re.sub(r"://(?:[^\s'\"/@]*:[^\s'\"]*|[^\s'\"/]*)@", "://***@", text)
+    return re.sub(r"(?i)([?&;][^=&;\s]*(?:pass|pwd|secret|token|key|odbc)[^=&;\s]*=)[^&;\s'\"]+", r"\1***", text)
+
+
+def _kept_run(client: MlflowClient, run_id: str | None) -> Run | None:
+    if run_id is None:
+        return None
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> Experiment:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.get_experiment(client.create_experiment(name, artifacts))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another training made it in the meantime
+                raise
+            found = client.get_experiment_by_name(name)
+    if found is None or found.lifecycle_stage != "active":
+        raise RuntimeError(f"experiment {name!r} is deleted: restore it, or name another in MLFLOW_EXPERIMENT_NAME")
+    return found
+
+
+def _metrics_of(timestamp: int, record: Record) -> list[Metric]:
+    """A record's figures, named pass/stage/projection/figure: first/384/free/loss."""
+    place = "/".join(str(record[key]) for key in ("pass", "stage", "projection"))
+    return [
+        metric(f"{place}/{name}", value, int(record["step"]), timestamp)
+        for name, value in record.items()
+        if not isinstance(value, str) and name not in ("stage", "epoch", "step")
+    ]
+
+
+def _log_new(run: _OpenRun, metrics: list[Metric]) -> None:
+    new = []
+    for candidate in metrics:
+        if candidate.step > run.last_step.get(candidate.key, -1):
+            run.last_step[candidate.key] = candidate.step
+            new.append(candidate)
+    if new:
+        run.client.log_batch(run.run_id, metrics=new)

@@ -1,0 +1,144 @@
+"""Quality of a model on a dataset, beside truncation, PCA and the frozen embeddings, in two passes over the corpus.
+
+Shapes: Q queries, N documents of a block, D dims.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from smec_core.convergence import HELD_OUT_DOCS, NEIGHBOURS
+from smec_core.dataset import Dataset
+from smec_core.errors import InputError
+from smec_core.judgements import Judgements
+from smec_core.metrics import SEARCH_DEPTH, PrefixSearch, gains_of, measure, recall
+from smec_core.model import Model
+from smec_core.parquet import EmbeddingTable, unit_rows
+from smec_core.pca import Gram
+
+Encode = Callable[[Tensor], Tensor]
+
+
+def default_split(dataset: Dataset) -> str | None:
+    """The split to evaluate on where none is named: test, else dev; None for a dataset without either."""
+    return next((split for split in ("test", "dev") if split in dataset.splits), None)
+
+
+def evaluate(
+    dataset: Dataset, model: Model, split: str | None, baselines: bool = False, exclude_self: bool = False
+) -> dict[str, Any]:
+    """Scores every usable prefix of a model.
+
+    Args:
+        dataset: what to search and with what.
+        model: the model.
+        split: judgements to score by; None scores, without judgements, how many of the ten nearest documents (by the
+            original embeddings) of a sample of documents are also their ten nearest at the prefix.
+        baselines: score truncation, PCA and the original embeddings too.
+        exclude_self: never return the document that has the query's own id.
+
+    Returns:
+        `split` and `queries`, a dict of prefix to value for each measure, and `baselines`: the first measure of
+        `truncation` and `pca` by prefix, and of `full`.
+
+    Raises:
+        InputError: the split is not there, or the dims do not fit.
+    """
+    if dataset.dim != model.input_dim:
+        raise InputError(f"{dataset.uri}: {dataset.dim} dims, but the model takes {model.input_dim}")
+    if split is not None and split not in dataset.splits:
+        present = ", ".join(dataset.splits) or "none"
+        raise InputError(f"{dataset.uri}: there is no qrels/{split}.parquet; splits present: {present}")
+    systems: dict[str, Encode] = {"model": model.encode}
+    if baselines:
+        rotation_DD = _corpus_gram(dataset).rotation()
+        systems |= {"truncation": lambda x_ND: x_ND, "pca": lambda x_ND: x_ND @ rotation_DD.T}
+    if split is None:
+        scores = _neighbour_scores(dataset, systems, model.dims)
+        report: dict[str, Any] = {"split": None, "queries": min(HELD_OUT_DOCS, dataset.corpus.rows)}
+    else:
+        judgements = dataset.splits[split].with_positives()
+        scores = _judged_scores(dataset, systems, model.dims, judgements, exclude_self)
+        report = {"split": split, "queries": len(judgements)}
+    report |= scores["model"]
+    if baselines:
+        first = next(iter(scores["model"]))
+        report["baselines"] = {name: scores[name][first] for name in ("truncation", "pca")}
+        report["baselines"]["full"] = scores["truncation"][first][str(model.input_dim)]
+    return report
+
+
+def _judged_scores(
+    dataset: Dataset, systems: Mapping[str, Encode], dims: tuple[int, ...], judgements: Judgements, exclude_self: bool
+) -> dict[str, dict[str, dict[str, float]]]:
+    x_QD = read_rows(dataset.queries, judgements.query_row_Q)
+    own_row_Q = None
+    if exclude_self:
+        ids = dataset.queries.ids().take(judgements.query_row_Q)
+        own = pc.fill_null(pc.index_in(ids, value_set=dataset.corpus.ids()), -1)
+        own_row_Q = torch.from_numpy(own.to_numpy().astype(np.int64))
+    searches = {name: PrefixSearch(encode(x_QD), dims, SEARCH_DEPTH, own_row_Q) for name, encode in systems.items()}
+    _search_corpus(dataset, systems, searches)
+    scores = {}
+    for name, search in searches.items():
+        by_dim = {dim: measure(rows, judgements) for dim, rows in search.results().items()}
+        scores[name] = {key: {str(dim): by_dim[dim][key] for dim in dims} for key in by_dim[dims[0]]}
+    return scores
+
+
+def _neighbour_scores(
+    dataset: Dataset, systems: Mapping[str, Encode], dims: tuple[int, ...]
+) -> dict[str, dict[str, dict[str, float]]]:
+    rows = np.random.default_rng(0).permutation(dataset.corpus.rows)[:HELD_OUT_DOCS]
+    own_row_Q = torch.from_numpy(rows)
+    x_QD = read_rows(dataset.corpus, rows)
+    searches = {name: PrefixSearch(encode(x_QD), dims, NEIGHBOURS, own_row_Q) for name, encode in systems.items()}
+    full = PrefixSearch(x_QD, [dataset.dim], NEIGHBOURS, own_row_Q)
+    _search_corpus(dataset, {**systems, "": lambda x_ND: x_ND}, {**searches, "": full})
+    nearest_Qk = full.results()[dataset.dim].numpy()
+    query = np.repeat(np.arange(len(nearest_Qk)), nearest_Qk.shape[1])
+    found = nearest_Qk.reshape(-1) >= 0
+    truth = Judgements.from_pairs(query[found], nearest_Qk.reshape(-1)[found], np.ones(found.sum(), np.float32))
+    return {
+        name: {
+            f"neighbour_recall@{NEIGHBOURS}": {
+                str(dim): recall(gains_of(row_Qk, truth), truth, NEIGHBOURS).mean().item()
+                for dim, row_Qk in sorted(search.results().items(), reverse=True)
+            }
+        }
+        for name, search in searches.items()
+    }
+
+
+def _search_corpus(dataset: Dataset, systems: Mapping[str, Encode], searches: Mapping[str, PrefixSearch]) -> None:
+    for row, x_ND in unit_blocks(dataset.corpus):
+        row_N = torch.arange(row, row + len(x_ND))
+        for name, search in searches.items():
+            search.add(row_N, systems[name](x_ND))
+
+
+def _corpus_gram(dataset: Dataset) -> Gram:
+    gram = Gram(dataset.dim)
+    for _, x_ND in unit_blocks(dataset.corpus):
+        gram.add(x_ND)
+    return gram
+
+
+def unit_blocks(table: EmbeddingTable) -> Iterator[tuple[int, Tensor]]:
+    """Blocks of unit vectors of a table, each with the global row of its first."""
+    for block in table.blocks():
+        yield block.row, torch.from_numpy(unit_rows(block.vectors_ND))
+
+
+def read_rows(table: EmbeddingTable, row_Q: np.ndarray) -> Tensor:
+    """Unit vectors (Q, D) of the named global rows, in that order, in one pass over the table."""
+    found_QD = torch.empty(len(row_Q), table.dim)
+    order = np.argsort(row_Q)
+    for row, x_ND in unit_blocks(table):
+        low, high = np.searchsorted(row_Q[order], [row, row + len(x_ND)])
+        found_QD[order[low:high]] = x_ND[row_Q[order[low:high]] - row]
+    return found_QD
