@@ -31,15 +31,16 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
 	touch $@
 
-# Every run starts from nothing, so that what it prints was made by the code in this tree.
+# Starts from nothing every time, so that what it prints was made by this tree. A quarter of the sample and six epochs
+# instead of fifteen: minutes on two cores, and already what the full sample shows.
 quickstart: $(READY)
 	rm -rf $(OUT)
-	$(BIN)/smec sample $(OUT)/data
-	$(BIN)/smec train --data $(OUT)/data --dims 512,256,128,64,32 --workers 2 --storage $(OUT)/runs --out $(OUT)/model
-	$(BIN)/smec compress --model $(OUT)/model --input $(OUT)/data/corpus --output $(OUT)/compressed --dim 64 --dtype float16
+	$(BIN)/smec sample $(OUT)/data --size 6000
+	$(BIN)/smec train --data $(OUT)/data --dims 256,128,64,32 --workers 2 --set epochs=6 --out $(OUT)/model
+	$(BIN)/smec compress --model $(OUT)/model --input $(OUT)/data/corpus --output $(OUT)/compressed --dim 64
 	$(BIN)/smec report $(OUT)/model --out $(OUT)/report.html
 	$(BIN)/smec evaluate --data $(OUT)/data --model $(OUT)/model --baselines --json $(OUT)/evaluation.json
-	@echo "Report: $(OUT)/report.html   compressed corpus: $(OUT)/compressed   figures: $(OUT)/evaluation.json"
+	@echo "report: $(OUT)/report.html   compressed corpus: $(OUT)/compressed   figures: $(OUT)/evaluation.json"
 
 test: $(READY)
 	$(BIN)/pytest -m "not slow"

@@ -1,10 +1,10 @@
 """Peak memory of `smec compress` on two corpora, one ten times the other: it must not grow with the corpus.
 
-    python benchmarks/compress_memory.py [--rows 160000] [--factor 10]
+    python benchmarks/compress_memory.py [--rows 250000] [--factor 10]
 
 Each corpus is compressed by a fresh process with a Ray cluster of its own, while this one samples /proc: anonymous
-memory of the driver and of the actors, and what lies in Ray's object store (shared memory). Both corpora have the same
-number of files, so files grow with the corpus, too.
+memory of the driver and of the largest actor, and what lies in Ray's object store (shared memory). Both corpora have
+the same number of files, so files grow with the corpus, too.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-INPUT_DIM, DIM, FILES, WORKERS = 256, 64, 2, 2
+INPUT_DIM, DIM, FILES, WORKERS = 128, 32, 2, 2
 ROW_GROUP_ROWS = 10_000
-SAMPLE_SECONDS = 0.05
+SAMPLE_SECONDS, LOOK_SECONDS = 0.01, 0.5
 
 
 def write_corpus(folder: Path, rows: int) -> None:
@@ -87,16 +87,18 @@ def memory_mib(pid: int) -> tuple[bool, float, float]:
 def measure(model: Path, corpus: Path, out: Path) -> dict[str, float]:
     command = [sys.executable, __file__, "--job", str(model), str(corpus), str(out)]
     job = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    peak = {"driver": 0.0, "actors": 0.0, "sum": 0.0, "object store": 0.0}
+    peak = {"driver": 0.0, "largest actor": 0.0, "object store": 0.0}
+    processes: list[int] = []
+    looked = 0.0
     while job.poll() is None:
-        now = dict.fromkeys(peak, 0.0)
-        for pid in descendants(job.pid):
+        if time.monotonic() - looked > LOOK_SECONDS:
+            processes, looked = descendants(job.pid), time.monotonic()
+        for pid in processes:
             is_actor, anonymous, shared = memory_mib(pid)
-            now["object store"] = max(now["object store"], shared)
+            peak["object store"] = max(peak["object store"], shared)
             if is_actor or pid == job.pid:
-                now["actors" if is_actor else "driver"] += anonymous
-                now["sum"] += anonymous
-        peak = {name: max(peak[name], now[name]) for name in peak}
+                kind = "largest actor" if is_actor else "driver"
+                peak[kind] = max(peak[kind], anonymous)
         time.sleep(SAMPLE_SECONDS)
     if job.returncode:
         raise SystemExit(f"compress failed with exit code {job.returncode}")
@@ -107,7 +109,7 @@ def measure(model: Path, corpus: Path, out: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=160_000, help="rows of the smaller corpus")
+    parser.add_argument("--rows", type=int, default=250_000, help="rows of the smaller corpus")
     parser.add_argument("--factor", type=int, default=10, help="how many times larger the other one is")
     parser.add_argument("--job", nargs=3, metavar=("MODEL", "CORPUS", "OUT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -124,7 +126,7 @@ def main() -> None:
     small, large = results
     print(f"{INPUT_DIM} dims to {DIM}, {FILES} files, {WORKERS} actors; peak MiB")
     print(f"{'':14}{int(small['rows']):>12,}{int(large['rows']):>12,}{'ratio':>9}")
-    for key in ("driver", "actors", "sum", "object store", "seconds"):
+    for key in ("driver", "largest actor", "object store", "seconds"):
         print(f"{key:14}{small[key]:>12.1f}{large[key]:>12.1f}{large[key] / max(small[key], 1e-9):>9.2f}")
 
 

@@ -41,7 +41,7 @@ def train_here(data: str, dims: str, epochs: int) -> None:
     from smec_core.train import train
 
     torch.set_num_threads(1)
-    config = TrainConfig(dims=dims, epochs=epochs, projection="free", guard=False)  # type: ignore[arg-type]
+    config = TrainConfig(dims=dims, epochs=epochs, projection="free", guard=False)
     trained = train(load_training_data(Dataset.open(data), config), config, NullTracker())
     stages = trained.metrics["stages"]
     print(json.dumps({stage["dim"]: stage["seconds"] for stage in stages if stage["d_in"] > stage["dim"]}))
@@ -76,14 +76,15 @@ def main() -> None:
     print(f"{steps} steps a stage, one thread, {args.runs} runs in turn; medians")
     print(f"{'stage':>6} {'plain steps/s':>14} {'ours steps/s':>14} {'ratio':>6}")
     figures = {}
-    for name in [*theirs[0], "all"]:
-        plain = [sum(run.values()) if name == "all" else run[name] for run in theirs]
-        own = [sum(run.values()) if name == "all" else run[name] for run in ours]
-        taken = steps * (len(theirs[0]) if name == "all" else 1)
+    stages = list(theirs[0])
+    for name, dims in [*((str(dim), [dim]) for dim in stages), ("all", stages)]:
+        plain = [sum(run[dim] for dim in dims) for run in theirs]
+        own = [sum(run[dim] for dim in dims) for run in ours]
+        taken = steps * len(dims)
         ratio = statistics.median(p / o for p, o in zip(plain, own, strict=True))
         row = (taken / statistics.median(plain), taken / statistics.median(own), ratio)
         print(f"{name:>6} {row[0]:>14.1f} {row[1]:>14.1f} {row[2]:>6.2f}")
-        figures[str(name)] = dict(zip(("plain", "ours", "ratio"), row, strict=True))
+        figures[name] = dict(zip(("plain", "ours", "ratio"), row, strict=True))
     if args.json:
         with open(args.json, "w") as file:
             json.dump(figures, file, indent=2)

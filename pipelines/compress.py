@@ -8,7 +8,6 @@ Shapes: N rows, D input dims, d dims kept.
 
 import hashlib
 import json
-import os
 import posixpath
 import time
 import warnings
@@ -19,21 +18,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-import ray
-import ray.data
-import ray.exceptions
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.cluster import connect, unwrap
 from pipelines.console import say
-from pipelines.publish import Draft, PublishedFile, describe_file, first_line, new_file, public_uri
+from pipelines.file_tasks import RowProgress, actor_pool, record, report_errors, run_file_tasks
+from pipelines.publish import Draft, PublishedFile, describe_file, new_file, public_uri
 from smec_core.errors import InputError, SmecError
 from smec_core.model import Model, load
 from smec_core.parquet import ROW_GROUP_ROWS, Block, EmbeddingTable, ParquetPart, embedding_column
 
 ROW_GROUP_BYTES = 32 << 20
-PROGRESS_SECONDS = 5.0
 
 
 class CompressSettings(BaseModel):
@@ -168,7 +163,7 @@ def _compress_files(
     order = sorted(range(len(table.files)), key=lambda number: -table.files[number].rows)
     arguments = {"model": model, "table": table, "draft": draft, "settings": settings, "gpu": gpus > 0}
     files: dict[str, PublishedFile] = {}
-    progress = Progress("compressed", table.rows)
+    progress = RowProgress("compressed", table.rows)
     for rows, done in run_file_tasks(CompressFile, arguments, [{"file": number} for number in order], workers, gpus):
         progress.add(rows)
         if done:
@@ -205,98 +200,3 @@ def _rows_of(filesystem: pafs.FileSystem, path: str) -> int:
         return int(pq.read_metadata(path, filesystem=filesystem).num_rows)
     except pa.ArrowInvalid:
         return -1
-
-
-def record(rows: int = 0, done: PublishedFile | None = None, error: SmecError | None = None) -> dict[str, Any]:
-    """What a file task hands back as it goes: rows since its last record, its finished file, or why it cannot go on."""
-    return {
-        "rows": rows,
-        "done": json.dumps(done) if done else "",
-        "error": str(error) if error else "",
-        "input_error": isinstance(error, InputError),
-    }
-
-
-def report_errors(records: Iterator[dict[str, Any]], file: str) -> Iterator[dict[str, Any]]:
-    """Turns errors that a user can act on into a last record: Ray Data logs a page for every exception it meets."""
-    try:
-        yield from records
-    except SmecError as error:
-        yield record(error=error)
-    except (OSError, pa.ArrowException) as error:
-        yield record(error=SmecError(f"{file}: {first_line(error)}"))
-
-
-def run_file_tasks(
-    worker: type, arguments: dict[str, Any], tasks: list[dict[str, Any]], workers: int, gpus: float
-) -> Iterator[tuple[int, PublishedFile | None]]:
-    """Runs one task per file on a pool of actors, as a Ray Data job.
-
-    Args:
-        worker: class of the actors, made once each with `arguments`; a call takes a task and yields `record`s.
-        arguments: keyword arguments of `worker`.
-        tasks: JSON-like, all with the same keys.
-        workers: actors in the pool.
-        gpus: GPUs of each actor; a fraction is shared.
-
-    Yields:
-        As they come, in no order: rows done since the task's last record, and the file when a task is finished.
-
-    Raises:
-        SmecError: the first error of a task, of the kind it was raised as.
-    """
-    dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks))
-    # a record is handed over when it is made, not with the block of 128 MiB that it would be part of
-    dataset.context.target_max_block_size = 1
-    pool = ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1)
-    records = dataset.flat_map(worker, fn_constructor_kwargs=arguments, compute=pool, num_cpus=1, num_gpus=gpus)
-    try:
-        for item in records.iter_rows():
-            if item["error"]:
-                raise (InputError if item["input_error"] else SmecError)(item["error"])
-            yield item["rows"], PublishedFile(*json.loads(item["done"])) if item["done"] else None
-    except ray.exceptions.RayError as error:
-        raise unwrap(error) from error
-
-
-def actor_pool(tasks: int, workers: int | None, gpu: str, share_gpus: bool) -> tuple[int, float]:
-    """Connects to Ray and sizes a pool: how many actors, and the GPUs of each.
-
-    Args:
-        tasks: how many there are; no more actors than that.
-        workers: actors that the user wants; None for as many as the cluster has room for.
-        gpu: "auto", "on" or "off".
-        share_gpus: whether one actor per CPU shares the GPUs evenly, or an actor has a GPU of its own.
-
-    Raises:
-        InputError: gpu is "on" and the cluster has none.
-    """
-    connect(float(workers or os.cpu_count() or 1))
-    resources = ray.cluster_resources()
-    found = 0 if gpu == "off" else int(resources.get("GPU", 0))
-    if gpu == "on" and not found:
-        raise InputError("gpu is on, but the Ray cluster has no GPU; use gpu=auto or off")
-    if found and not share_gpus:
-        return min(tasks, workers or found, found), 1.0
-    workers = min(tasks, workers or max(1, int(resources.get("CPU", 1))))
-    # Ray counts GPUs in steps of 1/10000
-    return workers, min(1.0, found * 10_000 // workers / 10_000)
-
-
-class Progress:
-    """Says every few seconds how far a job is."""
-
-    def __init__(self, verb: str, total: int) -> None:
-        self.verb = verb
-        self.total = total
-        self.rows = 0
-        self._started = self._said = time.perf_counter()
-
-    def add(self, rows: int) -> None:
-        """Counts rows, and says so when it is time."""
-        self.rows += rows
-        now = time.perf_counter()
-        if now - self._said >= PROGRESS_SECONDS and self.rows < self.total:
-            self._said = now
-            rate = self.rows / (now - self._started)
-            say(f"{self.verb} {self.rows:,} of {self.total:,} rows, {rate:,.0f} rows/s")

@@ -26,8 +26,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.compress import Progress, actor_pool, record, report_errors, run_file_tasks
 from pipelines.console import say
+from pipelines.file_tasks import RowProgress, actor_pool, record, report_errors, run_file_tasks
 from pipelines.publish import MANIFEST, PublishedFile, describe_file, first_line, new_file, public_uri
 from smec_core.errors import InputError, SmecError
 from smec_core.parquet import open_filesystem, write_embeddings
@@ -326,7 +326,7 @@ def _encode_all(
         "offline": offline,
         "gpu": gpus > 0,
     }
-    files, progress = [], Progress("encoded", total)
+    files, progress = [], RowProgress("encoded", total)
     for rows, done in run_file_tasks(EncodeShard, arguments, [shard._asdict() for shard in shards], workers, gpus):
         progress.add(rows)
         if done:

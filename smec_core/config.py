@@ -1,10 +1,13 @@
 """Everything that decides what a training run computes, in one typed record."""
 
+import math
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Projection = Literal["free", "rotation", "residual_mlp", "selection"]
+
+STAGE_STEPS = 200
 
 
 class TrainConfig(BaseModel):
@@ -47,8 +50,8 @@ class TrainConfig(BaseModel):
     """Documents judged with score 0 drawn per query and step."""
     negatives: int = Field(128, ge=0)
     """Documents drawn at random from the corpus per step, shared by all queries."""
-    epochs: int = Field(15, ge=1)
-    """Most epochs of a stage."""
+    epochs: int | None = Field(None, ge=1)
+    """Most epochs of a stage; default: as many as make 200 steps, and at least 2."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate of the projection (one-cycle schedule, AdamW without weight decay)."""
     ads_lr_factor: float = Field(30.0, gt=0)
@@ -58,8 +61,8 @@ class TrainConfig(BaseModel):
 
     guard: bool = True
     """Keep the best state on dev, protect earlier prefixes, stop without gain; off: fixed epochs, last state."""
-    patience: int = Field(5, ge=1)
-    """Epochs without gain on dev after which a stage stops."""
+    patience: int | None = Field(None, ge=1)
+    """Epochs without gain on dev after which a stage stops; default: a third of its most epochs, and at least 2."""
     guard_tolerance: float = Field(0.005, ge=0)
     """The most nDCG@10 that a stage may cost any earlier configured prefix on dev."""
     dev_fraction: float = Field(0.2, gt=0, lt=1)
@@ -99,6 +102,14 @@ class TrainConfig(BaseModel):
         if self.projection == "auto" and not self.guard:
             raise ValueError("projection=auto chooses on dev, which guard=false switches off; name one projection")
         return self
+
+    def stage_epochs(self, epoch_steps: int) -> int:
+        """Most epochs of a stage where an epoch takes `epoch_steps` steps."""
+        return self.epochs if self.epochs is not None else max(2, math.ceil(STAGE_STEPS / epoch_steps))
+
+    def stage_patience(self, epochs: int) -> int:
+        """Epochs without gain after which a stage of at most `epochs` epochs stops."""
+        return self.patience if self.patience is not None else max(2, math.ceil(epochs / 3))
 
     def neighbours(self, labelled: bool) -> int:
         """K of the unsupervised loss. Alone, it needs neighbours far enough out to keep the others apart."""

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from smec_core.errors import InputError
 
 ROW_GROUP_ROWS = 65_536
+READ_BUFFER_BYTES = 8 << 20
 
 
 class ParquetPart(NamedTuple):
@@ -202,7 +203,8 @@ def write_embeddings(
 
 def _open_parquet(filesystem: pafs.FileSystem, path: str) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True)
+        # pre-buffering would keep all that was read of a file in memory until it is closed
+        return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=False, buffer_size=READ_BUFFER_BYTES)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({error})") from error
 

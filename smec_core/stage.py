@@ -28,6 +28,9 @@ from smec_core.schedule import one_cycle
 from smec_core.tracker import Tracker
 
 LOG_EVERY = 20
+# Rotating kept dims among themselves changes no cosine: there the gradient is rounding noise, which Adam's usual 1e-8
+# would scale up to full steps, in directions that differ with the number of workers
+ADAM_EPS = 1e-6
 
 
 @dataclass
@@ -39,7 +42,8 @@ class StageSpec:
         d_in: dims it takes.
         dim: dims it keeps.
         kinds: projections to try; the best on dev is kept.
-        epochs: epochs to train for in a replay; None in a first pass, where the guard decides.
+        epochs: most epochs, over which the learning rate runs its cycle.
+        stop: epochs to train for in a replay; None in a first pass, where dev decides.
         floors: least dev score of each earlier configured prefix.
     """
 
@@ -47,7 +51,8 @@ class StageSpec:
     d_in: int
     dim: int
     kinds: Sequence[Projection]
-    epochs: int | None
+    epochs: int
+    stop: int | None
     floors: Scores = field(default_factory=dict)
 
 
@@ -141,10 +146,10 @@ class Candidate:
             {"params": self.stage.projection_parameters(), "lr": config.lr},
             {"params": [self.stage.logits], "lr": config.ads_lr_factor * config.lr},
         ]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, eps=ADAM_EPS)
         self.average = copy.deepcopy(self.stage)
-        self.schedule = one_cycle(self.optimizer, config.epochs, run.sampler.epoch_steps)
-        self.guard = Guard(spec.dim, spec.d_in, spec.floors, config.patience)
+        self.schedule = one_cycle(self.optimizer, spec.epochs, run.sampler.epoch_steps)
+        self.guard = Guard(spec.dim, spec.d_in, spec.floors, config.stage_patience(spec.epochs))
         self.best = self.average.freeze()
         self.parts_2 = torch.zeros(2)
 
@@ -239,7 +244,7 @@ def train_stage(
     memory = CrossBatchMemory(run.config.queue_size, y_docs.rows, run.x_docs.dim, spec.d_in, run.device)
     log = _StepLog(run, spec)
     active = candidates
-    for epoch in range(run.config.epochs if spec.epochs is None else spec.epochs):
+    for epoch in range(spec.epochs if spec.stop is None else spec.stop):
         for number, batch in enumerate(run.sampler.epoch(run.key(spec.number, 1, epoch))):
             clock = _Clock()
             step = _load(run, batch, memory, y_docs, y_queries, clock)

@@ -145,19 +145,23 @@ class _Chain:
             self.shape = [(d_in, dim) for d_in, dim in self.shape if d_in != dim]
         self.prefixes = prefix_dims(input_dim, config.dims)
         self.dev_scores: dict[str, dict[str, float]] = {}
+        self.epochs = 0
         self.steps = self.rows = 0
 
     def run(self, pass_name: str, plan: list[tuple[Projection, int]] | None) -> list[StageOutcome]:
         """One pass; `plan` fixes the kind and the epochs of every stage, else dev decides."""
         run = self._prepare(pass_name, with_dev=self.config.guard and plan is None)
+        if plan is None:
+            # a replay has more labels and so more steps an epoch, but the same epochs
+            self.epochs = self.config.stage_epochs(run.sampler.epoch_steps)
         y_docs, y_queries = self.data.docs, self.data.queries
         outcomes: list[StageOutcome] = []
         reached: Scores = {}
         for number, (d_in, dim) in enumerate(self.shape):
-            kinds, epochs = (self._kinds(d_in, dim), None) if plan is None else ([plan[number][0]], plan[number][1])
+            kinds, stop = (self._kinds(d_in, dim), None) if plan is None else ([plan[number][0]], plan[number][1])
             floors = {prefix: score - self.config.guard_tolerance for prefix, score in reached.items()}
             started = time.perf_counter()
-            tried = train_stage(run, StageSpec(number, d_in, dim, kinds, epochs, floors), y_docs, y_queries)
+            tried = train_stage(run, StageSpec(number, d_in, dim, kinds, self.epochs, stop, floors), y_docs, y_queries)
             outcome = StageOutcome(d_in, tried, time.perf_counter() - started)
             outcomes.append(outcome)
             stage = outcome.best.stage

@@ -1,0 +1,201 @@
+"""What a user reads and a scheduler sees: one line and an exit code for each kind of bad input."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.cli import app
+from tests.builders import write_dataset
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    return write_dataset(tmp_path / "data", docs=60, queries=60, dim=8)
+
+
+def smec(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, result.stdout, result.stderr
+
+
+def _edit(path: Path, change: Callable[[list[Any]], object], kind: pa.DataType | None = None) -> None:
+    table = pq.read_table(path)
+    vectors = table["embedding"].to_pylist()
+    change(vectors)
+    column = pa.array(vectors, kind or pa.list_(pa.float32()))
+    pq.write_table(table.set_column(table.schema.get_field_index("embedding"), "embedding", column), path)
+
+
+def _set_value(value: float) -> Callable[[Path], None]:
+    def change(data: Path) -> None:
+        _edit(data / "corpus" / "part-1.parquet", lambda rows: rows[4].__setitem__(2, value))
+
+    return change
+
+
+def _shorten(data: Path) -> None:
+    _edit(data / "corpus" / "part-1.parquet", lambda rows: rows[4].pop())
+
+
+def _null(data: Path) -> None:
+    _edit(data / "corpus" / "part-1.parquet", lambda rows: rows.__setitem__(4, None))
+
+
+def _zero(data: Path) -> None:
+    _edit(data / "corpus" / "part-1.parquet", lambda rows: rows.__setitem__(4, [0.0] * 8))
+
+
+def _integers(data: Path) -> None:
+    path = data / "corpus" / "part-1.parquet"
+    _edit(path, lambda rows: rows.__setitem__(slice(None), [[1] * 8] * len(rows)), pa.list_(pa.int32()))
+
+
+def _repeat_id(data: Path) -> None:
+    path = data / "corpus" / "part-1.parquet"
+    table = pq.read_table(path)
+    ids = ["d0", *table["id"].to_pylist()[1:]]
+    pq.write_table(table.set_column(0, "id", pa.array(ids)), path)
+
+
+def _drop_column(data: Path) -> None:
+    path = data / "queries.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["id"]), path)
+
+
+def _qrels(data: Path, change: Callable[[pa.Table], pa.Table], split: str = "train") -> None:
+    path = data / "qrels" / f"{split}.parquet"
+    pq.write_table(change(pq.read_table(path)), path)
+
+
+def _few_queries(data: Path) -> None:
+    _qrels(data, lambda table: table.slice(0, 19))
+
+
+def _unknown_ids(data: Path) -> None:
+    def change(table: pa.Table) -> pa.Table:
+        ids = [f"x{i}" if i % 2 else name for i, name in enumerate(table["doc_id"].to_pylist())]
+        return table.set_column(1, "doc_id", pa.array(ids))
+
+    _qrels(data, change)
+
+
+def _empty_split(data: Path) -> None:
+    _qrels(data, lambda table: table.slice(0, 0), "test")
+
+
+def _score_text(data: Path) -> None:
+    _qrels(data, lambda table: table.set_column(2, "score", pa.array(["1"] * len(table))))
+
+
+BAD_INPUT = {
+    "differing dims": (_shorten, ["part-1.parquet: row 4, column embedding", "7 dims", "8"]),
+    "null row": (_null, ["part-1.parquet: row 4, column embedding", "null"]),
+    "NaN": (_set_value(float("nan")), ["part-1.parquet: row 4, column embedding", "NaN or infinity"]),
+    "infinity": (_set_value(float("inf")), ["part-1.parquet: row 4, column embedding", "NaN or infinity"]),
+    "zero vector": (_zero, ["part-1.parquet: row 4, column embedding", "zero vector"]),
+    "wrong type": (_integers, ["part-1.parquet: column embedding", "list of float16 or float32"]),
+    "duplicate id": (_repeat_id, ["part-1.parquet: row 0, column id: 'd0'", "part-0.parquet: row 0"]),
+    "missing column": (_drop_column, ["queries.parquet: column id is missing"]),
+    "few train queries": (_few_queries, ["train.parquet: 19 queries", "at least 20"]),
+    "unknown ids": (
+        _unknown_ids,
+        ["train.parquet", "name ids that the data does not hold", "row 1, column doc_id: 'x1'"],
+    ),
+    "empty split": (_empty_split, ["test.parquet: the split is empty"]),
+    "score not a number": (_score_text, ["train.parquet: column score is string", "integer"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_data_is_refused_with_one_line(case: str, dataset: Path) -> None:
+    spoil, expected = BAD_INPUT[case]
+    spoil(dataset)
+    code, _, errors = smec("check", str(dataset))
+    assert code == 2
+    [line] = errors.strip().splitlines()
+    assert line.startswith("smec: ")
+    for part in expected:
+        assert part in line
+
+
+@pytest.mark.parametrize("missing", ["corpus", "queries.parquet"])
+def test_a_missing_part_is_named(missing: str, dataset: Path) -> None:
+    (dataset / missing).rename(dataset / "elsewhere")
+    code, _, errors = smec("check", str(dataset))
+    assert code == 2
+    assert missing.removesuffix(".parquet") in errors
+    assert "no Parquet file there" in errors
+
+
+def test_check_says_what_a_good_dataset_holds(dataset: Path, tmp_path: Path) -> None:
+    code, printed, _ = smec("check", str(dataset), "--json", str(tmp_path / "check.json"))
+    assert code == 0
+    figures = json.loads((tmp_path / "check.json").read_text())
+    assert (figures["dim"], figures["corpus"]["rows"], figures["queries"]["rows"]) == (8, 60, 60)
+    assert figures["fingerprint"] in printed
+    assert figures["splits"]["train"]["queries"] + figures["splits"]["test"]["queries"] == 60
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dims", "16"], "dims: 16 is more than the 8 dims of the data"),
+        (["--dims", "4", "--set", "taau=1"], "did you mean 'tau'"),
+        (["--dims", "4", "--workers", "0"], "workers: Input should be greater than or equal to 1"),
+        (["--dims", "4", "--preset", "papers"], "--preset papers: unknown"),
+        (["--dims", "-4"], "dims: every dim must be at least 1"),
+        (["--dims", "4", "--name", "../up"], "name: String should match pattern"),
+        ([], "dims: is required"),
+    ],
+)
+def test_bad_usage_of_train_is_refused_before_anything_starts(
+    arguments: list[str], message: str, dataset: Path, tmp_path: Path
+) -> None:
+    code, _, errors = smec("train", "--data", str(dataset), "--out", str(tmp_path / "model"), *arguments)
+    assert code == 2
+    assert message in errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_a_folder_that_is_not_a_model_is_never_overwritten(dataset: Path) -> None:
+    code, _, errors = smec("train", "--data", str(dataset), "--dims", "4", "--out", str(dataset))
+    assert code == 2
+    assert "is not a model folder" in errors
+    assert (dataset / "queries.parquet").exists()
+
+
+def test_unexpected_failures_are_one_line_and_exit_1(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("disk on fire")
+
+    monkeypatch.setattr("pipelines.check.run", broken)
+    code, _, errors = smec("check", str(dataset))
+    assert code == 1
+    assert errors.strip() == "smec: unexpected RuntimeError: disk on fire; SMEC_DEBUG=1 shows where"
+
+
+def test_help_needs_no_heavy_import() -> None:
+    script = "import sys, pipelines.cli; print([m for m in ('torch', 'ray', 'mlflow', 'pyarrow') if m in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[]"
+    code, text, _ = smec("--help")
+    assert code == 0
+    for command in ("sample", "check", "ingest", "train", "evaluate", "compress", "report"):
+        assert command in text
+
+
+def test_evaluate_names_the_splits_there_are(dataset: Path, tmp_path: Path) -> None:
+    from smec_core.model import Model
+
+    Model([], 8, {"dims": [8]}, {}).save(tmp_path / "model")
+    code, _, errors = smec("evaluate", "--data", str(dataset), "--model", str(tmp_path / "model"), "--split", "dev")
+    assert code == 2
+    assert "there is no qrels/dev.parquet; splits present: train, test" in errors

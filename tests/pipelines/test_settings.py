@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+
+from pipelines.settings import resolve
+from smec_core.config import PAPER_PRESET, TrainConfig
+from smec_core.errors import InputError
+
+
+def test_later_layers_win(tmp_path: Path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text("dims: 96,48\ntau: 0.5\ntemperature: 0.2\nepochs: 3\n")
+    settings = resolve(TrainConfig, {"epochs": 7, "seed": None}, file, ["tau=0.7", "epochs=5"], PAPER_PRESET)
+    assert settings.dims == (96, 48)
+    assert (settings.temperature, settings.tau, settings.epochs) == (0.2, 0.7, 7)
+    assert settings.gumbel_noise == PAPER_PRESET["gumbel_noise"]
+    assert settings.seed == 0
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (["taau=1"], "--set: unknown key 'taau'; did you mean 'tau'?"),
+        (["tau=-1"], "tau: Input should be greater than 0 (given -1 by --set)"),
+        (["tau"], "--set tau: expected key=value"),
+        (["epochs=many"], "epochs: Input should be a valid integer"),
+        (["queue_size=5", "top_k=10"], r"queue_size \(5\) must be at least top_k \(10\)"),
+        (["guard=false"], "projection=auto chooses on dev, which guard=false switches off"),
+        (["dims=96,96"], "dims: a dim is named twice"),
+    ],
+)
+def test_refusals_name_the_key_and_where_it_was_set(assignments: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message.replace("(given", r"\(given").replace("--set)", r"--set\)")):
+        resolve(TrainConfig, {"dims": "48"} if "dims" not in assignments[0] else {}, None, assignments)
+
+
+def test_a_missing_setting_says_how_to_give_it() -> None:
+    with pytest.raises(InputError, match="dims: is required; give --dims or set it in --config"):
+        resolve(TrainConfig, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("tau: [1", "not valid YAML"), ("- tau", "must hold key: value lines"), ("tauu: 1", "unknown key 'tauu'")],
+)
+def test_a_bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=f"train.yaml: .*{message}"):
+        resolve(TrainConfig, {"dims": "48"}, file)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"absent.yaml: cannot be read"):
+        resolve(TrainConfig, {}, tmp_path / "absent.yaml")

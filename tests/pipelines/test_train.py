@@ -1,0 +1,142 @@
+"""The main job on a real Ray cluster: train, evaluate, compress, and what is recorded on the way."""
+
+import json
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import smec_core
+from pipelines import compress, evaluate, train
+from pipelines.publish import current
+from smec_core.errors import InputError, SmecError
+from tests.builders import write_dataset
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+def _settings(data: Path, out: Path, **changes: object) -> train.TrainSettings:
+    quick = {"epochs": 2, "batch_size": 32, "negatives": 16, "queue_size": 100, "dims": "8,4"}
+    return train.TrainSettings.model_validate({"data": str(data), "out": str(out), **quick, **changes})
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "d")
+
+
+@pytest.fixture(scope="module")
+def model_folder(dataset: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "model"
+    train.run(_settings(dataset, out, workers=2))
+    return out
+
+
+def test_the_model_is_whole_and_says_how_it_was_made(model_folder: Path, dataset: Path) -> None:
+    model = smec_core.load(model_folder)
+    assert model.dims == (32, 8, 4)
+    assert model.config["train"]["epochs"] == 2
+    assert model.metrics["training"]["workers"] == 2
+    assert {stage["dim"] for stage in model.metrics["stages"]} == {32, 16, 8, 4}
+    assert set(model.metrics["evaluation"]["baselines"]) == {"truncation", "pca", "full"}
+    steps = [json.loads(line)["step"] for line in (model_folder / "history.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+    assert "| 4 |" in (model_folder / "README.md").read_text()
+
+
+def test_evaluate_gives_what_train_recorded(model_folder: Path, dataset: Path) -> None:
+    report = evaluate.run(
+        evaluate.EvaluateSettings(data=str(dataset), model=str(model_folder), split="test", baselines=True)
+    )
+    assert report == smec_core.load(model_folder).metrics["evaluation"]
+
+
+def test_compressed_corpus_is_the_models_encoding(model_folder: Path, dataset: Path, tmp_path: Path) -> None:
+    settings = compress.CompressSettings(
+        model=str(model_folder), input=str(dataset / "corpus"), output=str(tmp_path / "out"), dim=8
+    )
+    compress.run(settings)
+    model = smec_core.load(model_folder)
+    for part in sorted((dataset / "corpus").iterdir()):
+        source, made = pq.read_table(part), pq.read_table(Path(current(str(tmp_path / "out"))) / part.name)
+        assert made["id"].to_pylist() == source["id"].to_pylist()
+        x_ND = np.array(source["embedding"].to_pylist(), np.float32)
+        np.testing.assert_allclose(np.array(made["embedding"].to_pylist()), model.encode(x_ND, 8), atol=1e-6)
+
+
+def test_one_and_two_workers_learn_the_same(model_folder: Path, dataset: Path, tmp_path: Path) -> None:
+    train.run(_settings(dataset, tmp_path / "model", workers=1))
+    one, two = ([json.loads(line) for line in _history(folder)] for folder in (tmp_path / "model", model_folder))
+    assert [record["step"] for record in one] == [record["step"] for record in two]
+    first = [(a["loss"], b["loss"]) for a, b in zip(one, two, strict=True) if "loss" in a][:20]
+    for alone, together in first:
+        assert alone == pytest.approx(together, abs=1e-4)
+
+
+def _history(folder: Path) -> list[str]:
+    return (folder / "history.jsonl").read_text().splitlines()
+
+
+def test_a_finished_run_is_returned_and_not_trained_again(dataset: Path, tmp_path: Path) -> None:
+    settings = _settings(dataset, tmp_path / "model", storage=str(tmp_path / "runs"), name="once")
+    first = train.run(settings)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    again = train.run(settings.model_copy(update={"out": str(tmp_path / "other")}))
+    assert again == first
+    assert {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()} == files
+    with pytest.raises(InputError, match="other settings or data; choose another --name"):
+        train.run(settings.model_copy(update={"seed": 1}))
+
+
+def test_same_settings_give_the_same_bytes(dataset: Path, tmp_path: Path) -> None:
+    made = []
+    for storage in ("one", "two"):
+        settings = _settings(dataset, tmp_path / storage / "model", storage=str(tmp_path / storage / "runs"))
+        train.run(settings)
+        made.append((tmp_path / storage / "model" / "adapter.safetensors").read_bytes())
+    assert made[0] == made[1]
+
+
+def test_mlflow_holds_the_run(dataset: Path, tmp_path: Path) -> None:
+    train.run(_settings(dataset, tmp_path / "model", name="recorded", seed=5))
+    [run] = mlflow.search_runs(search_all_experiments=True, filter_string="run_name = 'recorded'", output_format="list")
+    assert run.info.status == "FINISHED"
+    assert run.data.params["seed"] == "5"
+    metrics = smec_core.load(tmp_path / "model").metrics
+    assert run.data.metrics["test/ndcg_at_10/4"] == pytest.approx(metrics["evaluation"]["ndcg@10"]["4"])
+    vectors = np.random.default_rng(0).normal(size=(3, 32)).astype(np.float32)
+    served = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/model").predict(vectors, params={"dim": 4})
+    np.testing.assert_allclose(served, smec_core.load(tmp_path / "model").encode(vectors, 4), atol=1e-6)
+
+
+def test_without_judgements_neighbours_are_kept(dataset: Path, tmp_path: Path) -> None:
+    data = tmp_path / "unjudged"
+    data.mkdir()
+    for name in ("corpus", "queries.parquet"):
+        (data / name).symlink_to(dataset / name)
+    metrics = train.run(_settings(data, tmp_path / "model", top_k=10))
+    assert metrics["evaluation"]["split"] is None
+    assert metrics["evaluation"]["neighbour_recall@10"]["32"] == pytest.approx(1.0)
+
+
+def test_a_bad_row_stops_the_run_with_its_place_and_stores_nothing(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data")
+    path = data / "corpus" / "part-2.parquet"
+    table = pq.read_table(path)
+    vectors = np.array(table["embedding"].to_pylist(), np.float32)
+    vectors[7, 3] = np.nan
+    from smec_core.parquet import write_embeddings
+
+    write_embeddings(str(path), table["id"].to_pylist(), vectors)
+    with pytest.raises(InputError, match=r"part-2.parquet: row 7, column embedding: holds NaN"):
+        train.run(_settings(data, tmp_path / "model", name="bad-row"))
+    assert not (tmp_path / "model").exists()
+    [run] = mlflow.search_runs(search_all_experiments=True, filter_string="run_name = 'bad-row'", output_format="list")
+    assert run.info.status == "FAILED"
+
+
+def test_gpus_that_are_not_there_are_refused(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(SmecError, match="gpu: 1 GPUs wanted, but the cluster has 0"):
+        train.run(_settings(dataset, tmp_path / "model", gpu="on"))

@@ -1,0 +1,268 @@
+"""Datasets on disk: what is read, how dev is split off, and every refusal with its place."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from smec_core.config import TrainConfig
+from smec_core.dataset import Dataset
+from smec_core.errors import InputError
+from smec_core.parquet import write_embeddings
+
+DIM, DOCS, QUERIES = 4, 30, 24
+Pairs = list[tuple[str, str, int]]
+
+
+def vectors(rows: int, dim: int = DIM) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((rows, dim)).astype(np.float32)
+
+
+def write_qrels(folder: Path, split: str, pairs: Pairs, names: tuple[str, str] = ("query_id", "doc_id")) -> None:
+    (folder / "qrels").mkdir(exist_ok=True)
+    query, doc, score = zip(*pairs, strict=True) if pairs else ((), (), ())
+    columns = {
+        names[0]: pa.array(query, pa.string()),
+        names[1]: pa.array(doc, pa.string()),
+        "score": pa.array(score, pa.int64()),
+    }
+    pq.write_table(pa.table(columns), folder / "qrels" / f"{split}.parquet")
+
+
+def train_pairs(queries: int = QUERIES) -> Pairs:
+    return [(f"q{number}", f"d{number}", 1) for number in range(queries)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small dataset: the corpus in two files, one relevant document a query, train and test judgements."""
+    root = tmp_path / "data"
+    (root / "corpus").mkdir(parents=True)
+    ids = [f"d{row}" for row in range(DOCS)]
+    write_embeddings(str(root / "corpus" / "0.parquet"), ids[:20], vectors(20))
+    write_embeddings(str(root / "corpus" / "1.parquet"), ids[20:], vectors(10))
+    write_embeddings(str(root / "queries.parquet"), [f"q{row}" for row in range(QUERIES)], vectors(QUERIES))
+    write_qrels(root, "train", train_pairs())
+    write_qrels(root, "test", [("q3", "d25", 2), ("q3", "d4", 0), ("q1", "d1", 1)])
+    return root
+
+
+def test_judgements_name_rows_of_the_tables(folder: Path) -> None:
+    dataset = Dataset.open(str(folder))
+    assert (dataset.dim, dataset.corpus.rows, dataset.queries.rows) == (DIM, DOCS, QUERIES)
+    assert set(dataset.splits) == {"train", "test"}
+    test = dataset.splits["test"]
+    assert test.query_row_Q.tolist() == [1, 3]
+    assert (test.doc_row_J.tolist(), test.score_J.tolist()) == ([1, 4, 25], [1, 0, 2])
+
+
+def test_column_names_of_beir_are_read(folder: Path) -> None:
+    before = Dataset.open(str(folder)).splits["train"]
+    write_qrels(folder, "train", train_pairs(), names=("query-id", "corpus-id"))
+    after = Dataset.open(str(folder)).splits["train"]
+    np.testing.assert_array_equal(after.query_row_Q, before.query_row_Q)
+    np.testing.assert_array_equal(after.doc_row_J, before.doc_row_J)
+
+
+def test_a_dataset_without_judgements_opens(folder: Path) -> None:
+    shutil.rmtree(folder / "qrels")
+    dataset = Dataset.open(f"{folder}/")
+    assert dataset.splits == {}
+    assert dataset.training_split(TrainConfig(dims=(2,))) == (None, None)
+
+
+def test_summary_counts_what_there_is(folder: Path) -> None:
+    write_qrels(folder, "train", [*train_pairs(), ("q0", "gone", 1), ("q0", "d5", 0)])
+    dataset = Dataset.open(str(folder))
+    summary = dataset.summary()
+    assert summary["corpus"] == {"rows": DOCS, "files": 2}
+    assert summary["queries"] == {"rows": QUERIES, "files": 1}
+    assert summary["splits"]["train"] == {
+        "queries": QUERIES,
+        "judgements": QUERIES + 1,
+        "relevant": QUERIES,
+        "unknown": 1,
+    }
+    assert summary["fingerprint"] == dataset.fingerprint
+
+
+# refusals
+
+
+def drop_column(path: Path, name: str) -> None:
+    pq.write_table(pq.read_table(path).drop_columns([name]), path)
+
+
+def retype_column(path: Path, name: str, values: pa.Array) -> None:
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(table.column_names.index(name), name, values), path)
+
+
+def with_null(rows: int, bad: int, kind: pa.DataType) -> pa.Array:
+    values = list(range(rows)) if pa.types.is_integer(kind) else [f"q{row}" for row in range(rows)]
+    return pa.array([None if row == bad else value for row, value in enumerate(values)], kind)
+
+
+REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no folder": (shutil.rmtree, r"data/corpus: no Parquet file there"),
+    "no queries": (lambda f: (f / "queries.parquet").unlink(), r"data/queries: no Parquet file there"),
+    "empty corpus": (
+        lambda f: [write_embeddings(str(f / "corpus" / f"{n}.parquet"), [], vectors(0)) for n in (0, 1)],
+        r"data/corpus: holds no rows",
+    ),
+    "other dims of queries": (
+        lambda f: write_embeddings(str(f / "queries.parquet"), ["q0"], vectors(1, DIM + 1)),
+        r"queries have 5 dims, the corpus has 4",
+    ),
+    "id twice in the corpus": (
+        lambda f: write_embeddings(str(f / "corpus" / "1.parquet"), ["d20", "d7"], vectors(2)),
+        r"corpus/1\.parquet: row 1, column id: 'd7' was seen before in .*corpus/0\.parquet: row 7",
+    ),
+    "id twice in the queries": (
+        lambda f: write_embeddings(str(f / "queries.parquet"), ["q0", "q1", "q0"], vectors(3)),
+        r"queries\.parquet: row 2, column id: 'q0' was seen before in .*queries\.parquet: row 0",
+    ),
+    "no column query_id": (
+        lambda f: drop_column(f / "qrels" / "train.parquet", "query_id"),
+        r"train\.parquet: column query_id is missing; it holds doc_id, score",
+    ),
+    "no column doc_id": (
+        lambda f: drop_column(f / "qrels" / "train.parquet", "doc_id"),
+        r"train\.parquet: column doc_id is missing",
+    ),
+    "no column score": (
+        lambda f: drop_column(f / "qrels" / "test.parquet", "score"),
+        r"test\.parquet: column score is missing",
+    ),
+    "ids as numbers": (
+        lambda f: retype_column(f / "qrels" / "train.parquet", "doc_id", pa.array(range(QUERIES))),
+        r"train\.parquet: column doc_id is int64; it must be string",
+    ),
+    "scores as text": (
+        lambda f: retype_column(f / "qrels" / "test.parquet", "score", pa.array(["1", "0", "2"])),
+        r"test\.parquet: column score is string; it must be an integer",
+    ),
+    "scores as fractions": (
+        lambda f: retype_column(f / "qrels" / "test.parquet", "score", pa.array([1.0, 0.5, 2.0])),
+        r"test\.parquet: column score is double; it must be an integer",
+    ),
+    "a null query": (
+        lambda f: retype_column(f / "qrels" / "train.parquet", "query_id", with_null(QUERIES, 5, pa.string())),
+        r"train\.parquet: row 5, column query_id: is null",
+    ),
+    "a null score": (
+        lambda f: retype_column(f / "qrels" / "train.parquet", "score", with_null(QUERIES, 6, pa.int64())),
+        r"train\.parquet: row 6, column score: is null",
+    ),
+    "few train queries": (
+        lambda f: write_qrels(f, "train", train_pairs(19)),
+        r"train\.parquet: 19 queries with a relevant document; training needs at least 20",
+    ),
+    "few train queries with a relevant document": (
+        lambda f: write_qrels(f, "train", train_pairs(19) + [("q19", "d0", 0), ("q20", "d0", -1)]),
+        r"train\.parquet: 19 queries with a relevant document",
+    ),
+    "an empty split": (lambda f: write_qrels(f, "test", []), r"test\.parquet: the split is empty"),
+    "a split without relevant documents": (
+        lambda f: write_qrels(f, "test", [("q0", "d0", 0)]),
+        r"test\.parquet: no judgement has a score above 0; the split is empty",
+    ),
+    "qrels that are no Parquet": (
+        lambda f: (f / "qrels" / "test.parquet").write_text("query-id\tcorpus-id\tscore\n"),
+        r"test\.parquet: not a readable Parquet file",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_breaks_the_contract_is_refused(folder: Path, case: str) -> None:
+    spoil, message = REFUSED[case]
+    spoil(folder)
+    with pytest.raises(InputError, match=message):
+        Dataset.open(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("unknown", "place"),
+    [(("nobody", "d0", 1), "row 24, column query_id: 'nobody'"), (("q0", "gone", 1), "row 24, column doc_id: 'gone'")],
+)
+def test_judgements_of_unknown_ids_are_counted_up_to_a_share(
+    folder: Path, unknown: tuple[str, str, int], place: str
+) -> None:
+    write_qrels(folder, "train", [*train_pairs(), unknown])
+    dataset = Dataset.open(str(folder), max_unknown=0.1)
+    assert dataset.unknown_judgements == {"train": 1, "test": 0}
+    assert len(dataset.splits["train"].doc_row_J) == QUERIES
+    with pytest.raises(InputError) as refused:
+        Dataset.open(str(folder), max_unknown=0.01)
+    assert "train.parquet: 1 of 25 judgements name ids that the data does not hold" in str(refused.value)
+    assert place in str(refused.value)
+
+
+# dev split and fingerprint
+
+
+def dev_queries(folder: Path, dev_fraction: float = 0.2) -> tuple[set[str], set[str]]:
+    """Ids of the train and of the dev queries."""
+    dataset = Dataset.open(str(folder))
+    train, dev = dataset.training_split(TrainConfig(dims=(2,), dev_fraction=dev_fraction))
+    assert train is not None
+    assert dev is not None
+    ids = dataset.queries.ids()
+    return {ids[int(row)].as_py() for row in train.query_row_Q}, {ids[int(row)].as_py() for row in dev.query_row_Q}
+
+
+def test_a_query_stays_in_dev_when_others_are_added(folder: Path) -> None:
+    train, dev = dev_queries(folder)
+    assert dev
+    assert train | dev == {f"q{number}" for number in range(QUERIES)}
+    assert not train & dev
+    # new queries in front: all row numbers change
+    ids = [f"new{number}" for number in range(200)] + [f"q{number}" for number in range(QUERIES)]
+    write_embeddings(str(folder / "queries.parquet"), ids, vectors(len(ids)))
+    write_qrels(folder, "train", [(name, "d0", 1) for name in ids])
+    more_train, more_dev = dev_queries(folder)
+    assert dev <= more_dev
+    assert train <= more_train
+    assert len(more_dev) / len(ids) == pytest.approx(0.2, abs=0.08)
+
+
+@pytest.mark.parametrize("dev_fraction", [0.0001, 0.9999])
+def test_train_and_dev_both_hold_a_query_at_least(folder: Path, dev_fraction: float) -> None:
+    train, dev = dev_queries(folder, dev_fraction)
+    assert train
+    assert dev
+    assert not train & dev
+
+
+def test_given_dev_judgements_are_used_as_they_are(folder: Path) -> None:
+    write_qrels(folder, "dev", [("q2", "d9", 1), ("q5", "d9", 0)])
+    train, dev = dev_queries(folder)
+    assert dev == {"q2"}
+    assert len(train) == QUERIES
+
+
+def test_without_the_guard_no_query_is_held_out(folder: Path) -> None:
+    train, dev = Dataset.open(str(folder)).training_split(TrainConfig(dims=(2,), guard=False, projection="free"))
+    assert train is not None
+    assert len(train) == QUERIES
+    assert dev is None
+
+
+def test_any_byte_changes_the_fingerprint_and_the_place_does_not(folder: Path, tmp_path: Path) -> None:
+    before = Dataset.open(str(folder)).fingerprint
+    assert len(before) == 16
+    copied = shutil.copytree(folder, tmp_path / "elsewhere")
+    assert Dataset.open(str(copied)).fingerprint == before
+    seen = {before}
+    for path in sorted(folder.rglob("*.parquet")):
+        content = bytearray(path.read_bytes())
+        # the magic number at the start: of no use to a reader that goes by the footer
+        content[1] ^= 1
+        path.write_bytes(content)
+        seen.add(Dataset.open(str(folder)).fingerprint)
+    assert len(seen) == 6

@@ -1,0 +1,94 @@
+"""Both losses against plain loops, on the steps that the sampler makes.
+
+Shapes: B queries, N documents, A anchors, U memory items, K neighbours, d dims.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smec_core.config import TrainConfig
+from smec_core.judgements import Judgements
+from smec_core.losses import rank_loss, unsupervised_loss
+from smec_core.sampling import Batch, LabelledSampler
+
+QUERIES, DOCS = 6, 15
+GRADES = st.dictionaries(
+    st.tuples(st.integers(0, QUERIES - 1), st.integers(0, DOCS - 1)), st.integers(0, 3), min_size=1, max_size=40
+).filter(lambda grades: any(grades.values()))
+
+
+def only_batch(grades: dict[tuple[int, int], int], **options: int) -> Batch:
+    """One step that holds all queries with a relevant document."""
+    query_J, doc_J = np.array(list(grades)).T
+    judged = Judgements.from_pairs(query_J, doc_J, np.array(list(grades.values()), np.float32)).with_positives()
+    config = TrainConfig(dims=(1,), batch_size=QUERIES, **options)
+    (batch,) = LabelledSampler(judged, DOCS, config).epoch((0,))
+    return batch
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(grades=GRADES, temperature=st.sampled_from([0.05, 1.0]), seed=st.integers(0, 1000))
+def test_rank_loss_equals_a_loop_over_grades(grades: dict[tuple[int, int], int], temperature: float, seed: int) -> None:
+    batch = only_batch(grades, positives=2, hard_negatives=2, negatives=4)
+    generator = torch.Generator().manual_seed(seed)
+    q_Bd = F.normalize(torch.randn(len(batch.query_row_B), 4, generator=generator), dim=1)
+    d_Nd = F.normalize(torch.randn(len(batch.doc_row_N), 4, generator=generator), dim=1)
+
+    expected = 0.0
+    for b, j in zip(batch.pair_query_P, batch.pair_doc_P, strict=True):
+        query = int(batch.query_row_B[b])
+        for k, doc in enumerate(batch.doc_row_N):
+            margin = grades[query, int(batch.doc_row_N[j])] - grades.get((query, int(doc)), 0)
+            if margin > 0:
+                gap = float(q_Bd[b] @ d_Nd[k] - q_Bd[b] @ d_Nd[j])
+                expected += margin * math.log1p(math.exp(gap / temperature))
+
+    loss = rank_loss(
+        q_Bd,
+        d_Nd,
+        torch.from_numpy(batch.pair_query_P),
+        torch.from_numpy(batch.pair_doc_P),
+        torch.from_numpy(batch.weight_PN),
+        temperature,
+    )
+    assert loss.item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_a_relevant_document_is_no_negative_when_another_query_brought_it() -> None:
+    # query 0 finds documents 0 and 1 relevant but may bring only one of them; queries 1 and 2 bring both
+    grades = {(0, 0): 1, (0, 1): 1, (1, 0): 1, (2, 1): 1}
+    batch = only_batch(grades, positives=1, hard_negatives=0, negatives=0)
+    assert batch.doc_row_N.tolist() == [0, 1]
+    for pair, b in enumerate(batch.pair_query_P):
+        # only for queries 1 and 2 is the other document a negative
+        assert batch.weight_PN[pair].sum() == (0 if batch.query_row_B[b] == 0 else 1)
+
+
+def test_a_lower_grade_weighs_by_the_difference() -> None:
+    batch = only_batch({(0, 0): 3, (0, 1): 1, (0, 2): 0}, positives=2, hard_negatives=1, negatives=0)
+    weights = {int(batch.doc_row_N[j]): batch.weight_PN[p].tolist() for p, j in enumerate(batch.pair_doc_P)}
+    assert weights == {0: [0, 2, 3], 1: [0, 0, 1]}
+
+
+def test_unsupervised_loss_equals_a_loop_over_live_neighbours() -> None:
+    generator = torch.Generator().manual_seed(0)
+    anchors, items, top_k = 5, 7, 3
+    a_Ad = F.normalize(torch.randn(anchors, 4, generator=generator), dim=1)
+    m_Ud = F.normalize(torch.randn(items, 4, generator=generator), dim=1)
+    where_AK = torch.randint(items, (anchors, top_k), generator=generator)
+    target_AK = torch.rand(anchors, top_k, generator=generator) * 2 - 1
+    live_AK = (torch.rand(anchors, top_k, generator=generator) < 0.7).float()
+
+    expected = sum(
+        abs(float(target_AK[a, k]) - float(a_Ad[a] @ m_Ud[where_AK[a, k]]))
+        for a in range(anchors)
+        for k in range(top_k)
+        if live_AK[a, k]
+    )
+    assert unsupervised_loss(a_Ad, m_Ud, where_AK, target_AK, live_AK).item() == pytest.approx(expected, rel=1e-5)

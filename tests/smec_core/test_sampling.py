@@ -1,0 +1,99 @@
+"""The steps of an epoch, for any judgements and any batch size."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smec_core.config import TrainConfig
+from smec_core.judgements import Judgements
+from smec_core.sampling import Batch, LabelledSampler, UnlabelledSampler
+
+DOCS = 30
+JUDGED = st.dictionaries(
+    st.tuples(st.integers(0, 20), st.integers(0, DOCS - 1)), st.integers(0, 2), min_size=1, max_size=80
+).filter(lambda grades: any(grades.values()))
+Grades = dict[tuple[int, int], int]
+
+
+def judge(grades: Grades) -> Judgements:
+    query_J, doc_J = np.array(list(grades)).T
+    return Judgements.from_pairs(query_J, doc_J, np.array(list(grades.values()), np.float32)).with_positives()
+
+
+def epoch(grades: Grades, key: tuple[int, ...], **options: int) -> list[Batch]:
+    return list(LabelledSampler(judge(grades), DOCS, TrainConfig(dims=(1,), **options)).epoch(key))
+
+
+def same(first: list[Batch], second: list[Batch]) -> bool:
+    return len(first) == len(second) and all(
+        np.array_equal(a, b) for one, other in zip(first, second, strict=True) for a, b in zip(one, other, strict=True)
+    )
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(
+    grades=JUDGED,
+    batch_size=st.integers(1, 25),
+    positives=st.integers(1, 3),
+    hard_negatives=st.integers(0, 3),
+    negatives=st.integers(0, 10),
+)
+def test_an_epoch_keeps_its_promises(
+    grades: Grades, batch_size: int, positives: int, hard_negatives: int, negatives: int
+) -> None:
+    batches = epoch(
+        grades,
+        (3, 1),
+        batch_size=batch_size,
+        positives=positives,
+        hard_negatives=hard_negatives,
+        negatives=negatives,
+    )
+    seen = np.concatenate([batch.query_row_B for batch in batches])
+    relevant = {query for (query, _), grade in grades.items() if grade}
+    assert sorted(seen) == sorted(relevant), "every query once"
+    for batch in batches:
+        assert len(batch.query_row_B) <= batch_size
+        assert len(set(batch.doc_row_N)) == len(batch.doc_row_N), "a document twice"
+        drawn = list(zip(batch.query_row_B[batch.pair_query_P], batch.doc_row_N[batch.pair_doc_P], strict=True))
+        for query in batch.query_row_B:
+            mine = {doc for (q, doc), grade in grades.items() if q == query and grade}
+            pairs = [doc for q, doc in drawn if q == query]
+            assert len(set(pairs)) == len(pairs) == min(positives, len(mine))
+            assert set(pairs) <= mine
+            explicit = {doc for (q, doc), grade in grades.items() if q == query and not grade}
+            brought = np.flatnonzero(np.isin(batch.doc_row_N, list(explicit)))
+            assert len(brought) >= min(hard_negatives, len(explicit)), "hard negatives are missing"
+            of_query = batch.query_row_B[batch.pair_query_P] == query
+            assert (batch.weight_PN[of_query][:, brought] > 0).all(), "a hard negative without weight"
+
+
+@settings(deadline=None, derandomize=True, max_examples=20)
+@given(seed=st.integers(0, 2**40), number=st.integers(0, 100))
+def test_the_key_alone_decides_the_steps(seed: int, number: int) -> None:
+    grades = {(query, query): 1 for query in range(20)}
+    first = epoch(grades, (seed, number), batch_size=8, negatives=5)
+    assert same(first, epoch(grades, (seed, number), batch_size=8, negatives=5))
+    assert not same(first, epoch(grades, (seed, number + 1), batch_size=8, negatives=5))
+    assert not same(first, epoch(grades, (seed + 1, number), batch_size=8, negatives=5))
+
+
+def test_all_positives_of_a_query_get_their_turn() -> None:
+    grades = {(0, doc): 1 for doc in range(6)}
+    drawn: set[int] = set()
+    for number in range(30):
+        (batch,) = epoch(grades, (0, number), positives=2, negatives=0)
+        assert len(batch.pair_doc_P) == 2
+        drawn |= set(batch.doc_row_N.tolist())
+    assert drawn == set(range(6))
+
+
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(rows=st.sets(st.integers(0, 99), min_size=1), batch_size=st.integers(1, 20), negatives=st.integers(0, 20))
+def test_without_judgements_every_document_comes_once_an_epoch(rows: set[int], batch_size: int, negatives: int) -> None:
+    config = TrainConfig(dims=(1,), batch_size=batch_size, negatives=negatives)
+    sampler = UnlabelledSampler(np.array(sorted(rows)), config)
+    batches = list(sampler.epoch((0, 0)))
+    assert len(batches) == sampler.epoch_steps
+    assert sorted(np.concatenate([batch.doc_row_N for batch in batches]).tolist()) == sorted(rows)
+    assert all(not len(batch.query_row_B) and not batch.weight_PN.size for batch in batches)

@@ -1,0 +1,245 @@
+"""Whole trainings in one process, on small generated data whose relevance can be learnt."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from smec_core.config import PAPER_PRESET, TrainConfig
+from smec_core.errors import InputError
+from smec_core.group import Group
+from smec_core.metrics import PrefixSearch
+from smec_core.model import Model, load
+from smec_core.pca import principal_rotation
+from smec_core.tracker import NullTracker
+from smec_core.train import Trained, train
+from tests.smec_core.generated import Generated, Records, generate, ndcg_of
+
+DIM, DIMS = 24, (8, 4)
+SMALL = dict(dims=DIMS, epochs=5, lr=1e-2, queue_size=200, negatives=64)
+STEP_KEYS = {
+    "pass", "stage", "projection", "epoch", "step", "loss", "rank_loss", "unsup_loss", "tau", "lr", "rows_per_s",
+    "seconds/data", "seconds/search", "seconds/compute",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data() -> Generated:
+    """300 documents in 24 dims; a third of the space, at an unknown angle, says which queries are about them."""
+    return generate(torch.arange(8), DIM, docs=300, queries=600, noise_scale=1.0, mixed=True)
+
+
+@pytest.fixture(scope="module")
+def run(data: Generated) -> tuple[Trained, Records]:
+    """A training with judgements, and all that it reported."""
+    records = Records()
+    return train(data.training_data(), small(), records), records
+
+
+def small(**changes: Any) -> TrainConfig:
+    return TrainConfig(**{**SMALL, **changes})
+
+
+def model_of(trained: Trained) -> Model:
+    return Model(trained.stages, DIM, {"dims": [DIM, *DIMS]}, trained.metrics)
+
+
+def same_tensors(one: Trained, other: Trained) -> bool:
+    return all(
+        torch.equal(tensor, second.tensors[name])
+        for first, second in zip(one.stages, other.stages, strict=True)
+        for name, tensor in first.tensors.items()
+    )
+
+
+def test_a_trained_model_beats_pca_on_queries_it_has_not_seen(data: Generated, run: tuple[Trained, Records]) -> None:
+    model, dims = model_of(run[0]), [DIM, *DIMS]
+    trained = ndcg_of(model.encode(data.docs_ND), model.encode(data.queries_QD), data.test, dims)
+    rotation_DD = principal_rotation(data.docs_ND, Group())
+    pca = ndcg_of(data.docs_ND @ rotation_DD.T, data.queries_QD @ rotation_DD.T, data.test, dims)
+    for dim in DIMS:
+        assert trained[dim] > pca[dim] + 0.1
+    assert trained[8] > pca[DIM], "the informative third alone finds more than the whole does"
+
+
+def test_metrics_tell_how_the_model_came_about(run: tuple[Trained, Records]) -> None:
+    trained, _ = run
+    metrics = trained.metrics
+    assert [(stage["d_in"], stage["dim"]) for stage in metrics["stages"]] == [(24, 24), (24, 12), (12, 8), (8, 4)]
+    assert set(metrics["dev"]["ndcg@10"]) == {"24", "8", "4"}
+    for stage in metrics["stages"]:
+        assert len(stage["importance"]) == stage["d_in"]
+        assert sum(stage["importance"]) == pytest.approx(1, abs=1e-4)
+        best = stage["candidates"][stage["projection"]]
+        assert (best["epochs"], best["dev_score"]) == (stage["epochs"], stage["dev_score"])
+        assert stage["dev_score"] == max(tried["dev_score"] for tried in stage["candidates"].values())
+        expected = {"free"} if stage["d_in"] == stage["dim"] else {"free", "rotation"}
+        assert set(stage["candidates"]) == expected
+    training = metrics["training"]
+    assert (training["workers"], training["device"]) == (1, "cpu")
+    assert training["parameters"] == sum(t.numel() for stage in trained.stages for t in stage.tensors.values())
+    assert [stage.dim for stage in trained.stages] == [24, 12, 8, 4]
+
+
+def test_figures_come_in_order_and_complete(run: tuple[Trained, Records]) -> None:
+    trained, records = run
+    numbers = [record["step"] for record in records.all]
+    assert numbers == sorted(numbers)
+    assert {record["step"] for record in records.steps} == set(range(1, trained.metrics["training"]["steps"] + 1))
+    assert all(set(record) == STEP_KEYS for record in records.steps)
+    for record in records.steps:
+        assert record["loss"] == pytest.approx(float(record["rank_loss"]) + 0.1 * float(record["unsup_loss"]), rel=1e-5)
+    keys = {"pass", "stage", "projection", "epoch", "step", "dev_ndcg@10", "dev_score"}
+    assert all(set(record) == keys for record in records.epochs)
+    passes = [record["pass"] for record in records.all]
+    assert passes == sorted(passes), "first, then refit"
+    assert {record["pass"] for record in records.epochs} == {"first"}, "the replay chooses nothing"
+
+
+def test_the_replay_repeats_what_dev_chose(run: tuple[Trained, Records]) -> None:
+    trained, records = run
+    replayed: dict[Any, set[Any]] = {}
+    for record in records.steps:
+        if record["pass"] == "refit":
+            replayed.setdefault((record["stage"], record["projection"]), set()).add(record["epoch"])
+    chosen = {
+        (stage["dim"], stage["projection"]): set(range(stage["epochs"]))
+        for stage in trained.metrics["stages"]
+        if stage["epochs"]
+    }
+    assert replayed == chosen
+
+
+def test_dev_never_falls_below_the_start(run: tuple[Trained, Records]) -> None:
+    trained, records = run
+    for stage in trained.metrics["stages"]:
+        starts = [r for r in records.epochs if r["stage"] == stage["dim"] and r["epoch"] == 0]
+        assert len(starts) == len(stage["candidates"])
+        assert all(stage["dev_score"] >= float(start["dev_score"]) for start in starts)
+
+
+def test_the_guard_undoes_a_training_that_only_harms(data: Generated) -> None:
+    # with such a rate every state after the start is worse: what is kept is PCA
+    config = small(lr=30.0, ads_lr_factor=1.0, epochs=2, projection="free", ema_decay=0.0, refit=False)
+    trained = train(data.training_data(), config, NullTracker())
+    dims = [DIM, *DIMS]
+    assert trained.metrics["stages"][0]["epochs"] == 0
+    model = model_of(trained)
+    dev = ndcg_of(model.encode(data.docs_ND), model.encode(data.queries_QD), data.dev, dims)
+    rotation_DD = principal_rotation(data.docs_ND, Group())
+    pca = ndcg_of(data.docs_ND @ rotation_DD.T, data.queries_QD @ rotation_DD.T, data.dev, dims)
+    for dim in dims:
+        assert dev[dim] >= pca[dim] - config.guard_tolerance - 1e-6
+        assert trained.metrics["dev"]["ndcg@10"][str(dim)] == pytest.approx(dev[dim], abs=1e-6)
+
+
+def test_earlier_prefixes_keep_what_their_own_stage_reached(run: tuple[Trained, Records]) -> None:
+    trained, records = run
+    final = trained.metrics["dev"]["ndcg@10"]
+    for stage in trained.metrics["stages"]:
+        if str(stage["dim"]) in final:
+            (reached,) = [
+                float(r["dev_ndcg@10"])
+                for r in records.epochs
+                if (r["stage"], r["projection"], r["epoch"]) == (stage["dim"], stage["projection"], stage["epochs"])
+            ]
+            assert final[str(stage["dim"])] >= reached - small().guard_tolerance - 1e-6
+
+
+def test_the_same_seed_gives_the_same_model_bit_for_bit(data: Generated) -> None:
+    config = small(epochs=2)
+    first = train(data.training_data(), config, NullTracker())
+    torch.manual_seed(123)  # of no consequence
+    assert same_tensors(first, train(data.training_data(), config, Records()))
+    assert not same_tensors(first, train(data.training_data(), small(epochs=2, seed=1), NullTracker()))
+
+
+@pytest.mark.filterwarnings("error")
+def test_without_judgements_neighbours_are_kept(data: Generated) -> None:
+    records = Records()
+    config = small(epochs=3, top_k=20)
+    trained = train(data.training_data(judged=False), config, records)
+    assert set(trained.metrics["dev"]) == {"neighbour_recall@10"}
+    assert all(record["rank_loss"] == 0 for record in records.steps)
+    assert any(float(record["unsup_loss"]) > 0 for record in records.steps)
+    for stage in trained.metrics["stages"]:
+        assert stage["d_in"] > stage["dim"], "from D to D there is nothing to learn"
+        for start in (r for r in records.epochs if r["stage"] == stage["dim"] and r["epoch"] == 0):
+            assert stage["dev_score"] >= float(start["dev_score"])
+
+    # over the whole corpus the trained prefixes keep at least about as many neighbours as PCA does
+    model, rotation_DD = model_of(trained), principal_rotation(data.docs_ND, Group())
+    truth = nearest(data.docs_ND, DIM)
+    for dim in DIMS:
+        kept = share(nearest(model.encode(data.docs_ND), dim), truth)
+        assert kept >= share(nearest(data.docs_ND @ rotation_DD.T, dim), truth) - 0.01
+
+
+def nearest(z_ND: torch.Tensor, dim: int) -> torch.Tensor:
+    rows = torch.arange(len(z_ND))
+    search = PrefixSearch(z_ND, [dim], 10, own_row_Q=rows)
+    search.add(rows, z_ND)
+    return search.results()[dim]
+
+
+def share(found_Nk: torch.Tensor, truth_Nk: torch.Tensor) -> float:
+    return (found_Nk[:, :, None] == truth_Nk[:, None, :]).any(2).double().mean().item()
+
+
+def test_the_paper_preset_runs_all_its_epochs(data: Generated) -> None:
+    records = Records()
+    trained = train(data.training_data(), small(epochs=3, **PAPER_PRESET), records)
+    assert [stage["epochs"] for stage in trained.metrics["stages"]] == [3] * 4
+    assert {stage["projection"] for stage in trained.metrics["stages"]} == {"free"}
+    assert trained.metrics["dev"] == {}
+    assert not records.epochs
+    # 600 queries, 75 % of them train or dev, in steps of 128: without the guard nothing is held out
+    assert trained.metrics["training"]["steps"] == 4 * 3 * 4
+    model = model_of(trained)
+    before = ndcg_of(data.docs_ND, data.queries_QD, data.test, [8])
+    after = ndcg_of(model.encode(data.docs_ND), model.encode(data.queries_QD), data.test, [8])
+    assert after[8] > before[8]
+
+
+def test_a_residual_mlp_trains_and_is_stored(data: Generated, tmp_path: Any) -> None:
+    config = small(projection="residual_mlp", hidden_dim=16, epochs=2)
+    model = model_of(train(data.training_data(), config, NullTracker()))
+    assert model.matrix_DD is None
+    assert any((stage.tensors["down"] != 0).any() for stage in model.stages)
+    model.save(tmp_path)
+    assert torch.equal(load(tmp_path).encode(data.docs_ND, 4), model.encode(data.docs_ND, 4))
+
+
+@pytest.mark.parametrize("projection", ["rotation", "selection"])
+def test_rotations_and_selections_leave_the_full_cosines_alone(data: Generated, projection: str) -> None:
+    trained = train(data.training_data(), small(projection=projection, epochs=2), NullTracker())
+    assert any(stage["epochs"] for stage in trained.metrics["stages"])
+    z_ND = model_of(trained).encode(data.docs_ND)
+    torch.testing.assert_close(z_ND @ z_ND.T, data.docs_ND @ data.docs_ND.T, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("init", ["identity", "random"])
+def test_other_starts_learn_too(data: Generated, init: str) -> None:
+    trained = train(data.training_data(), small(init=init, projection="free", epochs=4), NullTracker())
+    assert trained.metrics["dev"]["ndcg@10"]["8"] > ndcg_of(data.docs_ND, data.queries_QD, data.dev, [8])[8]
+
+
+def test_full_dims_alone_can_be_asked_for(data: Generated) -> None:
+    trained = train(data.training_data(), small(dims=(DIM,), epochs=2), NullTracker())
+    assert [(stage["d_in"], stage["dim"]) for stage in trained.metrics["stages"]] == [(DIM, DIM)]
+    nothing = train(data.training_data(), small(dims=(DIM,), projection="rotation"), NullTracker())
+    assert nothing.stages == []
+    torch.testing.assert_close(model_of(nothing).encode(data.docs_ND), data.docs_ND)
+
+
+def test_progress_is_told_stage_by_stage(data: Generated) -> None:
+    lines: list[str] = []
+    train(data.training_data(), small(epochs=1), NullTracker(), say=lines.append)
+    assert len(lines) == 8
+    assert lines[0].startswith("first pass, stage 1 of 4: 24 -> 24 dims, free, ")
+    assert lines[-1].startswith("refit pass, stage 4 of 4: 8 -> 4 dims, ")
+
+
+def test_a_dim_above_the_data_is_refused(data: Generated) -> None:
+    with pytest.raises(InputError, match="dims: 25 is more than the 24 dims of the data"):
+        train(data.training_data(), small(dims=(25,)), NullTracker())
