@@ -28,7 +28,7 @@ env: $(READY)
 $(READY): pyproject.toml constraints.txt
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev,ingest]'
 	touch $@
 
 # Starts from nothing every time, so that what it prints was made by this tree. A quarter of the sample and six epochs
@@ -61,8 +61,9 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 wheel: $(READY)
-	rm -rf dist
+	rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet $(PIP_ARGS) --no-deps --wheel-dir dist .
+	rm -rf build
 	cp constraints.txt dist/
 
 clean:

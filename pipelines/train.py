@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 import smec_core
 from pipelines.cluster import unwrap
@@ -44,6 +44,13 @@ class TrainSettings(TrainConfig):
     """Folder that all nodes reach, where a run keeps its state; default: .smec-runs beside the model."""
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Run name; default: a hash of settings and data. A finished run of this name is returned, not trained again."""
+
+    @field_validator("out", "storage")
+    @classmethod
+    def _is_path(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value:
+            raise ValueError("must be a path on a file system that every node mounts, not a URI")
+        return value
 
     def method(self) -> TrainConfig:
         """The settings that decide what is computed."""
@@ -92,7 +99,7 @@ def _train_on_ray(settings: TrainSettings, config: TrainConfig, dataset: Dataset
         name=name,
         config=settings.model_dump(mode="json"),
         folder=folder,
-        tags={"smec.data": dataset.uri, "smec.fingerprint": dataset.fingerprint},
+        tags={"smec.data": public_uri(dataset.uri), "smec.data_fingerprint": dataset.fingerprint},
     )
     say(f"MLflow run {recorder.run_id} in {recorder.uri}")
     try:

@@ -22,7 +22,8 @@ class TrainConfig(BaseModel):
 
     projection: Literal["auto", "free", "rotation", "residual_mlp", "selection"] = "auto"
     """What a stage learns beside its selection: a free matrix, a rotation, x + MLP(x), nothing (selection: ADS alone
-    chooses among the dims as they are), or auto: both of free and rotation, the better on dev kept."""
+    chooses among the dims as they are), or auto: both free and rotation, the rotation kept unless free is better on
+    dev by more than the error of the difference."""
     init: Literal["pca", "identity", "random"] = "pca"
     """Where a projection starts: uncentred PCA rotation of the kept block, identity, or a random rotation."""
     hidden_dim: int = Field(512, ge=1)

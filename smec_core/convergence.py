@@ -133,18 +133,23 @@ def make_dev_set(
     return DevSet(queries.take(query_row_Q), d_LD, mine, judgements, None, group)
 
 
+def is_real(gain_Q: Tensor) -> bool:
+    """Whether a mean gain over dev queries is more than its standard error: the best of many states gains by luck."""
+    return bool(gain_Q.mean() > gain_Q.std() / math.sqrt(len(gain_Q)))
+
+
 class Guard:
     """Convergence of one candidate of a stage: what state was best on dev, and whether to go on.
 
     A state counts by the sum of its scores at the new prefix and the previous one. The state before the first step
-    always counts. A later one counts only where its gain over that state is more than the standard error of the gain
-    over the dev queries (the best of many epochs gains a little on dev by luck alone), and where no earlier configured
-    prefix falls below its floor.
+    always counts. A later one counts only where its gain over that state is real (see `is_real`) and no earlier
+    configured prefix falls below its floor.
 
     Attributes:
         best_score: sum of the two mean scores of the best state.
         best_epoch: epochs after which it was reached.
         best_scores: its mean score at every scored prefix.
+        best_Q: sum of the two scores of each dev query.
     """
 
     def __init__(self, new: int, previous: int, floors: Scores, patience: int) -> None:
@@ -160,7 +165,7 @@ class Guard:
         self.best_score = -math.inf
         self.best_epoch = 0
         self.best_scores: Scores = {}
-        self._start_Q = torch.empty(0)
+        self.best_Q = self._start_Q = torch.empty(0)
         self._epoch = 0
 
     def update(self, epoch: int, values: QueryScores) -> tuple[bool, float]:
@@ -170,13 +175,11 @@ class Guard:
         total_Q = values[self._new] + values[self._previous]
         if epoch == 0:
             self._start_Q = total_Q
-        gain_Q = total_Q - self._start_Q
-        is_real = gain_Q.mean() > gain_Q.std() / math.sqrt(len(gain_Q))
         is_harmless = all(scores[dim] >= floor for dim, floor in self._floors.items())
         total = scores[self._new] + scores[self._previous]
-        better = total > self.best_score and (epoch == 0 or bool(is_real and is_harmless))
+        better = total > self.best_score and (epoch == 0 or (is_real(total_Q - self._start_Q) and is_harmless))
         if better:
-            self.best_score, self.best_epoch, self.best_scores = total, epoch, scores
+            self.best_score, self.best_epoch, self.best_scores, self.best_Q = total, epoch, scores, total_Q
         return better, total
 
     @property

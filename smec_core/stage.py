@@ -17,7 +17,7 @@ from torch import Tensor
 from smec_core.adapter import FrozenStage, Stage
 from smec_core.ads import gumbel, initial_logits, sample_selection
 from smec_core.config import Projection, TrainConfig
-from smec_core.convergence import DevSet, Guard, Scores
+from smec_core.convergence import DevSet, Guard, Scores, is_real
 from smec_core.group import Group, rows_of_rank
 from smec_core.losses import rank_loss, unsupervised_loss
 from smec_core.memory import CrossBatchMemory, Neighbours
@@ -235,7 +235,7 @@ def train_stage(
         y_queries: kept blocks of the queries.
 
     Returns:
-        The result of each kind, the best on dev first.
+        The result of each kind, the one to keep first.
     """
     start_II = _start(run, spec, y_docs)
     candidates = [Candidate(run, spec, kind, start_II) for kind in spec.kinds]
@@ -262,8 +262,16 @@ def train_stage(
             active = [candidate for candidate in active if not candidate.guard.stopped]
             if not active:
                 break
+    return {candidate.kind: candidate.result() for candidate in _ranked(candidates)}
+
+
+def _ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidate to keep first: the best on dev, but a harmless one where the gain over it is not real."""
     ranked = sorted(candidates, key=lambda candidate: -candidate.guard.best_score)
-    return {candidate.kind: candidate.result() for candidate in ranked}
+    for candidate in ranked:
+        if candidate.stage.is_harmless and not is_real(ranked[0].guard.best_Q - candidate.guard.best_Q):
+            return [candidate, *(other for other in ranked if other is not candidate)]
+    return ranked
 
 
 def _start(run: Run, spec: StageSpec, y_docs: ResidentRows) -> Tensor:

@@ -55,7 +55,9 @@ def test_a_later_stage_leaves_the_tail_alone() -> None:
 def test_an_empty_chain_is_the_identity() -> None:
     x_ND = vectors(12)
     assert torch.equal(apply_chain([], x_ND), x_ND)
-    assert torch.equal(fold([], 12), torch.eye(12))
+    matrix_DD = fold([], 12)
+    assert matrix_DD is not None
+    assert torch.equal(matrix_DD, torch.eye(12))
 
 
 @pytest.mark.parametrize("dim", [2, 12, 64])

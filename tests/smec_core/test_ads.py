@@ -75,22 +75,21 @@ def test_noise_explores_and_comes_from_the_generator() -> None:
     assert many.var().item() == pytest.approx(1.645, abs=0.1)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_selection_finds_the_informative_dims(seed: int) -> None:
-    dim, kept_dim = 96, 32
-    informative = torch.randperm(dim, generator=torch.Generator().manual_seed(seed + 100))[:kept_dim]
-    data = generate(informative, dim, docs=600, queries=600, noise_scale=1.0, mixed=False, seed=seed)
+def test_selection_finds_the_informative_dims() -> None:
+    dim, kept_dim = 48, 16
+    informative = torch.randperm(dim, generator=torch.Generator().manual_seed(100))[:kept_dim]
+    data = generate(informative, dim, docs=400, queries=500, noise_scale=1.0, mixed=False)
 
-    trained = train(
-        data.training_data(), TrainConfig(dims=(kept_dim,), projection="selection", seed=seed), NullTracker()
-    )
+    config = TrainConfig(dims=(kept_dim,), projection="selection")
+    trained = train(data.training_data(), config, NullTracker())
 
     matrix_DD = fold(trained.stages, dim)
     assert matrix_DD is not None
     # every output is one of the inputs as it is
-    assert torch.equal(matrix_DD.sort(dim=1)[0][:, -1], torch.ones(dim))
+    assert torch.equal(matrix_DD.max(dim=1)[0], torch.ones(dim))
     assert matrix_DD.count_nonzero() == dim
     found = torch.isin(matrix_DD[:kept_dim].argmax(1), informative).double().mean().item()
     truncated = torch.isin(torch.arange(kept_dim), informative).double().mean().item()
     assert found >= 0.9
+    # what truncation keeps of them is left to chance: about a third
     assert truncated < 0.5

@@ -102,6 +102,11 @@ def retype_column(path: Path, name: str, values: pa.Array) -> None:
     pq.write_table(table.set_column(table.column_names.index(name), name, values), path)
 
 
+def write_empty(*paths: Path) -> None:
+    for path in paths:
+        write_embeddings(str(path), [], vectors(0))
+
+
 def with_null(rows: int, bad: int, kind: pa.DataType) -> pa.Array:
     values = list(range(rows)) if pa.types.is_integer(kind) else [f"q{row}" for row in range(rows)]
     return pa.array([None if row == bad else value for row, value in enumerate(values)], kind)
@@ -111,7 +116,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, r"data/corpus: no Parquet file there"),
     "no queries": (lambda f: (f / "queries.parquet").unlink(), r"data/queries: no Parquet file there"),
     "empty corpus": (
-        lambda f: [write_embeddings(str(f / "corpus" / f"{n}.parquet"), [], vectors(0)) for n in (0, 1)],
+        lambda f: write_empty(f / "corpus" / "0.parquet", f / "corpus" / "1.parquet"),
         r"data/corpus: holds no rows",
     ),
     "other dims of queries": (
@@ -163,7 +168,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         r"train\.parquet: 19 queries with a relevant document; training needs at least 20",
     ),
     "few train queries with a relevant document": (
-        lambda f: write_qrels(f, "train", train_pairs(19) + [("q19", "d0", 0), ("q20", "d0", -1)]),
+        lambda f: write_qrels(f, "train", [*train_pairs(19), ("q19", "d0", 0), ("q20", "d0", -1)]),
         r"train\.parquet: 19 queries with a relevant document",
     ),
     "an empty split": (lambda f: write_qrels(f, "test", []), r"test\.parquet: the split is empty"),

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from smec_core.adapter import fold
 from smec_core.config import TrainConfig
@@ -60,7 +60,8 @@ def principal_directions() -> Result:
 
 
 def train_labelled() -> Result:
-    return _train(small_data(), judged=True, projection="free", guard=False, epochs=2, batch_size=64, negatives=40)
+    # 300 queries: the last step of an epoch has one, and so no query for most ranks
+    return _train(small_data(), judged=True, projection="free", guard=False, epochs=1, batch_size=23, negatives=40)
 
 
 def train_guarded() -> Result:
@@ -99,6 +100,7 @@ PARTS: tuple[Part, ...] = (
 
 
 def _work(rank: int, folder: str) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     for part in PARTS:
         for ranks in RANKS:
@@ -112,9 +114,8 @@ def _work(rank: int, folder: str) -> None:
 
 def run_distributed(folder: Path) -> str:
     """Runs every part on real gloo groups; every rank leaves its results in the folder. Gives the error, if any."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:
-        mp.spawn(_work, args=(str(folder),), nprocs=max(RANKS))
+        spawn(_work, args=(str(folder),), nprocs=max(RANKS))
     except Exception as error:
         return str(error)
     return ""
@@ -171,9 +172,9 @@ def test_training_computes_what_one_process_computes(results: Results, part: Par
     first, *others = together
     assert first["workers"] == ranks
     assert len(first["losses"]) == len(alone["losses"])
-    assert first["losses"][:20] == pytest.approx(alone["losses"][:20], abs=1e-4)
+    assert first["losses"] == pytest.approx(alone["losses"], abs=1e-4)
     assert first["choices"] == [list(choice) for choice in alone["choices"]]
-    torch.testing.assert_close(torch.tensor(first["matrix"]), alone["matrix"], atol=2e-3, rtol=0)
+    torch.testing.assert_close(torch.tensor(first["matrix"]), alone["matrix"], atol=1e-4, rtol=0)
     for other in others:
         assert other["matrix"] == first["matrix"], "the ranks hold different models"
         assert other["dev"] == first["dev"]

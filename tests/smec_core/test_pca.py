@@ -1,5 +1,7 @@
 """Uncentred PCA, whole and in parts."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -23,7 +25,7 @@ def test_a_gram_of_parts_equals_the_whole(cuts: set[int], seed: int) -> None:
     x_ND = rows(60, 6, seed)
     parts, whole = Gram(6), Gram(6)
     ends = sorted(cuts | {0, 60})
-    for start, stop in zip(ends, ends[1:], strict=False):
+    for start, stop in itertools.pairwise(ends):
         parts.add(x_ND[start:stop])
     whole.add(x_ND)
     torch.testing.assert_close(parts.sum_DD, whole.sum_DD, atol=1e-5, rtol=1e-5)

@@ -1,5 +1,7 @@
 """Which stages the user's dims ask for, and the learning rates of a stage."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -34,7 +36,7 @@ def test_no_step_of_a_chain_is_longer_than_a_half(input_dim: int, data: st.DataO
     assert chain[0] == input_dim
     assert set(dims) <= set(chain)
     assert chain[-1] == min(dims)
-    assert all(below < above <= 2 * below + 1 for above, below in zip(chain, chain[1:], strict=False))
+    assert all(below < above <= 2 * below + 1 for above, below in itertools.pairwise(chain))
     assert prefix_dims(input_dim, dims) == tuple(sorted({input_dim, *dims}, reverse=True))
 
 

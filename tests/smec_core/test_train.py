@@ -1,5 +1,6 @@
 """Whole trainings in one process, on small generated data whose relevance can be learnt."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -72,7 +73,9 @@ def test_metrics_tell_how_the_model_came_about(run: tuple[Trained, Records]) -> 
         assert sum(stage["importance"]) == pytest.approx(1, abs=1e-4)
         best = stage["candidates"][stage["projection"]]
         assert (best["epochs"], best["dev_score"]) == (stage["epochs"], stage["dev_score"])
-        assert stage["dev_score"] == max(tried["dev_score"] for tried in stage["candidates"].values())
+        # a rotation, which can do no harm, is kept where the gain of a free matrix over it may be luck
+        highest = max(tried["dev_score"] for tried in stage["candidates"].values())
+        assert stage["dev_score"] == highest or stage["projection"] == "rotation"
         expected = {"free"} if stage["d_in"] == stage["dim"] else {"free", "rotation"}
         assert set(stage["candidates"]) == expected
     training = metrics["training"]
@@ -154,7 +157,6 @@ def test_the_same_seed_gives_the_same_model_bit_for_bit(data: Generated) -> None
     assert not same_tensors(first, train(data.training_data(), small(epochs=2, seed=1), NullTracker()))
 
 
-@pytest.mark.filterwarnings("error")
 def test_without_judgements_neighbours_are_kept(data: Generated) -> None:
     records = Records()
     config = small(epochs=3, top_k=20)
@@ -238,6 +240,17 @@ def test_progress_is_told_stage_by_stage(data: Generated) -> None:
     assert len(lines) == 8
     assert lines[0].startswith("first pass, stage 1 of 4: 24 -> 24 dims, free, ")
     assert lines[-1].startswith("refit pass, stage 4 of 4: 8 -> 4 dims, ")
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_a_training_warns_of_nothing(data: Generated, judged: bool) -> None:
+    torch.set_warn_always(True)  # else torch warns once a process, perhaps in an earlier test
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            train(data.training_data(judged), small(epochs=1), NullTracker())
+    finally:
+        torch.set_warn_always(False)
 
 
 def test_a_dim_above_the_data_is_refused(data: Generated) -> None:

@@ -1,0 +1,101 @@
+"""Evaluation of a model on a dataset on disk, beside its baselines."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from smec_core.adapter import FrozenStage
+from smec_core.dataset import Dataset
+from smec_core.errors import InputError
+from smec_core.evaluation import default_split, evaluate, read_rows
+from smec_core.group import Group
+from smec_core.model import Model
+from smec_core.parquet import write_embeddings
+from smec_core.pca import principal_rotation
+from tests.smec_core.generated import Generated, generate, ndcg_of
+from tests.smec_core.test_dataset import write_qrels
+
+DIM, DOCS, QUERIES = 12, 150, 120
+
+
+def identity(dims: list[int]) -> Model:
+    return Model([], dims[0], {"dims": dims}, {})
+
+
+@pytest.fixture(scope="module")
+def data() -> Generated:
+    return generate(torch.arange(4), DIM, DOCS, QUERIES, noise_scale=1.0, mixed=True)
+
+
+@pytest.fixture(scope="module")
+def stored(data: Generated, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The generated data on disk, unnormalised, the corpus in two files; the queries have ids of documents."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "corpus").mkdir()
+    docs_ND = data.docs_ND.numpy() * np.linspace(0.5, 5, DOCS, dtype=np.float32)[:, None]
+    ids = [f"d{row}" for row in range(DOCS)]
+    write_embeddings(str(folder / "corpus" / "0.parquet"), ids[:100], docs_ND[:100])
+    write_embeddings(str(folder / "corpus" / "1.parquet"), ids[100:], docs_ND[100:])
+    write_embeddings(str(folder / "queries.parquet"), ids[:QUERIES], data.queries_QD.numpy())
+    for name, judged in (("train", data.train), ("test", data.test)):
+        rows = zip(judged.query_row_Q, judged.doc_row_J, strict=True)
+        write_qrels(folder, name, [(f"d{query}", f"d{doc}", 1) for query, doc in rows])
+    return Dataset.open(str(folder))
+
+
+def test_every_prefix_and_baseline_is_scored(data: Generated, stored: Dataset) -> None:
+    # a model that keeps the last dims first
+    flip = torch.eye(DIM).flip(0)
+    stage = FrozenStage(DIM, "free", {"weight": flip, "logits": torch.zeros(DIM)})
+    report = evaluate(stored, Model([stage], DIM, {"dims": [DIM, 6, 3]}, {}), "test", baselines=True)
+
+    assert (report["split"], report["queries"]) == ("test", len(data.test))
+    rotation_DD = principal_rotation(data.docs_ND, Group())
+    for found, matrix_DD in (
+        (report["ndcg@10"], flip),
+        (report["baselines"]["truncation"], torch.eye(DIM)),
+        (report["baselines"]["pca"], rotation_DD),
+    ):
+        expected = ndcg_of(data.docs_ND @ matrix_DD.T, data.queries_QD @ matrix_DD.T, data.test, [DIM, 6, 3])
+        assert {int(dim): value for dim, value in found.items()} == pytest.approx(expected, abs=1e-6)
+    assert report["baselines"]["full"] == report["baselines"]["truncation"][str(DIM)]
+    assert {"recall@10", "recall@100", "mrr@10"} <= set(report)
+
+
+def test_the_query_itself_can_be_left_out_of_the_results(stored: Dataset) -> None:
+    # here the only relevant document has the id of the query
+    model = identity([DIM, 4])
+    assert evaluate(stored, model, "test")["ndcg@10"][str(DIM)] > 0.1
+    assert set(evaluate(stored, model, "test", exclude_self=True)["ndcg@10"].values()) == {0.0}
+
+
+def test_without_judgements_kept_neighbours_are_scored(stored: Dataset) -> None:
+    report = evaluate(stored, identity([DIM, 4]), None, baselines=True)
+    kept = report["neighbour_recall@10"]
+    assert kept[str(DIM)] == 1
+    assert 0.05 < kept["4"] < 1
+    assert report["baselines"]["truncation"]["4"] == kept["4"]
+    assert report["baselines"]["pca"]["4"] > kept["4"] - 0.1
+    assert "ndcg@10" not in report
+
+
+def test_what_does_not_fit_is_refused(stored: Dataset) -> None:
+    with pytest.raises(InputError, match=r"12 dims, but the model takes 5"):
+        evaluate(stored, identity([5, 2]), "test")
+    with pytest.raises(InputError, match=r"there is no qrels/dev\.parquet; splits present: train, test"):
+        evaluate(stored, identity([DIM]), "dev")
+    assert default_split(stored) == "test"
+
+
+def test_rows_are_read_in_the_order_asked_for(data: Generated, stored: Dataset) -> None:
+    rows = np.array([149, 0, 100, 99, 7])
+    torch.testing.assert_close(read_rows(stored.corpus, rows), data.docs_ND[torch.from_numpy(rows)])
+
+
+def test_pca_of_scifact_scores_as_measured(data_dir: Callable[[str], Path]) -> None:
+    dataset = Dataset.open(str(data_dir("scifact")))
+    report = evaluate(dataset, identity([768, 96]), "test", baselines=True)
+    assert report["baselines"]["pca"]["96"] == pytest.approx(0.5825, abs=0.0005)
