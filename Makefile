@@ -31,12 +31,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev,ingest]'
 	touch $@
 
-# Starts from nothing every time, so that what it prints was made by this tree. A quarter of the sample and six epochs
-# instead of fifteen: minutes on two cores, and already what the full sample shows.
+# Starts from nothing every time, so that what it prints was made by this tree; on half of the sample, to take minutes.
 quickstart: $(READY)
 	rm -rf $(OUT)
-	$(BIN)/smec sample $(OUT)/data --size 6000
-	$(BIN)/smec train --data $(OUT)/data --dims 256,128,64,32 --workers 2 --set epochs=6 --out $(OUT)/model
+	$(BIN)/smec sample $(OUT)/data --size 10000
+	$(BIN)/smec train --data $(OUT)/data --dims 256,128,64,32 --workers 2 --out $(OUT)/model
 	$(BIN)/smec compress --model $(OUT)/model --input $(OUT)/data/corpus --output $(OUT)/compressed --dim 64
 	$(BIN)/smec report $(OUT)/model --out $(OUT)/report.html
 	$(BIN)/smec evaluate --data $(OUT)/data --model $(OUT)/model --baselines --json $(OUT)/evaluation.json

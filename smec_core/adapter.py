@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from smec_core.config import Projection
 
+MLP_TENSORS = ("up", "up_bias", "down", "down_bias")
+
 
 @dataclass(frozen=True)
 class FrozenStage:

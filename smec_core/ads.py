@@ -35,6 +35,7 @@ def sample_selection(logits_I: Tensor, dim: int, tau: float, noise_I: Tensor) ->
         gate (d): 1 in the forward pass; in the backward pass d * softmax((w + noise) / tau) of the kept dims.
     """
     soft_I = torch.softmax((logits_I + noise_I) / tau, dim=-1)
-    order = soft_I.detach().argsort(descending=True, stable=True)
+    # by the logits, not by their softmax, which underflows to ties where tau is small
+    order = (logits_I + noise_I).detach().argsort(descending=True, stable=True)
     soft_d = soft_I[order[:dim]]
     return order, 1 + dim * (soft_d - soft_d.detach())

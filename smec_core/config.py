@@ -13,7 +13,7 @@ STAGE_STEPS = 200
 class TrainConfig(BaseModel):
     """Settings of the method. Same config, seed, data and number of workers: the same model, bit for bit (CPU)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     dims: tuple[int, ...] = Field(min_length=1)
     """Target dims, each a usable prefix of the one nested vector; the input dim is always added in front."""
@@ -34,7 +34,7 @@ class TrainConfig(BaseModel):
     gumbel_noise: float = Field(0.3, ge=0)
     """Scale of the Gumbel noise on the ADS logits while training (1 in the paper)."""
 
-    temperature: float = Field(0.05, gt=0)
+    temperature: float = Field(0.07, gt=0)
     """Temperature T of the ranking loss (1 in the paper)."""
     alpha: float = Field(0.1, ge=0)
     """Weight of the unsupervised loss against the ranking loss."""
@@ -53,7 +53,7 @@ class TrainConfig(BaseModel):
     """Documents drawn at random from the corpus per step, shared by all queries."""
     epochs: int | None = Field(None, ge=1)
     """Most epochs of a stage; default: as many as make 200 steps, and at least 2."""
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(2e-3, gt=0)
     """Peak learning rate of the projection (one-cycle schedule, AdamW without weight decay)."""
     ads_lr_factor: float = Field(30.0, gt=0)
     """The ADS logits learn at lr times this."""

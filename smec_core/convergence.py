@@ -135,7 +135,7 @@ def make_dev_set(
 
 def is_real(gain_Q: Tensor) -> bool:
     """Whether a mean gain over dev queries is more than its standard error: the best of many states gains by luck."""
-    return bool(gain_Q.mean() > gain_Q.std() / math.sqrt(len(gain_Q)))
+    return len(gain_Q) > 1 and bool(gain_Q.mean() > gain_Q.std() / math.sqrt(len(gain_Q)))
 
 
 class Guard:

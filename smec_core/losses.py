@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+KINK = 1e-2
+
 
 def rank_loss(
     q_Bd: Tensor, d_Nd: Tensor, pair_query_P: Tensor, pair_doc_P: Tensor, weight_PN: Tensor, temperature: float
@@ -32,6 +34,9 @@ def rank_loss(
 def unsupervised_loss(a_Ad: Tensor, m_Ud: Tensor, where_AK: Tensor, target_AK: Tensor, live_AK: Tensor) -> Tensor:
     """Sum over anchors and their neighbours of |cos(x_i, x_j) - cos(z_i, z_j)| (paper equation 10).
 
+    The absolute value is rounded off below KINK (Huber's loss over KINK). A stage starts where the cosines of its whole
+    block are kept exactly, and there the sign of the difference, and so the whole gradient, would be rounding noise.
+
     Args:
         a_Ad: unit anchors of the prefix.
         m_Ud: unit memory items of the prefix, each once.
@@ -44,4 +49,4 @@ def unsupervised_loss(a_Ad: Tensor, m_Ud: Tensor, where_AK: Tensor, target_AK: T
     """
     neighbours_AKd = m_Ud.index_select(0, where_AK.flatten()).view(*where_AK.shape, -1)
     sim_AK = torch.bmm(neighbours_AKd, a_Ad.unsqueeze(2)).squeeze(2)
-    return ((target_AK - sim_AK).abs() * live_AK).sum()
+    return (F.smooth_l1_loss(sim_AK, target_AK, reduction="none", beta=KINK) * live_AK).sum()

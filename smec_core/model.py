@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, get_args, overload
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from smec_core.adapter import FrozenStage, apply_chain, fold
+from smec_core.adapter import MLP_TENSORS, FrozenStage, apply_chain, fold
 from smec_core.card import model_card
+from smec_core.config import Projection
 from smec_core.errors import InputError
 
 FORMAT = 1
@@ -67,7 +68,7 @@ class Model:
             >>> smec_core.load("model").encode(vectors, dim=96)
         """
         if isinstance(x_ND, np.ndarray):
-            return self.encode(torch.from_numpy(np.ascontiguousarray(x_ND, dtype=np.float32)), dim).numpy()
+            return self.encode(torch.from_numpy(np.require(x_ND, np.float32, ["C", "W"])), dim).numpy()
         if x_ND.ndim != 2 or x_ND.shape[1] != self.input_dim:
             raise InputError(f"embeddings have shape {tuple(x_ND.shape)}; this model takes (N, {self.input_dim})")
         dim = self.input_dim if dim is None else dim
@@ -117,18 +118,34 @@ def load(folder: str | Path) -> Model:
         metrics = json.loads((folder / "metrics.json").read_text())
         tensors = load_file(folder / "adapter.safetensors")
     except FileNotFoundError as error:
-        raise InputError(
-            f"{folder}: not a model folder ({Path(error.filename or 'adapter.safetensors').name} is missing)"
-        ) from error
-    except (json.JSONDecodeError, SafetensorError) as error:
+        missing = Path(error.filename or "adapter.safetensors").name
+        raise InputError(f"{folder}: not a model folder ({missing} is missing)") from error
+    except (ValueError, OSError, SafetensorError) as error:
         raise InputError(f"{folder}: a damaged model folder ({error})") from error
-    if config.get("format") != FORMAT:
-        raise InputError(f"{folder}/config.json: format {config.get('format')!r}; this version reads format {FORMAT}")
-    stages = []
-    for number, stage in enumerate(config["stages"]):
-        prefix = f"stages.{number}."
-        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        if not {"weight", "logits"} <= own.keys():
-            raise InputError(f"{folder}/adapter.safetensors: the tensors of stage {number} are missing")
-        stages.append(FrozenStage(stage["dim"], stage["projection"], own))
-    return Model(stages, config["input_dim"], config, metrics)
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise InputError(f"{folder}/config.json: not a config of format {FORMAT}, which is what this version reads")
+    try:
+        stages = [
+            _read_stage(number, stage["dim"], stage["projection"], tensors)
+            for number, stage in enumerate(config["stages"])
+        ]
+        width = config["input_dim"]
+        for number, stage in enumerate(stages):
+            if stage.d_in != width:
+                raise ValueError(f"stage {number} takes {stage.d_in} dims, the one before gives {width}")
+            width = stage.dim
+        return Model(stages, config["input_dim"], config, metrics)
+    except (KeyError, TypeError, ValueError) as error:
+        problem = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
+        raise InputError(f"{folder}: config.json and adapter.safetensors do not fit together ({problem})") from error
+
+
+def _read_stage(number: int, dim: int, projection: Projection, tensors: dict[str, Tensor]) -> FrozenStage:
+    if projection not in get_args(Projection):
+        raise ValueError(f"stage {number} has the unknown projection {projection!r}")
+    prefix = f"stages.{number}."
+    names = ["weight", "logits", *(MLP_TENSORS if projection == "residual_mlp" else ())]
+    stage = FrozenStage(dim, projection, {name: tensors[prefix + name] for name in names})
+    if stage.tensors["weight"].shape != (stage.d_in, stage.d_in) or not 1 <= dim <= stage.d_in:
+        raise ValueError(f"stage {number} keeps {dim} dims of a weight {tuple(stage.tensors['weight'].shape)}")
+    return stage

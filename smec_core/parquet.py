@@ -3,6 +3,7 @@
 Shapes: N rows, D embedding dims.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -84,8 +85,12 @@ class EmbeddingTable:
                 _check_schema(file, parquet.schema_arrow)
                 rows = parquet.metadata.num_rows
                 if rows:
-                    first = next(parquet.iter_batches(1, columns=["embedding"]))["embedding"]
+                    first = next(_read_batches(parquet, file, 1, ["embedding"], [0]))["embedding"]
                     dims[file] = int(_row_dims(first)[0])
+                    if not first[0].is_valid or not dims[file]:
+                        raise InputError(
+                            f"{file}: row 0, column embedding: is null or has 0 dims; every row needs a vector"
+                        )
             parts.append(ParquetPart(file, rows, start))
             start += rows
         if not dims:
@@ -105,7 +110,10 @@ class EmbeddingTable:
         chunks = []
         for part in self.files:
             with _open_parquet(self.filesystem, part.path) as parquet:
-                ids = pc.cast(parquet.read(columns=["id"])["id"], pa.string())
+                try:
+                    ids = pc.cast(parquet.read(columns=["id"])["id"], pa.string())
+                except (pa.ArrowException, OSError) as error:
+                    raise InputError(f"{part.path}: column id cannot be read ({error})") from error
             if ids.null_count:
                 row = ids.is_null().index(True).as_py()
                 raise InputError(f"{part.path}: row {row}, column id: is null; every row needs an id")
@@ -144,7 +152,7 @@ class EmbeddingTable:
                 continue
             with _open_parquet(self.filesystem, part.path) as parquet:
                 groups, row = _row_groups(parquet, start - part.start, stop - part.start)
-                for batch in parquet.iter_batches(batch_rows, row_groups=groups, columns=wanted):
+                for batch in _read_batches(parquet, part.path, batch_rows, wanted, groups, row):
                     low, high = max(start - part.start - row, 0), min(stop - part.start - row, len(batch))
                     if low < high:
                         piece = batch.slice(low, high - low)
@@ -207,6 +215,27 @@ def _open_parquet(filesystem: pafs.FileSystem, path: str) -> pq.ParquetFile:
         return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=False, buffer_size=READ_BUFFER_BYTES)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({error})") from error
+
+
+def _read_batches(
+    parquet: pq.ParquetFile, path: str, batch_rows: int, columns: list[str], groups: list[int], row: int = 0
+) -> Iterator[pa.RecordBatch]:
+    """Batches of some row groups; `row` is the file's row of the first."""
+    batches = parquet.iter_batches(batch_rows, row_groups=groups, columns=columns)
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pa.ArrowException, OSError) as error:
+            # how pyarrow meets a null in a FixedSizeList column
+            null = re.search(r"Expected all lists to be of size=\d+ but index (\d+) had size=0", str(error))
+            if null:
+                place = f"row {row + int(null[1]) - 1}, column embedding"
+                raise InputError(f"{path}: {place}: is null; every row needs a vector") from error
+            raise InputError(f"{path}: rows from {row} on cannot be read ({error})") from error
+        if batch is None:
+            return
+        yield batch
+        row += len(batch)
 
 
 def _check_schema(file: str, schema: pa.Schema) -> None:

@@ -184,15 +184,16 @@ class Candidate:
         unsup_mean = unsup_sum / step.live_pairs.clamp_min(1)
         loss = rank_mean + config.alpha * unsup_mean
         self.parts_2 = torch.stack([rank_mean.detach(), unsup_mean.detach()])
+        self.optimizer.zero_grad()
+        # a rank with no anchors of its own still takes part in the reduction
         if loss.requires_grad:
-            self.optimizer.zero_grad()
             loss.backward()
-            self._reduce(run.group)
-            self.optimizer.step()
-            with torch.no_grad():
-                for mean, latest in zip(self.average.parameters(), stage.parameters(), strict=True):
-                    mean.lerp_(latest, 1 - config.ema_decay)
+        self._reduce(run.group)
+        self.optimizer.step()
         self.schedule.step()
+        with torch.no_grad():
+            for mean, latest in zip(self.average.parameters(), stage.parameters(), strict=True):
+                mean.lerp_(latest, 1 - config.ema_decay)
 
     def _reduce(self, group: Group) -> None:
         if group.size == 1:
@@ -249,7 +250,8 @@ def train_stage(
             clock = _Clock()
             step = _load(run, batch, memory, y_docs, y_queries, clock)
             noise_I = gumbel(spec.d_in, _generator(run.key(spec.number, 2, epoch, number))).to(run.device)
-            for candidate in active:
+            # without judgements, the first step meets an empty memory
+            for candidate in active if step.weight_sum or step.live_pairs > 0 else []:
                 candidate.train_step(run, step, run.config.gumbel_noise * noise_I)
             clock.lap("compute")
             run.step += 1
@@ -305,7 +307,7 @@ def _load(
     pairs = np.flatnonzero((batch.pair_query_P >= own_B.start) & (batch.pair_query_P < own_B.stop))
     clock.lap("data")
 
-    doc_anchors = torch.arange(rank, len(doc_row_N), size, device=run.device)
+    doc_anchors = torch.arange(len(doc_row_N), device=run.device)[rank::size]
     row_A = torch.cat([torch.full((len(x_queries_BD),), -1, device=run.device), doc_row_N[doc_anchors]])
     neighbours = memory.search(torch.cat([x_queries_BD, x_docs_ND[doc_anchors]]), row_A, run.top_k)
     memory.push(doc_row_N, x_docs_ND, y_docs_NI)

@@ -1,5 +1,6 @@
 """A training submitted with `ray job submit`, as README.md shows it, to a cluster that asks for a token."""
 
+import json
 import os
 import secrets
 import signal
@@ -9,17 +10,14 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from smec_core.parquet import write_embeddings
+from tests.builders import write_dataset
 
 pytestmark = pytest.mark.ray
 
@@ -33,10 +31,12 @@ class Cluster(NamedTuple):
     dashboard: str
     client_env: dict[str, str]
 
-    def submit(self, *command: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def submit(
+        self, *command: str, options: Sequence[str] = (), env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         ray = Path(sys.executable).parent / "ray"
         return subprocess.run(
-            [ray, "job", "submit", "--address", self.dashboard, "--working-dir", ".", "--", *command],
+            [ray, "job", "submit", "--address", self.dashboard, "--working-dir", ".", *options, "--", *command],
             env=self.client_env if env is None else env,
             cwd=REPOSITORY,
             text=True,
@@ -115,13 +115,17 @@ def test_a_client_that_cannot_show_the_token_is_refused(cluster: Cluster, tmp_pa
     assert not marker.exists()
 
 
-def test_a_submitted_training_stores_its_model(cluster: Cluster, tmp_path: Path) -> None:
-    data, model = _write_dataset(tmp_path / "data"), tmp_path / "model"
+def test_a_submitted_training_stores_its_model_and_records_its_run(cluster: Cluster, tmp_path: Path) -> None:
+    data, model, tracking = write_dataset(tmp_path / "data"), tmp_path / "model", tmp_path / "mlflow.db"
+    variables = {"env_vars": {"MLFLOW_TRACKING_URI": f"sqlite:///{tracking}"}}
 
-    submitted = cluster.submit(*_train(data, model, "--workers", "2"))
+    submitted = cluster.submit(
+        *_train(data, model, "--workers", "2"), options=["--runtime-env-json", json.dumps(variables)]
+    )
 
     assert submitted.returncode == 0, submitted.stdout
     assert {"adapter.safetensors", "config.json", "metrics.json"} <= {file.name for file in model.iterdir()}
+    assert tracking.exists()
 
 
 def test_a_submitted_training_that_fails_says_why_and_fails_the_job(cluster: Cluster, tmp_path: Path) -> None:
@@ -137,17 +141,3 @@ def test_a_submitted_training_that_fails_says_why_and_fails_the_job(cluster: Clu
 def _train(data: Path, model: Path, *options: str) -> list[str]:
     command = ["python", "-m", "pipelines.cli", "train", "--data", str(data), "--dims", "8,4", "--out", str(model)]
     return [*command, "--storage", str(model.parent / "runs"), "--set", "epochs=1", *options]
-
-
-def _write_dataset(folder: Path) -> Path:
-    """60 queries, each near the one document that is relevant to it."""
-    rng = np.random.default_rng(0)
-    docs_ND = rng.normal(size=(200, 16)).astype(np.float32)
-    queries_QD = docs_ND[:60] + 0.3 * rng.normal(size=(60, 16)).astype(np.float32)
-    (folder / "qrels").mkdir(parents=True)
-    write_embeddings(str(folder / "corpus.parquet"), [f"d{i}" for i in range(200)], docs_ND)
-    write_embeddings(str(folder / "queries.parquet"), [f"q{i}" for i in range(60)], queries_QD)
-    for split, rows in (("train", range(40)), ("test", range(40, 60))):
-        judged = {"query_id": [f"q{i}" for i in rows], "doc_id": [f"d{i}" for i in rows], "score": [1] * len(rows)}
-        pq.write_table(pa.table(judged), folder / "qrels" / f"{split}.parquet")
-    return folder

@@ -172,15 +172,15 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "config of another thing": (lambda f: (f / "config.json").write_text("[]"), "config.json"),
     "config without stages": (lambda f: drop_from_config(f, "stages"), "stages"),
     "config without dims": (lambda f: drop_from_config(f, "dims"), "dims"),
-    "later format": (lambda f: edit_config(f, format=2), "format 2; this version reads format 1"),
+    "later format": (lambda f: edit_config(f, format=2), "config.json: not a config of format 1"),
     "stage too many": (
         lambda f: edit_config(f, stages=[{"dim": 4, "projection": "free"}] * 3),
-        "the tensors of stage 2 are missing",
+        "stages.2.weight is missing",
     ),
     "adapter of another model": (other_adapter, "adapter.safetensors"),
     "other kind of stage": (
         lambda f: edit_config(f, stages=[{"dim": 4, "projection": "residual_mlp"}] * 2),
-        "the tensors of stage 0 are missing",
+        "stages.0.up is missing",
     ),
 }
 
