@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT := outputs/quickstart
 
+# As in an activated environment: `mlflow models serve` and Ray jobs start programs by name.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
 .DEFAULT_GOAL := help
 .PHONY: help env quickstart test test-fast test-full check format wheel clean
 

@@ -125,21 +125,18 @@ def test_dev_never_falls_below_the_start(run: tuple[Trained, Records]) -> None:
 
 
 def test_the_guard_undoes_a_training_that_only_harms(data: Generated) -> None:
-    # judgements that name wrong documents teach nothing that dev rewards: what is kept is PCA
+    # judgements that name wrong documents teach nothing that dev rewards: all dims stay as they were
     config = small(epochs=2, projection="free", refit=False)
     given = data.training_data()
     assert given.train is not None
     wrong = dataclasses.replace(given.train, doc_row_J=np.roll(given.train.doc_row_J, 1))
     trained = train(dataclasses.replace(given, train=wrong), config, NullTracker())
-    dims = [DIM, *DIMS]
     assert trained.metrics["stages"][0]["epochs"] == 0
     model = model_of(trained)
-    dev = ndcg_of(model.encode(data.docs_ND), model.encode(data.queries_QD), data.dev, dims)
-    rotation_DD = principal_rotation(data.docs_ND, Group())
-    pca = ndcg_of(data.docs_ND @ rotation_DD.T, data.queries_QD @ rotation_DD.T, data.dev, dims)
-    for dim in dims:
-        assert dev[dim] >= pca[dim] - config.guard_tolerance - 1e-6
-        assert trained.metrics["dev"]["ndcg@10"][str(dim)] == pytest.approx(dev[dim], abs=1e-6)
+    kept = ndcg_of(model.encode(data.docs_ND), model.encode(data.queries_QD), data.dev, [DIM])[DIM]
+    frozen = ndcg_of(data.docs_ND, data.queries_QD, data.dev, [DIM])[DIM]
+    assert kept >= frozen - config.guard_tolerance
+    assert trained.metrics["dev"]["ndcg@10"][str(DIM)] == pytest.approx(kept, abs=1e-6)
 
 
 def test_later_stages_cost_earlier_prefixes_no_more_than_the_tolerance() -> None:
