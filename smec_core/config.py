@@ -53,8 +53,9 @@ class TrainConfig(BaseModel):
     """Documents drawn at random from the corpus per step, shared by all queries."""
     epochs: int | None = Field(None, ge=1)
     """Most epochs of a stage; default: as many as make 200 steps, and at least 2."""
-    lr: float = Field(2e-3, gt=0)
-    """Peak learning rate of the projection (one-cycle schedule, AdamW without weight decay)."""
+    lr: float | None = Field(None, gt=0)
+    """Peak learning rate of the projection (one-cycle schedule, AdamW without weight decay); default: .002, or .001
+    where there are no judgements."""
     ads_lr_factor: float = Field(30.0, gt=0)
     """The ADS logits learn at lr times this."""
     ema_decay: float = Field(0.9, ge=0, lt=1)
@@ -71,7 +72,8 @@ class TrainConfig(BaseModel):
     dev_corpus: int = Field(100_000, ge=100)
     """Most documents that dev is scored against: all judged ones, then a seeded sample."""
     refit: bool = True
-    """Replay the whole chain on train + dev with each stage's kind and number of epochs as found on dev."""
+    """Replay the whole chain on train + dev with each stage's kind and number of epochs as found on dev. Without
+    judgements there is none: held-out documents have nothing to teach that the others have not."""
 
     @field_validator("dims", mode="before")
     @classmethod
@@ -93,9 +95,9 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_memory(self) -> Self:
-        most = self.neighbours(labelled=False) if self.top_k is None else self.top_k
-        if self.queue_size < most:
-            raise ValueError(f"queue_size ({self.queue_size}) must be at least top_k ({most})")
+        least = self.neighbours(labelled=True)
+        if self.queue_size < least:
+            raise ValueError(f"queue_size ({self.queue_size}) must be at least top_k ({least})")
         return self
 
     @model_validator(mode="after")
@@ -111,6 +113,10 @@ class TrainConfig(BaseModel):
     def stage_patience(self, epochs: int) -> int:
         """Epochs without gain after which a stage of at most `epochs` epochs stops."""
         return self.patience if self.patience is not None else max(2, math.ceil(epochs / 3))
+
+    def peak_lr(self, labelled: bool) -> float:
+        """Peak learning rate of the projection, with judgements or without."""
+        return self.lr if self.lr is not None else 2e-3 if labelled else 1e-3
 
     def neighbours(self, labelled: bool) -> int:
         """K of the unsupervised loss. Alone, it needs neighbours far enough out to keep the others apart."""

@@ -80,7 +80,7 @@ class Run:
         x_queries: frozen unit query vectors.
         sampler: gives the steps of an epoch.
         dev: dev set; None to train for fixed epochs.
-        top_k: nearest memory items per anchor.
+        labelled: whether there are judgements to learn from.
         step: steps taken in the run so far.
         rows: queries and documents that those steps were made of.
     """
@@ -94,7 +94,7 @@ class Run:
     x_queries: ResidentRows
     sampler: LabelledSampler | UnlabelledSampler
     dev: DevSet | None
-    top_k: int
+    labelled: bool
     step: int = 0
     rows: int = 0
 
@@ -142,9 +142,10 @@ class Candidate:
             start_II = torch.eye(spec.d_in) if kind == "selection" else start_II.cpu()
             logits_I = initial_logits(spec.d_in, ordered=config.init == "pca" and kind != "selection")
             self.stage = Stage(kind, spec.dim, start_II, logits_I, config.hidden_dim).to(run.device)
+        lr = config.peak_lr(run.labelled)
         groups = [
-            {"params": self.stage.projection_parameters(), "lr": config.lr},
-            {"params": [self.stage.logits], "lr": config.ads_lr_factor * config.lr},
+            {"params": self.stage.projection_parameters(), "lr": lr},
+            {"params": [self.stage.logits], "lr": config.ads_lr_factor * lr},
         ]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, eps=ADAM_EPS)
         self.average = copy.deepcopy(self.stage)
@@ -309,7 +310,9 @@ def _load(
 
     doc_anchors = torch.arange(len(doc_row_N), device=run.device)[rank::size]
     row_A = torch.cat([torch.full((len(x_queries_BD),), -1, device=run.device), doc_row_N[doc_anchors]])
-    neighbours = memory.search(torch.cat([x_queries_BD, x_docs_ND[doc_anchors]]), row_A, run.top_k)
+    neighbours = memory.search(
+        torch.cat([x_queries_BD, x_docs_ND[doc_anchors]]), row_A, run.config.neighbours(run.labelled)
+    )
     memory.push(doc_row_N, x_docs_ND, y_docs_NI)
     clock.lap("search")
     return Step(

@@ -105,7 +105,7 @@ def train(
     started = time.perf_counter()
     chain = _Chain(data, config, tracker, torch.device(device), say)
     first = final = chain.run("first", None)
-    if config.guard and config.refit:
+    if config.guard and config.refit and data.train is not None:
         final = chain.run("refit", [(outcome.best.stage.projection, outcome.best.epochs) for outcome in first])
     stages = [outcome.best.stage for outcome in final]
     seconds = time.perf_counter() - started
@@ -201,7 +201,6 @@ class _Chain:
             sampler = LabelledSampler(labels.with_positives(), data.docs.rows, config)
         if with_dev:
             dev = make_dev_set(data.queries, data.docs, data.dev, held_out, config, self.group).to(self.device)
-        top_k = config.neighbours(labelled=data.train is not None)
         return Run(
             config,
             self.group,
@@ -212,7 +211,7 @@ class _Chain:
             data.queries,
             sampler,
             dev,
-            top_k,
+            data.train is not None,
             self.steps,
             self.rows,
         )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import secrets
 import signal
 import socket
@@ -11,7 +12,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,12 +29,15 @@ START_SECONDS = 120
 class Cluster(NamedTuple):
     """A running cluster and the environment in which a client may use it."""
 
+    head: "subprocess.Popen[bytes]"
+    log: Path
     dashboard: str
     client_env: dict[str, str]
 
     def submit(
         self, *command: str, options: Sequence[str] = (), env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
+        assert self.head.poll() is None, f"the cluster has ended:\n{self.log.read_text()}"
         ray = Path(sys.executable).parent / "ray"
         return subprocess.run(
             [ray, "job", "submit", "--address", self.dashboard, "--working-dir", ".", *options, "--", *command],
@@ -49,9 +53,8 @@ class Cluster(NamedTuple):
 def cluster() -> Iterator[Cluster]:
     """A head node of its own ports, folder and token; other clusters on this machine are not touched."""
     # Ray puts sockets under its folder, and their paths must stay short: tmp_path would be too long
-    with tempfile.TemporaryDirectory(prefix="smec-", ignore_cleanup_errors=True) as folder, ExitStack() as sockets:
-        port, dashboard, agent, client = (_free_port(sockets) for _ in range(4))
-        sockets.close()
+    with tempfile.TemporaryDirectory(prefix="smec-", ignore_cleanup_errors=True) as folder:
+        port, dashboard, agent, client = _free_ports(4)
         command = ["start", "--head", "--block", "--num-cpus=4", f"--temp-dir={folder}/ray", f"--port={port}"]
         command += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
         command += [f"--ray-client-server-port={client}", "--min-worker-port=0", "--max-worker-port=0"]
@@ -67,21 +70,26 @@ def cluster() -> Iterator[Cluster]:
             head = subprocess.Popen(
                 [binaries / "ray", *command], env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
+        cluster = Cluster(head, head_log, f"http://127.0.0.1:{dashboard}", env)
         try:
-            address = f"http://127.0.0.1:{dashboard}"
-            _wait_for_jobs_api(address, env["RAY_AUTH_TOKEN"], head, head_log)
-            yield Cluster(address, env)
+            _wait_for_jobs_api(cluster)
+            yield cluster
         finally:
             # `ray stop` would end every Ray process on the machine; these are the ones started here. Workers, in groups
             # of their own, end when their raylet is gone.
-            os.killpg(head.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(head.pid, signal.SIGKILL)
             head.wait()
 
 
-def _free_port(sockets: ExitStack) -> int:
-    listener = sockets.enter_context(socket.socket())
-    listener.bind(("127.0.0.1", 0))
-    return int(listener.getsockname()[1])
+def _free_ports(count: int) -> list[int]:
+    """Ports below those that the system hands out, so that nothing else gets one by chance before Ray takes it."""
+    free: list[int] = []
+    for port in random.sample(range(20_000, 30_000), 100):
+        with suppress(OSError), socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
+            free.append(port)
+    return free[:count]
 
 
 def _without_token(env: os._Environ[str] | dict[str, str], home: str) -> dict[str, str]:
@@ -89,16 +97,17 @@ def _without_token(env: os._Environ[str] | dict[str, str], home: str) -> dict[st
     return {**{name: value for name, value in env.items() if not name.startswith("RAY_AUTH_")}, "HOME": home}
 
 
-def _wait_for_jobs_api(address: str, token: str, head: subprocess.Popen[bytes], log: Path) -> None:
-    request = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+def _wait_for_jobs_api(cluster: Cluster) -> None:
+    token = cluster.client_env["RAY_AUTH_TOKEN"]
+    request = urllib.request.Request(f"{cluster.dashboard}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and head.poll() is None:
+    while time.monotonic() < deadline and cluster.head.poll() is None:
         try:
             urllib.request.urlopen(request, timeout=5)
             return
         except OSError:
             time.sleep(0.5)
-    pytest.fail(f"the cluster did not start:\n{log.read_text()}")
+    pytest.fail(f"the cluster did not start:\n{cluster.log.read_text()}")
 
 
 @pytest.mark.parametrize("token", [None, "f" * 32], ids=["no token", "a wrong token"])
