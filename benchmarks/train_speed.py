@@ -1,6 +1,6 @@
 """Steps a second of the training loop against a plain single-file implementation, stage by stage, in one run.
 
-    python benchmarks/train_speed.py --data ../shared/data/scifact --reference ../shared/reference/smec_reference.py
+    python benchmarks/train_speed.py --data DATA --reference PLAIN.py
 
 Both run on one thread with the same batch, positives, negatives, queue, neighbours, epochs and stages (free matrices on
 all labels, no dev split), in turn. Start-up and reading are left out on both sides. The stage D -> D, which the plain
@@ -49,8 +49,8 @@ def train_here(data: str, dims: str, epochs: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="../shared/data/scifact")
-    parser.add_argument("--reference", default="../shared/reference/smec_reference.py")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--reference", help="script that takes DATA --plain --dims --threads --epochs")
     parser.add_argument("--dims", default="384,192,96,48,24")
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--runs", type=int, default=3)

@@ -26,8 +26,9 @@ def run(settings: CheckSettings) -> dict[str, Any]:
     for part in (dataset.corpus, dataset.queries):
         for _ in part.blocks():
             pass
+    dataset.train_judgements()
     summary = dataset.summary()
-    table = Table(title=f"{dataset.uri}: {dataset.dim} dims, fingerprint {dataset.fingerprint}")
+    table = Table(title=f"{summary['uri']}: {dataset.dim} dims, fingerprint {dataset.fingerprint}")
     for name in ("part", "rows", "judgements", "relevant", "unknown ids"):
         table.add_column(name, justify="left" if name == "part" else "right")
     for name in ("corpus", "queries"):

@@ -15,7 +15,7 @@ from smec_core.errors import InputError, SmecError
 app = typer.Typer(
     name="smec",
     help="Learns one small nested vector from your embeddings and judgements, and compresses your corpus with it.",
-    epilog="Exit codes: 0 done, 1 failed, 2 bad usage or bad input.",
+    epilog="Exit codes: 0 done, 1 failed, 2 bad usage or bad input, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -95,7 +95,7 @@ def train(
 ) -> None:
     """Train a nested embedding on Ray, evaluate it, store it and record it in MLflow.
 
-    Every setting of the method can be given with --set or --config; CONTRIBUTING.md and smec_core/config.py list them.
+    Every setting of the method can be given with --set or --config; smec_core/config.py lists them.
     Precedence: flag, --set, --config, --preset, default. The same settings and data give the same run name; a finished
     run is returned and not trained again.
 
@@ -186,6 +186,8 @@ def _run(
     try:
         module = importlib.import_module(f"pipelines.{job}")
         kind = getattr(module, f"{job.capitalize()}Settings")
+        if json_file is not None:
+            json_file.parent.mkdir(parents=True, exist_ok=True)
         figures = module.run(resolve(kind, flags, config, assignments or [], preset))
         if json_file is not None:
             _write_json(json_file, figures)
@@ -196,7 +198,6 @@ def _run(
 
 
 def _write_json(path: Path, figures: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(figures, indent=2) + "\n")
     os.replace(partial, path)

@@ -23,10 +23,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.console import say
 from pipelines.file_tasks import RowProgress, actor_pool, record, report_errors, run_file_tasks
-from pipelines.publish import Draft, PublishedFile, describe_file, new_file, public_uri
+from pipelines.publish import Draft, PublishedFile, describe_file, new_file
 from smec_core.errors import InputError, SmecError
 from smec_core.model import Model, load
 from smec_core.parquet import ROW_GROUP_ROWS, Block, EmbeddingTable, ParquetPart, embedding_column
+from smec_core.uri import public_uri
 
 ROW_GROUP_BYTES = 32 << 20
 

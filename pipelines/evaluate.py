@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from rich.table import Table
 
 from pipelines.console import show
@@ -23,6 +23,8 @@ class EvaluateSettings(BaseModel):
     """Model folder."""
     split: Literal["train", "dev", "test"] | None = None
     """Judgements to score by; default: test, else dev, else the nearest documents by the original embeddings."""
+    max_unknown: float = Field(0.1, ge=0, le=1)
+    """Share of a split's judgements that may name ids which the data does not hold; they are left out."""
     baselines: bool = False
     """Score truncation, PCA and the original embeddings too."""
     exclude_self: bool = False
@@ -31,7 +33,7 @@ class EvaluateSettings(BaseModel):
 
 def run(settings: EvaluateSettings) -> dict[str, Any]:
     """Evaluates a model, prints the table and returns the figures."""
-    dataset, model = Dataset.open(settings.data), load(settings.model)
+    dataset, model = Dataset.open(settings.data, settings.max_unknown), load(settings.model)
     split = settings.split or default_split(dataset)
     report = evaluate(dataset, model, split, settings.baselines, settings.exclude_self)
     show(quality_table(report))

@@ -11,7 +11,7 @@ import ray
 import ray.data
 
 from pipelines.cluster import connect, unwrap
-from pipelines.console import say
+from pipelines.console import say, warn
 from pipelines.publish import PublishedFile, first_line
 from smec_core.errors import InputError, SmecError
 
@@ -90,8 +90,11 @@ def actor_pool(tasks: int, workers: int | None, gpu: str, share_gpus: bool) -> t
     if found and not share_gpus:
         return min(tasks, workers or found, found), 1.0
     workers = min(tasks, workers or max(1, int(resources.get("CPU", 1))))
+    if not resources.get("CPU"):
+        warn(f"the cluster has no CPUs now; {workers} worker(s) will run when it has, name --workers for more")
     # Ray counts GPUs in steps of 1/10000
-    return workers, min(1.0, found * 10_000 // workers / 10_000)
+    sharers = -(-workers // found) if found else 1
+    return workers, 10_000 // sharers / 10_000 if found else 0.0
 
 
 class RowProgress:

@@ -12,10 +12,11 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train import Checkpoint, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig
 from ray.util.queue import Empty, Queue
 from safetensors.torch import load_file, save_file
 
-from pipelines.cluster import connect
+from pipelines.cluster import connect, unwrap
 from pipelines.console import Progress, say, warn
 from pipelines.stream import RowShards, fill, rows_dataset
 from smec_core.adapter import FrozenStage
@@ -113,6 +114,8 @@ def fit(
             "queue": queue,
             "threads": settings.cpus_per_worker,
         },
+        # resident rows and their reductions stay on the CPU, gradients on the GPU
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=settings.workers,
             use_gpu=use_gpu,
@@ -156,7 +159,7 @@ def _follow(trainer: ray.train.torch.TorchTrainer, queue: Queue, history: Histor
                     progress.update(item)
     queue.shutdown()
     if "error" in outcome:
-        raise outcome["error"]
+        raise unwrap(outcome["error"]) from outcome["error"]
     checkpoint = outcome["result"].checkpoint
     if checkpoint is None:
         raise SmecError("the workers ended without a trained model")

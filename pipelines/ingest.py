@@ -28,9 +28,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.console import say
 from pipelines.file_tasks import RowProgress, actor_pool, record, report_errors, run_file_tasks
-from pipelines.publish import MANIFEST, PublishedFile, describe_file, first_line, new_file, public_uri
+from pipelines.publish import MANIFEST, PublishedFile, describe_file, first_line, new_file
 from smec_core.errors import InputError, SmecError
-from smec_core.parquet import open_filesystem, write_embeddings
+from smec_core.parquet import write_embeddings
+from smec_core.uri import open_filesystem, public_uri
 
 SPLITS = ("train", "dev", "test")
 QRELS_SCHEMA = pa.schema([("query_id", pa.string()), ("doc_id", pa.string()), ("score", pa.int32())])

@@ -1,4 +1,4 @@
-"""Replacing a model folder so that a reader finds the old one or the new one, never half of either."""
+"""Folders that are replaced as a whole: the new one is written beside the old and then renamed into its place."""
 
 import os
 import shutil
@@ -8,24 +8,28 @@ from pathlib import Path
 
 from smec_core.errors import InputError
 
+MODEL_FILES = {"adapter.safetensors", "config.json", "metrics.json", "history.jsonl", "README.md"}
+
 
 def check_replaceable(folder: Path) -> None:
-    """Refuses a path that holds anything but a model.
+    """Refuses a path that holds anything but a model, since all of it would be replaced.
 
     Raises:
         InputError: it is a file, or a folder with other things in it.
     """
-    if (
-        not folder.exists()
-        or (folder / "adapter.safetensors").exists()
-        or (folder.is_dir() and not any(folder.iterdir()))
-    ):
+    if not folder.exists():
         return
-    raise InputError(f"out: {folder} exists and is not a model folder; nothing of it is overwritten, name another")
+    others = {path.name for path in folder.iterdir()} - MODEL_FILES if folder.is_dir() else {folder.name}
+    if others:
+        raise InputError(
+            f"out: {folder} is not a model folder, it holds {min(others)}; nothing of it is overwritten, name another"
+        )
 
 
 def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
     """Writes a folder beside `folder`, then puts it in its place.
+
+    A reader never meets half a folder. Between two renames, for an instant, it may meet none.
 
     Args:
         folder: where it goes; what was there is removed.
@@ -37,12 +41,20 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
         # mkdtemp makes folders that only their owner can read
         new.chmod(0o755)
         write(new)
-        if folder.exists():
-            old = new.with_name(f"{new.name}.old")
-            os.rename(folder, old)
-            os.rename(new, folder)
-            shutil.rmtree(old)
-        else:
-            os.rename(new, folder)
+        put_in_place(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def put_in_place(new: Path, folder: Path) -> None:
+    """Renames `new` to `folder`; what was there comes back if that fails, and is removed if not."""
+    old = new.with_name(f"{new.name}.old")
+    if folder.exists():
+        os.rename(folder, old)
+    try:
+        os.rename(new, folder)
+    except OSError:
+        if old.exists():
+            os.rename(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

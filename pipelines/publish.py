@@ -19,13 +19,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from smec_core.errors import InputError, SmecError
-from smec_core.parquet import open_filesystem
+from smec_core.uri import join_uri, open_filesystem, public_uri
 
 CURRENT = "CURRENT"
 MANIFEST = "manifest.json"
@@ -86,20 +85,6 @@ def current(out: str) -> str:
     if not VERSION.fullmatch(name) or not _exists(filesystem, f"{root}/{name}/{MANIFEST}"):
         raise InputError(f"{public_uri(out)}: {CURRENT} names {name!r}, which is no finished version; publish again")
     return join_uri(out, name)
-
-
-def join_uri(uri: str, name: str) -> str:
-    """Path or URI of something in a folder; options of a URI ("?region=...") stay at its end."""
-    folder, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
-    return f"{folder.rstrip('/')}/{name}{mark}{options}"
-
-
-def public_uri(uri: str) -> str:
-    """A path or URI as a manifest may show it: absolute, without credentials and options."""
-    if "://" not in uri:
-        return str(Path(uri).absolute())
-    parts = urlsplit(uri)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 class Draft:

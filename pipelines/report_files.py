@@ -47,7 +47,7 @@ class Baselines(BaseModel):
 class Evaluation(BaseModel):
     """Scores by dim on one split."""
 
-    split: str = "test"
+    split: str | None = None
     ndcg: dict[int, float] = Field({}, alias="ndcg@10")
     neighbours: dict[int, float] = Field({}, alias="neighbour_recall@10")
     recall_10: dict[int, float] = Field({}, alias="recall@10")

@@ -36,6 +36,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from pipelines.console import say
+from pipelines.model_folder import put_in_place
 from smec_core.errors import InputError, SmecError
 from smec_core.parquet import write_embeddings
 
@@ -148,7 +149,7 @@ def make_sample(settings: SampleSettings, sources: Sequence[Source]) -> dict[str
     try:
         partial.mkdir(parents=True)
         record = write_sample(partial, groups, origin)
-        replace(out, partial)
+        put_in_place(partial, out)
     except OSError as error:
         raise SmecError(f"{settings.out}: cannot be written ({error}); name another folder") from error
     finally:
@@ -338,20 +339,6 @@ def earlier_sample(out: Path) -> dict[str, Any] | None:
         if name not in found or _checksum(out / name) != files.get(name):
             raise InputError(f"{out}: {name} was added, changed or removed since `smec sample` wrote it; {cure}")
     return dict(record)
-
-
-def replace(out: Path, new: Path) -> None:
-    """Puts `new` in the place of `out`, which is missing, empty or an earlier sample."""
-    old = out.with_name(f".{out.name}.old-{os.getpid()}")
-    if out.exists():
-        out.rename(old)
-    try:
-        new.rename(out)
-    except OSError:
-        if old.exists():
-            old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def describe(record: dict[str, Any]) -> str:

@@ -52,16 +52,28 @@ def resolve(
         raise InputError("; ".join(_explain(problem, origin) for problem in error.errors())) from error
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads on, off, yes and no as the words they are: only true and false are booleans."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), _Loader)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not text") from error
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if content is None:
         return {}
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(f"{path}: must hold key: value lines")
     return content
 
@@ -71,7 +83,7 @@ def _assignment(text: str) -> tuple[str, Any]:
     if not separator:
         raise InputError(f"--set {text}: expected key=value")
     try:
-        return key.strip(), yaml.safe_load(value)
+        return key.strip(), yaml.load(value, _Loader)
     except yaml.YAMLError as error:
         raise InputError(f"--set {text}: not a valid value") from error
 

@@ -51,6 +51,8 @@ def _overlaps(table: EmbeddingTable, start: int, stop: int) -> Iterator[tuple[Pa
 
 
 def _read_piece(piece: pa.Table, filesystem: pafs.FileSystem, dim: int) -> Iterator[pa.Table]:
+    if not len(piece):
+        return
     [one] = piece.to_pylist()
     table = EmbeddingTable(filesystem, [ParquetPart(one["path"], one["rows"], one["part_start"])], dim)
     for block in table.blocks(one["start"], one["stop"]):

@@ -12,19 +12,18 @@ import torch
 from pydantic import Field, field_validator
 
 import smec_core
-from pipelines.cluster import unwrap
 from pipelines.console import say
 from pipelines.fit import History, fit
 from pipelines.model_folder import check_replaceable, replace_folder
-from pipelines.publish import public_uri
 from pipelines.tracking import MlflowRecorder
 from smec_core.config import TrainConfig
 from smec_core.dataset import Dataset
-from smec_core.errors import InputError, SmecError
+from smec_core.errors import InputError
 from smec_core.evaluation import default_split, evaluate
 from smec_core.model import Model, load
 from smec_core.schedule import chain_dims, prefix_dims
 from smec_core.train import Trained
+from smec_core.uri import public_uri
 
 
 class TrainSettings(TrainConfig):
@@ -70,11 +69,15 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     config = settings.method()
     dataset = Dataset.open(settings.data)
     chain_dims(dataset.dim, config.dims)
+    dataset.train_judgements()
     out = Path(settings.out)
     check_replaceable(out)
+    state = Path(settings.storage or out.absolute().parent / ".smec-runs").absolute()
+    if state.is_relative_to(out.absolute()):
+        raise InputError(f"storage: {state} lies in the model folder {out}, which is replaced as a whole; name another")
     identity = {"train": config.model_dump(mode="json"), "data": dataset.fingerprint}
     name = settings.name or f"smec-{_digest(identity)}"
-    folder = Path(settings.storage or out.absolute().parent / ".smec-runs").absolute() / name
+    folder = state / name
     finished = folder / "model"
     if finished.exists():
         model = load(finished)
@@ -83,6 +86,8 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         say(f"run {name} is finished already; its model is taken from {finished}")
     else:
         model = _train_on_ray(settings, config, dataset, name, folder)
+    # hours may have passed
+    check_replaceable(out)
     replace_folder(out, lambda new: shutil.copytree(finished, new, dirs_exist_ok=True))
     say(f"model: {out}")
     return model.metrics
@@ -108,12 +113,9 @@ def _train_on_ray(settings: TrainSettings, config: TrainConfig, dataset: Dataset
         model = _evaluated(trained, config, dataset, name)
         replace_folder(folder / "model", lambda new: _write_model(model, folder / "history.jsonl", new))
     except BaseException as error:
-        failure = unwrap(error)
         interrupted = not isinstance(error, Exception)
-        recorder.finish(None, "KILLED" if interrupted else "FAILED", "interrupted" if interrupted else str(failure))
-        if interrupted or isinstance(error, SmecError):
-            raise
-        raise failure from error
+        recorder.finish(None, "KILLED" if interrupted else "FAILED", "interrupted" if interrupted else str(error))
+        raise
     recorder.finish(folder / "model")
     return model
 

@@ -24,7 +24,7 @@ def model_card(config: dict[str, Any], metrics: dict[str, Any]) -> str:
     ]
     measures = [name for name in ("ndcg@10", "recall@100", "mrr@10", "neighbour_recall@10") if name in evaluation]
     if measures:
-        split = f" on {evaluation['split']}" if "split" in evaluation else ""
+        split = f" on {evaluation.get('split') or 'nearest documents'}"
         lines += [f"## Quality{split}", "", "| dims | " + " | ".join(measures) + " |"]
         lines += ["|---" * (len(measures) + 1) + "|"]
         lines += [

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from smec_core.config import TrainConfig
 from smec_core.errors import InputError
 from smec_core.judgements import Judgements
-from smec_core.parquet import EmbeddingTable, find_parquet, open_filesystem
+from smec_core.parquet import EmbeddingTable, find_parquet
+from smec_core.uri import join_uri, open_filesystem, public_uri
 
 SPLITS = ("train", "dev", "test")
 MIN_TRAIN_QUERIES = 20
@@ -54,23 +55,16 @@ class Dataset:
         Raises:
             InputError: anything that breaks the data contract, with file, row and column.
         """
-        uri = uri.rstrip("/")
-        corpus, queries = EmbeddingTable.open(f"{uri}/corpus"), EmbeddingTable.open(f"{uri}/queries")
+        corpus, queries = EmbeddingTable.open(join_uri(uri, "corpus")), EmbeddingTable.open(join_uri(uri, "queries"))
         if corpus.dim != queries.dim:
-            raise InputError(f"{uri}: queries have {queries.dim} dims, the corpus has {corpus.dim}")
-        filesystem, root = open_filesystem(uri)
+            raise InputError(f"{public_uri(uri)}: queries have {queries.dim} dims, the corpus has {corpus.dim}")
+        filesystem, root = open_filesystem(uri.rstrip("/"))
         doc_ids, query_ids = corpus.ids(), queries.ids()
         splits, unknown = {}, {}
         for split in SPLITS:
             if find_parquet(filesystem, f"{root}/qrels/{split}"):
                 path = f"{root}/qrels/{split}.parquet"
                 splits[split], unknown[split] = _read_qrels(filesystem, path, query_ids, doc_ids, max_unknown)
-        judged_queries = len(splits["train"].with_positives()) if "train" in splits else MIN_TRAIN_QUERIES
-        if judged_queries < MIN_TRAIN_QUERIES:
-            raise InputError(
-                f"{root}/qrels/train.parquet: {judged_queries} queries with a relevant document; "
-                f"training needs at least {MIN_TRAIN_QUERIES}, or remove the file to train without judgements"
-            )
         return cls(uri, corpus, queries, splits, unknown)
 
     @property
@@ -81,7 +75,7 @@ class Dataset:
     @cached_property
     def fingerprint(self) -> str:
         """Hash (16 hex digits) of the bytes of every file: other data, another fingerprint."""
-        filesystem, root = open_filesystem(self.uri)
+        filesystem, root = open_filesystem(self.uri.rstrip("/"))
         files = [part.path for table in (self.corpus, self.queries) for part in table.files]
         files += [f"{root}/qrels/{split}.parquet" for split in self.splits]
         total = hashlib.blake2b(digest_size=8)
@@ -92,16 +86,34 @@ class Dataset:
                     total.update(chunk)
         return total.hexdigest()
 
+    def train_judgements(self) -> Judgements | None:
+        """Judgements of the train queries that have a relevant document; None without train judgements.
+
+        Raises:
+            InputError: too few to train on.
+        """
+        if "train" not in self.splits:
+            return None
+        train = self.splits["train"].with_positives()
+        if len(train) < MIN_TRAIN_QUERIES:
+            raise InputError(
+                f"{public_uri(self.uri)}/qrels/train.parquet: {len(train)} queries with a relevant document; training "
+                f"needs at least {MIN_TRAIN_QUERIES}, or remove the file to train without judgements"
+            )
+        return train
+
     def training_split(self, config: TrainConfig) -> tuple[Judgements | None, Judgements | None]:
         """Judgements to learn from and to choose by; (None, None) without train judgements.
 
         Dev is the dataset's own, else the train queries whose id hashes below `config.dev_fraction`: the same queries
         in every version of the data. Without the guard nothing is chosen, so nothing is held out.
+
+        Raises:
+            InputError: too few train queries.
         """
-        train = self.splits.get("train")
+        train = self.train_judgements()
         if train is None:
             return None, None
-        train = train.with_positives()
         if not config.guard:
             return train, None
         if "dev" in self.splits:
@@ -115,7 +127,7 @@ class Dataset:
     def summary(self) -> dict[str, Any]:
         """What the dataset holds, for people and for --json."""
         return {
-            "uri": self.uri,
+            "uri": public_uri(self.uri),
             "fingerprint": self.fingerprint,
             "dim": self.dim,
             "corpus": {"rows": self.corpus.rows, "files": len(self.corpus.files)},

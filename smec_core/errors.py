@@ -1,4 +1,4 @@
-"""The two kinds of failure that a user can act on; anything else is a defect and keeps its traceback."""
+"""The two kinds of failure that a user can act on; anything else is a defect."""
 
 
 class SmecError(Exception):

@@ -19,6 +19,7 @@ from smec_core.metrics import SEARCH_DEPTH, PrefixSearch, gains_of, measure, rec
 from smec_core.model import Model
 from smec_core.parquet import EmbeddingTable, unit_rows
 from smec_core.pca import Gram
+from smec_core.uri import public_uri
 
 Encode = Callable[[Tensor], Tensor]
 
@@ -49,10 +50,10 @@ def evaluate(
         InputError: the split is not there, or the dims do not fit.
     """
     if dataset.dim != model.input_dim:
-        raise InputError(f"{dataset.uri}: {dataset.dim} dims, but the model takes {model.input_dim}")
+        raise InputError(f"{public_uri(dataset.uri)}: {dataset.dim} dims, but the model takes {model.input_dim}")
     if split is not None and split not in dataset.splits:
         present = ", ".join(dataset.splits) or "none"
-        raise InputError(f"{dataset.uri}: there is no qrels/{split}.parquet; splits present: {present}")
+        raise InputError(f"{public_uri(dataset.uri)}: there is no qrels/{split}.parquet; splits present: {present}")
     systems: dict[str, Encode] = {"model": model.encode}
     if baselines:
         rotation_DD = _corpus_gram(dataset).rotation()

@@ -24,6 +24,12 @@ class Group:
             dist.all_reduce(tensor)
         return tensor
 
+    def from_first_(self, tensor: Tensor) -> Tensor:
+        """Overwrites a tensor by that of rank 0, in place: for what processors may round differently."""
+        if self.size > 1:
+            dist.broadcast(tensor, src=0)
+        return tensor
+
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """The tensor of every rank, in rank order; all of one shape."""
         if self.size == 1:

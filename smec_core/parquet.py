@@ -5,7 +5,6 @@ Shapes: N rows, D embedding dims.
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from smec_core.errors import InputError
+from smec_core.uri import open_filesystem, public_uri
 
 ROW_GROUP_ROWS = 65_536
 READ_BUFFER_BYTES = 8 << 20
@@ -35,16 +35,6 @@ class Block(NamedTuple):
     ids: pa.Array
     vectors_ND: np.ndarray
     table: pa.Table
-
-
-def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Resolves a local path or a URI (s3://, gs://, file://) to a file system and a path on it."""
-    if "://" in uri:
-        try:
-            return pafs.FileSystem.from_uri(uri)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{uri}: cannot open this URI ({error})") from error
-    return pafs.LocalFileSystem(), str(Path(uri).absolute())
 
 
 def find_parquet(filesystem: pafs.FileSystem, path: str) -> list[str]:
@@ -76,7 +66,8 @@ class EmbeddingTable:
         filesystem, path = open_filesystem(uri)
         paths = find_parquet(filesystem, path)
         if not paths:
-            raise InputError(f"{uri}: no Parquet file there; expected {uri}.parquet or {uri}/*.parquet")
+            shown = public_uri(uri)
+            raise InputError(f"{shown}: no Parquet file there; expected {shown}.parquet or {shown}/*.parquet")
         parts: list[ParquetPart] = []
         dims: dict[str, int] = {}
         start = 0
@@ -85,7 +76,9 @@ class EmbeddingTable:
                 _check_schema(file, parquet.schema_arrow)
                 rows = parquet.metadata.num_rows
                 if rows:
-                    first = next(_read_batches(parquet, file, 1, ["embedding"], [0]))["embedding"]
+                    first = next(_read_batches(parquet, file, 1, ["embedding"], _row_groups(parquet, 0, 1)[0]))[
+                        "embedding"
+                    ]
                     dims[file] = int(_row_dims(first)[0])
                     if not first[0].is_valid or not dims[file]:
                         raise InputError(
@@ -94,7 +87,7 @@ class EmbeddingTable:
             parts.append(ParquetPart(file, rows, start))
             start += rows
         if not dims:
-            raise InputError(f"{uri}: holds no rows")
+            raise InputError(f"{public_uri(uri)}: holds no rows")
         dim = next(iter(dims.values()))
         for file, other in dims.items():
             if other != dim:

@@ -37,4 +37,4 @@ def principal_rotation(local_LD: Tensor, group: Group) -> Tensor:
     for block_ND in local_LD.split(BLOCK_ROWS):
         gram.add(block_ND)
     group.sum_(gram.sum_DD)
-    return gram.rotation()
+    return group.from_first_(gram.rotation())

@@ -252,12 +252,13 @@ def train_stage(
             step = _load(run, batch, memory, y_docs, y_queries, clock)
             noise_I = gumbel(spec.d_in, _generator(run.key(spec.number, 2, epoch, number))).to(run.device)
             # without judgements, the first step meets an empty memory
-            for candidate in active if step.weight_sum or step.live_pairs > 0 else []:
+            trained = active if step.weight_sum or step.live_pairs > 0 else []
+            for candidate in trained:
                 candidate.train_step(run, step, run.config.gumbel_noise * noise_I)
             clock.lap("compute")
             run.step += 1
             run.rows += len(batch.query_row_B) + len(batch.doc_row_N)
-            log.add(active, epoch, len(batch.query_row_B) + len(batch.doc_row_N), clock)
+            log.add(trained, epoch, len(batch.query_row_B) + len(batch.doc_row_N), clock)
         log.flush()
         for candidate in active:
             candidate.score(run, spec, epoch + 1)
@@ -280,7 +281,7 @@ def _ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
 def _start(run: Run, spec: StageSpec, y_docs: ResidentRows) -> Tensor:
     if run.config.init == "random":
         noise_II = torch.randn(spec.d_in, spec.d_in, generator=_generator(run.key(spec.number, 3)))
-        return torch.linalg.qr(noise_II)[0].to(run.device)
+        return run.group.from_first_(torch.linalg.qr(noise_II)[0]).to(run.device)
     if run.config.init == "identity" or spec.dim == spec.d_in:
         return torch.eye(spec.d_in, device=run.device)
     return principal_rotation(y_docs.local_LD, run.group).to(run.device)

@@ -56,8 +56,8 @@ class StageOutcome:
         """The candidate that goes on."""
         return next(iter(self.tried.values()))
 
-    def metrics(self) -> dict[str, Any]:
-        """What metrics.json keeps of it."""
+    def metrics(self, stored: FrozenStage) -> dict[str, Any]:
+        """What metrics.json keeps of it; `stored` is the stage as the last pass left it."""
         best = self.best
         record: dict[str, Any] = {
             "d_in": self.d_in,
@@ -65,7 +65,7 @@ class StageOutcome:
             "projection": best.stage.projection,
             "epochs": best.epochs,
             "seconds": round(self.seconds, 3),
-            "importance": [round(v, 8) for v in best.stage.tensors["logits"].softmax(0).tolist()],
+            "importance": [round(v, 8) for v in stored.tensors["logits"].softmax(0).tolist()],
         }
         if best.scores:
             record["dev_score"] = best.dev_score
@@ -111,7 +111,7 @@ def train(
     seconds = time.perf_counter() - started
     metrics = {
         "dev": chain.dev_scores,
-        "stages": [outcome.metrics() for outcome in first],
+        "stages": [outcome.metrics(stage) for outcome, stage in zip(first, stages, strict=True)],
         "training": {
             "seconds": round(seconds, 3),
             "steps": chain.steps,
@@ -229,5 +229,5 @@ class _Chain:
 
 
 def _held_out(rows: int, config: TrainConfig) -> np.ndarray:
-    count = min(int(rows * config.dev_fraction), HELD_OUT_DOCS)
+    count = min(max(int(rows * config.dev_fraction), 2), HELD_OUT_DOCS)
     return np.sort(np.random.default_rng((config.seed, 2)).choice(rows, count, replace=False))

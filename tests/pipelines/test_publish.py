@@ -6,8 +6,9 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
-from pipelines.publish import Draft, PublishedFile, current, describe_file, join_uri, new_file, public_uri
+from pipelines.publish import Draft, PublishedFile, current, describe_file, new_file
 from smec_core.errors import InputError, SmecError
+from smec_core.uri import join_uri, public_uri
 
 PLAN = {"job": "test", "dim": 8}
 

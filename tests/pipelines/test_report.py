@@ -29,7 +29,7 @@ EVALUATION = {
     "baselines": BASELINES,
 }
 WITHOUT_JUDGEMENTS = {
-    "split": "held-out documents",
+    "split": None,
     "neighbour_recall@10": dict(zip(DIMS, (1.0, 0.93, 0.85, 0.74, 0.58, 0.39), strict=True)),
     "baselines": {
         "pca": dict(zip(DIMS, (1.0, 0.94, 0.84, 0.71, 0.53, 0.33), strict=True)),

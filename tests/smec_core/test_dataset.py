@@ -188,7 +188,7 @@ def test_what_breaks_the_contract_is_refused(folder: Path, case: str) -> None:
     spoil, message = REFUSED[case]
     spoil(folder)
     with pytest.raises(InputError, match=message):
-        Dataset.open(str(folder))
+        Dataset.open(str(folder)).train_judgements()
 
 
 @pytest.mark.parametrize(
