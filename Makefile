@@ -37,7 +37,7 @@ $(READY): pyproject.toml constraints.txt
 # Starts from nothing every time, so that what it prints was made by this tree; on half of the sample, to take minutes.
 quickstart: $(READY)
 	rm -rf $(OUT)
-	$(BIN)/smec sample $(OUT)/data --size 10000
+	$(BIN)/smec sample $(OUT)/data --size 6000
 	$(BIN)/smec train --data $(OUT)/data --dims 256,128,64,32 --workers 2 --out $(OUT)/model
 	$(BIN)/smec compress --model $(OUT)/model --input $(OUT)/data/corpus --output $(OUT)/compressed --dim 64
 	$(BIN)/smec report $(OUT)/model --out $(OUT)/report.html
