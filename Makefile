@@ -13,7 +13,7 @@ OUT := outputs/quickstart
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart test test-fast test-full check format wheel clean
+.PHONY: help env quickstart picture test test-fast test-full check format wheel clean
 
 help:
 	@echo "make quickstart   build a sample dataset, train, evaluate, compress it, write a report (about 5 minutes)"
@@ -34,7 +34,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev,ingest]'
 	touch $@
 
-# Starts from nothing every time, so that what it prints was made by this tree; on half of the sample, to take minutes.
+# Starts from nothing every time, so that what it prints was made by this tree; on a part of the sample, to take minutes.
 quickstart: $(READY)
 	rm -rf $(OUT)
 	$(BIN)/smec sample $(OUT)/data --size 6000
@@ -43,6 +43,12 @@ quickstart: $(READY)
 	$(BIN)/smec report $(OUT)/model --out $(OUT)/report.html
 	$(BIN)/smec evaluate --data $(OUT)/data --model $(OUT)/model --baselines --json $(OUT)/evaluation.json
 	@echo "report: $(OUT)/report.html   compressed corpus: $(OUT)/compressed   figures: $(OUT)/evaluation.json"
+
+# The picture in README.md, from the last quickstart.
+picture: $(READY)
+	mkdir -p docs
+	$(BIN)/python -c "import json; from pipelines.pictures import quality_picture; \
+	    quality_picture(json.load(open('$(OUT)/evaluation.json'))).savefig('docs/quickstart.png', dpi=120)"
 
 test: $(READY)
 	$(BIN)/pytest -m "not slow"

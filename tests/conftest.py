@@ -9,6 +9,7 @@ import pytest
 
 # Ray reads these once, when it is first imported; its workers and the processes that tests start inherit them.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 # A cluster that the developer happens to be connected to is not the tests' to use.
 os.environ.pop("RAY_ADDRESS", None)
