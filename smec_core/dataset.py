@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from smec_core.config import TrainConfig
-from smec_core.errors import InputError
+from smec_core.errors import InputError, one_line
 from smec_core.judgements import Judgements
 from smec_core.parquet import EmbeddingTable, find_parquet
 from smec_core.uri import join_uri, open_filesystem, public_uri
@@ -154,7 +154,7 @@ def _read_qrels(
     try:
         table = pq.read_table(path, filesystem=filesystem)
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: not a readable Parquet file ({error})") from error
+        raise InputError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
     columns = {name: _qrels_column(path, table, name) for name in _COLUMN_NAMES}
     if not len(table):
         raise InputError(f"{path}: the split is empty; add judgements or remove the file")

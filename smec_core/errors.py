@@ -7,3 +7,8 @@ class SmecError(Exception):
 
 class InputError(SmecError):
     """Bad usage or bad input: a file, row, column or config key that must be mended first (exit code 2)."""
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error, which libraries break into lines, as one."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from smec_core.errors import InputError
+from smec_core.errors import InputError, one_line
 from smec_core.uri import open_filesystem, public_uri
 
 ROW_GROUP_ROWS = 65_536
@@ -106,7 +106,7 @@ class EmbeddingTable:
                 try:
                     ids = pc.cast(parquet.read(columns=["id"])["id"], pa.string())
                 except (pa.ArrowException, OSError) as error:
-                    raise InputError(f"{part.path}: column id cannot be read ({error})") from error
+                    raise InputError(f"{part.path}: column id cannot be read ({one_line(error)})") from error
             if ids.null_count:
                 row = ids.is_null().index(True).as_py()
                 raise InputError(f"{part.path}: row {row}, column id: is null; every row needs an id")
@@ -207,7 +207,7 @@ def _open_parquet(filesystem: pafs.FileSystem, path: str) -> pq.ParquetFile:
         # pre-buffering would keep all that was read of a file in memory until it is closed
         return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=False, buffer_size=READ_BUFFER_BYTES)
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: not a readable Parquet file ({error})") from error
+        raise InputError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
 
 
 def _read_batches(
@@ -224,7 +224,7 @@ def _read_batches(
             if null:
                 place = f"row {row + int(null[1]) - 1}, column embedding"
                 raise InputError(f"{path}: {place}: is null; every row needs a vector") from error
-            raise InputError(f"{path}: rows from {row} on cannot be read ({error})") from error
+            raise InputError(f"{path}: rows from {row} on cannot be read ({one_line(error)})") from error
         if batch is None:
             return
         yield batch
