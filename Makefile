@@ -29,6 +29,7 @@ env: $(READY)
 
 # Made again whenever the requirements change; a half-made environment has no stamp, so it is made from the start.
 $(READY): pyproject.toml constraints.txt
+	@echo "installing into $(VENV): some minutes"
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev,ingest]'

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.console import say
+from pipelines.console import say, warn
 from pipelines.file_tasks import RowProgress, actor_pool, record, report_errors, run_file_tasks
 from pipelines.publish import Draft, PublishedFile, describe_file, new_file
 from smec_core.errors import InputError, SmecError
@@ -132,6 +132,10 @@ def run(settings: CompressSettings) -> dict[str, Any]:
         raise InputError(f"{settings.input}: {table.dim} dims, but the model {settings.model} takes {model.input_dim}")
     if settings.dim > model.input_dim:
         raise InputError(f"dim is {settings.dim}, but the model has {model.input_dim}; trained dims: {model.dims}")
+    if settings.dim not in model.dims:
+        warn(
+            f"the model was trained for {', '.join(map(str, model.dims))} dims; the quality at {settings.dim} is unmeasured"
+        )
     workers, gpus = actor_pool(len(table.files), settings.workers, settings.gpu, share_gpus=True)
     draft = Draft.open(settings.output, _plan(settings, model, table))
     started = time.perf_counter()

@@ -17,6 +17,7 @@ from plotly.offline import get_plotlyjs
 from pydantic import BaseModel, ConfigDict
 
 from pipelines import report_figures as figures
+from pipelines.console import say
 from pipelines.report_files import ConfigFile, Evaluation, MetricsFile, Record, Stage, read, read_history
 from smec_core.errors import InputError
 
@@ -60,6 +61,7 @@ def run(settings: ReportSettings) -> dict[str, Any]:
     environment.filters.update(number=_number, percent=_percent, duration=_duration, plain=_plain)
     text = environment.get_template("report.html.j2").render(page, plotly_js=Markup(get_plotlyjs()))
     _write(Path(settings.out), text)
+    say(f"report: {settings.out}")
     rows = [row._asdict() for row in page["rows"]]
     return {"out": settings.out, "headline": page["headline"], "measure": page["measure"], "dims": rows}
 
