@@ -133,9 +133,8 @@ def run(settings: CompressSettings) -> dict[str, Any]:
     if settings.dim > model.input_dim:
         raise InputError(f"dim is {settings.dim}, but the model has {model.input_dim}; trained dims: {model.dims}")
     if settings.dim not in model.dims:
-        warn(
-            f"the model was trained for {', '.join(map(str, model.dims))} dims; the quality at {settings.dim} is unmeasured"
-        )
+        trained = ", ".join(map(str, model.dims))
+        warn(f"the model was trained for {trained} dims; its quality at {settings.dim} is unmeasured")
     workers, gpus = actor_pool(len(table.files), settings.workers, settings.gpu, share_gpus=True)
     draft = Draft.open(settings.output, _plan(settings, model, table))
     started = time.perf_counter()
