@@ -61,6 +61,8 @@ def main() -> None:
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     if args.own:
         return train_here(args.data, args.dims, args.epochs)
+    if args.reference is None:
+        parser.error("--reference is required: there is nothing to compare with")
 
     from smec_core.config import TrainConfig
     from smec_core.dataset import Dataset
