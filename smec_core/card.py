@@ -32,9 +32,11 @@ def model_card(config: dict[str, Any], metrics: dict[str, Any]) -> str:
         ]
         lines.append("")
     data = config.get("data", {})
+    base = config.get("base")
     lines += [
         "## Training",
         "",
+        *([f"- extends model {base['fingerprint']}: its dims keep their results"] if base else []),
         f"- data fingerprint: {data.get('fingerprint', 'unknown')}",
         f"- seed: {config.get('train', {}).get('seed', 'unknown')}",
         f"- versions: {', '.join(f'{name} {version}' for name, version in config.get('versions', {}).items())}",

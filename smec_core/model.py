@@ -1,13 +1,14 @@
 """The trained model: a folder of safetensors and JSON, and `encode`.
 
-Shapes: N rows, D input dims, d dims asked for.
+Shapes: N rows, D input dims, d dims asked for, w dims of stored vectors, I dims that a stage takes.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args, overload
+from typing import Any, NamedTuple, get_args, overload
 
 import numpy as np
 import torch
@@ -22,6 +23,24 @@ from smec_core.config import Projection
 from smec_core.errors import InputError
 
 FORMAT = 1
+ROTATIONS = ("rotation", "selection")
+"""Kinds of stage that change no cosine of the block they take, and so no result at any earlier prefix."""
+ROTATION_ERROR = 1e-2
+"""Frobenius norm of W W' - I up to which a weight is a rotation, less the rounding of its training."""
+
+
+class Base(NamedTuple):
+    """The model that another one extends.
+
+    Attributes:
+        fingerprint: sha256 (hex) of its adapter.safetensors.
+        dims: its usable prefixes, D first, descending.
+        stages: how many stages it has: the first ones of the model that extends it.
+    """
+
+    fingerprint: str
+    dims: tuple[int, ...]
+    stages: int
 
 
 class Model:
@@ -34,6 +53,7 @@ class Model:
         matrix_DD: the chain folded into one matrix, z = A x; None where a stage is not linear.
         config: what trained it (config.json).
         metrics: what it reached (metrics.json).
+        base: the model whose chain this one goes on with, and whose stored vectors `upgrade` takes; None for none.
     """
 
     def __init__(
@@ -46,6 +66,10 @@ class Model:
         self.dims: tuple[int, ...] = tuple(self.config["dims"])
         self.metrics = metrics
         self.matrix_DD = fold(self.stages, input_dim)
+        self.base = _read_base(self.config.get("base"), self.stages, self.dims)
+        if self.base is not None:
+            self._base_block = _kept_dim(self.stages[: self.base.stages], input_dim)
+            self._added_II = fold(self.stages[self.base.stages :], self._base_block)
 
     @overload
     def encode(self, x_ND: np.ndarray, dim: int | None = None) -> np.ndarray: ...
@@ -80,6 +104,87 @@ class Model:
         else:
             z_Nd = x_ND @ self.matrix_DD[:dim].to(x_ND.device).T
         return F.normalize(z_Nd, dim=1)
+
+    @overload
+    def upgrade(self, v_Nw: np.ndarray, dim: int | None = None) -> np.ndarray: ...
+    @overload
+    def upgrade(self, v_Nw: Tensor, dim: int | None = None) -> Tensor: ...
+    def upgrade(self, v_Nw: np.ndarray | Tensor, dim: int | None = None) -> np.ndarray | Tensor:
+        """Brings vectors that the base encoded up to this model, without the original embeddings.
+
+        Args:
+            v_Nw: what the base's `encode` gave, (N, w); w from the smallest block that the base keeps up to D.
+            dim: how many dims to keep, up to w. Default: w.
+
+        Returns:
+            What this model's `encode` gives for the same items: unit vectors (N, dim), float32, kind as given.
+
+        Raises:
+            InputError: the model extends no other, or w or `dim` is out of range.
+
+        Example:
+            >>> smec_core.load("smaller").upgrade(stored, dim=24)
+        """
+        if isinstance(v_Nw, np.ndarray):
+            return self.upgrade(torch.from_numpy(np.require(v_Nw, np.float32, ["C", "W"])), dim).numpy()
+        if self.base is None or self._added_II is None:
+            raise InputError("this model extends no other, so it upgrades no vectors; encode the original embeddings")
+        block, width = self._base_block, v_Nw.shape[-1]
+        if v_Nw.ndim != 2 or width > self.input_dim:
+            raise InputError(f"vectors have shape {tuple(v_Nw.shape)}; upgrade takes (N, {block} to {self.input_dim})")
+        if width < block:
+            raise InputError(
+                f"vectors have {width} dims, but an upgrade needs the first {block} to {self.input_dim} of the model "
+                f"{self.base.fingerprint[:12]}; encode the original embeddings"
+            )
+        dim = width if dim is None else dim
+        if not 1 <= dim <= width:
+            raise InputError(f"dim is {dim}, but the vectors to upgrade have {width} dims; give 1 to {width}")
+        v_Nw = v_Nw.float()
+        z_Nw = torch.cat([v_Nw[:, :block] @ self._added_II.to(v_Nw.device).T, v_Nw[:, block:]], dim=1)
+        return F.normalize(z_Nw[:, :dim], dim=1)
+
+    def new_dims(self, dims: Sequence[int]) -> tuple[int, ...]:
+        """Those of `dims` that the model does not have, descending: what `extended` would add.
+
+        Raises:
+            InputError: there are none, or one is not below the smallest block that the model keeps.
+        """
+        new = sorted(set(dims) - set(self.dims), reverse=True)
+        block = _kept_dim(self.stages, self.input_dim)
+        if not new:
+            raise InputError(f"dims: the model has all of them already, it has {self.dims}; name one below {block}")
+        if new[0] >= block:
+            raise InputError(
+                f"dims: {new[0]} cannot be added to a model with {self.dims}, only dims below {block}; "
+                "leave it out, or train a new model"
+            )
+        return tuple(new)
+
+    def extended(self, added: Sequence[FrozenStage], config: dict[str, Any], metrics: dict[str, Any]) -> "Model":
+        """The model that goes on with further stages where this one ends; this one stays as it is.
+
+        The weights of `added` are taken to the nearest rotation, since the rounding of a training in float32 (some
+        1e-6 a stage) would show in the cosines of the dims already in service.
+
+        Args:
+            added: rotations, the first one of the smallest block that this model keeps.
+            config: what trained them, as of a new model; `dims` of both models are joined, and `base` is set.
+            metrics: what the extended model reaches.
+
+        Raises:
+            InputError: an added stage does not fit or is no rotation, or see `new_dims`.
+        """
+        self.new_dims(config["dims"])
+        try:
+            _check_chain(added, _kept_dim(self.stages, self.input_dim), first=len(self.stages))
+        except ValueError as error:
+            raise InputError(f"the model cannot be extended: {error}") from error
+        rotations = [_nearest_rotation(stage, len(self.stages) + number) for number, stage in enumerate(added)]
+        base = Base(self.fingerprint, self.dims, len(self.stages))
+        dims = sorted({*self.dims, *config["dims"]}, reverse=True)
+        record = {**config, "dims": dims, "base": base._asdict()}
+        return Model([*self.stages, *rotations], self.input_dim, record, metrics)
 
     def _tensor_bytes(self) -> bytes:
         tensors = {
@@ -129,12 +234,14 @@ def load(folder: str | Path) -> Model:
             _read_stage(number, stage["dim"], stage["projection"], tensors)
             for number, stage in enumerate(config["stages"])
         ]
-        width = config["input_dim"]
-        for number, stage in enumerate(stages):
-            if stage.d_in != width:
-                raise ValueError(f"stage {number} takes {stage.d_in} dims, the one before gives {width}")
-            width = stage.dim
-        return Model(stages, config["input_dim"], config, metrics)
+        _check_chain(stages, config["input_dim"])
+        model = Model(stages, config["input_dim"], config, metrics)
+        if model.matrix_DD is not None:
+            if tensors["matrix"].shape != model.matrix_DD.shape:
+                raise ValueError(f"matrix is {tuple(tensors['matrix'].shape)}")
+            # folded on another machine its last bits can differ, and with them the fingerprint
+            model.matrix_DD = tensors["matrix"]
+        return model
     except (KeyError, TypeError, ValueError) as error:
         problem = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
         raise InputError(f"{folder}: config.json and adapter.safetensors do not fit together ({problem})") from error
@@ -149,3 +256,53 @@ def _read_stage(number: int, dim: int, projection: Projection, tensors: dict[str
     if stage.tensors["weight"].shape != (stage.d_in, stage.d_in) or not 1 <= dim <= stage.d_in:
         raise ValueError(f"stage {number} keeps {dim} dims of a weight {tuple(stage.tensors['weight'].shape)}")
     return stage
+
+
+def _check_chain(stages: Sequence[FrozenStage], width: int, first: int = 0) -> None:
+    for number, stage in enumerate(stages, first):
+        if stage.d_in != width:
+            raise ValueError(f"stage {number} takes {stage.d_in} dims, the one before gives {width}")
+        width = stage.dim
+
+
+def _kept_dim(stages: Sequence[FrozenStage], input_dim: int) -> int:
+    """Dims of the block that the last stage keeps, on which a further stage would work."""
+    return stages[-1].dim if stages else input_dim
+
+
+def _read_base(record: Any, stages: Sequence[FrozenStage], dims: Sequence[int]) -> Base | None:
+    """The `base` of a config.json.
+
+    Raises:
+        ValueError: it is no such record, or not of this model.
+    """
+    if record is None:
+        return None
+    if not isinstance(record, dict) or record.keys() != set(Base._fields):
+        raise ValueError(f"base must hold {', '.join(Base._fields)}")
+    base = Base(record["fingerprint"], tuple(record["dims"]), record["stages"])
+    if not isinstance(base.fingerprint, str) or not re.fullmatch("[0-9a-f]{64}", base.fingerprint):
+        raise ValueError(f"base: fingerprint {base.fingerprint!r} is no sha256")
+    if type(base.stages) is not int or not 0 <= base.stages < len(stages):
+        raise ValueError(f"base: has {base.stages} stages, of a model with {len(stages)}")
+    block = stages[base.stages].d_in
+    if not base.dims or not set(base.dims) <= {dim for dim in dims if dim >= block}:
+        raise ValueError(f"base: its dims {base.dims} are not among those of {dims} that its stages give")
+    for number, stage in enumerate(stages[base.stages :], base.stages):
+        if stage.projection not in ROTATIONS:
+            raise ValueError(f"stage {number} extends the base and must be a rotation, but is {stage.projection!r}")
+    return base
+
+
+def _nearest_rotation(stage: FrozenStage, number: int) -> FrozenStage:
+    weight_II = stage.tensors["weight"].double()
+    eye_II = torch.eye(stage.d_in, dtype=weight_II.dtype, device=weight_II.device)
+    if stage.projection not in ROTATIONS or torch.linalg.norm(weight_II @ weight_II.T - eye_II) > ROTATION_ERROR:
+        raise InputError(
+            f"the model cannot be extended: stage {number} ({stage.projection}) is no rotation and would change the "
+            "results of the dims before it"
+        )
+    # Newton-Schulz steps, each of which squares the error
+    for _ in range(2):
+        weight_II = weight_II @ (3 * eye_II - weight_II.T @ weight_II) / 2
+    return FrozenStage(stage.dim, stage.projection, {**stage.tensors, "weight": weight_II.float()})

@@ -1,5 +1,6 @@
 """Model folders and `encode`: what a user loads, gets, and is told when something does not fit."""
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 import smec_core
 from smec_core.adapter import FrozenStage, apply_chain
@@ -128,6 +130,11 @@ def test_other_weights_have_another_fingerprint() -> None:
     assert make_model().fingerprint != make_model(seed=1).fingerprint
 
 
+def test_the_fingerprint_is_that_of_the_stored_file(folder: Path) -> None:
+    content = (folder / "adapter.safetensors").read_bytes()
+    assert load(folder).fingerprint == hashlib.sha256(content).hexdigest()
+
+
 def test_the_card_says_how_to_use_the_model(folder: Path) -> None:
     card = (folder / "README.md").read_text()
     assert "Compresses 8-dim embeddings" in card
@@ -155,6 +162,11 @@ def other_adapter(folder: Path) -> None:
     shutil.copy(folder.parent / "other" / "adapter.safetensors", folder / "adapter.safetensors")
 
 
+def other_matrix(folder: Path) -> None:
+    path = folder / "adapter.safetensors"
+    save_file(load_file(path) | {"matrix": torch.eye(6)}, path)
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
 
@@ -178,6 +190,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
         "stages.2.weight is missing",
     ),
     "adapter of another model": (other_adapter, "adapter.safetensors"),
+    "matrix of other dims": (other_matrix, "matrix is (6, 6)"),
     "other kind of stage": (
         lambda f: edit_config(f, stages=[{"dim": 4, "projection": "residual_mlp"}] * 2),
         "stages.0.up is missing",
@@ -216,3 +229,165 @@ def test_a_pickle_in_place_of_the_tensors_is_refused_and_never_run(folder: Path,
     with pytest.raises(InputError, match="damaged model folder"):
         load(folder)
     assert not made.exists()
+
+
+WIDE = 64
+BASE_DIMS = (64, 32, 16)
+
+
+def random_matrix(dim: int, seed: int) -> torch.Tensor:
+    """Random, but leaves what matters in the first dims, as a trained stage does."""
+    return torch.eye(dim) + 0.4 * torch.randn(dim, dim, generator=torch.Generator().manual_seed(seed)) / dim**0.5
+
+
+def random_rotation(dim: int, seed: int) -> torch.Tensor:
+    return torch.linalg.qr(random_matrix(dim, seed))[0]
+
+
+def make_base(last: Projection = "free") -> Model:
+    """64 to 64 to 32 to 16 dims, by random stages."""
+    shapes: list[tuple[int, int, Projection]] = [(64, 64, "free"), (64, 32, "free"), (32, 16, last)]
+    stages = []
+    for seed, (d_in, dim, kind) in enumerate(shapes):
+        tensors = make_stage(kind, d_in, dim, seed).tensors
+        stages.append(FrozenStage(dim, kind, tensors | {"weight": random_matrix(d_in, seed)}))
+    return Model(stages, WIDE, {"dims": list(BASE_DIMS), "train": {"seed": 3}}, {})
+
+
+def added_stages(error: float = 0.0) -> list[FrozenStage]:
+    """16 to 8 to 4 dims, by random rotations; every number of them off by `error` at random."""
+    made = []
+    for d_in, dim in ((16, 8), (8, 4)):
+        noise_II = error * torch.randn(d_in, d_in, generator=torch.Generator().manual_seed(dim))
+        tensors = {"weight": random_rotation(d_in, dim) + noise_II, "logits": torch.linspace(1, -1, d_in)}
+        made.append(FrozenStage(dim, "rotation", tensors))
+    return made
+
+
+def make_extended(base: Model, error: float = 0.0) -> Model:
+    return base.extended(added_stages(error), {"dims": [64, 8, 4], "train": {"seed": 4}}, {"dev": {}})
+
+
+def wide_vectors(rows: int = 200) -> np.ndarray:
+    scale_D = 1 / np.arange(1, WIDE + 1)
+    return (scale_D * np.random.default_rng(1).standard_normal((rows, WIDE))).astype(np.float32)
+
+
+def cosines(z_Nd: np.ndarray) -> np.ndarray:
+    return z_Nd.astype(np.float64) @ z_Nd.T.astype(np.float64)
+
+
+@pytest.mark.parametrize("last", ["free", "residual_mlp"])
+def test_an_extended_model_keeps_what_its_base_gave_and_adds_dims(tmp_path: Path, last: Projection) -> None:
+    base = make_base(last)
+    make_extended(base).save(tmp_path)
+    model = load(tmp_path)
+    assert model.dims == (64, 32, 16, 8, 4)
+    assert model.base == (base.fingerprint, BASE_DIMS, 3)
+    assert json.loads((tmp_path / "config.json").read_text())["base"] == {
+        "fingerprint": base.fingerprint,
+        "dims": list(BASE_DIMS),
+        "stages": 3,
+    }
+    assert f"extends model {base.fingerprint}" in (tmp_path / "README.md").read_text()
+    for dim in range(16, WIDE + 1):
+        change_NN = cosines(model.encode(wide_vectors(), dim)) - cosines(base.encode(wide_vectors(), dim))
+        assert np.abs(change_NN).max() < 1e-5
+    assert not np.allclose(cosines(model.encode(wide_vectors(), 8)), cosines(base.encode(wide_vectors(), 8)), atol=0.1)
+
+
+def test_the_rounding_of_a_training_does_not_show_in_the_cosines() -> None:
+    base = make_base()
+    model = make_extended(base, error=1e-4)
+    for dim in BASE_DIMS:
+        change_NN = cosines(model.encode(wide_vectors(), dim)) - cosines(base.encode(wide_vectors(), dim))
+        assert np.abs(change_NN).max() < 1e-5
+
+
+@pytest.mark.parametrize("last", ["free", "residual_mlp"])
+@pytest.mark.parametrize("width", [64, 40, 32, 16])
+def test_upgraded_vectors_are_what_the_new_model_gives_for_the_originals(last: Projection, width: int) -> None:
+    base = make_base(last)
+    model = make_extended(base)
+    stored_Nw = base.encode(wide_vectors(), width)
+    np.testing.assert_allclose(model.upgrade(stored_Nw), model.encode(wide_vectors(), width), atol=1e-6)
+    for dim in [dim for dim in (*range(16, width + 1), *model.dims) if dim <= width]:
+        upgraded = model.upgrade(torch.from_numpy(stored_Nw), dim)
+        assert isinstance(upgraded, torch.Tensor)
+        np.testing.assert_allclose(upgraded.numpy(), model.encode(wide_vectors(), dim), atol=1e-6)
+
+
+def test_vectors_are_upgraded_from_model_to_model() -> None:
+    first = make_base()
+    second = make_extended(first)
+    rotation = {"weight": random_rotation(4, 0), "logits": torch.zeros(4)}
+    third = second.extended([FrozenStage(3, "rotation", rotation)], {"dims": [64, 3]}, {})
+    assert third.dims == (64, 32, 16, 8, 4, 3)
+    assert third.base == (second.fingerprint, second.dims, 5)
+    stored_Nw = second.upgrade(first.encode(wide_vectors(), 32))
+    np.testing.assert_allclose(third.upgrade(stored_Nw, 3), third.encode(wide_vectors(), 3), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim", "why"),
+    [
+        ((3, 15), None, r"have 15 dims, but an upgrade needs the first 16 to 64 of the model [0-9a-f]{12}; encode"),
+        ((3, 65), None, r"have shape \(3, 65\); upgrade takes \(N, 16 to 64\)"),
+        ((32,), None, r"have shape \(32,\)"),
+        ((3, 32), 33, r"dim is 33, but the vectors to upgrade have 32 dims"),
+        ((3, 32), 0, r"dim is 0"),
+    ],
+)
+def test_vectors_that_cannot_be_upgraded_are_refused(shape: tuple[int, ...], dim: int | None, why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        make_extended(make_base()).upgrade(np.ones(shape, np.float32), dim)
+
+
+def test_a_model_that_extends_no_other_upgrades_nothing() -> None:
+    base = make_base()
+    assert base.base is None
+    with pytest.raises(InputError, match="extends no other"):
+        base.upgrade(base.encode(wide_vectors()))
+
+
+def test_only_rotations_of_the_smallest_block_extend_a_model() -> None:
+    base, (first, second) = make_base(), added_stages()
+    for stages, why in (
+        ([make_stage("free", 16, 8, 0), second], r"stage 3 \(free\) is no rotation"),
+        ([first, FrozenStage(4, "rotation", make_stage("free", 8, 4, 0).tensors)], r"stage 4 \(rotation\) is no rot"),
+        ([make_stage("residual_mlp", 16, 8, 0), second], r"stage 3 \(residual_mlp\) is no rotation"),
+        ([second], "stage 3 takes 8 dims, the one before gives 16"),
+        ([*base.stages, first, second], "stage 3 takes 64 dims"),
+    ):
+        with pytest.raises(InputError, match=why):
+            base.extended(stages, {"dims": [64, 8, 4]}, {})
+
+
+@pytest.mark.parametrize(
+    ("dims", "why"),
+    [([64, 32], "the model has all of them already"), ([40, 8], "40 cannot be added .* only dims below 16")],
+)
+def test_only_smaller_dims_are_new(dims: list[int], why: str) -> None:
+    assert make_base().new_dims([4, 64, 8, 16]) == (8, 4)
+    with pytest.raises(InputError, match=why):
+        make_base().new_dims(dims)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"stages": 5}, "base: has 5 stages, of a model with 5"),
+        ({"stages": 2, "dims": [64, 32]}, "stage 2 extends the base and must be a rotation, but is 'free'"),
+        ({"stages": "3"}, "base: has 3 stages"),
+        ({"dims": [64, 8]}, "base: its dims"),
+        ({"dims": None}, "do not fit together"),
+        ({"fingerprint": "abc"}, "base: fingerprint 'abc' is no sha256"),
+        ({"more": 1}, "base must hold fingerprint, dims, stages"),
+    ],
+)
+def test_a_base_that_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
+    model = make_extended(make_base())
+    model.save(tmp_path)
+    edit_config(tmp_path, base=model.config["base"] | changes)
+    with pytest.raises(InputError, match=why):
+        load(tmp_path)
