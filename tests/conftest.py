@@ -1,9 +1,15 @@
-"""Shared fixtures: the data folder, one Ray cluster for all tests, and an MLflow store of the test run's own."""
+"""Shared fixtures: the data folder, one Ray cluster for all tests, an S3 server and an MLflow store of their own."""
 
 import logging
 import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -15,6 +21,9 @@ os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ.pop("RAY_ADDRESS", None)
 # One thread a process: tests run several at once, and figures do not depend on the machine's cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# For the tests' own S3 server, which takes any: nobody's real credentials, and no asking the machine for its role.
+os.environ.update(AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test", AWS_EC2_METADATA_DISABLED="true")
+os.environ.pop("AWS_SESSION_TOKEN", None)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -48,6 +57,49 @@ def ray_cluster() -> Iterator[None]:
     ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def _s3_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    output = tmp_path_factory.mktemp("s3") / "server.log"
+    with output.open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                if server.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail(f"the S3 server did not start:\n{output.read_text()}")
+                time.sleep(0.1)
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture
+def s3(_s3_address: str) -> Callable[[str], str]:
+    """URIs on a real S3 server of the tests' own, in a new bucket: s3("runs") names the folder `runs` of it.
+
+    Whoever opens such a URI, in whatever process, finds the credentials in the environment.
+    """
+    import pyarrow.fs as pafs
+
+    bucket = f"test-{uuid.uuid4().hex}"
+    options = f"endpoint_override={quote(_s3_address, safe='')}&scheme=http&region=us-east-1"
+    filesystem, _ = pafs.FileSystem.from_uri(f"s3://{bucket}?{options}&allow_bucket_creation=true")
+    filesystem.create_dir(bucket)
+    return lambda path: f"s3://{bucket}/{path}?{options}"
 
 
 @pytest.fixture(scope="session", autouse=True)
