@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from pipelines.stored_files import exists, read_json, read_text
 from smec_core.errors import InputError, SmecError
 from smec_core.uri import join_uri, open_filesystem, public_uri
 
@@ -79,10 +80,10 @@ def current(out: str) -> str:
         InputError: nothing was published there, or CURRENT names a version that is not finished.
     """
     filesystem, root = open_filesystem(out)
-    name = _read(filesystem, f"{root}/{CURRENT}").strip()
+    name = read_text(filesystem, f"{root}/{CURRENT}").strip()
     if not name:
         raise InputError(f"{public_uri(out)}: no version is published there (no file {CURRENT})")
-    if not VERSION.fullmatch(name) or not _exists(filesystem, f"{root}/{name}/{MANIFEST}"):
+    if not VERSION.fullmatch(name) or not exists(filesystem, f"{root}/{name}/{MANIFEST}"):
         raise InputError(f"{public_uri(out)}: {CURRENT} names {name!r}, which is no finished version; publish again")
     return join_uri(out, name)
 
@@ -120,10 +121,7 @@ class Draft:
             names = _versions(filesystem, root)
             for name in reversed(names):
                 folder = f"{root}/{name}"
-                if (
-                    not _exists(filesystem, f"{folder}/{MANIFEST}")
-                    and _read_json(filesystem, f"{folder}/{PLAN}") == plan
-                ):
+                if not exists(filesystem, f"{folder}/{MANIFEST}") and read_json(filesystem, f"{folder}/{PLAN}") == plan:
                     return cls(out, filesystem, root, name, plan)
             name = _claim(filesystem, root, 1 + (_number(names[-1]) if names else 0))
             draft = cls(out, filesystem, root, name, plan)
@@ -138,7 +136,7 @@ class Draft:
         Raises:
             SmecError: a listed file is missing, or another run has taken the folder over.
         """
-        if _read_json(self.filesystem, f"{self.folder}/{PLAN}") != self._plan:
+        if read_json(self.filesystem, f"{self.folder}/{PLAN}") != self._plan:
             raise SmecError(
                 f"{public_uri(self.uri)}: another run published or replaced this version meanwhile; run again"
             )
@@ -199,19 +197,3 @@ def _claim(filesystem: pafs.FileSystem, root: str, number: int) -> str:
             return f"v{number:04d}"
         except FileExistsError:
             number += 1
-
-
-def _exists(filesystem: pafs.FileSystem, path: str) -> bool:
-    return bool(filesystem.get_file_info(path).type == pafs.FileType.File)
-
-
-def _read(filesystem: pafs.FileSystem, path: str) -> str:
-    if not _exists(filesystem, path):
-        return ""
-    with filesystem.open_input_stream(path) as source:
-        return str(source.read().decode())
-
-
-def _read_json(filesystem: pafs.FileSystem, path: str) -> Any:
-    text = _read(filesystem, path)
-    return json.loads(text) if text else None
