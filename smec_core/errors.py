@@ -1,4 +1,4 @@
-"""The two kinds of failure that a user can act on; anything else is a defect."""
+"""The kinds of failure that a user can act on; anything else is a defect."""
 
 
 class SmecError(Exception):
@@ -7,6 +7,10 @@ class SmecError(Exception):
 
 class InputError(SmecError):
     """Bad usage or bad input: a file, row, column or config key that must be mended first (exit code 2)."""
+
+
+class LeaseError(SmecError):
+    """Another training has the run of this name, or took it over (exit code 4)."""
 
 
 def one_line(error: BaseException) -> str:
