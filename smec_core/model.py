@@ -23,8 +23,6 @@ from smec_core.config import Projection
 from smec_core.errors import InputError
 
 FORMAT = 1
-ROTATIONS = ("rotation", "selection")
-"""Kinds of stage that change no cosine of the block they take, and so no result at any earlier prefix."""
 ROTATION_ERROR = 1e-2
 """Frobenius norm of W W' - I up to which a weight is a rotation, less the rounding of its training."""
 
@@ -144,23 +142,6 @@ class Model:
         z_Nw = torch.cat([v_Nw[:, :block] @ self._added_II.to(v_Nw.device).T, v_Nw[:, block:]], dim=1)
         return F.normalize(z_Nw[:, :dim], dim=1)
 
-    def new_dims(self, dims: Sequence[int]) -> tuple[int, ...]:
-        """Those of `dims` that the model does not have, descending: what `extended` would add.
-
-        Raises:
-            InputError: there are none, or one is not below the smallest block that the model keeps.
-        """
-        new = sorted(set(dims) - set(self.dims), reverse=True)
-        block = _kept_dim(self.stages, self.input_dim)
-        if not new:
-            raise InputError(f"dims: the model has all of them already, it has {self.dims}; name one below {block}")
-        if new[0] >= block:
-            raise InputError(
-                f"dims: {new[0]} cannot be added to a model with {self.dims}, only dims below {block}; "
-                "leave it out, or train a new model"
-            )
-        return tuple(new)
-
     def extended(self, added: Sequence[FrozenStage], config: dict[str, Any], metrics: dict[str, Any]) -> "Model":
         """The model that goes on with further stages where this one ends; this one stays as it is.
 
@@ -173,13 +154,15 @@ class Model:
             metrics: what the extended model reaches.
 
         Raises:
-            InputError: an added stage does not fit or is no rotation, or see `new_dims`.
+            InputError: an added stage does not fit or is no rotation, or no stage keeps one of the dims.
         """
-        self.new_dims(config["dims"])
         try:
             _check_chain(added, _kept_dim(self.stages, self.input_dim), first=len(self.stages))
         except ValueError as error:
             raise InputError(f"the model cannot be extended: {error}") from error
+        blocks = {self.input_dim, *(stage.dim for stage in (*self.stages, *added))}
+        if lost := sorted(set(config["dims"]) - blocks, reverse=True):
+            raise InputError(f"dims: no stage keeps {lost[0]} dims; name one of {sorted(blocks, reverse=True)}")
         rotations = [_nearest_rotation(stage, len(self.stages) + number) for number, stage in enumerate(added)]
         base = Base(self.fingerprint, self.dims, len(self.stages))
         dims = sorted({*self.dims, *config["dims"]}, reverse=True)
@@ -289,7 +272,7 @@ def _read_base(record: Any, stages: Sequence[FrozenStage], dims: Sequence[int]) 
     if not base.dims or not set(base.dims) <= {dim for dim in dims if dim >= block}:
         raise ValueError(f"base: its dims {base.dims} are not among those of {dims} that its stages give")
     for number, stage in enumerate(stages[base.stages :], base.stages):
-        if stage.projection not in ROTATIONS:
+        if stage.projection != "rotation":
             raise ValueError(f"stage {number} extends the base and must be a rotation, but is {stage.projection!r}")
     return base
 
@@ -297,7 +280,7 @@ def _read_base(record: Any, stages: Sequence[FrozenStage], dims: Sequence[int]) 
 def _nearest_rotation(stage: FrozenStage, number: int) -> FrozenStage:
     weight_II = stage.tensors["weight"].double()
     eye_II = torch.eye(stage.d_in, dtype=weight_II.dtype, device=weight_II.device)
-    if stage.projection not in ROTATIONS or torch.linalg.norm(weight_II @ weight_II.T - eye_II) > ROTATION_ERROR:
+    if stage.projection != "rotation" or torch.linalg.norm(weight_II @ weight_II.T - eye_II) > ROTATION_ERROR:
         raise InputError(
             f"the model cannot be extended: stage {number} ({stage.projection}) is no rotation and would change the "
             "results of the dims before it"

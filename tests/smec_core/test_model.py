@@ -363,14 +363,9 @@ def test_only_rotations_of_the_smallest_block_extend_a_model() -> None:
             base.extended(stages, {"dims": [64, 8, 4]}, {})
 
 
-@pytest.mark.parametrize(
-    ("dims", "why"),
-    [([64, 32], "the model has all of them already"), ([40, 8], "40 cannot be added .* only dims below 16")],
-)
-def test_only_smaller_dims_are_new(dims: list[int], why: str) -> None:
-    assert make_base().new_dims([4, 64, 8, 16]) == (8, 4)
-    with pytest.raises(InputError, match=why):
-        make_base().new_dims(dims)
+def test_dims_that_no_stage_keeps_are_refused() -> None:
+    with pytest.raises(InputError, match=r"no stage keeps 40 dims; name one of \[64, 32, 16, 8, 4\]"):
+        make_base().extended(added_stages(), {"dims": [64, 40, 8]}, {})
 
 
 @pytest.mark.parametrize(
