@@ -135,6 +135,9 @@ def compress(
     output: Annotated[str | None, typer.Option(help="Published folder; each run adds a version.")] = None,
     dim: Annotated[int | None, typer.Option(help="Dims to keep.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or float16.")] = None,
+    upgrade: Annotated[
+        bool | None, typer.Option("--upgrade", help="The input holds vectors of the model that this one extends.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Actors side by side.")] = None,
     gpu: Gpu = None,
     config: Config = None,
@@ -146,7 +149,7 @@ def compress(
     [dim]Example: smec compress --model models/products --input data/products/corpus --output vectors --dim 96[/dim]
     """
     flags = {"model": model, "input": input_, "output": output, "dim": dim, "dtype": dtype, "workers": workers}
-    _run("compress", flags | {"gpu": gpu}, config, assign, json_file)
+    _run("compress", flags | {"upgrade": upgrade, "gpu": gpu}, config, assign, json_file)
 
 
 @app.command()

@@ -3,7 +3,9 @@
 One task is one input file, streamed through an actor in batches into one output file of the same name, so that rows
 keep their order and memory depends neither on the corpus nor on a file's size.
 
-Shapes: N rows, D input dims, d dims kept.
+With --upgrade the shards hold what the model's base encoded, and only the stages added since are applied.
+
+Shapes: N rows, D input dims (with --upgrade: dims stored), d dims kept.
 """
 
 import hashlib
@@ -23,11 +25,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.console import say, warn
 from pipelines.file_tasks import RowProgress, actor_pool, record, report_errors, run_file_tasks
-from pipelines.publish import Draft, PublishedFile, describe_file, new_file
+from pipelines.publish import CURRENT, MANIFEST, PLAN, Draft, PublishedFile, current, describe_file, new_file
 from smec_core.errors import InputError, SmecError
 from smec_core.model import Model, load
 from smec_core.parquet import ROW_GROUP_ROWS, Block, EmbeddingTable, ParquetPart, embedding_column
-from smec_core.uri import public_uri
+from smec_core.uri import open_filesystem, public_uri
 
 ROW_GROUP_BYTES = 32 << 20
 
@@ -40,11 +42,14 @@ class CompressSettings(BaseModel):
     model: str
     """Model folder, as `smec train` writes it."""
     input: str
-    """Parquet file, or folder or URI of Parquet files, with the columns id and embedding; other columns are kept."""
+    """Parquet file, or folder or URI of Parquet files, with the columns id and embedding; other columns are kept.
+    With `upgrade` also a published folder, of which the version in force is taken."""
     output: str
     """Published folder or URI: every run adds a version (v0001, ...) and points CURRENT at it."""
-    dim: int = Field(ge=1)
-    """Dims to keep; one of the model's dims keeps its measured quality."""
+    dim: int | None = Field(None, ge=1)
+    """Dims to keep; one of the model's dims keeps its measured quality. With `upgrade` by default those stored."""
+    upgrade: bool = False
+    """The input is what the model that this one extends (`smec train --from`) made of the originals, not these."""
     dtype: Literal["float32", "float16"] = "float32"
     """Number type of the vectors written."""
     batch_rows: int = Field(8192, ge=1)
@@ -110,7 +115,8 @@ class CompressFile:
             row = block.row - part.start + block.ids.is_null().index(True).as_py()
             raise InputError(f"{part.path}: row {row}, column id: is null; every row needs an id")
         x_ND = torch.from_numpy(block.vectors_ND).to(self.device)
-        z_Nd = self.model.encode(x_ND, self.settings.dim).cpu().numpy().astype(self.settings.dtype, copy=False)
+        encode = self.model.upgrade if self.settings.upgrade else self.model.encode
+        z_Nd = encode(x_ND, self.settings.dim).cpu().numpy().astype(self.settings.dtype, copy=False)
         columns = [embedding_column(z_Nd) if name == "embedding" else block.table[name] for name in schema.names]
         return pa.table(columns, schema=schema)
 
@@ -127,16 +133,15 @@ def run(settings: CompressSettings) -> dict[str, Any]:
         SmecError: a worker failed; nothing is published, and the next run goes on where this one stopped.
     """
     model = load(settings.model)
-    table = EmbeddingTable.open(settings.input)
-    if table.dim != model.input_dim:
-        raise InputError(f"{settings.input}: {table.dim} dims, but the model {settings.model} takes {model.input_dim}")
-    if settings.dim > model.input_dim:
-        raise InputError(f"dim is {settings.dim}, but the model has {model.input_dim}; trained dims: {model.dims}")
-    if settings.dim not in model.dims:
+    source = _version_in_force(settings.input) if settings.upgrade else settings.input
+    table = EmbeddingTable.open(source)
+    dim = _upgraded_dim(settings, model, table) if settings.upgrade else _encoded_dim(settings, model, table)
+    settings = settings.model_copy(update={"input": source, "dim": dim})
+    if dim not in model.dims:
         trained = ", ".join(map(str, model.dims))
-        warn(f"the model was trained for {trained} dims; its quality at {settings.dim} is unmeasured")
+        warn(f"the model was trained for {trained} dims; its quality at {dim} is unmeasured")
     workers, gpus = actor_pool(len(table.files), settings.workers, settings.gpu, share_gpus=True)
-    draft = Draft.open(settings.output, _plan(settings, model, table))
+    draft = Draft.open(settings.output, _plan(settings, dim, model, table))
     started = time.perf_counter()
     try:
         files, rows = _compress_files(model, table, draft, settings, workers, gpus)
@@ -146,8 +151,9 @@ def run(settings: CompressSettings) -> dict[str, Any]:
         raise
     manifest = draft.publish(files)
     seconds = time.perf_counter() - started
-    size = settings.dim * np.dtype(settings.dtype).itemsize
-    say(f"compressed {table.rows:,} rows to {settings.dim} dims, {size} bytes a vector: {public_uri(draft.uri)}")
+    size = dim * np.dtype(settings.dtype).itemsize
+    done = "upgraded" if settings.upgrade else "compressed"
+    say(f"{done} {table.rows:,} rows to {dim} dims, {size} bytes a vector: {public_uri(draft.uri)}")
     return {
         "rows": manifest["rows"],
         "files": len(files),
@@ -157,6 +163,65 @@ def run(settings: CompressSettings) -> dict[str, Any]:
         "version": draft.name,
         "path": draft.uri,
     }
+
+
+def _encoded_dim(settings: CompressSettings, model: Model, table: EmbeddingTable) -> int:
+    """Dims to keep of the model's encoding of original embeddings."""
+    if settings.dim is None:
+        raise InputError("dim: is required; give --dim or set it in --config")
+    if table.dim != model.input_dim:
+        raise InputError(f"{settings.input}: {table.dim} dims, but the model {settings.model} takes {model.input_dim}")
+    if settings.dim > model.input_dim:
+        raise InputError(f"dim is {settings.dim}, but the model has {model.input_dim}; trained dims: {model.dims}")
+    return settings.dim
+
+
+def _version_in_force(uri: str) -> str:
+    """The version that a published folder has in force, and any other path or URI as it is."""
+    filesystem, root = open_filesystem(uri)
+    return current(uri) if _is_file(filesystem, f"{root.rstrip('/')}/{CURRENT}") else uri
+
+
+def _upgraded_dim(settings: CompressSettings, model: Model, table: EmbeddingTable) -> int:
+    """Dims to keep of stored vectors, once it is clear that the model's base made them."""
+    if model.base is None:
+        raise InputError(
+            f"{settings.model}: extends no other model, so it upgrades no vectors; leave out --upgrade and give the "
+            "original embeddings"
+        )
+    base = model.base.fingerprint[:12]
+    folder = posixpath.dirname(table.files[0].path)
+    manifest = _read_manifest(table.filesystem, folder)
+    if manifest is None:
+        say(f"{folder}: no {MANIFEST} says which model made these vectors; they are taken as those of the base {base}")
+    elif manifest["model_fingerprint"] == model.fingerprint:
+        raise InputError(f"{folder}: the model {settings.model} made these vectors itself; there is nothing to upgrade")
+    elif manifest["model_fingerprint"] != model.base.fingerprint:
+        raise InputError(
+            f"{folder}: the model {manifest['model_fingerprint'][:12]} ({manifest['model']}) made these vectors, but "
+            f"{settings.model} upgrades those of its base {base}; give vectors of that, or the original embeddings"
+        )
+    if _value_type(table) == pa.float16():
+        warn("the stored vectors are float16; upgraded, they keep the rounding of that")
+    # refuses widths and dims that do not fit
+    return int(model.upgrade(np.empty((0, table.dim), np.float32), settings.dim).shape[1])
+
+
+def _read_manifest(filesystem: pafs.FileSystem, folder: str) -> dict[str, Any] | None:
+    """The manifest of a published version, None for a folder that is none."""
+    path = f"{folder}/{MANIFEST}"
+    if not _is_file(filesystem, path):
+        if _is_file(filesystem, f"{folder}/{PLAN}"):
+            raise InputError(f"{folder}: a version that is not finished (no {MANIFEST}); give one that is published")
+        return None
+    with filesystem.open_input_stream(path) as source:
+        try:
+            manifest = json.loads(source.read())
+        except ValueError as error:
+            raise InputError(f"{path}: is damaged ({error}); publish the version again") from error
+    if not isinstance(manifest, dict) or not {"model", "model_fingerprint"} <= manifest.keys():
+        raise InputError(f"{path}: is not a manifest of smec compress; give a folder with the Parquet files only")
+    return manifest
 
 
 def _compress_files(
@@ -179,26 +244,40 @@ def _compress_files(
     return [files[name] for name in names], progress.rows
 
 
-def _plan(settings: CompressSettings, model: Model, table: EmbeddingTable) -> dict[str, Any]:
+def _plan(settings: CompressSettings, dim: int, model: Model, table: EmbeddingTable) -> dict[str, Any]:
     """Everything that decides the version's bytes; an unfinished version with the same plan is taken up again."""
     infos = table.filesystem.get_file_info([part.path for part in table.files])
     stamps = [(info.base_name, info.size, info.mtime_ns) for info in infos]
-    return {
+    plan = {
         "job": "compress",
         "input": public_uri(settings.input),
         "input_fingerprint": hashlib.sha256(json.dumps(stamps).encode()).hexdigest(),
         "model": public_uri(settings.model),
         "model_fingerprint": model.fingerprint,
         "input_dim": model.input_dim,
-        "dim": settings.dim,
-        "dims": sorted({settings.dim, *(dim for dim in model.dims if dim <= settings.dim)}, reverse=True),
+        "dim": dim,
+        "dims": sorted({dim, *(prefix for prefix in model.dims if prefix <= dim)}, reverse=True),
         "dtype": settings.dtype,
     }
+    if settings.upgrade and model.base is not None:
+        stored = {"dim": table.dim, "dtype": _value_type(table).to_pandas_dtype().__name__}
+        plan["upgraded_from"] = {"model_fingerprint": model.base.fingerprint, **stored}
+    return plan
+
+
+def _value_type(table: EmbeddingTable) -> pa.DataType:
+    """Number type of the vectors in the first file."""
+    kind = pq.read_schema(table.files[0].path, filesystem=table.filesystem).field("embedding").type
+    return kind.value_type
+
+
+def _is_file(filesystem: pafs.FileSystem, path: str) -> bool:
+    return bool(filesystem.get_file_info(path).type == pafs.FileType.File)
 
 
 def _rows_of(filesystem: pafs.FileSystem, path: str) -> int:
     """Rows by the footer; -1 where there is no finished Parquet file."""
-    if filesystem.get_file_info(path).type != pafs.FileType.File:
+    if not _is_file(filesystem, path):
         return -1
     try:
         return int(pq.read_metadata(path, filesystem=filesystem).num_rows)
