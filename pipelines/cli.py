@@ -10,17 +10,19 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from smec_core.errors import InputError, SmecError
+from smec_core.errors import InputError, LeaseError, SmecError
 
 app = typer.Typer(
     name="smec",
     help="Learns one small nested vector from your embeddings and judgements, and compresses your corpus with it.",
-    epilog="Exit codes: 0 done, 1 failed, 2 bad usage or bad input, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 failed, 2 bad usage or bad input, 4 another process has the run, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+EXIT_CODES = {InputError: 2, LeaseError: 4}
 
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings, one key: value a line.")]
 Assign = Annotated[
@@ -85,7 +87,9 @@ def train(
     out: Annotated[str | None, typer.Option(help="Model folder to write.")] = None,
     workers: Annotated[int | None, typer.Option(help="Ray Train workers.")] = None,
     gpu: Gpu = None,
-    storage: Annotated[str | None, typer.Option(help="Folder that all nodes reach, for the run's state.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Folder or URI that all nodes reach, for the run's state.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Run name; default: a hash of settings and data.")] = None,
     preset: Annotated[str | None, typer.Option(help="paper: the method as published.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,
@@ -215,7 +219,7 @@ def _fail(error: Exception) -> NoReturn:
     if not isinstance(error, SmecError):
         message = f"unexpected {type(error).__name__}: {message}; SMEC_DEBUG=1 shows where"
     console().print(f"smec: {message}", style="red", markup=False)
-    sys.exit(2 if isinstance(error, InputError) else 1)
+    sys.exit(next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1))
 
 
 def main() -> None:

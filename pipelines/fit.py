@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.cluster import connect, unwrap
 from pipelines.console import Progress, say, warn
+from pipelines.run_folder import RunFolder
 from pipelines.stream import RowShards, fill, rows_dataset
 from smec_core.adapter import FrozenStage
 from smec_core.config import TrainConfig
@@ -73,7 +74,12 @@ class _Sender:
 
 
 def fit(
-    settings: "TrainSettings", config: TrainConfig, dataset: Dataset, name: str, folder: Path, history: History
+    settings: "TrainSettings",
+    config: TrainConfig,
+    dataset: Dataset,
+    name: str,
+    run_folder: RunFolder,
+    history: History,
 ) -> Trained:
     """Runs the training on the cluster.
 
@@ -82,7 +88,7 @@ def fit(
         config: settings of the method.
         dataset: what to train on.
         name: run name.
-        folder: the run's folder; its parent is Ray's storage path.
+        run_folder: the run's folder, which Ray keeps its state in, too.
         history: takes the figures while the run goes on.
 
     Raises:
@@ -121,7 +127,7 @@ def fit(
             use_gpu=use_gpu,
             resources_per_worker={"CPU": settings.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
         ),
-        run_config=RunConfig(name=name, storage_path=str(folder.parent)),
+        run_config=RunConfig(name=name, storage_path=run_folder.storage_path, storage_filesystem=run_folder.filesystem),
         datasets={name: rows_dataset(table, 0, table.rows) for name, table in tables.items()},
         dataset_config=RowShards(tables),
     )

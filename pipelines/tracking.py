@@ -5,7 +5,6 @@ global tracking URI, so nothing of it reaches Ray workers. The training comes fi
 once and recorded elsewhere, and neither raises nor holds the training up.
 """
 
-import json
 import logging
 import os
 import platform
@@ -29,6 +28,7 @@ from mlflow.exceptions import MlflowException
 import smec_core
 from pipelines.console import warn
 from pipelines.mlflow_files import MOST_METRICS, log_figures, log_files, log_model, metric
+from pipelines.run_folder import RunFolder
 from smec_core.tracker import Record
 
 FLUSH_SECONDS = 2.0
@@ -56,18 +56,19 @@ class _OpenRun:
 class MlflowRecorder:
     """Records one training as one MLflow run; a `smec_core.tracker.Tracker`.
 
-    A restarted training goes on in the run whose id is kept in `folder`. When the tracking server fails, at any time,
-    what it misses from then on goes to a second MLflow store, `folder`/mlflow-offline.
+    A restarted training goes on in the run whose id is kept in the run's folder, on whatever machine. When the tracking
+    server fails, at any time, what it misses from then on goes to a second MLflow store, `scratch`/mlflow-offline.
     """
 
     def __init__(
-        self, name: str, config: Mapping[str, Any], folder: Path, experiment: str, tags: Mapping[str, str]
+        self, config: Mapping[str, Any], run_folder: RunFolder, scratch: Path, experiment: str, tags: Mapping[str, str]
     ) -> None:
-        self._name, self._config, self._folder, self._experiment = name, config, folder, experiment
+        self._config, self._run_folder, self._experiment = config, run_folder, experiment
         self._tags = {"smec.version": smec_core.__version__, "smec.python": platform.python_version()}
         self._tags |= {f"smec.{package}": version(package) for package in ("mlflow", "ray", "torch")}
         self._tags |= tags
-        self._offline = f"sqlite:///{folder / OFFLINE_FOLDER / 'mlflow.db'}"
+        self._offline_folder = scratch / OFFLINE_FOLDER
+        self._offline = f"sqlite:///{self._offline_folder / 'mlflow.db'}"
         self._server = mlflow.get_tracking_uri()
         self._stores = [self._server, self._offline]
         self._run: _OpenRun | None = None
@@ -78,18 +79,18 @@ class MlflowRecorder:
     @classmethod
     def start(
         cls,
-        name: str,
         config: Mapping[str, Any],
-        folder: str | Path,
+        run_folder: RunFolder,
+        scratch: Path,
         experiment: str = "smec",
         tags: Mapping[str, str] | None = None,
     ) -> Self:
         """Opens the training's run, and a thread that sends it what `log` takes.
 
         Args:
-            name: run name.
             config: flat settings, logged as params.
-            folder: local folder that outlives a restart; holds the run id, and the offline store when there is one.
+            run_folder: the training's folder; gives the run its name and holds its id.
+            scratch: local folder; holds the offline store when there is one.
             experiment: MLflow experiment, made where it is missing; the environment's MLFLOW_EXPERIMENT_NAME wins.
             tags: more tags for the run.
         """
@@ -99,7 +100,7 @@ class MlflowRecorder:
         os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for every retry
-        recorder = cls(name, config, Path(folder).absolute(), experiment, tags or {})
+        recorder = cls(config, run_folder, scratch.absolute(), experiment, tags or {})
         recorder._send(lambda run: None)
         recorder._thread.start()
         return recorder
@@ -148,6 +149,12 @@ class MlflowRecorder:
             with suppress(Exception):
                 before.client.set_terminated(before.run_id, status)
 
+    def abandon(self) -> None:
+        """Stops without another word to MLflow: another process goes on in the run."""
+        self._waiting.clear()
+        self._stop.set()
+        self._thread.join()
+
     def _flush_until_stopped(self) -> None:
         while not self._stop.wait(FLUSH_SECONDS):
             self._flush()
@@ -176,7 +183,7 @@ class MlflowRecorder:
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         why = re.sub(r"^API request to \S+ failed with (timeout )?exception ", "", first_line).split("Caused by ")[-1]
         if self._stores:
-            then = f"Training goes on; what MLflow misses from here is recorded in {self._folder / OFFLINE_FOLDER}"
+            then = f"Training goes on; what MLflow misses from here is recorded in {self._offline_folder}"
             then += f" (see it with: mlflow ui --backend-store-uri {self._offline})."
         else:
             then = "Training goes on without MLflow; the model folder has all figures."
@@ -184,22 +191,18 @@ class MlflowRecorder:
 
     def _open(self, store: str) -> _OpenRun:
         """The run of this training that a store holds already, or a new one."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        state_file = self._folder / STATE_FILE
-        state = json.loads(state_file.read_text()) if state_file.exists() else {}
+        state = self._run_folder.read_json(STATE_FILE) or {}
         key, artifacts, tags = "run_id", None, dict(self._tags)
         if store == self._offline:
-            key, artifacts = "offline_run_id", (self._folder / OFFLINE_FOLDER / "artifacts").as_uri()
+            key, artifacts = "offline_run_id", (self._offline_folder / "artifacts").as_uri()
             tags["smec.continues"] = f"run {state.get('run_id', '(none)')} at {self._server}"
-            (self._folder / OFFLINE_FOLDER).mkdir(exist_ok=True)
+            self._offline_folder.mkdir(parents=True, exist_ok=True)
         client = MlflowClient(store)
         run = _kept_run(client, state.get(key))
         if run is None:
             experiment = _experiment(client, os.environ.get("MLFLOW_EXPERIMENT_NAME") or self._experiment, artifacts)
-            run = client.create_run(experiment.experiment_id, run_name=self._name)
-            written = state_file.with_suffix(".tmp")
-            written.write_text(json.dumps({**state, key: run.info.run_id}))
-            written.replace(state_file)
+            run = client.create_run(experiment.experiment_id, run_name=self._run_folder.name)
+            self._run_folder.write_json(STATE_FILE, {**state, key: run.info.run_id})
         else:
             client.update_run(run.info.run_id, status="RUNNING")
             if "smec.error" in run.data.tags:

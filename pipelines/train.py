@@ -4,8 +4,10 @@ import hashlib
 import json
 import platform
 import shutil
+from _thread import interrupt_main
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -14,7 +16,9 @@ from pydantic import Field, field_validator
 import smec_core
 from pipelines.console import say
 from pipelines.fit import History, fit
+from pipelines.lease import Lease
 from pipelines.model_folder import check_replaceable, replace_folder
+from pipelines.run_folder import RunFolder
 from pipelines.tracking import MlflowRecorder
 from smec_core.config import TrainConfig
 from smec_core.dataset import Dataset
@@ -40,15 +44,15 @@ class TrainSettings(TrainConfig):
     gpu: Literal["auto", "on", "off"] = "auto"
     """Train on GPUs, one a worker: auto where the cluster has enough."""
     storage: str | None = None
-    """Folder that all nodes reach, where a run keeps its state; default: .smec-runs beside the model."""
+    """Folder or URI that all nodes reach, where runs keep their state; default: .smec-runs beside the model."""
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Run name; default: a hash of settings and data. A finished run of this name is returned, not trained again."""
 
-    @field_validator("out", "storage")
+    @field_validator("out")
     @classmethod
-    def _is_path(cls, value: str | None) -> str | None:
-        if value is not None and "://" in value:
-            raise ValueError("must be a path on a file system that every node mounts, not a URI")
+    def _is_path(cls, value: str) -> str:
+        if "://" in value:
+            raise ValueError("must be a path, not a URI")
         return value
 
     def method(self) -> TrainConfig:
@@ -64,6 +68,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
 
     Raises:
         InputError: bad settings or data.
+        LeaseError: another process trains this run.
         SmecError: the training failed.
     """
     config = settings.method()
@@ -72,52 +77,75 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     dataset.train_judgements()
     out = Path(settings.out)
     check_replaceable(out)
-    state = Path(settings.storage or out.absolute().parent / ".smec-runs").absolute()
-    if state.is_relative_to(out.absolute()):
-        raise InputError(f"storage: {state} lies in the model folder {out}, which is replaced as a whole; name another")
     identity = {"train": config.model_dump(mode="json"), "data": dataset.fingerprint}
     name = settings.name or f"smec-{_digest(identity)}"
-    folder = state / name
-    finished = folder / "model"
-    if finished.exists():
-        model = load(finished)
-        if {"train": model.config["train"], "data": model.config["data"]["fingerprint"]} != identity:
-            raise InputError(f"name: {finished} holds a run with other settings or data; choose another --name")
-        say(f"run {name} is finished already; its model is taken from {finished}")
-    else:
-        model = _train_on_ray(settings, config, dataset, name, folder)
-    # hours may have passed
-    check_replaceable(out)
-    replace_folder(out, lambda new: shutil.copytree(finished, new, dirs_exist_ok=True))
+    beside = out.absolute().parent / ".smec-runs"
+    run_folder = RunFolder(settings.storage or str(beside), name)
+    if run_folder.local_path is not None and run_folder.local_path.is_relative_to(out.absolute()):
+        raise InputError(
+            f"storage: {run_folder.storage_path} lies in the model folder {out}, which is replaced as a whole; "
+            "name another"
+        )
+    run_folder.create()
+    with Lease(run_folder, on_lost=interrupt_main) as lease:
+        if run_folder.is_finished:
+            say(f"run {name} is finished already; its model is taken from {public_uri(run_folder.uri)}")
+        else:
+            _train_on_ray(settings, config, dataset, run_folder, run_folder.local_path or beside / name, lease)
+        # hours may have passed
+        check_replaceable(out)
+        replace_folder(out, lambda new: _fetch(run_folder, identity, new))
     say(f"model: {out}")
-    return model.metrics
+    return load(out).metrics
 
 
-def _train_on_ray(settings: TrainSettings, config: TrainConfig, dataset: Dataset, name: str, folder: Path) -> Model:
-    folder.mkdir(parents=True, exist_ok=True)
+def _fetch(run_folder: RunFolder, identity: dict[str, Any], folder: Path) -> None:
+    """Copies the model of a finished run into an empty folder, provided that it is the run that was asked for."""
+    run_folder.fetch_model(folder)
+    config = load(folder).config
+    if {"train": config["train"], "data": config["data"]["fingerprint"]} != identity:
+        raise InputError(
+            f"name: {public_uri(run_folder.uri)} holds a run with other settings or data; choose another --name"
+        )
+
+
+def _train_on_ray(
+    settings: TrainSettings, config: TrainConfig, dataset: Dataset, run_folder: RunFolder, scratch: Path, lease: Lease
+) -> None:
+    """Trains, evaluates and stores the model in the run's folder; `scratch` is for what only this machine needs."""
+    name = run_folder.name
+    scratch.mkdir(parents=True, exist_ok=True)
     summary = dataset.summary()
     say(
         f"run {name}: {summary['corpus']['rows']} documents, {summary['queries']['rows']} queries, {dataset.dim} dims, "
         f"to {', '.join(map(str, config.dims))}"
     )
     recorder = MlflowRecorder.start(
-        name=name,
         config=settings.model_dump(mode="json"),
-        folder=folder,
+        run_folder=run_folder,
+        scratch=scratch,
         tags={"smec.data": public_uri(dataset.uri), "smec.data_fingerprint": dataset.fingerprint},
     )
     say(f"MLflow run {recorder.run_id} in {recorder.uri}")
-    try:
-        with (folder / "history.jsonl").open("w") as history:
-            trained = fit(settings, config, dataset, name, folder, History(history, recorder))
-        model = _evaluated(trained, config, dataset, name)
-        replace_folder(folder / "model", lambda new: _write_model(model, folder / "history.jsonl", new))
-    except BaseException as error:
-        interrupted = not isinstance(error, Exception)
-        recorder.finish(None, "KILLED" if interrupted else "FAILED", "interrupted" if interrupted else str(error))
-        raise
-    recorder.finish(folder / "model")
-    return model
+    with TemporaryDirectory() as made:
+        model_folder = Path(made) / "model"
+        try:
+            with (scratch / "history.jsonl").open("w") as history:
+                trained = fit(settings, config, dataset, name, run_folder, History(history, recorder))
+            _evaluated(trained, config, dataset, name).save(model_folder)
+            shutil.copy(scratch / "history.jsonl", model_folder)
+            lease.check()
+            run_folder.store_model(model_folder)
+        except BaseException as error:
+            interrupted = not isinstance(error, Exception)
+            if lease.lost:
+                recorder.abandon()
+            else:
+                recorder.finish(
+                    None, "KILLED" if interrupted else "FAILED", "interrupted" if interrupted else str(error)
+                )
+            raise
+        recorder.finish(model_folder)
 
 
 def _evaluated(trained: Trained, config: TrainConfig, dataset: Dataset, name: str) -> Model:
@@ -142,11 +170,6 @@ def _evaluated(trained: Trained, config: TrainConfig, dataset: Dataset, name: st
     say(f"evaluating on {'nearest documents' if split is None else split}")
     model.metrics["evaluation"] = evaluate(dataset, model, split, baselines=True)
     return model
-
-
-def _write_model(model: Model, history: Path, folder: Path) -> None:
-    model.save(folder)
-    shutil.copy(history, folder / "history.jsonl")
 
 
 def _digest(identity: dict[str, Any]) -> str:

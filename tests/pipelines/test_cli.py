@@ -153,7 +153,7 @@ def test_check_says_what_a_good_dataset_holds(dataset: Path, tmp_path: Path) -> 
         (["--dims", "4", "--preset", "papers"], "--preset papers: unknown"),
         (["--dims", "-4"], "dims: every dim must be at least 1"),
         (["--dims", "4", "--name", "../up"], "name: String should match pattern"),
-        (["--dims", "4", "--storage", "s3://bucket/runs"], "storage: must be a path on a file system"),
+        (["--dims", "4", "--storage", "nowhere://bucket/runs"], "nowhere://bucket/runs: cannot open this URI"),
         ([], "dims: is required"),
     ],
 )

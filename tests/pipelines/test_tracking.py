@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from mlflow.entities import Run
 
 import smec_core
 from pipelines.pictures import quality_picture
+from pipelines.run_folder import RunFolder
 from pipelines.tracking import MlflowRecorder, mask
 from smec_core.adapter import FrozenStage
 from smec_core.model import Model
@@ -138,6 +139,13 @@ def model_folder(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+def start(folder: Path, config: Mapping[str, Any] = CONFIG, **more: Any) -> MlflowRecorder:
+    """Records a training that keeps its state in a local folder, `nightly` of the one given."""
+    run_folder = RunFolder(str(folder), "nightly")
+    run_folder.create()
+    return MlflowRecorder.start(config, run_folder, folder, **more)
+
+
 def step(number: int, **changes: Any) -> dict[str, Any]:
     figures = {"epoch": number // 10, "step": number, "loss": 1 / number, "tau": 1.0, "seconds/data": 0.1}
     return {"pass": "first", "stage": 4, "projection": "free"} | figures | changes
@@ -178,9 +186,7 @@ def test_a_training_is_one_run_on_the_server_and_its_password_is_nowhere(
 ) -> None:
     with tracking_server(tmp_path / "server", empty_store) as (address, _):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://someone:hunter2@{address}")
-        recorder = MlflowRecorder.start(
-            "nightly", CONFIG, tmp_path / "state", tags={"smec.data_fingerprint": "fedcba98"}
-        )
+        recorder = start(tmp_path / "state", tags={"smec.data_fingerprint": "fedcba98"})
         for number in range(1, 11):
             recorder.log(step(number))
         recorder.log({"pass": "first", "stage": 4, "projection": "free", "epoch": 1, "step": 10, "dev_ndcg@10": 0.61})
@@ -241,7 +247,7 @@ def test_without_a_tracking_uri_the_run_is_where_mlflow_puts_it(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    recorder = MlflowRecorder.start("nightly", CONFIG, tmp_path / "state")
+    recorder = start(tmp_path / "state")
     recorder.finish(model_folder)
     assert recorder.uri == f"sqlite:///{tmp_path}/mlflow.db"
     run = only_run(MlflowClient(f"sqlite:///{tmp_path}/mlflow.db"))
@@ -251,10 +257,11 @@ def test_without_a_tracking_uri_the_run_is_where_mlflow_puts_it(
 
 KILLED_TRAINING = """
 import os, signal, sys, time
+from pathlib import Path
 from mlflow import MlflowClient
-from pipelines.tracking import MlflowRecorder
+from tests.pipelines.test_tracking import start
 
-recorder = MlflowRecorder.start("nightly", {"lr": 0.1}, sys.argv[1])
+recorder = start(Path(sys.argv[1]), {"lr": 0.1})
 for number in range(1, 11):
     recorder.log({"pass": "first", "stage": 4, "projection": "free", "epoch": 0, "step": number, "loss": 1.0})
 client = MlflowClient()
@@ -273,7 +280,7 @@ def test_a_killed_training_goes_on_in_its_run_and_logs_no_step_twice(model_folde
     before = only_run(client)
 
     # its last checkpoint is older than what it had logged, and the restart sets one more param
-    recorder = MlflowRecorder.start("nightly", {"lr": 0.2, "workers": 2}, tmp_path / "state")
+    recorder = start(tmp_path / "state", {"lr": 0.2, "workers": 2})
     for number in [*range(6, 14), *range(12, 16)]:  # in between, workers of the same training were started again
         recorder.log(step(number))
     recorder.finish(model_folder)
@@ -285,9 +292,70 @@ def test_a_killed_training_goes_on_in_its_run_and_logs_no_step_twice(model_folde
     assert run.info.status == "FINISHED"
 
 
+# Two projections side by side and a dev score each epoch, five steps; says each step that it has logged. A restart
+# sends everything again, since it cannot know what of it arrived.
+SENDING = """
+import sys, time
+from pathlib import Path
+from pipelines import tracking
+from pipelines.run_folder import RunFolder
+
+storage, scratch = sys.argv[1], Path(sys.argv[2])
+tracking.FLUSH_SECONDS = 0.02
+recorder = tracking.MlflowRecorder.start({"lr": 0.1}, RunFolder(storage, "nightly"), scratch)
+for step in range(1, 61):
+    for projection in ("free", "rotation"):
+        place = {"pass": "first", "stage": 4, "projection": projection, "epoch": step // 5, "step": step}
+        recorder.log(place | {"loss": 1 / step, "tau": 1.0})
+        if step % 5 == 0:
+            recorder.log(place | {"dev_ndcg@10": step / 100})
+    time.sleep(0.01)
+    print(step, flush=True)
+recorder.finish(None)
+print(recorder.run_id, flush=True)
+"""
+
+
+def test_a_training_killed_again_and_again_on_several_machines_logs_each_step_once(
+    tmp_path: Path, s3: Callable[[str], str]
+) -> None:
+    RunFolder(s3("runs"), "nightly").create()
+    output: list[str] = []
+    for machine, last in enumerate((17, 20, 33, 50, 60)):
+        command = [sys.executable, "-c", SENDING, s3("runs"), str(tmp_path / f"scratch{machine}")]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}
+        )
+        assert process.stdout is not None
+        while int(process.stdout.readline()) < last:
+            pass
+        if last < 60:
+            process.kill()
+        output = process.stdout.read().split()
+        assert process.wait() == (-signal.SIGKILL if last < 60 else 0)
+    client = MlflowClient()
+    run = only_run(client)
+    assert output == [run.info.run_id]
+    for projection in ("free", "rotation"):
+        assert steps_of(run, client, f"first/4/{projection}/loss") == list(range(1, 61))
+        assert steps_of(run, client, f"first/4/{projection}/tau") == list(range(1, 61))
+        assert steps_of(run, client, f"first/4/{projection}/dev_ndcg_at_10") == list(range(5, 61, 5))
+    assert not list(tmp_path.glob("scratch*"))
+
+
+def test_who_lost_the_training_says_nothing_more_in_its_run(tmp_path: Path) -> None:
+    mine = start(tmp_path / "state")
+    mine.log(step(1))
+    theirs = start(tmp_path / "state")
+    mine.abandon()
+    assert theirs.run_id == mine.run_id
+    assert only_run(MlflowClient()).info.status == "RUNNING"
+    theirs.finish(None)
+
+
 def test_a_failed_training_says_why_and_a_restart_takes_that_back(model_folder: Path, tmp_path: Path) -> None:
     client = MlflowClient()
-    recorder = MlflowRecorder.start("nightly", CONFIG, tmp_path / "state")
+    recorder = start(tmp_path / "state")
     recorder.log(step(1))
     recorder.finish(None, "FAILED", "no memory left; read from s3://AKIA:hunter2@bucket")
     run = only_run(client)
@@ -295,17 +363,17 @@ def test_a_failed_training_says_why_and_a_restart_takes_that_back(model_folder: 
     assert run.data.tags["smec.error"] == "no memory left; read from s3://***@bucket"
     assert steps_of(run, client) == [1]
 
-    MlflowRecorder.start("nightly", CONFIG, tmp_path / "state").finish(model_folder)
+    start(tmp_path / "state").finish(model_folder)
     run = only_run(client)
     assert run.info.status == "FINISHED"
     assert "smec.error" not in run.data.tags
 
 
 def test_a_run_that_was_deleted_is_not_gone_on_with(tmp_path: Path) -> None:
-    first = MlflowRecorder.start("nightly", CONFIG, tmp_path / "state")
+    first = start(tmp_path / "state")
     first.finish(None)
     MlflowClient().delete_run(first.run_id)
-    second = MlflowRecorder.start("nightly", CONFIG, tmp_path / "state")
+    second = start(tmp_path / "state")
     second.finish(None)
     assert only_run(MlflowClient()).info.run_id == second.run_id != first.run_id
 
@@ -321,7 +389,7 @@ def test_a_server_killed_in_mid_run_costs_one_warning_and_a_local_copy_of_the_re
     with tracking_server(tmp_path / "server", empty_store) as (address, kill):
         server_store = MlflowClient(f"sqlite:///{tmp_path}/server/server.db")
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://someone:hunter2@{address}")
-        recorder = MlflowRecorder.start("nightly", CONFIG, tmp_path / "state")
+        recorder = start(tmp_path / "state")
         server_run = recorder.run_id
         for number in range(1, 6):
             recorder.log(step(number))
@@ -354,12 +422,12 @@ def test_a_server_killed_in_mid_run_costs_one_warning_and_a_local_copy_of_the_re
 
 def test_a_restart_returns_to_the_run_on_a_server_that_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     direct = os.environ["MLFLOW_TRACKING_URI"]
-    first = MlflowRecorder.start("nightly", CONFIG, tmp_path / "state")
+    first = start(tmp_path / "state")
     first.finish(None, "KILLED")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     runs = []
     for number in (1, 2):
-        recorder = MlflowRecorder.start("nightly", CONFIG, tmp_path / "state")
+        recorder = start(tmp_path / "state")
         recorder.log(step(number))
         recorder.finish(None, "KILLED")
         runs.append(recorder.run_id)
@@ -367,7 +435,7 @@ def test_a_restart_returns_to_the_run_on_a_server_that_is_back(tmp_path: Path, m
     assert steps_of(only_run(offline_client(tmp_path / "state")), offline_client(tmp_path / "state")) == [1, 2]
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", direct)
-    last = MlflowRecorder.start("nightly", CONFIG, tmp_path / "state")
+    last = start(tmp_path / "state")
     last.finish(None)
     assert last.run_id == first.run_id
 
@@ -378,7 +446,7 @@ def test_where_only_artifacts_fail_the_servers_run_still_has_its_figures_and_end
     client = MlflowClient()
     (tmp_path / "file").write_text("")
     client.create_experiment("smec", f"file://{tmp_path}/file/artifacts")  # no folder can be made there
-    MlflowRecorder.start("nightly", CONFIG, tmp_path / "state").finish(model_folder)
+    start(tmp_path / "state").finish(model_folder)
     run = only_run(client)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["test/ndcg_at_10/4"] == 0.62
@@ -392,7 +460,7 @@ def test_training_goes_on_when_nothing_can_be_recorded(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     (tmp_path / "file").write_text("")
-    recorder = MlflowRecorder.start("nightly", CONFIG, tmp_path / "file")
+    recorder = MlflowRecorder.start(CONFIG, RunFolder(str(tmp_path / "state"), "nightly"), tmp_path / "file")
     recorder.log(step(1))
     recorder.finish(model_folder)
     assert (recorder.run_id, recorder.uri) == ("", "")
@@ -409,7 +477,7 @@ def test_a_training_without_judgements_is_recorded_by_neighbour_recall(
         "baselines": {"pca": {"8": 0.9, "4": 0.4}},
     }
     Model(model.stages, 8, {"dims": [8, 4]}, {"evaluation": evaluation}).save(tmp_path / "model")
-    recorder = MlflowRecorder.start("nightly", CONFIG, tmp_path / "state")
+    recorder = start(tmp_path / "state")
     recorder.finish(tmp_path / "model")
     metrics = only_run(MlflowClient()).data.metrics
     assert metrics["held_out/neighbour_recall_at_10/4"] == 0.62
@@ -431,7 +499,7 @@ print(json.dumps(answer))
 def test_the_logged_model_brings_its_code_and_asks_for_plain_versions(
     model: Model, model_folder: Path, tmp_path: Path
 ) -> None:
-    recorder = MlflowRecorder.start("nightly", CONFIG, tmp_path / "state")
+    recorder = start(tmp_path / "state")
     recorder.finish(model_folder)
     folder = mlflow.artifacts.download_artifacts(f"runs:/{recorder.run_id}/model", dst_path=str(tmp_path / "copy"))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -452,7 +520,7 @@ def test_the_logged_model_brings_its_code_and_asks_for_plain_versions(
 
 
 def test_mlflow_models_serve_answers_with_vectors(model: Model, model_folder: Path, tmp_path: Path) -> None:
-    recorder = MlflowRecorder.start("nightly", CONFIG, tmp_path / "state")
+    recorder = start(tmp_path / "state")
     recorder.finish(model_folder)
     model_uri = f"runs:/{recorder.run_id}/model"
     with serving(["models", "serve", "--model-uri", model_uri, "--env-manager", "local"], tmp_path / "serve") as served:

@@ -1,18 +1,27 @@
 """The main job on a real Ray cluster: train, evaluate, compress, and what is recorded on the way."""
 
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
 import numpy as np
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
 import smec_core
 from pipelines import compress, evaluate, train
+from pipelines.lease import Holder
 from pipelines.publish import current
+from pipelines.run_folder import RunFolder
 from smec_core.errors import InputError, SmecError
 from tests.builders import write_dataset
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -88,6 +97,88 @@ def test_a_finished_run_is_returned_and_not_trained_again(dataset: Path, tmp_pat
     assert {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()} == files
     with pytest.raises(InputError, match="other settings or data; choose another --name"):
         train.run(settings.model_copy(update={"seed": 1}))
+
+
+def test_a_run_on_s3_is_trained_once_and_comes_back_from_there(
+    dataset: Path, tmp_path: Path, s3: Callable[[str], str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = _settings(dataset, tmp_path / "one" / "model", storage=s3("deep/runs"), name="once", workers=2)
+    first = train.run(settings)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "one" / "model").iterdir()}
+    assert "is finished already" not in capfd.readouterr().err
+
+    # as on another machine, which has nothing but the storage
+    again = train.run(settings.model_copy(update={"out": str(tmp_path / "other" / "model")}))
+    assert again == first
+    assert {path.name: path.read_bytes() for path in (tmp_path / "other" / "model").iterdir()} == files
+    assert "run once is finished already; its model is taken from s3://test-" in capfd.readouterr().err
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["model"]
+    with pytest.raises(InputError, match="other settings or data; choose another --name"):
+        train.run(settings.model_copy(update={"seed": 1}))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "one" / "model").iterdir()} == files
+
+    run_folder = RunFolder(s3("deep/runs"), "once")
+    kept = {info.base_name for info in run_folder.filesystem.get_file_info(pafs.FileSelector(run_folder.path))}
+    assert {"model", "finished.json", "mlflow_run.json"} < kept
+    assert "lease.json" not in kept
+
+
+def _command(settings: train.TrainSettings) -> list[str]:
+    chosen = settings.model_dump(mode="json", exclude_unset=True, exclude={"dims"})
+    pairs = [text for key, value in chosen.items() for text in ("--set", f"{key}={value}")]
+    return [sys.executable, "-m", "pipelines.cli", "train", "--dims", "8,4", *pairs]
+
+
+def test_of_two_runs_of_one_name_the_second_leaves_and_the_first_is_whole(
+    dataset: Path, tmp_path: Path, s3: Callable[[str], str], model_folder: Path
+) -> None:
+    settings = _settings(dataset, tmp_path / "first", storage=s3("runs"), name="contested", workers=2)
+    second = settings.model_copy(update={"out": str(tmp_path / "second")})
+    first_process = subprocess.Popen(_command(settings), cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    try:
+        run_folder = RunFolder(s3("runs"), "contested")
+        while (holder := run_folder.read_json("lease.json")) is None:
+            assert first_process.poll() is None
+            time.sleep(0.1)
+        refused = subprocess.run(_command(second), cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+        assert first_process.poll() is None, "the second was not refused, the first had ended"
+        assert refused.returncode == 4
+        [line] = refused.stderr.strip().splitlines()
+        assert line.startswith(f"smec: run contested is being trained by process {holder['pid']} on ")
+        assert not (tmp_path / "second").exists()
+        _, errors = first_process.communicate(timeout=300)
+        assert first_process.returncode == 0, errors
+    finally:
+        first_process.kill()
+        first_process.communicate()
+    assert smec_core.load(tmp_path / "first").fingerprint == smec_core.load(model_folder).fingerprint
+    assert run_folder.read_json("lease.json") is None
+
+
+def test_a_training_whose_lease_is_taken_over_stops_and_stores_nothing(dataset: Path, tmp_path: Path) -> None:
+    settings = _settings(dataset, tmp_path / "model", storage=str(tmp_path / "runs"), name="overtaken", epochs=500)
+    run_folder = RunFolder(str(tmp_path / "runs"), "overtaken")
+    other = Holder.this_process()._replace(host="elsewhere", pid=77)
+    process = subprocess.Popen(_command(settings), cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        while not process.stderr.readline().startswith("MLflow run "):
+            assert process.poll() is None
+        run_folder.write_json("lease.json", other._asdict())
+        _, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 4
+    assert "smec: run overtaken: its lease in" in errors
+    assert "was taken over by process 77 on elsewhere" in errors.splitlines()[-1]
+    assert not (tmp_path / "model").exists()
+    assert not run_folder.is_finished
+    assert run_folder.read_json("lease.json") == other._asdict()
+    [run] = mlflow.search_runs(
+        search_all_experiments=True, filter_string="run_name = 'overtaken'", output_format="list"
+    )
+    assert run.info.status == "RUNNING", "the other one goes on in it"
 
 
 def test_same_settings_give_the_same_bytes(dataset: Path, tmp_path: Path) -> None:
