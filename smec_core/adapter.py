@@ -47,6 +47,12 @@ class FrozenStage:
             z_NI = z_NI + hidden_NH @ self.tensors["down"].T + self.tensors["down_bias"]
         return z_NI
 
+    def keep(self, y_NI: Tensor) -> Tensor:
+        """The outputs (N, dim) that go on to the next stage."""
+        rows = {"weight", "down", "down_bias"}
+        cut = {name: t[: self.dim] if name in rows else t for name, t in self.tensors.items()}
+        return FrozenStage(self.dim, self.projection, cut).apply(y_NI)
+
     def to(self, device: torch.device | str) -> "FrozenStage":
         """The same stage with its tensors on a device."""
         return FrozenStage(self.dim, self.projection, {name: t.to(device) for name, t in self.tensors.items()})

@@ -42,6 +42,10 @@ class TrainConfig(BaseModel):
     """Nearest memory items per anchor in the unsupervised loss; default: 10, or 100 where there are no judgements."""
     queue_size: int = Field(5000, ge=1)
     """Slots of the S-XBM memory."""
+    memory: Literal["global", "local"] = "global"
+    """How workers search the memory, of which each holds a part. global: all parts for every anchor, which is exactly
+    one memory, whatever the number of workers. local: each its own part for its own anchors; cheaper, but neighbours
+    are then the nearest of a part, and the result depends on the number of workers."""
 
     batch_size: int = Field(128, ge=1)
     """Queries in a global step, over all workers."""

@@ -5,16 +5,17 @@ Shapes: Q dev queries, L dev documents of this rank, D input dims.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from smec_core.config import TrainConfig
-from smec_core.group import Group
+from smec_core.group import rows_of_rank
 from smec_core.judgements import Judgements
 from smec_core.metrics import PrefixSearch, gains_of, ndcg, recall
-from smec_core.resident import ResidentRows
+from smec_core.resident import BLOCK_ROWS, Node, Rows
 
 NEIGHBOURS = 10
 HELD_OUT_DOCS = 1000
@@ -40,34 +41,30 @@ class DevSet:
         row_L: Tensor,
         judgements: Judgements | None,
         own_row_Q: Tensor | None,
-        group: Group,
+        node: Node,
     ) -> None:
-        self.q_QD = q_QD
-        self.d_LD = d_LD
+        self._q_QD = q_QD.to(node.device)
+        self._d_LD = d_LD
         self._row_L = row_L
-        self._own_row_Q = own_row_Q
-        self._group = group
+        self._own_row_Q = None if own_row_Q is None else own_row_Q.to(node.device)
+        self._group, self._device = node.group, node.device
         self.measure = "ndcg@10" if judgements is not None else f"neighbour_recall@{NEIGHBOURS}"
         self._judgements = self._full_neighbours() if judgements is None else judgements
 
     def _full_neighbours(self) -> Judgements:
-        dim = self.q_QD.shape[1]
-        rows = self._search(self.q_QD, self.d_LD, [dim])[dim].cpu().numpy()
+        dim = self._q_QD.shape[1]
+        rows = self._search(lambda z_ND: z_ND, dim, [dim])[dim].cpu().numpy()
         query = np.repeat(np.arange(len(rows)), rows.shape[1])
         found = rows.reshape(-1) >= 0
         doc = rows.reshape(-1)[found]
         return Judgements.from_pairs(query[found], doc, np.ones(len(doc), np.float32))
 
-    def _search(self, q_QD: Tensor, d_LD: Tensor, dims: Sequence[int]) -> dict[int, Tensor]:
-        search = PrefixSearch(q_QD, dims, NEIGHBOURS, self._own_row_Q)
-        search.add(self._row_L, d_LD)
+    def _search(self, apply: Callable[[Tensor], Tensor], d_in: int, dims: Sequence[int]) -> dict[int, Tensor]:
+        top = max(dims)
+        search = PrefixSearch(_on_top(apply, self._q_QD, d_in, top), dims, NEIGHBOURS, self._own_row_Q)
+        for row_N, d_ND in zip(self._row_L.split(BLOCK_ROWS), self._d_LD.split(BLOCK_ROWS), strict=True):
+            search.add(row_N.to(self._device), _on_top(apply, d_ND.to(self._device), d_in, top))
         return search.results(self._group)
-
-    def to(self, device: torch.device) -> "DevSet":
-        """Moves the vectors to where they are scored."""
-        self.q_QD, self.d_LD, self._row_L = self.q_QD.to(device), self.d_LD.to(device), self._row_L.to(device)
-        self._own_row_Q = None if self._own_row_Q is None else self._own_row_Q.to(device)
-        return self
 
     @torch.no_grad()
     def score(self, apply: Callable[[Tensor], Tensor], d_in: int, dims: Sequence[int]) -> QueryScores:
@@ -78,9 +75,8 @@ class DevSet:
             d_in: dims of the kept block.
             dims: prefixes to score.
         """
-        q_QD, d_LD = (torch.cat([apply(z[:, :d_in]), z[:, d_in:]], dim=1) for z in (self.q_QD, self.d_LD))
         values = {}
-        for dim, row_Qk in self._search(q_QD, d_LD, dims).items():
+        for dim, row_Qk in self._search(apply, d_in, dims).items():
             gain_Qk = gains_of(row_Qk, self._judgements)
             is_ranked = self.measure == "ndcg@10"
             values[dim] = (
@@ -91,8 +87,13 @@ class DevSet:
     @torch.no_grad()
     def advance(self, apply: Callable[[Tensor], Tensor], d_in: int) -> None:
         """Puts a trained stage on top for good."""
-        self.q_QD = torch.cat([apply(self.q_QD[:, :d_in]), self.q_QD[:, d_in:]], dim=1)
-        self.d_LD = torch.cat([apply(self.d_LD[:, :d_in]), self.d_LD[:, d_in:]], dim=1)
+        for z_ND in (self._q_QD, *self._d_LD.split(BLOCK_ROWS)):
+            z_ND[:, :d_in] = apply(z_ND[:, :d_in].to(self._device)).to(z_ND.device)
+
+
+def _on_top(apply: Callable[[Tensor], Tensor], z_ND: Tensor, d_in: int, top: int) -> Tensor:
+    """The first `top` dims, or more, of nested vectors with a stage applied to their first `d_in`."""
+    return torch.cat([apply(z_ND[:, :d_in]), z_ND[:, d_in:top]], dim=1)
 
 
 def dev_rows(judgements: Judgements | None, held_out: np.ndarray, corpus_rows: int, config: TrainConfig) -> np.ndarray:
@@ -106,12 +107,7 @@ def dev_rows(judgements: Judgements | None, held_out: np.ndarray, corpus_rows: i
 
 
 def make_dev_set(
-    queries: ResidentRows,
-    docs: ResidentRows,
-    judgements: Judgements | None,
-    held_out: np.ndarray,
-    config: TrainConfig,
-    group: Group,
+    queries: Rows, docs: Rows, judgements: Judgements | None, held_out: np.ndarray, config: TrainConfig, node: Node
 ) -> DevSet:
     """Gathers the dev queries, and this rank's share of the dev documents. Collective.
 
@@ -121,16 +117,19 @@ def make_dev_set(
         judgements: those of the dev queries; None to score by neighbours of held-out documents.
         held_out: rows of the held-out documents where there are no judgements.
         config: sizes and seed.
-        group: the ranks that share the documents.
+        node: where copies are kept, and the ranks that share the documents.
     """
-    rows = torch.from_numpy(dev_rows(judgements, held_out, docs.rows, config))
-    mine = rows[(rows >= docs.start) & (rows < docs.start + len(docs.local_LD))].to(docs.local_LD.device)
-    d_LD = docs.local_LD.index_select(0, mine - docs.start)
+    rows = dev_rows(judgements, held_out, docs.rows, config)
+    docs.prepare(rows)
+    row_L = torch.from_numpy(rows)
+    own = slice(*rows_of_rank(len(rows), node.group.rank, node.group.size))
+    d_LD, row_L = node.empty(len(rows), docs.dim)[own], row_L[own]
+    for d_ND, row_N in zip(d_LD.split(BLOCK_ROWS), row_L.split(BLOCK_ROWS), strict=True):
+        d_ND.copy_(docs.take(row_N))
     if judgements is None:
-        own = torch.from_numpy(held_out).to(d_LD.device)
-        return DevSet(docs.take(own), d_LD, mine, None, own, group)
-    query_row_Q = torch.from_numpy(judgements.query_row_Q).to(d_LD.device)
-    return DevSet(queries.take(query_row_Q), d_LD, mine, judgements, None, group)
+        own_row_Q = torch.from_numpy(held_out)
+        return DevSet(docs.take(own_row_Q), d_LD, row_L, None, own_row_Q, node)
+    return DevSet(queries.take(torch.from_numpy(judgements.query_row_Q)), d_LD, row_L, judgements, None, node)
 
 
 def is_real(gain_Q: Tensor) -> bool:
@@ -181,6 +180,26 @@ class Guard:
         if better:
             self.best_score, self.best_epoch, self.best_scores, self.best_Q = total, epoch, scores, total_Q
         return better, total
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {
+            "best_score": self.best_score,
+            "best_epoch": self.best_epoch,
+            "best_scores": self.best_scores,
+            "best_Q": self.best_Q,
+            "start_Q": self._start_Q,
+            "epoch": self._epoch,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a checkpoint."""
+        self.best_score, self.best_epoch, self.best_scores = (
+            state["best_score"],
+            state["best_epoch"],
+            state["best_scores"],
+        )
+        self.best_Q, self._start_Q, self._epoch = state["best_Q"], state["start_Q"], state["epoch"]
 
     @property
     def stopped(self) -> bool:

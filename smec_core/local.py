@@ -1,26 +1,33 @@
 """A dataset in the memory of this one process: training without a cluster, for tests, notebooks and single machines."""
 
-import numpy as np
+from collections.abc import Iterator
+
 import torch
+from torch import Tensor
 
 from smec_core.config import TrainConfig
 from smec_core.dataset import Dataset
-from smec_core.group import Group
 from smec_core.parquet import EmbeddingTable, unit_rows
-from smec_core.resident import ResidentRows
+from smec_core.resident import Node, ResidentRows
 from smec_core.train import TrainingData
 
 
-def load_training_data(dataset: Dataset, config: TrainConfig) -> TrainingData:
+def load_training_data(dataset: Dataset, config: TrainConfig, device: torch.device | str = "cpu") -> TrainingData:
     """Reads a dataset whole.
 
     Example:
         >>> data = load_training_data(Dataset.open("data/products"), config)
         >>> trained = train(data, config, NullTracker())
     """
-    return TrainingData(_read(dataset.corpus), _read(dataset.queries), *dataset.training_split(config))
+    node = Node(device=torch.device(device))
+    docs, queries = (_read(table, node) for table in (dataset.corpus, dataset.queries))
+    return TrainingData(docs, queries, *dataset.training_split(config), node)
 
 
-def _read(table: EmbeddingTable) -> ResidentRows:
-    rows_ND = np.concatenate([unit_rows(block.vectors_ND) for block in table.blocks()])
-    return ResidentRows(torch.from_numpy(rows_ND), table.rows, Group())
+def _read(table: EmbeddingTable, node: Node) -> ResidentRows:
+    def stream(start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for block in table.blocks(start, stop):
+            row_N = torch.arange(block.row, block.row + len(block.ids))
+            yield row_N, torch.from_numpy(unit_rows(block.vectors_ND))
+
+    return ResidentRows.filled(stream, table.rows, table.dim, node)

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smec_core.group import Group
-
-BLOCK_ROWS = 65_536
+from smec_core.resident import Rows
 
 
 class Gram:
@@ -31,10 +30,10 @@ class Gram:
         return (directions_DD * signs_D).float().contiguous()
 
 
-def principal_rotation(local_LD: Tensor, group: Group) -> Tensor:
-    """Principal directions (D, D) of the rows of all ranks. Collective."""
-    gram = Gram(local_LD.shape[1], local_LD.device)
-    for block_ND in local_LD.split(BLOCK_ROWS):
+def principal_rotation(rows: Rows, group: Group) -> Tensor:
+    """Principal directions (D, D) of all rows, each rank reading its share of them. Collective."""
+    gram = Gram(rows.dim)
+    for block_ND in rows.own_blocks():
         gram.add(block_ND)
     group.sum_(gram.sum_DD)
     return group.from_first_(gram.rotation())

@@ -10,6 +10,8 @@ import numpy as np
 
 from smec_core.config import TrainConfig
 from smec_core.judgements import Judgements
+from smec_core.memory import CrossBatchMemory
+from smec_core.resident import Rows
 from smec_core.schedule import steps_per_epoch
 
 
@@ -86,6 +88,30 @@ class UnlabelledSampler:
         for step in range(self.epoch_steps):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
             yield Batch(none, np.sort(rows), none, none, no_weight)
+
+
+def in_reach(batches: Iterator[Batch], docs: Rows, memory: CrossBatchMemory) -> Iterator[Batch]:
+    """Hands on the steps, and before that prepares the rows of as many of them as can be held at a time. Collective.
+
+    A step reads its own documents and those in the memory.
+    """
+    if docs.most_held is None:
+        yield from batches
+        return
+    waiting: list[Batch] = []
+    held = memory.rows()
+    for batch in batches:
+        with_batch = np.union1d(held, batch.doc_row_N)
+        if waiting and len(with_batch) > docs.most_held:
+            docs.prepare(held)
+            yield from waiting
+            waiting = []
+            with_batch = np.union1d(memory.rows(), batch.doc_row_N)
+        waiting.append(batch)
+        held = with_batch
+    if waiting:
+        docs.prepare(held)
+        yield from waiting
 
 
 def _first_of_each(owner_J: np.ndarray, lot_J: np.ndarray, eligible_J: np.ndarray, count: int) -> np.ndarray:

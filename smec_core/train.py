@@ -6,24 +6,29 @@ Shapes: D input dims.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from smec_core.adapter import FrozenStage
+from smec_core.candidate import Tried
+from smec_core.checkpoint import Checkpoint, Checkpoints, Progress, Tree, read_tree, same_device, write_tree
 from smec_core.config import Projection, TrainConfig
 from smec_core.convergence import HELD_OUT_DOCS, Scores, make_dev_set
-from smec_core.group import Group
+from smec_core.errors import InputError
 from smec_core.judgements import Judgements
-from smec_core.pca import BLOCK_ROWS
-from smec_core.resident import ResidentRows
+from smec_core.resident import Node, Rows
+from smec_core.run import Run, StageSpec
 from smec_core.sampling import LabelledSampler, UnlabelledSampler
 from smec_core.schedule import chain_dims, prefix_dims
-from smec_core.stage import Run, StageResult, StageSpec, train_stage
+from smec_core.stage import StageTraining
 from smec_core.tracker import Tracker
+
+TRAINED_FILE = "trained.safetensors"
 
 
 @dataclass(frozen=True)
@@ -31,48 +36,61 @@ class TrainingData:
     """What one rank trains on.
 
     Attributes:
-        docs: frozen unit document vectors, this rank's rows of them.
-        queries: frozen unit query vectors, this rank's rows of them.
+        docs: frozen unit document vectors.
+        queries: frozen unit query vectors.
         train: judgements to learn from; None to train without judgements.
         dev: judgements to choose by; None without judgements, or where nothing is chosen.
+        node: this rank's machine and device, and all ranks of the run.
     """
 
-    docs: ResidentRows
-    queries: ResidentRows
+    docs: Rows
+    queries: Rows
     train: Judgements | None
     dev: Judgements | None
+    node: Node = field(default_factory=Node)
 
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """One stage of a pass: the dims it takes, every candidate tried (the best first), and its seconds."""
+    """One finished stage of a pass: the dims it takes, what was kept, every candidate tried (the kept one first)."""
 
     d_in: int
-    tried: dict[Projection, StageResult]
+    stage: FrozenStage
+    tried: dict[Projection, Tried]
     seconds: float
 
     @property
-    def best(self) -> StageResult:
-        """The candidate that goes on."""
-        return next(iter(self.tried.values()))
+    def best(self) -> Tried:
+        """What the kept candidate reached."""
+        return self.tried[self.stage.projection]
 
     def metrics(self, stored: FrozenStage) -> dict[str, Any]:
         """What metrics.json keeps of it; `stored` is the stage as the last pass left it."""
-        best = self.best
         record: dict[str, Any] = {
             "d_in": self.d_in,
-            "dim": best.stage.dim,
-            "projection": best.stage.projection,
-            "epochs": best.epochs,
+            "dim": self.stage.dim,
+            "projection": self.stage.projection,
+            "epochs": self.best.epochs,
             "seconds": round(self.seconds, 3),
             "importance": [round(v, 8) for v in stored.tensors["logits"].softmax(0).tolist()],
         }
-        if best.scores:
-            record["dev_score"] = best.dev_score
+        if self.best.scores:
+            record["dev_score"] = self.best.dev_score
             record["candidates"] = {
-                kind: {"epochs": result.epochs, "dev_score": result.dev_score} for kind, result in self.tried.items()
+                kind: {"epochs": tried.epochs, "dev_score": tried.dev_score} for kind, tried in self.tried.items()
             }
         return record
+
+    def tree(self) -> Tree:
+        """The outcome as a checkpoint keeps it."""
+        tried = {kind: asdict(result) for kind, result in self.tried.items()}
+        return {"d_in": self.d_in, "stage": _stage_tree(self.stage), "tried": tried, "seconds": self.seconds}
+
+    @classmethod
+    def from_tree(cls, tree: Tree) -> "StageOutcome":
+        """Reads it back."""
+        tried = {kind: Tried(**result) for kind, result in tree["tried"].items()}
+        return cls(tree["d_in"], FrozenStage(**tree["stage"]), tried, tree["seconds"])
 
 
 @dataclass(frozen=True)
@@ -82,13 +100,31 @@ class Trained:
     stages: list[FrozenStage]
     metrics: dict[str, Any]
 
+    def write(self, folder: Path) -> None:
+        """Writes it, as the last checkpoint of a training."""
+        write_tree(
+            folder / TRAINED_FILE, {"stages": [_stage_tree(stage) for stage in self.stages], "metrics": self.metrics}
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> "Trained":
+        """Reads it back."""
+        tree = read_tree(folder / TRAINED_FILE)
+        return cls([FrozenStage(**stage) for stage in tree["stages"]], tree["metrics"])
+
+
+def _stage_tree(stage: FrozenStage) -> Tree:
+    return {"dim": stage.dim, "projection": stage.projection, "tensors": stage.tensors}
+
 
 def train(
     data: TrainingData,
     config: TrainConfig,
     tracker: Tracker,
-    device: torch.device | str = "cpu",
     say: Callable[[str], None] = lambda text: None,
+    base: Sequence[FrozenStage] = (),
+    checkpoints: Checkpoints | None = None,
+    resumed: Checkpoint | None = None,
 ) -> Trained:
     """Trains the chain (paper section 3.1, with the guard and the replay). Collective.
 
@@ -96,19 +132,23 @@ def train(
         data: what this rank holds.
         config: settings of the method.
         tracker: takes step and epoch records; give every rank but the first a NullTracker.
-        device: where the steps run.
         say: takes one line of progress at a time.
+        base: stages that are trained already; those that follow are rotations of the smallest block they keep.
+        checkpoints: where the state goes at every stage's end and every so many steps.
+        resumed: a checkpoint to go on from, which the same data and settings wrote.
+
+    Returns:
+        The whole chain, that of the base included.
 
     Raises:
-        InputError: a dim above the data's dims.
+        InputError: a dim above the data's dims, or one that the base cannot give any more.
     """
-    started = time.perf_counter()
-    chain = _Chain(data, config, tracker, torch.device(device), say)
+    chain = _Chain(data, config, tracker, say, base, checkpoints, resumed)
     first = final = chain.run("first", None)
     if config.guard and config.refit and data.train is not None:
-        final = chain.run("refit", [(outcome.best.stage.projection, outcome.best.epochs) for outcome in first])
-    stages = [outcome.best.stage for outcome in final]
-    seconds = time.perf_counter() - started
+        final = chain.run("refit", [(outcome.stage.projection, outcome.best.epochs) for outcome in first])
+    stages = [outcome.stage for outcome in final]
+    seconds = chain.seconds()
     metrics = {
         "dev": chain.dev_scores,
         "stages": [outcome.metrics(stage) for outcome, stage in zip(first, stages, strict=True)],
@@ -116,12 +156,44 @@ def train(
             "seconds": round(seconds, 3),
             "steps": chain.steps,
             "rows_per_s": round(chain.rows / max(seconds, 1e-9), 1),
-            "workers": chain.group.size,
-            "device": str(device),
+            "workers": data.node.group.size,
+            "device": str(data.node.device),
             "parameters": sum(tensor.numel() for stage in stages for tensor in stage.tensors.values()),
         },
     }
-    return Trained(stages, metrics)
+    return Trained([*base, *stages], metrics)
+
+
+def stage_shapes(input_dim: int, config: TrainConfig, labelled: bool, base: Sequence[FrozenStage]) -> list[list[int]]:
+    """Dims that each stage takes and keeps.
+
+    Raises:
+        InputError: a dim above the data's dims, or one that the base cannot give any more.
+    """
+    if base:
+        smallest = base[-1].dim
+        offered = {input_dim, *(stage.dim for stage in base)}
+        lost = [dim for dim in config.dims if dim >= smallest and dim not in offered]
+        if lost:
+            raise InputError(
+                f"dims: the base model has no prefix of {lost[0]} dims, and only dims below its smallest, {smallest}, "
+                "can be added"
+            )
+        added = [dim for dim in config.dims if dim < smallest]
+        if not added:
+            raise InputError(f"dims: none is below {smallest}, the smallest block of the base model; add a smaller one")
+        if config.projection not in ("auto", "rotation"):
+            raise InputError(
+                f"projection: {config.projection} would change the base model's dims; only rotations are added to it"
+            )
+        dims = chain_dims(smallest, added)
+        return [list(shape) for shape in pairwise(dims)]
+    dims = chain_dims(input_dim, config.dims)
+    shapes = [list(shape) for shape in pairwise([input_dim, *dims])]
+    if config.projection in ("rotation", "selection") or not labelled:
+        # from D to D these change no cosine, and without judgements the original cosines are the target
+        shapes = [shape for shape in shapes if shape[0] != shape[1]]
+    return shapes
 
 
 class _Chain:
@@ -132,62 +204,130 @@ class _Chain:
         data: TrainingData,
         config: TrainConfig,
         tracker: Tracker,
-        device: torch.device,
         say: Callable[[str], None],
+        base: Sequence[FrozenStage],
+        checkpoints: Checkpoints | None,
+        resumed: Checkpoint | None,
     ) -> None:
-        self.data, self.config, self.tracker, self.device, self.say = data, config, tracker, device, say
-        self.group = Group()
+        self.data, self.config, self.tracker, self.say, self.base = data, config, tracker, say, base
+        self.checkpoints, self.resumed = checkpoints, resumed
         input_dim = data.docs.dim
-        dims = chain_dims(input_dim, config.dims)
-        self.shape = list(zip([input_dim, *dims], dims, strict=False))
-        if config.projection in ("rotation", "selection") or data.train is None:
-            # from D to D these change no cosine, and without judgements the original cosines are the target
-            self.shape = [(d_in, dim) for d_in, dim in self.shape if d_in != dim]
-        self.prefixes = prefix_dims(input_dim, config.dims)
+        self.shapes = stage_shapes(input_dim, config, data.train is not None, base)
+        self.prefixes = prefix_dims(input_dim, [*config.dims, *(stage.dim for stage in base)])
         self.dev_scores: dict[str, dict[str, float]] = {}
+        self.passes: dict[str, list[StageOutcome]] = {}
         self.epochs = 0
         self.steps = self.rows = 0
+        self._before, self._started = 0.0, time.perf_counter()
+        if resumed is not None and resumed.progress is not None:
+            self._restore(resumed.progress)
+
+    def _restore(self, progress: Progress) -> None:
+        device = self.data.node.device
+        self.passes = {
+            name: [StageOutcome.from_tree(same_device(tree, device)) for tree in outcomes]
+            for name, outcomes in progress.passes.items()
+        }
+        self.dev_scores, self.epochs = progress.dev_scores, progress.epochs
+        self.steps, self.rows, self._before = progress.step, progress.rows, progress.seconds
+        self.say(
+            f"resumed at step {progress.step}: {progress.pass_name} pass, stage {progress.stage + 1} of "
+            f"{len(self.shapes)}, epoch {progress.epoch}, {progress.batch} steps into it"
+        )
+
+    def seconds(self) -> float:
+        """What the training has taken so far, before and after an interruption."""
+        return self._before + time.perf_counter() - self._started
 
     def run(self, pass_name: str, plan: list[tuple[Projection, int]] | None) -> list[StageOutcome]:
         """One pass; `plan` fixes the kind and the epochs of every stage, else dev decides."""
+        outcomes = self.passes.setdefault(pass_name, [])
+        if plan is None and "refit" in self.passes:
+            return outcomes
         run = self._prepare(pass_name, with_dev=self.config.guard and plan is None)
         if plan is None:
             # a replay has more labels and so more steps an epoch, but the same epochs
             self.epochs = self.config.stage_epochs(run.sampler.epoch_steps)
         y_docs, y_queries = self.data.docs, self.data.queries
-        outcomes: list[StageOutcome] = []
+        for stage in self.base:
+            _put_on_top(run, stage)
+            y_docs, y_queries = y_docs.through(stage), y_queries.through(stage)
         reached: Scores = {}
-        for number, (d_in, dim) in enumerate(self.shape):
-            kinds, stop = (self._kinds(d_in, dim), None) if plan is None else ([plan[number][0]], plan[number][1])
-            floors = {prefix: score - self.config.guard_tolerance for prefix, score in reached.items()}
-            started = time.perf_counter()
-            tried = train_stage(run, StageSpec(number, d_in, dim, kinds, self.epochs, stop, floors), y_docs, y_queries)
-            outcome = StageOutcome(d_in, tried, time.perf_counter() - started)
-            outcomes.append(outcome)
-            stage = outcome.best.stage
-            y_docs, y_queries = self._keep(stage, y_docs), self._keep(stage, y_queries)
-            if run.dev is not None:
-                run.dev.advance(stage.apply, d_in)
+        for number in range(len(self.shapes)):
+            if number == len(outcomes):
+                outcomes.append(self._train_stage(run, number, plan, reached, y_docs, y_queries))
+                self.steps, self.rows = run.step, run.rows
+                self._report(pass_name, number, outcomes[-1])
+            outcome = outcomes[number]
             # an earlier prefix is held to what it had when its own stage ended, so that losses do not add up
             reached = {p: s for p, s in outcome.best.scores.items() if p in self.prefixes} | reached
-            self._report(pass_name, number, outcome)
+            _put_on_top(run, outcome.stage)
+            if number + 1 < len(self.shapes):
+                y_docs, y_queries = y_docs.through(outcome.stage), y_queries.through(outcome.stage)
         if run.dev is not None:
             scores = run.dev.score(lambda y: y, self.data.docs.dim, self.prefixes)
             self.dev_scores = {run.dev.measure: {str(dim): scores[dim].mean().item() for dim in self.prefixes}}
-        self.steps, self.rows = run.step, run.rows
         return outcomes
 
+    def _train_stage(
+        self,
+        run: Run,
+        number: int,
+        plan: list[tuple[Projection, int]] | None,
+        reached: Scores,
+        y_docs: Rows,
+        y_queries: Rows,
+    ) -> StageOutcome:
+        d_in, dim = self.shapes[number]
+        kinds, stop = (self._kinds(d_in, dim), None) if plan is None else ([plan[number][0]], plan[number][1])
+        floors = {prefix: score - self.config.guard_tolerance for prefix, score in reached.items()}
+        spec = StageSpec(number, d_in, dim, kinds, self.epochs, stop, floors)
+        resumed, self.resumed = self.resumed, None
+        before = 0.0
+        if resumed is not None and resumed.progress is not None:
+            before = resumed.progress.stage_seconds
+            resumed = resumed if resumed.progress.guards else None
+        started = time.perf_counter()
+
+        def save(training: StageTraining | None) -> None:
+            if self.checkpoints is None:
+                return
+            state = training.checkpoint() if training else Checkpoint(None, {}, [])
+            if run.group.rank == 0:
+                state.progress = self._progress(run, number, before + time.perf_counter() - started, training)
+            self.checkpoints.save(lambda folder: state.write(folder, run.group.rank))
+
+        # what the stage before left is a checkpoint even where this stage takes long to begin
+        if resumed is None and run.step:
+            save(None)
+        training = StageTraining(run, spec, y_docs, y_queries, resumed)
+        training.run(save, self.checkpoints.every if self.checkpoints else None)
+        ranked = training.ranked()
+        tried = {candidate.kind: candidate.tried() for candidate in ranked}
+        return StageOutcome(d_in, ranked[0].best, tried, before + time.perf_counter() - started)
+
+    def _progress(self, run: Run, number: int, stage_seconds: float, training: StageTraining | None) -> Progress:
+        return Progress(
+            pass_name=run.pass_name,
+            stage=number,
+            epoch=training.epoch if training else 0,
+            batch=training.batch if training else 0,
+            step=run.step,
+            rows=run.rows,
+            seconds=self.seconds(),
+            stage_seconds=stage_seconds if training else 0.0,
+            epochs=self.epochs,
+            dev_scores=self.dev_scores,
+            passes={name: [outcome.tree() for outcome in outcomes] for name, outcomes in self.passes.items()},
+            guards={c.kind: c.kept() for c in training.candidates} if training else {},
+        )
+
     def _kinds(self, d_in: int, dim: int) -> list[Projection]:
+        if self.base:
+            return ["rotation"]
         if self.config.projection == "auto":
             return ["free"] if d_in == dim else ["rotation", "free"]
         return [self.config.projection]
-
-    def _keep(self, stage: FrozenStage, rows: ResidentRows) -> ResidentRows:
-        home = rows.local_LD.device
-        blocks = (
-            stage.apply(block.to(self.device))[:, : stage.dim].to(home) for block in rows.local_LD.split(BLOCK_ROWS)
-        )
-        return rows.with_local(torch.cat(list(blocks)) if len(rows.local_LD) else rows.local_LD[:, : stage.dim])
 
     def _prepare(self, pass_name: str, with_dev: bool) -> Run:
         data, config = self.data, self.config
@@ -200,11 +340,10 @@ class _Chain:
             labels = data.train if with_dev or data.dev is None else data.train.merge(data.dev)
             sampler = LabelledSampler(labels.with_positives(), data.docs.rows, config)
         if with_dev:
-            dev = make_dev_set(data.queries, data.docs, data.dev, held_out, config, self.group).to(self.device)
+            dev = make_dev_set(data.queries, data.docs, data.dev, held_out, config, data.node)
         return Run(
             config,
-            self.group,
-            self.device,
+            data.node,
             self.tracker,
             pass_name,
             data.docs,
@@ -217,15 +356,19 @@ class _Chain:
         )
 
     def _report(self, pass_name: str, number: int, outcome: StageOutcome) -> None:
-        best = outcome.best
         line = (
-            f"{pass_name} pass, stage {number + 1} of {len(self.shape)}: {outcome.d_in} -> {best.stage.dim} dims, "
-            f"{best.stage.projection}, {best.epochs} epochs kept, {outcome.seconds:.1f} s"
+            f"{pass_name} pass, stage {number + 1} of {len(self.shapes)}: {outcome.d_in} -> {outcome.stage.dim} dims, "
+            f"{outcome.stage.projection}, {outcome.best.epochs} epochs kept, {outcome.seconds:.1f} s"
         )
-        if best.scores:
+        if outcome.best.scores:
             kinds = ", ".join(f"{kind} {result.dev_score / 2:.4f}" for kind, result in outcome.tried.items())
             line += f", mean dev score of the new and the previous prefix: {kinds}"
         self.say(line)
+
+
+def _put_on_top(run: Run, stage: FrozenStage) -> None:
+    if run.dev is not None:
+        run.dev.advance(stage.apply, stage.d_in)
 
 
 def _held_out(rows: int, config: TrainConfig) -> np.ndarray:

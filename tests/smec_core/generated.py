@@ -3,6 +3,7 @@
 Shapes: N documents, Q queries, D dims, S informative dims.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smec_core.group import Group, rows_of_rank
 from smec_core.judgements import Judgements
 from smec_core.metrics import SEARCH_DEPTH, PrefixSearch, measure
-from smec_core.resident import ResidentRows
+from smec_core.resident import Node, ResidentRows, Stream
 from smec_core.tracker import Record
 from smec_core.train import TrainingData
 
@@ -36,17 +36,26 @@ class Generated:
     dev: Judgements
     test: Judgements
 
-    def training_data(self, judged: bool = True) -> TrainingData:
-        """What this rank of the run trains on; without judgements if so asked."""
-        docs, queries = resident(self.docs_ND), resident(self.queries_QD)
-        return TrainingData(docs, queries, self.train if judged else None, self.dev if judged else None)
+    def training_data(self, judged: bool = True, node: Node | None = None) -> TrainingData:
+        """What every rank of the run trains on; without judgements if so asked."""
+        node = node or Node()
+        docs, queries = ResidentRows(self.docs_ND, node), ResidentRows(self.queries_QD, node)
+        return TrainingData(docs, queries, self.train if judged else None, self.dev if judged else None, node)
 
 
 def resident(x_ND: Tensor) -> ResidentRows:
-    """This rank's rows of a matrix that every rank has."""
-    group = Group()
-    start, stop = rows_of_rank(len(x_ND), group.rank, group.size)
-    return ResidentRows(x_ND[start:stop], len(x_ND), group)
+    """A matrix as every rank of a run reads it."""
+    return ResidentRows(x_ND, Node())
+
+
+def stream_of(x_ND: Tensor) -> Stream:
+    """A source of rows, in pieces, the last first."""
+
+    def stream(start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for row_N in reversed(torch.arange(start, stop).split(10)):
+            yield row_N, x_ND[row_N]
+
+    return stream
 
 
 def generate(

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from smec_core.config import TrainConfig
 from smec_core.convergence import Guard, dev_rows, make_dev_set
-from smec_core.group import Group
 from smec_core.judgements import Judgements
+from smec_core.resident import Node
 from tests.smec_core.generated import resident
 
 QUERIES = 16
@@ -119,7 +119,7 @@ def test_dev_scores_a_stage_on_top_of_the_kept_block() -> None:
     d_ND[:6, :2] = q_QD[:, :2]
     judgements = Judgements.from_pairs(np.arange(6), np.arange(6), np.ones(6, np.float32))
     dev = make_dev_set(
-        resident(q_QD), resident(d_ND), judgements, np.empty(0, np.int64), TrainConfig(dims=(2,)), Group()
+        resident(q_QD), resident(d_ND), judgements, np.empty(0, np.int64), TrainConfig(dims=(2,)), Node()
     )
     assert dev.measure == "ndcg@10"
     as_is = dev.score(lambda y: y, 4, [2, 4])
@@ -138,7 +138,7 @@ def test_dev_scores_a_stage_on_top_of_the_kept_block() -> None:
 def test_without_judgements_dev_is_the_share_of_neighbours_kept() -> None:
     d_ND = unit(60, 6, 2)
     held_out = np.array([3, 17, 40])
-    dev = make_dev_set(resident(unit(1, 6, 0)), resident(d_ND), None, held_out, TrainConfig(dims=(2,)), Group())
+    dev = make_dev_set(resident(unit(1, 6, 0)), resident(d_ND), None, held_out, TrainConfig(dims=(2,)), Node())
     assert dev.measure == "neighbour_recall@10"
     values = dev.score(lambda y: y, 6, [2, 6])
     assert values[6].tolist() == [1.0] * 3

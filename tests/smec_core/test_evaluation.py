@@ -15,7 +15,7 @@ from smec_core.group import Group
 from smec_core.model import Model
 from smec_core.parquet import write_embeddings
 from smec_core.pca import principal_rotation
-from tests.smec_core.generated import Generated, generate, ndcg_of
+from tests.smec_core.generated import Generated, generate, ndcg_of, resident
 from tests.smec_core.test_dataset import write_qrels
 
 DIM, DOCS, QUERIES = 12, 150, 120
@@ -53,7 +53,7 @@ def test_every_prefix_and_baseline_is_scored(data: Generated, stored: Dataset) -
     report = evaluate(stored, Model([stage], DIM, {"dims": [DIM, 6, 3]}, {}), "test", baselines=True)
 
     assert (report["split"], report["queries"]) == ("test", len(data.test))
-    rotation_DD = principal_rotation(data.docs_ND, Group())
+    rotation_DD = principal_rotation(resident(data.docs_ND), Group())
     for found, matrix_DD in (
         (report["ndcg@10"], flip),
         (report["baselines"]["truncation"], torch.eye(DIM)),

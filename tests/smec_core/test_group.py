@@ -2,13 +2,10 @@
 
 import itertools
 
-import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smec_core.group import Group, rows_of_rank
-from smec_core.resident import ResidentRows
+from smec_core.group import rows_of_rank
 
 
 @settings(deadline=None, derandomize=True, max_examples=100)
@@ -20,8 +17,3 @@ def test_ranks_share_all_rows_evenly_and_in_order(rows: int, size: int) -> None:
     assert all(before[1] == after[0] for before, after in itertools.pairwise(ranges))
     counts = [stop - start for start, stop in ranges]
     assert max(counts) - min(counts) <= 1
-
-
-def test_a_rank_must_hold_the_rows_it_owns() -> None:
-    with pytest.raises(ValueError, match="rank 0 holds 3 rows, but owns 4 of 4"):
-        ResidentRows(torch.zeros(3, 2), 4, Group())

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from smec_core.config import TrainConfig
 from smec_core.judgements import Judgements
-from smec_core.losses import KINK, rank_loss, unsupervised_loss
+from smec_core.losses import KINK, Pairs, rank_loss, unsupervised_loss
 from smec_core.sampling import Batch, LabelledSampler
 
 QUERIES, DOCS = 6, 15
@@ -81,7 +81,7 @@ def test_unsupervised_loss_equals_a_loop_over_live_neighbours() -> None:
     anchors, items, top_k = 5, 7, 3
     a_Ad = F.normalize(torch.randn(anchors, 4, generator=generator), dim=1)
     m_Ud = F.normalize(torch.randn(items, 4, generator=generator), dim=1)
-    where_AK = torch.randint(items, (anchors, top_k), generator=generator)
+    where_AK = torch.rand(anchors, items, generator=generator).topk(top_k).indices.sort(1).values
     target_AK = torch.rand(anchors, top_k, generator=generator) * 2 - 1
     live_AK = (torch.rand(anchors, top_k, generator=generator) < 0.7).float()
 
@@ -94,4 +94,16 @@ def test_unsupervised_loss_equals_a_loop_over_live_neighbours() -> None:
         for k in range(top_k)
         if live_AK[a, k]
     )
-    assert unsupervised_loss(a_Ad, m_Ud, where_AK, target_AK, live_AK).item() == pytest.approx(expected, rel=1e-5)
+    live = live_AK == 1
+    pairs = Pairs(live.nonzero()[:, 0], where_AK[live], target_AK[live], anchors, items)
+    a_Ad.requires_grad_()
+    m_Ud.requires_grad_()
+    loss = unsupervised_loss(a_Ad, m_Ud, pairs)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+    sim_AU = a_Ad @ m_Ud.T
+    dense = F.smooth_l1_loss(sim_AU.gather(1, where_AK)[live], target_AK[live], reduction="sum", beta=KINK)
+    for got, wanted in zip(
+        torch.autograd.grad(loss, [a_Ad, m_Ud]), torch.autograd.grad(dense, [a_Ad, m_Ud]), strict=True
+    ):
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)

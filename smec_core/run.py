@@ -1,0 +1,87 @@
+"""What the stages of a training share, and what one stage is to do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from smec_core.config import Projection, TrainConfig
+from smec_core.convergence import DevSet, Scores
+from smec_core.group import Group
+from smec_core.resident import Node, Rows
+from smec_core.sampling import LabelledSampler, UnlabelledSampler
+from smec_core.tracker import Tracker
+
+
+@dataclass
+class StageSpec:
+    """What one stage is to do.
+
+    Attributes:
+        number: place in the chain.
+        d_in: dims it takes.
+        dim: dims it keeps.
+        kinds: projections to try; the best on dev is kept.
+        epochs: most epochs, over which the learning rate runs its cycle.
+        stop: epochs to train for in a replay; None in a first pass, where dev decides.
+        floors: least dev score of each earlier configured prefix.
+    """
+
+    number: int
+    d_in: int
+    dim: int
+    kinds: Sequence[Projection]
+    epochs: int
+    stop: int | None
+    floors: Scores = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """What all stages of one pass share.
+
+    Attributes:
+        config: settings of the method.
+        node: this rank's machine, and all ranks of the run.
+        tracker: where figures go (rank 0 only).
+        pass_name: `first` or `refit`.
+        x_docs: frozen unit document vectors.
+        x_queries: frozen unit query vectors.
+        sampler: gives the steps of an epoch.
+        dev: dev set; None to train for fixed epochs.
+        labelled: whether there are judgements to learn from.
+        step: steps taken in the run so far.
+        rows: queries and documents that those steps were made of.
+    """
+
+    config: TrainConfig
+    node: Node
+    tracker: Tracker
+    pass_name: str
+    x_docs: Rows
+    x_queries: Rows
+    sampler: LabelledSampler | UnlabelledSampler
+    dev: DevSet | None
+    labelled: bool
+    step: int = 0
+    rows: int = 0
+
+    @property
+    def group(self) -> Group:
+        """All ranks of the run."""
+        return self.node.group
+
+    @property
+    def device(self) -> torch.device:
+        """Where the steps run."""
+        return self.node.device
+
+    def key(self, *numbers: int) -> tuple[int, ...]:
+        """Seed of a random choice, by the pass and the numbers given."""
+        return (self.config.seed, int(self.pass_name == "refit"), *numbers)
+
+    def generator(self, *numbers: int) -> torch.Generator:
+        """A CPU generator seeded by such a key, the same on every rank and device."""
+        state = np.random.SeedSequence(self.key(*numbers)).generate_state(1, np.uint64)
+        return torch.Generator().manual_seed(int(state[0] >> 1))
