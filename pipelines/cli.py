@@ -85,8 +85,11 @@ def train(
     data: Data = None,
     dims: Annotated[str | None, typer.Option(help="Target dims, as 384,192,96.")] = None,
     out: Annotated[str | None, typer.Option(help="Model folder to write.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Ray Train workers.")] = None,
+    workers: Annotated[str | None, typer.Option(metavar="N|MIN:MAX", help="Ray Train workers.")] = None,
     gpu: Gpu = None,
+    base: Annotated[
+        str | None, typer.Option("--from", metavar="MODEL", help="Model folder to add smaller dims to.")
+    ] = None,
     storage: Annotated[
         str | None, typer.Option(help="Folder or URI that all nodes reach, for the run's state.")
     ] = None,
@@ -106,7 +109,7 @@ def train(
     [dim]Example: smec train --data data/products --dims 384,192,96 --out models/products --workers 4[/dim]
     """
     flags = {"data": data, "dims": dims, "out": out, "workers": workers, "gpu": gpu, "storage": storage, "name": name}
-    _run("train", flags | {"seed": seed}, config, assign, json_file, _preset(preset))
+    _run("train", flags | {"seed": seed, "base": base}, config, assign, json_file, _preset(preset))
 
 
 @app.command()

@@ -33,6 +33,11 @@ def connect(cpus: float) -> None:
         except (ConnectionError, ray.exceptions.RayError) as error:
             address = os.environ.get("RAY_ADDRESS", "local")
             raise SmecError(f"cannot connect to Ray at {address}: {_first_line(error)}") from error
+    quiet_data()
+
+
+def quiet_data() -> None:
+    """Keeps Ray Data and Ray Train, in this process, from printing what a user cannot act on."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     context = DataContext.get_current()

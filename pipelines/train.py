@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 
 import smec_core
 from pipelines.console import say
-from pipelines.fit import History, fit
+from pipelines.fit import fit
 from pipelines.lease import Lease
 from pipelines.model_folder import check_replaceable, replace_folder
 from pipelines.run_folder import RunFolder
@@ -25,8 +25,8 @@ from smec_core.dataset import Dataset
 from smec_core.errors import InputError
 from smec_core.evaluation import default_split, evaluate
 from smec_core.model import Model, load
-from smec_core.schedule import chain_dims, prefix_dims
-from smec_core.train import Trained
+from smec_core.schedule import prefix_dims
+from smec_core.train import Trained, stage_shapes
 from smec_core.uri import public_uri
 
 
@@ -37,14 +37,32 @@ class TrainSettings(TrainConfig):
     """Dataset folder or URI: corpus, queries and qrels in Parquet."""
     out: str
     """Model folder to write; an earlier model there is replaced once the new one is whole."""
-    workers: int = Field(1, ge=1)
-    """Ray Train workers; they share every step, so the result does not depend on their number but for rounding."""
+    base: str | None = None
+    """Model folder to add smaller dims to (flag --from): the dims below its smallest become rotations of its smallest
+    block, so that the dims it has keep their results."""
+    workers: str = Field("1", pattern=r"^[1-9]\d*(:[1-9]\d*)?$", coerce_numbers_to_str=True)
+    """Ray Train workers; they share every step, so the result does not depend on their number but for rounding. MIN:MAX
+    takes as many as the cluster has room for, goes on with fewer when a node is lost, and grows when there are more."""
     cpus_per_worker: int = Field(1, ge=1)
     """CPUs, and torch threads, of each worker."""
     gpu: Literal["auto", "on", "off"] = "auto"
     """Train on GPUs, one a worker: auto where the cluster has enough."""
     storage: str | None = None
     """Folder or URI that all nodes reach, where runs keep their state; default: .smec-runs beside the model."""
+    checkpoint_every: int = Field(100, ge=1)
+    """Steps from one checkpoint to the next; one is also made after every stage. The last two are kept."""
+    max_failures: int = Field(3, ge=0)
+    """How often lost workers are replaced before the run fails. Nodes that the cluster takes away do not count."""
+    resize_seconds: float = Field(60.0, ge=0)
+    """With workers=MIN:MAX, how often to look whether there is room for more."""
+    memory_budget: float | None = Field(None, gt=0)
+    """GiB of each node's memory for the vectors of the data; default: two fifths of what Ray leaves to tasks. Above it
+    they are mapped from files on local disk."""
+    scratch: str | None = None
+    """Folder on a local disk of every node for those files; default: the temporary folder."""
+    tier: Literal["memory", "mapped", "streamed"] | None = None
+    """Where the vectors are kept: in memory, in mapped files, or streamed from the dataset whenever others are needed,
+    which is slow; default: the first that they fit in."""
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Run name; default: a hash of settings and data. A finished run of this name is returned, not trained again."""
 
@@ -54,6 +72,20 @@ class TrainSettings(TrainConfig):
         if "://" in value:
             raise ValueError("must be a path, not a URI")
         return value
+
+    @field_validator("workers")
+    @classmethod
+    def _is_range(cls, workers: str) -> str:
+        least, _, most = workers.partition(":")
+        if most and int(least) > int(most):
+            raise ValueError("MIN must not be above MAX")
+        return workers
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Least and most workers."""
+        least, _, most = self.workers.partition(":")
+        return int(least), int(most or least)
 
     def method(self) -> TrainConfig:
         """The settings that decide what is computed."""
@@ -73,11 +105,19 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     """
     config = settings.method()
     dataset = Dataset.open(settings.data)
-    chain_dims(dataset.dim, config.dims)
-    dataset.train_judgements()
+    base = None if settings.base is None else load(settings.base)
+    if base is not None and (base.input_dim != dataset.dim or not base.stages):
+        raise InputError(
+            f"base: {settings.base} takes {base.input_dim} dims in {len(base.stages)} stages, the data has "
+            f"{dataset.dim} dims; take a model that was trained on such vectors"
+        )
+    labelled = dataset.train_judgements() is not None
+    stage_shapes(dataset.dim, config, labelled, base.stages if base else ())
     out = Path(settings.out)
     check_replaceable(out)
     identity = {"train": config.model_dump(mode="json"), "data": dataset.fingerprint}
+    if base is not None:
+        identity["base"] = base.fingerprint
     name = settings.name or f"smec-{_digest(identity)}"
     beside = out.absolute().parent / ".smec-runs"
     run_folder = RunFolder(settings.storage or str(beside), name)
@@ -91,7 +131,8 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         if run_folder.is_finished:
             say(f"run {name} is finished already; its model is taken from {public_uri(run_folder.uri)}")
         else:
-            _train_on_ray(settings, config, dataset, run_folder, run_folder.local_path or beside / name, lease)
+            scratch = run_folder.local_path or beside / name
+            _train_on_ray(settings, config, dataset, base, run_folder, scratch, lease)
         # hours may have passed
         check_replaceable(out)
         replace_folder(out, lambda new: _fetch(run_folder, identity, new))
@@ -102,15 +143,24 @@ def run(settings: TrainSettings) -> dict[str, Any]:
 def _fetch(run_folder: RunFolder, identity: dict[str, Any], folder: Path) -> None:
     """Copies the model of a finished run into an empty folder, provided that it is the run that was asked for."""
     run_folder.fetch_model(folder)
-    config = load(folder).config
-    if {"train": config["train"], "data": config["data"]["fingerprint"]} != identity:
+    model = load(folder)
+    found = {"train": model.config["train"], "data": model.config["data"]["fingerprint"]}
+    if model.base is not None:
+        found["base"] = model.base.fingerprint
+    if found != identity:
         raise InputError(
             f"name: {public_uri(run_folder.uri)} holds a run with other settings or data; choose another --name"
         )
 
 
 def _train_on_ray(
-    settings: TrainSettings, config: TrainConfig, dataset: Dataset, run_folder: RunFolder, scratch: Path, lease: Lease
+    settings: TrainSettings,
+    config: TrainConfig,
+    dataset: Dataset,
+    base: Model | None,
+    run_folder: RunFolder,
+    scratch: Path,
+    lease: Lease,
 ) -> None:
     """Trains, evaluates and stores the model in the run's folder; `scratch` is for what only this machine needs."""
     name = run_folder.name
@@ -130,10 +180,11 @@ def _train_on_ray(
     with TemporaryDirectory() as made:
         model_folder = Path(made) / "model"
         try:
-            with (scratch / "history.jsonl").open("w") as history:
-                trained = fit(settings, config, dataset, name, run_folder, History(history, recorder))
-            _evaluated(trained, config, dataset, name).save(model_folder)
-            shutil.copy(scratch / "history.jsonl", model_folder)
+            history = Path(made) / "history.jsonl"
+            stages = base.stages if base else ()
+            trained = fit(settings, config, dataset, run_folder, recorder, history, stages)
+            _evaluated(trained, config, dataset, base, name).save(model_folder)
+            shutil.copy(history, model_folder)
             lease.check()
             run_folder.store_model(model_folder)
         except BaseException as error:
@@ -148,7 +199,7 @@ def _train_on_ray(
         recorder.finish(model_folder)
 
 
-def _evaluated(trained: Trained, config: TrainConfig, dataset: Dataset, name: str) -> Model:
+def _evaluated(trained: Trained, config: TrainConfig, dataset: Dataset, base: Model | None, name: str) -> Model:
     """The trained chain as a model that knows what made it and how good it is."""
     summary = dataset.summary()
     record = {
@@ -165,7 +216,10 @@ def _evaluated(trained: Trained, config: TrainConfig, dataset: Dataset, name: st
         "versions": {"smec": smec_core.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    model = Model(trained.stages, dataset.dim, record, trained.metrics)
+    if base is None:
+        model = Model(trained.stages, dataset.dim, record, trained.metrics)
+    else:
+        model = base.extended(trained.stages[len(base.stages) :], record, trained.metrics)
     split = default_split(dataset)
     say(f"evaluating on {'nearest documents' if split is None else split}")
     model.metrics["evaluation"] = evaluate(dataset, model, split, baselines=True)

@@ -1,0 +1,209 @@
+"""What every Ray Train worker of a training does: resident rows, the loop of smec_core, checkpoints and figures."""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import CheckpointUploadMode
+from ray.util.queue import Queue
+
+from pipelines.cluster import quiet_data
+from pipelines.stream import stream_of
+from smec_core.adapter import FrozenStage
+from smec_core.checkpoint import Checkpoint
+from smec_core.config import TrainConfig
+from smec_core.errors import SmecError
+from smec_core.group import Group
+from smec_core.judgements import Judgements
+from smec_core.parquet import EmbeddingTable
+from smec_core.resident import Node, Residency, ResidentRows, Rows, StreamedRows, Tier, choose_residency
+from smec_core.tracker import NullTracker, Record
+from smec_core.train import TRAINED_FILE, TrainingData, train
+
+SEND_SECONDS = 0.5
+HISTORY_FILE = "history.jsonl"
+# of the memory that Ray leaves to tasks and actors on a node
+BUDGET_SHARE = 0.4
+BUDGET_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """What a worker is told.
+
+    Attributes:
+        config: settings of the method.
+        corpus: documents.
+        queries: queries.
+        labels: judgements to learn from and to choose by.
+        base: stages that are trained already.
+        queue: takes figures and lines of progress to the driver.
+        threads: torch threads.
+        checkpoint_every: steps from one checkpoint to the next.
+        memory_budget: bytes of a node's memory for resident rows; None for a share of it.
+        scratch: folder on a local disk of each node.
+        tier: where rows are kept, if the user insists.
+    """
+
+    config: TrainConfig
+    corpus: EmbeddingTable
+    queries: EmbeddingTable
+    labels: tuple[Judgements | None, Judgements | None]
+    base: list[FrozenStage]
+    queue: Queue
+    threads: int
+    checkpoint_every: int
+    memory_budget: int | None
+    scratch: str | None
+    tier: Tier | None
+
+
+class Sender:
+    """Tracker of rank 0: sends records and lines of progress to the driver, some at a time.
+
+    Attributes:
+        history: every record as a line of JSON, also those from before an interruption.
+    """
+
+    def __init__(self, queue: Queue) -> None:
+        self.history: list[str] = []
+        self._queue = queue
+        self._waiting: list[Record | str | SmecError] = []
+        self._sent = time.monotonic()
+
+    def log(self, record: Record) -> None:
+        """Takes a record of the training."""
+        self.history.append(json.dumps(record))
+        self._add(record)
+
+    def say(self, line: str) -> None:
+        """Takes a line of progress."""
+        self._add(line)
+
+    def fail(self, error: SmecError) -> None:
+        """Tells the driver why there is no point in trying again."""
+        self._add(error)
+        self.flush()
+
+    def _add(self, item: Record | str | SmecError) -> None:
+        self._waiting.append(item)
+        if time.monotonic() - self._sent > SEND_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sends what waits."""
+        if self._waiting:
+            self._queue.put(self._waiting)
+            self._waiting = []
+        self._sent = time.monotonic()
+
+
+class RayCheckpoints:
+    """Checkpoints through Ray Train, which uploads them while the training goes on and keeps the last."""
+
+    def __init__(self, every: int, group: Group, sender: Sender) -> None:
+        self.every = every
+        self._is_first, self._sender = group.rank == 0, sender
+
+    def save(self, write: Callable[[Path], None]) -> None:
+        """Collective: every rank writes its part of one checkpoint."""
+        self._report(write, CheckpointUploadMode.ASYNC)
+
+    def save_last(self, write: Callable[[Path], None]) -> None:
+        """The same, but returns when it is stored."""
+        self._report(write, CheckpointUploadMode.SYNC)
+
+    def _report(self, write: Callable[[Path], None], mode: CheckpointUploadMode) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="smec-checkpoint-"))
+        write(folder)
+        if self._is_first:
+            (folder / HISTORY_FILE).write_text("".join(f"{line}\n" for line in self._sender.history))
+        checkpoint = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report({}, checkpoint, checkpoint_upload_mode=mode, delete_local_checkpoint_after_upload=True)
+
+
+def train_on_worker(loop: dict[str, WorkerTask]) -> None:
+    """Trains, from the run's last checkpoint where there is one; the last checkpoint of all holds the result."""
+    task = loop["task"]
+    torch.set_num_threads(task.threads)
+    quiet_data()
+    group, sender = Group(), Sender(task.queue)
+    latest = ray.train.get_checkpoint()
+    resumed = None
+    if latest is not None:
+        with latest.as_directory() as folder:
+            if (Path(folder) / TRAINED_FILE).exists():
+                return
+            resumed = Checkpoint.read(Path(folder))
+            sender.history = (Path(folder) / HISTORY_FILE).read_text().splitlines()
+    data = _load(task, group, sender)
+    if data is None:
+        return
+    is_first = group.rank == 0
+    checkpoints = RayCheckpoints(task.checkpoint_every, group, sender)
+    trained = train(
+        data,
+        task.config,
+        sender if is_first else NullTracker(),
+        sender.say if is_first else lambda line: None,
+        task.base,
+        checkpoints,
+        resumed,
+    )
+    sender.flush()
+    checkpoints.save_last(lambda folder: trained.write(folder) if is_first else None)
+
+
+def _load(task: WorkerTask, group: Group, sender: Sender) -> TrainingData | None:
+    """Reads the rows of this node with its other ranks; None where one of the run's ranks met a bad row."""
+    context = ray.train.get_context()
+    rank, ranks = context.get_local_rank(), context.get_local_world_size()
+    here = ray.get_runtime_context().get_node_id()
+    budget = _budget(task, here)
+    residency = _agree(task, group, ranks, budget)
+    node = Node(group, here, rank, ranks, residency.folder, ray.train.torch.get_device())
+    if group.rank == 0:
+        sender.say(f"{group.size} worker(s); rows are kept in tier {residency.tier!r}: {residency.reason}")
+    rows: list[Rows] = []
+    for table in (task.corpus, task.queries):
+        failure: SmecError | None = None
+        try:
+            if residency.tier == "streamed" and table is task.corpus:
+                # old and new rows are held at once while others are prepared
+                most = max(budget // (2 * 4 * table.dim), 1)
+                rows.append(StreamedRows(stream_of(table), table.rows, table.dim, node, most))
+            else:
+                rows.append(ResidentRows.filled(stream_of(table), table.rows, table.dim, node))
+        except SmecError as error:
+            failure = error
+        failure = next((error for error in group.gather_objects(failure) if error is not None), None)
+        if failure is not None:
+            if group.rank == 0:
+                sender.fail(failure)
+            return None
+    return TrainingData(rows[0], rows[1], *task.labels, node)
+
+
+def _agree(task: WorkerTask, group: Group, ranks: int, budget: int) -> Residency:
+    """Where this node keeps its rows; streamed on all nodes where one of them has no room for them."""
+    rows = task.corpus.rows + task.queries.rows
+    scratch = Path(task.scratch or tempfile.gettempdir())
+    choose = partial(choose_residency, rows, task.corpus.dim, budget, ranks, scratch)
+    residency = choose(task.tier)
+    is_streamed = "streamed" in group.gather_objects(residency.tier)
+    return choose("streamed") if is_streamed and residency.tier != "streamed" else residency
+
+
+def _budget(task: WorkerTask, node: str) -> int:
+    if task.memory_budget is not None:
+        return task.memory_budget
+    resources: dict[str, float] = next((found["Resources"] for found in ray.nodes() if found["NodeID"] == node), {})
+    return int(BUDGET_SHARE * resources["memory"]) if "memory" in resources else BUDGET_BYTES
