@@ -143,7 +143,14 @@ def test_a_process_killed_while_it_stores_leaves_a_whole_model_or_none(
 
 def test_its_file_system_works_in_another_process(run_folder: RunFolder) -> None:
     run_folder.write_json("state.json", 7)
-    script = "import pickle, sys; f, p = pickle.load(sys.stdin.buffer); print(f.open_input_stream(p).read())"
+    # without this import PyArrow does not shut S3 down before the process ends, and that crashes
+    script = """
+import pickle, sys
+import pyarrow.fs
+filesystem, path = pickle.load(sys.stdin.buffer)
+with filesystem.open_input_stream(path) as source:
+    print(source.read())
+"""
     printed = subprocess.run(
         [sys.executable, "-c", script],
         input=pickle.dumps((run_folder.filesystem, f"{run_folder.path}/state.json")),
