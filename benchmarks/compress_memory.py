@@ -12,15 +12,17 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.processes import peak_mib
+
 INPUT_DIM, DIM, FILES, WORKERS = 128, 32, 2, 2
 ROW_GROUP_ROWS = 10_000
-SAMPLE_SECONDS, LOOK_SECONDS = 0.01, 0.5
 
 
 def write_corpus(folder: Path, rows: int) -> None:
@@ -57,49 +59,15 @@ def compress(model: str, corpus: str, out: str) -> None:
     print(json.dumps(run(settings)))
 
 
-def descendants(pid: int) -> list[int]:
-    parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / "stat").read_text()
-            except OSError:
-                continue
-            parents.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))
-    found, open_ends = [], [pid]
-    while open_ends:
-        found.append(open_ends.pop())
-        open_ends.extend(parents.get(found[-1], []))
-    return found
-
-
-def memory_mib(pid: int) -> tuple[bool, float, float]:
-    """Whether the process is an actor of the job, and its anonymous and shared memory."""
-    try:
-        lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-        title = Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return False, 0.0, 0.0
-    anonymous, shared = (float(lines.get(name, "0 kB").split()[0]) / 1024 for name in ("RssAnon", "RssShmem"))
-    return title.startswith("ray::MapWorker"), anonymous, shared
-
-
 def measure(model: Path, corpus: Path, out: Path) -> dict[str, float]:
     command = [sys.executable, __file__, "--job", str(model), str(corpus), str(out)]
     job = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    peak = {"driver": 0.0, "largest actor": 0.0, "object store": 0.0}
-    processes: list[int] = []
-    looked = 0.0
-    while job.poll() is None:
-        if time.monotonic() - looked > LOOK_SECONDS:
-            processes, looked = descendants(job.pid), time.monotonic()
-        for pid in processes:
-            is_actor, anonymous, shared = memory_mib(pid)
-            peak["object store"] = max(peak["object store"], shared)
-            if is_actor or pid == job.pid:
-                kind = "largest actor" if is_actor else "driver"
-                peak[kind] = max(peak[kind], anonymous)
-        time.sleep(SAMPLE_SECONDS)
+    held = peak_mib(job, "ray::MapWorker")
+    peak = {
+        "driver": held["driver"]["anonymous"],
+        "largest actor": held["actor"]["anonymous"],
+        "object store": max(held["driver"]["shared"], held["actor"]["shared"]),
+    }
     if job.returncode:
         raise SystemExit(f"compress failed with exit code {job.returncode}")
     assert job.stdout is not None

@@ -223,7 +223,8 @@ def load(folder: str | Path) -> Model:
             if tensors["matrix"].shape != model.matrix_DD.shape:
                 raise ValueError(f"matrix is {tuple(tensors['matrix'].shape)}")
             # folded on another machine its last bits can differ, and with them the fingerprint
-            model.matrix_DD = tensors["matrix"]
+            # in memory of torch's own: how a product is rounded depends on where its operands lie
+            model.matrix_DD = tensors["matrix"].clone()
         return model
     except (KeyError, TypeError, ValueError) as error:
         problem = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error

@@ -1,0 +1,57 @@
+"""What the processes of a job hold in memory, sampled from /proc while it runs."""
+
+import subprocess
+import time
+from pathlib import Path
+
+SAMPLE_SECONDS, LOOK_SECONDS = 0.01, 0.5
+KINDS = {"anonymous": "RssAnon", "shared": "RssShmem", "mapped": "RssFile"}
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and all that it started, directly or not."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text()
+            except OSError:
+                continue
+            parents.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))
+    found, open_ends = [], [pid]
+    while open_ends:
+        found.append(open_ends.pop())
+        open_ends.extend(parents.get(found[-1], []))
+    return found
+
+
+def peak_mib(job: subprocess.Popen[str], actor: str) -> dict[str, dict[str, float]]:
+    """Waits for a job; gives the peak memory of each kind of the job's process (`driver`) and of the largest `actor`.
+
+    Args:
+        job: a running process.
+        actor: how the titles of the actors begin that count.
+    """
+    peak = {name: dict.fromkeys(KINDS, 0.0) for name in ("driver", "actor")}
+    processes: list[int] = []
+    looked = 0.0
+    while job.poll() is None:
+        if time.monotonic() - looked > LOOK_SECONDS:
+            processes, looked = descendants(job.pid), time.monotonic()
+        for pid in processes:
+            title, held = _memory(pid)
+            name = "driver" if pid == job.pid else "actor" if title.startswith(actor) else None
+            if name:
+                for kind, mib in held.items():
+                    peak[name][kind] = max(peak[name][kind], mib)
+        time.sleep(SAMPLE_SECONDS)
+    return peak
+
+
+def _memory(pid: int) -> tuple[str, dict[str, float]]:
+    try:
+        lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        title = Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return "", {}
+    return title, {kind: float(lines.get(name, "0 kB").split()[0]) / 1024 for kind, name in KINDS.items()}
