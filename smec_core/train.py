@@ -161,7 +161,7 @@ def train(
             "parameters": sum(tensor.numel() for stage in stages for tensor in stage.tensors.values()),
         },
     }
-    return Trained([*base, *stages], metrics)
+    return Trained([*chain.base, *stages], metrics)
 
 
 def stage_shapes(input_dim: int, config: TrainConfig, labelled: bool, base: Sequence[FrozenStage]) -> list[list[int]]:
@@ -209,7 +209,8 @@ class _Chain:
         checkpoints: Checkpoints | None,
         resumed: Checkpoint | None,
     ) -> None:
-        self.data, self.config, self.tracker, self.say, self.base = data, config, tracker, say, base
+        self.data, self.config, self.tracker, self.say = data, config, tracker, say
+        self.base = [stage.to(data.node.device) for stage in base]
         self.checkpoints, self.resumed = checkpoints, resumed
         input_dim = data.docs.dim
         self.shapes = stage_shapes(input_dim, config, data.train is not None, base)
@@ -283,7 +284,7 @@ class _Chain:
         floors = {prefix: score - self.config.guard_tolerance for prefix, score in reached.items()}
         spec = StageSpec(number, d_in, dim, kinds, self.epochs, stop, floors)
         resumed, self.resumed = self.resumed, None
-        before = 0.0
+        was_resumed, before = resumed is not None, 0.0
         if resumed is not None and resumed.progress is not None:
             before = resumed.progress.stage_seconds
             resumed = resumed if resumed.progress.guards else None
@@ -298,7 +299,7 @@ class _Chain:
             self.checkpoints.save(lambda folder: state.write(folder, run.group.rank))
 
         # what the stage before left is a checkpoint even where this stage takes long to begin
-        if resumed is None and run.step:
+        if not was_resumed and run.step:
             save(None)
         training = StageTraining(run, spec, y_docs, y_queries, resumed)
         training.run(save, self.checkpoints.every if self.checkpoints else None)
