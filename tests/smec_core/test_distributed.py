@@ -1,6 +1,5 @@
 """Real process groups: any number of workers compute what one computes."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,11 @@ from smec_core.resident import Node, ResidentRows, Rows
 from smec_core.step import own_pairs
 from smec_core.train import train
 from tests.smec_core.generated import Generated, Records, generate, resident, stream_of
-from tests.smec_core.ranks import MOST, Ranks, start_ranks
+from tests.smec_core.ranks import MOST, Ranks
 
 DIM = 24
 RANKS = (2, 3)
 Result = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    with start_ranks(tmp_path_factory.mktemp("ranks")) as started:
-        yield started
 
 
 def small_data(docs: int = 200) -> Generated:
@@ -119,6 +112,7 @@ def training(group: Group, docs: int, judged: bool, changes: Result) -> Result:
     return {
         "losses": [record["loss"] for record in records.steps],
         "kinds": [record["projection"] for record in records.steps],
+        "epochs": {(record["stage"], record["projection"]): record["epoch"] for record in records.epochs},
         "dev": trained.metrics["dev"],
         "choices": [(stage["projection"], stage["epochs"]) for stage in trained.metrics["stages"]],
         "workers": trained.metrics["training"]["workers"],
@@ -126,7 +120,7 @@ def training(group: Group, docs: int, judged: bool, changes: Result) -> Result:
     }
 
 
-TRAININGS = {
+TRAININGS: dict[str, tuple[int, bool, Result]] = {
     # 300 queries: the last step of an epoch has one, and so no query for most ranks
     "labelled": (200, True, dict(projection="free", guard=False, epochs=1, batch_size=23, negatives=40)),
     # both projections, each by a team of its own
@@ -155,6 +149,9 @@ def test_training_computes_what_one_process_computes(ranks: Ranks, name: str, si
     for other in others:
         assert other["matrix"] == first["matrix"], "the ranks hold different models"
         assert other["dev"] == first["dev"]
+    # ranks whose candidate has stopped go on with the other, in steps that are those of one process
+    uneven = any(epoch != first["epochs"].get((stage, "free"), epoch) for (stage, _), epoch in first["epochs"].items())
+    assert uneven == (name == "one_stops_early")
 
 
 def test_local_memory_trains_too_and_all_ranks_agree(ranks: Ranks) -> None:

@@ -1,8 +1,7 @@
 """The cross-batch memory, in one process and sharded over several, against a plain list of (sequence number, row)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +10,7 @@ from torch import Tensor
 from smec_core.group import Group
 from smec_core.memory import CrossBatchMemory, MemoryShard, Neighbours
 from tests.smec_core.generated import resident
-from tests.smec_core.ranks import MOST, Ranks, start_ranks
+from tests.smec_core.ranks import MOST, Ranks
 
 ROWS = 12
 CPU = torch.device("cpu")
@@ -99,12 +98,6 @@ def expected_from(
     return found
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    with start_ranks(tmp_path_factory.mktemp("memory")) as started:
-        yield started
-
-
 @settings(deadline=None, derandomize=True, max_examples=150)
 @given(
     slots=st.integers(1, 9),
@@ -175,7 +168,7 @@ def test_resharding_keeps_content_and_order(
 
 
 def test_four_ranks_become_two_and_then_three(ranks: Ranks) -> None:
-    x_rows = [(row % 3 - 1, row % 2, row % 5 - 2) for row in range(ROWS)]
+    x_rows: list[Vector] = [(row % 3 - 1, row % 2, row % 5 - 2) for row in range(ROWS)]
     check_resharding(ranks, [4, 2, 3], 7, x_rows, [[0, 1, 2, 3, 4, 5, 6, 7, 8], [2, 10]], [[11, 3], [0, 5, 9]])
 
 
