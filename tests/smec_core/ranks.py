@@ -23,8 +23,8 @@ def _work(rank: int, folder: str, connection: Connection) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     group, joined = Group(), ""
-    while (task := connection.recv()) is not None:
-        store, size, function, arguments = task
+    while True:
+        store, size, function, arguments = connection.recv()
         if store != joined:
             group, joined = _join(f"file://{folder}/{store}", rank, size), store
         try:
@@ -66,7 +66,9 @@ class Ranks:
 @contextmanager
 def start_ranks(folder: Path) -> Iterator[Ranks]:
     """Starts the processes, and ends them."""
-    context = get_context("spawn")
+    # forked from one process that has imported, but not used, what takes seconds to import; AdamW imports dynamo
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", "hypothesis", "pytest", "smec_core.train"])
     pipes = [context.Pipe() for _ in range(MOST)]
     processes = [
         context.Process(target=_work, args=(rank, str(folder), theirs), daemon=True)
@@ -77,7 +79,5 @@ def start_ranks(folder: Path) -> Iterator[Ranks]:
     try:
         yield Ranks([ours for ours, _ in pipes])
     finally:
-        for process, (ours, _) in zip(processes, pipes, strict=True):
-            ours.send(None)
-            process.join(10)
+        for process in processes:
             process.kill()
