@@ -102,6 +102,11 @@ class Node:
         return rows_of_rank(rows, self.rank, self.size)
 
 
+def _check_arrived(arrived_N: np.ndarray, row_N: np.ndarray) -> None:
+    if not arrived_N.all():
+        raise SmecError(f"row {row_N[arrived_N.argmin()]} did not arrive; the data changed while it was read")
+
+
 def _allocate(folder: Path, size: int) -> IO[bytes]:
     file: IO[bytes] = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
     try:
@@ -143,8 +148,7 @@ class ResidentRows:
         for row_N, x_ND in stream(start, stop):
             matrix_ND[row_N] = x_ND
             arrived[row_N.numpy() - start] = True
-        if not arrived.all():
-            raise SmecError(f"row {start + int(arrived.argmin())} did not arrive; the data changed while it was read")
+        _check_arrived(arrived, np.arange(start, stop))
         return cls(matrix_ND, node)
 
     @property
@@ -202,17 +206,25 @@ class StreamedRows:
         return self._stages[-1].dim if self._stages else self._input_dim
 
     def prepare(self, row_N: np.ndarray) -> None:
-        """Reads these rows, each rank of the node its share of the source. Collective."""
+        """Reads these rows, each rank of the node its share of the source. Collective.
+
+        Raises:
+            SmecError: a row did not arrive.
+        """
         wanted = np.unique(row_N)
         if np.isin(wanted, self._held.row_W).all():
             return
         held = _Held(wanted, self._node.empty(len(wanted), self._input_dim))
+        first, last = self._node.share(self.rows)
+        arrived = (wanted < first) | (wanted >= last)
         # those of the ranges that hold no wanted row are not read
-        for start, stop in _ranges(wanted, *self._node.share(self.rows)):
+        for start, stop in _ranges(wanted, first, last):
             for row_P, x_PD in self._stream(start, stop):
                 place = np.searchsorted(wanted, row_P.numpy()).clip(max=len(wanted) - 1)
                 here = wanted[place] == row_P.numpy()
                 held.x_WD[torch.from_numpy(place[here])] = x_PD[torch.from_numpy(here)]
+                arrived[place[here]] = True
+        _check_arrived(arrived, wanted)
         self._node.group.wait()
         self._held.row_W, self._held.x_WD = held.row_W, held.x_WD
 

@@ -48,11 +48,11 @@ def resident(x_ND: Tensor) -> ResidentRows:
     return ResidentRows(x_ND, Node())
 
 
-def stream_of(x_ND: Tensor) -> Stream:
+def stream_of(x_ND: Tensor, piece_rows: int = 10) -> Stream:
     """A source of rows, in pieces, the last first."""
 
     def stream(start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for row_N in reversed(torch.arange(start, stop).split(10)):
+        for row_N in reversed(torch.arange(start, stop).split(piece_rows)):
             yield row_N, x_ND[row_N]
 
     return stream

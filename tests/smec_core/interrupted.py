@@ -17,6 +17,7 @@ from smec_core.resident import Node, StreamedRows
 from smec_core.tracker import Record
 from smec_core.train import Trained, TrainingData, train
 from tests.smec_core.generated import Generated, Records, generate, stream_of
+from tests.smec_core.ranks import Ranks
 
 DIM = 8
 TIMES = ("seconds", "rows_per_s")
@@ -156,6 +157,12 @@ def run_case(group: Group, case: Case, root: str, resume: int | None = None, int
     except Interrupted:
         pass
     return Ended(trained, [without_times(record) for record in records.all], checkpoints.records_before)
+
+
+def alone(ranks: Ranks, *arguments: Any) -> Ended:
+    """A training in one other process."""
+    ended: Ended = ranks.run(1, run_case, *arguments)[0]
+    return ended
 
 
 def without_times(tree: Any) -> Any:

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from smec_core.adapter import fold
 from smec_core.checkpoint import Progress, Tree, read_tree, write_tree
-from smec_core.group import Group
 from smec_core.train import Trained
-from tests.smec_core.interrupted import DIM, Case, Ended, assert_same, progress_at, run_case
+from tests.smec_core.interrupted import DIM, Case, Ended, alone, assert_same, progress_at, run_case
 from tests.smec_core.ranks import Ranks
 
 DTYPES = (
@@ -102,12 +101,6 @@ def test_so_does_one_of_two_workers(ranks: Ranks, name: str, tmp_path: Path) -> 
     check_killed_everywhere(partial(together, ranks, 2), CASES[name], tmp_path)
 
 
-def alone(ranks: Ranks, *arguments: Any) -> Ended:
-    """A training in one other process."""
-    ended: Ended = ranks.run(1, run_case, *arguments)[0]
-    return ended
-
-
 def together(ranks: Ranks, size: int, *arguments: Any) -> Ended:
     """A training on several ranks, which must all end with the same."""
     first, *others = ranks.run(size, run_case, *arguments)
@@ -140,7 +133,7 @@ def place_of(progress: Progress, epoch_steps: int) -> tuple[str, int, str]:
 
 def test_a_training_goes_on_from_any_of_its_checkpoints(ranks: Ranks, tmp_path: Path) -> None:
     case = CASES["auto"]
-    whole = run_case(Group(), case, str(tmp_path))
+    whole = alone(ranks, case, str(tmp_path))
     assert [stage["dim"] for stage in whole.metrics["stages"]] == [8, 4]
     found = [progress_at(tmp_path, number) for number in range(len(whole.records_before))]
     everywhere = {
@@ -185,8 +178,8 @@ def matrix_of(ended: Ended) -> Tensor:
     return matrix_DD
 
 
-def test_a_finished_training_is_read_back(tmp_path: Path) -> None:
-    ended = run_case(Group(), CASES["residual_mlp"], str(tmp_path))
+def test_a_finished_training_is_read_back(ranks: Ranks, tmp_path: Path) -> None:
+    ended = alone(ranks, CASES["residual_mlp"], str(tmp_path))
     assert ended.trained is not None
     ended.trained.write(tmp_path)
     assert_same(replace(ended, trained=Trained.read(tmp_path)), ended)
