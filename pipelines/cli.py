@@ -118,6 +118,7 @@ def evaluate(
     model: Annotated[str | None, typer.Option(help="Model folder.")] = None,
     split: Annotated[str | None, typer.Option(help="train, dev or test; default: test, else dev.")] = None,
     baselines: Annotated[bool | None, typer.Option("--baselines", help="Score truncation, PCA and full too.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Ray tasks side by side; 1: without Ray.")] = None,
     exclude_self: Annotated[
         bool | None, typer.Option("--exclude-self", help="Never return the document with the query's own id.")
     ] = None,
@@ -130,7 +131,7 @@ def evaluate(
     [dim]Example: smec evaluate --data data/products --model models/products --baselines --json figures.json[/dim]
     """
     flags = {"data": data, "model": model, "split": split, "baselines": baselines, "exclude_self": exclude_self}
-    _run("evaluate", flags, config, assign, json_file)
+    _run("evaluate", flags | {"workers": workers}, config, assign, json_file)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """`smec evaluate`: the quality of a stored model at every prefix, beside truncation, PCA and the full embeddings."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -8,7 +9,8 @@ from rich.table import Table
 
 from pipelines.console import show
 from smec_core.dataset import Dataset
-from smec_core.evaluation import default_split, evaluate
+from smec_core.evaluation import Parts, default_split, evaluate, in_one_part
+from smec_core.group import rows_of_rank
 from smec_core.model import load
 
 
@@ -29,15 +31,37 @@ class EvaluateSettings(BaseModel):
     """Score truncation, PCA and the original embeddings too."""
     exclude_self: bool = False
     """Never return the document that has the query's own id."""
+    workers: int = Field(1, ge=1)
+    """Ray tasks that search parts of the corpus side by side; 1: this process searches it, without Ray."""
 
 
 def run(settings: EvaluateSettings) -> dict[str, Any]:
     """Evaluates a model, prints the table and returns the figures."""
     dataset, model = Dataset.open(settings.data, settings.max_unknown), load(settings.model)
     split = settings.split or default_split(dataset)
-    report = evaluate(dataset, model, split, settings.baselines, settings.exclude_self)
+    parts = in_one_part if settings.workers == 1 else on_cluster(settings.workers)
+    report = evaluate(dataset, model, split, settings.baselines, settings.exclude_self, parts)
     show(quality_table(report))
     return report
+
+
+def on_cluster(workers: int) -> Parts:
+    """Parts of the corpus as Ray tasks of one CPU each."""
+    # here and not above: `smec evaluate` in one process needs no Ray
+    import ray
+
+    from pipelines.cluster import connect, unwrap
+
+    def parts(work: Callable[[int, int], Any], rows: int) -> list[Any]:
+        connect(workers)
+        task = ray.remote(num_cpus=1)(work)
+        try:
+            found: list[Any] = ray.get([task.remote(*rows_of_rank(rows, part, workers)) for part in range(workers)])
+        except ray.exceptions.RayError as error:
+            raise unwrap(error) from error
+        return found
+
+    return parts
 
 
 def quality_table(report: dict[str, Any]) -> Table:

@@ -22,6 +22,13 @@ from smec_core.pca import Gram
 from smec_core.uri import public_uri
 
 Encode = Callable[[Tensor], Tensor]
+Parts = Callable[[Callable[[int, int], Any], int], list[Any]]
+"""Runs some work on ranges of so many rows, which together are all of them; gives its results in order."""
+
+
+def in_one_part(work: Callable[[int, int], Any], rows: int) -> list[Any]:
+    """All rows at once, in this process."""
+    return [work(0, rows)]
 
 
 def default_split(dataset: Dataset) -> str | None:
@@ -30,7 +37,12 @@ def default_split(dataset: Dataset) -> str | None:
 
 
 def evaluate(
-    dataset: Dataset, model: Model, split: str | None, baselines: bool = False, exclude_self: bool = False
+    dataset: Dataset,
+    model: Model,
+    split: str | None,
+    baselines: bool = False,
+    exclude_self: bool = False,
+    parts: Parts = in_one_part,
 ) -> dict[str, Any]:
     """Scores every usable prefix of a model.
 
@@ -41,6 +53,7 @@ def evaluate(
             original embeddings) of a sample of documents are also their ten nearest at the prefix.
         baselines: score truncation, PCA and the original embeddings too.
         exclude_self: never return the document that has the query's own id.
+        parts: how the passes over the corpus are divided; their results are merged exactly.
 
     Returns:
         `split` and `queries`, a dict of prefix to value for each measure, and `baselines`: the first measure of
@@ -56,14 +69,14 @@ def evaluate(
         raise InputError(f"{public_uri(dataset.uri)}: there is no qrels/{split}.parquet; splits present: {present}")
     systems: dict[str, Encode] = {"model": model.encode}
     if baselines:
-        rotation_DD = _corpus_gram(dataset).rotation()
+        rotation_DD = _corpus_gram(dataset, parts).rotation()
         systems |= {"truncation": lambda x_ND: x_ND, "pca": lambda x_ND: x_ND @ rotation_DD.T}
     if split is None:
-        scores = _neighbour_scores(dataset, systems, model.dims)
+        scores = _neighbour_scores(dataset, systems, model.dims, parts)
         report: dict[str, Any] = {"split": None, "queries": min(HELD_OUT_DOCS, dataset.corpus.rows)}
     else:
         judgements = dataset.splits[split].with_positives()
-        scores = _judged_scores(dataset, systems, model.dims, judgements, exclude_self)
+        scores = _judged_scores(dataset, systems, model.dims, judgements, exclude_self, parts)
         report = {"split": split, "queries": len(judgements)}
     report |= scores["model"]
     if baselines:
@@ -74,7 +87,12 @@ def evaluate(
 
 
 def _judged_scores(
-    dataset: Dataset, systems: Mapping[str, Encode], dims: tuple[int, ...], judgements: Judgements, exclude_self: bool
+    dataset: Dataset,
+    systems: Mapping[str, Encode],
+    dims: tuple[int, ...],
+    judgements: Judgements,
+    exclude_self: bool,
+    parts: Parts,
 ) -> dict[str, dict[str, dict[str, float]]]:
     x_QD = read_rows(dataset.queries, judgements.query_row_Q)
     own_row_Q = None
@@ -83,7 +101,7 @@ def _judged_scores(
         own = pc.fill_null(pc.index_in(ids, value_set=dataset.corpus.ids()), -1)
         own_row_Q = torch.from_numpy(own.to_numpy().astype(np.int64))
     searches = {name: PrefixSearch(encode(x_QD), dims, SEARCH_DEPTH, own_row_Q) for name, encode in systems.items()}
-    _search_corpus(dataset, systems, searches)
+    _search_corpus(dataset, systems, searches, parts)
     scores = {}
     for name, search in searches.items():
         by_dim = {dim: measure(rows, judgements) for dim, rows in search.results().items()}
@@ -92,14 +110,14 @@ def _judged_scores(
 
 
 def _neighbour_scores(
-    dataset: Dataset, systems: Mapping[str, Encode], dims: tuple[int, ...]
+    dataset: Dataset, systems: Mapping[str, Encode], dims: tuple[int, ...], parts: Parts
 ) -> dict[str, dict[str, dict[str, float]]]:
     rows = np.random.default_rng(0).permutation(dataset.corpus.rows)[:HELD_OUT_DOCS]
     own_row_Q = torch.from_numpy(rows)
     x_QD = read_rows(dataset.corpus, rows)
     searches = {name: PrefixSearch(encode(x_QD), dims, NEIGHBOURS, own_row_Q) for name, encode in systems.items()}
     full = PrefixSearch(x_QD, [dataset.dim], NEIGHBOURS, own_row_Q)
-    _search_corpus(dataset, {**systems, "": lambda x_ND: x_ND}, {**searches, "": full})
+    _search_corpus(dataset, {**systems, "": lambda x_ND: x_ND}, {**searches, "": full}, parts)
     nearest_Qk = full.results()[dataset.dim].numpy()
     query = np.repeat(np.arange(len(nearest_Qk)), nearest_Qk.shape[1])
     found = nearest_Qk.reshape(-1) >= 0
@@ -115,23 +133,38 @@ def _neighbour_scores(
     }
 
 
-def _search_corpus(dataset: Dataset, systems: Mapping[str, Encode], searches: Mapping[str, PrefixSearch]) -> None:
-    for row, x_ND in unit_blocks(dataset.corpus):
-        row_N = torch.arange(row, row + len(x_ND))
-        for name, search in searches.items():
-            search.add(row_N, systems[name](x_ND))
+def _search_corpus(
+    dataset: Dataset, systems: Mapping[str, Encode], searches: Mapping[str, PrefixSearch], parts: Parts
+) -> None:
+    def search(start: int, stop: int) -> dict[str, PrefixSearch]:
+        found = {name: search.fresh() for name, search in searches.items()}
+        for row, x_ND in unit_blocks(dataset.corpus, start, stop):
+            row_N = torch.arange(row, row + len(x_ND))
+            for name, one in found.items():
+                one.add(row_N, systems[name](x_ND))
+        return found
+
+    for found in parts(search, dataset.corpus.rows):
+        for name, one in found.items():
+            searches[name].merge(one)
 
 
-def _corpus_gram(dataset: Dataset) -> Gram:
-    gram = Gram(dataset.dim)
-    for _, x_ND in unit_blocks(dataset.corpus):
-        gram.add(x_ND)
-    return gram
+def _corpus_gram(dataset: Dataset, parts: Parts) -> Gram:
+    def add(start: int, stop: int) -> Gram:
+        gram = Gram(dataset.dim)
+        for _, x_ND in unit_blocks(dataset.corpus, start, stop):
+            gram.add(x_ND)
+        return gram
+
+    first, *others = parts(add, dataset.corpus.rows)
+    for gram in others:
+        first.sum_DD += gram.sum_DD
+    return first
 
 
-def unit_blocks(table: EmbeddingTable) -> Iterator[tuple[int, Tensor]]:
+def unit_blocks(table: EmbeddingTable, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, Tensor]]:
     """Blocks of unit vectors of a table, each with the global row of its first."""
-    for block in table.blocks():
+    for block in table.blocks(start, stop):
         yield block.row, torch.from_numpy(unit_rows(block.vectors_ND))
 
 

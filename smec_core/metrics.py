@@ -50,6 +50,14 @@ class PrefixSearch:
             score_Qk, column_Qk = sim_QN.topk(min(self.k, len(row_N)), dim=1)
             self._best[dim] = _best_of([self._best[dim], (score_Qk, row_N[column_Qk])], self.k)
 
+    def fresh(self) -> "PrefixSearch":
+        """The same search, of nothing so far."""
+        return PrefixSearch(self.q_QD, self.dims, self.k, self.own_row_Q)
+
+    def merge(self, other: "PrefixSearch") -> None:
+        """Takes what the same search found in other documents."""
+        self._best = {dim: _best_of([self._best[dim], other._best[dim]], self.k) for dim in self.dims}
+
     def results(self, group: Group | None = None) -> dict[int, Tensor]:
         """Global rows (Q, k) of the best documents at each prefix, best first, -1 where there were fewer than k.
 

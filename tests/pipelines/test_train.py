@@ -62,6 +62,11 @@ def test_evaluate_gives_what_train_recorded(model_folder: Path, dataset: Path) -
     assert report == smec_core.load(model_folder).metrics["evaluation"]
 
 
+def test_evaluation_on_several_workers_is_that_of_one(model_folder: Path, dataset: Path) -> None:
+    settings = evaluate.EvaluateSettings(data=str(dataset), model=str(model_folder), workers=3)
+    assert evaluate.run(settings) == evaluate.run(settings.model_copy(update={"workers": 1}))
+
+
 def test_compressed_corpus_is_the_models_encoding(model_folder: Path, dataset: Path, tmp_path: Path) -> None:
     settings = compress.CompressSettings(
         model=str(model_folder), input=str(dataset / "corpus"), output=str(tmp_path / "out"), dim=8

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ import torch
 from smec_core.adapter import FrozenStage
 from smec_core.dataset import Dataset
 from smec_core.errors import InputError
-from smec_core.evaluation import default_split, evaluate, read_rows
-from smec_core.group import Group
+from smec_core.evaluation import default_split, evaluate, in_one_part, read_rows
+from smec_core.group import Group, rows_of_rank
 from smec_core.model import Model
 from smec_core.parquet import write_embeddings
 from smec_core.pca import principal_rotation
@@ -80,6 +81,19 @@ def test_without_judgements_kept_neighbours_are_scored(stored: Dataset) -> None:
     assert report["baselines"]["truncation"]["4"] == kept["4"]
     assert report["baselines"]["pca"]["4"] > kept["4"] - 0.1
     assert "ndcg@10" not in report
+
+
+@pytest.mark.parametrize("split", ["test", None])
+def test_parts_of_the_corpus_are_merged_exactly(stored: Dataset, split: str | None) -> None:
+    def in_three_parts(work: Callable[[int, int], Any], rows: int) -> list[Any]:
+        return [work(*rows_of_rank(rows, part, 3)) for part in range(3)]
+
+    model = identity([DIM, 4])
+    whole = evaluate(stored, model, split)
+    assert evaluate(stored, model, split, parts=in_three_parts) == whole
+    reports = [evaluate(stored, model, split, True, parts=parts) for parts in (in_one_part, in_three_parts)]
+    pca = [report["baselines"]["pca"] for report in reports]
+    assert pca[0] == pytest.approx(pca[1], abs=1e-6)
 
 
 def test_what_does_not_fit_is_refused(stored: Dataset) -> None:
