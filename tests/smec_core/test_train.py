@@ -1,6 +1,7 @@
 """Whole trainings in one process, on small generated data whose relevance can be learnt."""
 
 import dataclasses
+import re
 import warnings
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from smec_core.adapter import FrozenStage
 from smec_core.config import PAPER_PRESET, TrainConfig
 from smec_core.errors import InputError
 from smec_core.group import Group
@@ -15,7 +17,7 @@ from smec_core.metrics import PrefixSearch
 from smec_core.model import Model, load
 from smec_core.pca import principal_rotation
 from smec_core.tracker import NullTracker
-from smec_core.train import Trained, train
+from smec_core.train import Trained, stage_shapes, train
 from tests.smec_core.generated import Generated, Records, generate, ndcg_of, resident
 
 DIM, DIMS = 24, (8, 4)
@@ -264,3 +266,63 @@ def test_a_training_warns_of_nothing(data: Generated, judged: bool) -> None:
 def test_a_dim_above_the_data_is_refused(data: Generated) -> None:
     with pytest.raises(InputError, match="dims: 25 is more than the 24 dims of the data"):
         train(data.training_data(), small(dims=(25,)), NullTracker())
+
+
+@pytest.mark.parametrize("judged", [True, False])
+@pytest.mark.parametrize("last", ["free", "residual_mlp"])
+def test_smaller_dims_on_top_of_a_model_leave_those_it_has_alone(data: Generated, judged: bool, last: Any) -> None:
+    base = train(data.training_data(), small(dims=(12, 8), epochs=1, projection=last, hidden_dim=16), NullTracker())
+    before = model_of(base)
+    config = small(dims=(12, 8, 4), epochs=6, top_k=10, projection="rotation", guard=False)
+    trained = train(data.training_data(judged), config, NullTracker(), base=base.stages)
+    assert [(stage["d_in"], stage["dim"]) for stage in trained.metrics["stages"]] == [(8, 4)]
+    assert {stage["projection"] for stage in trained.metrics["stages"]} == {"rotation"}
+    assert all(stage["epochs"] for stage in trained.metrics["stages"])
+    assert [stage.dim for stage in trained.stages] == [24, 12, 8, 4]
+    after = model_of(trained)
+    for dim in (DIM, 12, 8):
+        old_ND, new_ND = before.encode(data.docs_ND, dim), after.encode(data.docs_ND, dim)
+        torch.testing.assert_close(new_ND @ new_ND.T, old_ND @ old_ND.T, atol=1e-5, rtol=0)
+    old, new = (
+        ndcg_of(model.encode(data.docs_ND), model.encode(data.queries_QD), data.test, [4]) for model in (before, after)
+    )
+    assert new[4] > old[4], "the first half of eight dims were not made to be used alone"
+
+
+def test_dev_tells_of_the_dims_of_the_base_too(data: Generated, run: tuple[Trained, Records]) -> None:
+    base = run[0]
+    trained = train(data.training_data(), small(dims=(2,), epochs=2), NullTracker(), base=base.stages)
+    # between those that were asked for, the base passed through 12 dims
+    assert set(trained.metrics["dev"]["ndcg@10"]) == {"24", "12", "8", "4", "2"}
+    model, dims = model_of(base), [DIM, 12, *DIMS]
+    before = ndcg_of(model.encode(data.docs_ND), model.encode(data.queries_QD), data.dev, dims)
+    assert [trained.metrics["dev"]["ndcg@10"][str(dim)] for dim in dims] == pytest.approx(
+        [before[dim] for dim in dims], abs=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(dims=(12, 10, 4)), "dims: the base model has no prefix of 10 dims, and only dims below its smallest, 8"),
+        (dict(dims=(25, 4)), "dims: the base model has no prefix of 25 dims"),
+        (dict(dims=(24, 12, 8)), "dims: none is below 8, the smallest block of the base model; add a smaller one"),
+        (dict(dims=(4,), projection="free"), "projection: free would change the base model's dims"),
+        (dict(dims=(4,), projection="residual_mlp"), "projection: residual_mlp would change the base model's dims"),
+    ],
+)
+def test_what_a_base_cannot_give_is_refused(data: Generated, changes: dict[str, Any], message: str) -> None:
+    base = [
+        FrozenStage(dim, "rotation", {"weight": torch.eye(d_in), "logits": torch.zeros(d_in)})
+        for d_in, dim in ((24, 12), (12, 8))
+    ]
+    with pytest.raises(InputError, match=re.escape(message)):
+        stage_shapes(DIM, small(**changes), True, base)
+    with pytest.raises(InputError, match=re.escape(message)):
+        train(data.training_data(), small(**changes), NullTracker(), base=base)
+
+
+def test_dims_that_a_base_has_need_not_be_named_again() -> None:
+    base = [FrozenStage(8, "free", {"weight": torch.eye(24), "logits": torch.zeros(24)})]
+    for dims in ((24, 8, 3), (3,), (8, 3)):
+        assert stage_shapes(DIM, small(dims=dims), True, base) == [[8, 4], [4, 3]]
