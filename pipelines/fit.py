@@ -1,5 +1,6 @@
 """The Ray Train run of a training, as the driver sees it: workers on the cluster, their figures and lines back."""
 
+import json
 import os
 import shutil
 import threading
@@ -16,6 +17,7 @@ from ray.train.v2.api.config import ScalingConfig
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipelines.checkpoints import Start, begin_start
 from pipelines.cluster import connect, unwrap
 from pipelines.console import Progress, say, warn
 from pipelines.run_folder import RunFolder
@@ -44,13 +46,13 @@ def fit(
     history: Path,
     base: Sequence[FrozenStage] = (),
 ) -> Trained:
-    """Runs the training on the cluster, from the run's last checkpoint where there is one.
+    """Runs the training on the cluster, from the run's newest whole checkpoint where there is one.
 
     Args:
         settings: workers and devices.
         config: settings of the method.
         dataset: what to train on.
-        run_folder: the run's folder, which Ray keeps its state and the checkpoints in, too.
+        run_folder: the run's folder, in which Ray keeps the checkpoints, too; no other process trains it now.
         tracker: takes the figures while the run goes on; after a resume some of them again.
         history: file to write all figures to, each once.
         base: stages that are trained already.
@@ -59,6 +61,30 @@ def fit(
         InputError: gpu is "on" and the cluster has too few.
         SmecError: the workers failed more often than settings allow.
     """
+    start = begin_start(run_folder)
+    checkpoint = start.checkpoint
+    if checkpoint is None or not start.is_trained:
+        checkpoint = _train(settings, config, dataset, run_folder, start, tracker, base)
+    with checkpoint.as_directory() as stored:
+        shutil.copy(Path(stored) / HISTORY_FILE, history)
+        trained = Trained.read(Path(stored))
+    if start.is_trained:
+        say("trained to the end already; the last checkpoint is taken")
+        for line in history.read_text().splitlines():
+            tracker.log(json.loads(line))
+    return trained
+
+
+def _train(
+    settings: "TrainSettings",
+    config: TrainConfig,
+    dataset: Dataset,
+    run_folder: RunFolder,
+    start: Start,
+    tracker: Tracker,
+    base: Sequence[FrozenStage],
+) -> Checkpoint:
+    """The last checkpoint of the training."""
     least, most = settings.worker_range
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))
     connect(most * settings.cpus_per_worker)
@@ -76,6 +102,7 @@ def fit(
         queries=dataset.queries,
         labels=dataset.training_split(config),
         base=list(base),
+        checkpoint=start.checkpoint,
         queue=queue,
         threads=settings.cpus_per_worker,
         checkpoint_every=settings.checkpoint_every,
@@ -95,17 +122,14 @@ def fit(
             elastic_resize_monitor_interval_s=settings.resize_seconds,
         ),
         run_config=RunConfig(
-            name=run_folder.name,
-            storage_path=run_folder.storage_path,
+            name=start.name,
+            storage_path=run_folder.path,
             storage_filesystem=run_folder.filesystem,
             failure_config=FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
         ),
     )
-    checkpoint = _follow(trainer, queue, tracker)
-    with checkpoint.as_directory() as stored:
-        shutil.copy(Path(stored) / HISTORY_FILE, history)
-        return Trained.read(Path(stored))
+    return _follow(trainer, queue, tracker)
 
 
 def _use_gpu(settings: "TrainSettings", workers: int) -> bool:

@@ -4,8 +4,9 @@
     STORAGE/NAME/mlflow_run.json      the run in MLflow that a restart goes on in (pipelines/tracking.py)
     STORAGE/NAME/model/*              the trained model
     STORAGE/NAME/finished.json        lists the files of model/; written last, so where it is the model is whole
+    STORAGE/NAME/NAME.start-*/        while it trains, its checkpoints (pipelines/checkpoints.py)
 
-and what Ray Train keeps there: its checkpoints and what it needs to find them again.
+where STORAGE is what the user names, and NAME the run.
 """
 
 import hashlib

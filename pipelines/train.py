@@ -5,6 +5,7 @@ import json
 import platform
 import shutil
 from _thread import interrupt_main
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +15,7 @@ import torch
 from pydantic import Field, field_validator
 
 import smec_core
+from pipelines.checkpoints import remove_checkpoints
 from pipelines.console import say
 from pipelines.fit import fit
 from pipelines.lease import Lease
@@ -187,6 +189,8 @@ def _train_on_ray(
             shutil.copy(history, model_folder)
             lease.check()
             run_folder.store_model(model_folder)
+            with suppress(OSError):
+                remove_checkpoints(run_folder)
         except BaseException as error:
             interrupted = not isinstance(error, Exception)
             if lease.lost:

@@ -15,6 +15,7 @@ import torch
 from ray.train import CheckpointUploadMode
 from ray.util.queue import Queue
 
+from pipelines.checkpoints import number_of, write_file_list
 from pipelines.cluster import quiet_data
 from pipelines.stream import stream_of
 from smec_core.adapter import FrozenStage
@@ -29,6 +30,7 @@ from smec_core.tracker import NullTracker, Record
 from smec_core.train import TRAINED_FILE, TrainingData, train
 
 SEND_SECONDS = 0.5
+RESENT_AT_ONCE = 1000
 HISTORY_FILE = "history.jsonl"
 # of the memory that Ray leaves to tasks and actors on a node
 BUDGET_SHARE = 0.4
@@ -45,6 +47,7 @@ class WorkerTask:
         queries: queries.
         labels: judgements to learn from and to choose by.
         base: stages that are trained already.
+        checkpoint: what this start of the run goes on from, until there is a newer one.
         queue: takes figures and lines of progress to the driver.
         threads: torch threads.
         checkpoint_every: steps from one checkpoint to the next.
@@ -58,6 +61,7 @@ class WorkerTask:
     queries: EmbeddingTable
     labels: tuple[Judgements | None, Judgements | None]
     base: list[FrozenStage]
+    checkpoint: ray.train.Checkpoint | None
     queue: Queue
     threads: int
     checkpoint_every: int
@@ -88,6 +92,13 @@ class Sender:
         """Takes a line of progress."""
         self._add(line)
 
+    def resume(self, history: list[str]) -> None:
+        """Takes up the records of before an interruption, and sends them again: the last may not have arrived."""
+        self.history = history
+        for start in range(0, len(history), RESENT_AT_ONCE):
+            self._waiting += [json.loads(line) for line in history[start : start + RESENT_AT_ONCE]]
+            self.flush()
+
     def fail(self, error: SmecError) -> None:
         """Tells the driver why there is no point in trying again."""
         self._add(error)
@@ -109,9 +120,10 @@ class Sender:
 class RayCheckpoints:
     """Checkpoints through Ray Train, which uploads them while the training goes on and keeps the last."""
 
-    def __init__(self, every: int, group: Group, sender: Sender) -> None:
+    def __init__(self, every: int, group: Group, sender: Sender, number: int) -> None:
+        """Prepares them; `number` is that of the last one of the run."""
         self.every = every
-        self._is_first, self._sender = group.rank == 0, sender
+        self._group, self._sender, self._number = group, sender, number
 
     def save(self, write: Callable[[Path], None]) -> None:
         """Collective: every rank writes its part of one checkpoint."""
@@ -124,8 +136,10 @@ class RayCheckpoints:
     def _report(self, write: Callable[[Path], None], mode: CheckpointUploadMode) -> None:
         folder = Path(tempfile.mkdtemp(prefix="smec-checkpoint-"))
         write(folder)
-        if self._is_first:
+        if self._group.rank == 0:
             (folder / HISTORY_FILE).write_text("".join(f"{line}\n" for line in self._sender.history))
+        self._number += 1
+        write_file_list(folder, self._group.rank, self._group.size, self._number)
         checkpoint = ray.train.Checkpoint.from_directory(folder)
         ray.train.report({}, checkpoint, checkpoint_upload_mode=mode, delete_local_checkpoint_after_upload=True)
 
@@ -136,19 +150,21 @@ def train_on_worker(loop: dict[str, WorkerTask]) -> None:
     torch.set_num_threads(task.threads)
     quiet_data()
     group, sender = Group(), Sender(task.queue)
-    latest = ray.train.get_checkpoint()
-    resumed = None
+    latest = ray.train.get_checkpoint() or task.checkpoint
+    resumed, number = None, 0
     if latest is not None:
         with latest.as_directory() as folder:
             if (Path(folder) / TRAINED_FILE).exists():
                 return
             resumed = Checkpoint.read(Path(folder))
-            sender.history = (Path(folder) / HISTORY_FILE).read_text().splitlines()
+            number = number_of(Path(folder))
+            if group.rank == 0:
+                sender.resume((Path(folder) / HISTORY_FILE).read_text().splitlines())
     data = _load(task, group, sender)
     if data is None:
         return
     is_first = group.rank == 0
-    checkpoints = RayCheckpoints(task.checkpoint_every, group, sender)
+    checkpoints = RayCheckpoints(task.checkpoint_every, group, sender, number)
     trained = train(
         data,
         task.config,
