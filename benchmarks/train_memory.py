@@ -1,6 +1,6 @@
 """Training on data three times the memory budget, from mapped files, against the same from memory: bytes and speed.
 
-    python benchmarks/train_memory.py [--budget 0.5] [--dim 768] [--json FILE]
+    python benchmarks/train_memory.py [--budget 0.25] [--dim 768] [--json FILE]
 
 The data is generated: a low-rank part and noise, three times the budget as float32. Both runs are `smec train` with one
 worker and the same settings but for the budget. Anonymous memory is that of the training worker at its peak; pages that
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.processes import peak_mib
 
-FILES, QUERIES, RANK = 4, 4000, 48
+FILES, QUERIES, TESTED, RANK = 4, 8000, 100, 48
 
 
 def write_dataset(folder: Path, rows: int, dim: int) -> None:
@@ -47,12 +47,13 @@ def write_dataset(folder: Path, rows: int, dim: int) -> None:
     ids = [f"q{row}" for row in range(len(about))]
     write_embeddings(str(folder / "queries.parquet"), ids, vectors(np.concatenate(meanings)))
     (folder / "qrels").mkdir()
-    judged = {"query_id": ids, "doc_id": about, "score": pa.array(np.ones(len(ids), np.int32))}
-    pq.write_table(pa.table(judged), folder / "qrels/train.parquet")
+    judged = pa.table({"query_id": ids, "doc_id": about, "score": pa.array(np.ones(len(ids), np.int32))})
+    pq.write_table(judged[TESTED:], folder / "qrels/train.parquet")
+    pq.write_table(judged[:TESTED], folder / "qrels/test.parquet")
 
 
 def train(data: Path, out: Path, dim: int, budget: float) -> dict[str, float | str]:
-    settings = {"epochs": 2, "memory_budget": budget, "checkpoint_every": 1000}
+    settings = {"epochs": 2, "memory_budget": budget, "dev_corpus": 20_000}
     command = [sys.executable, "-m", "pipelines.cli", "train", "--data", str(data), "--out", str(out)]
     command += ["--dims", f"{dim // 2},{dim // 4}", "--storage", f"{out}-state"]
     command += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
@@ -74,7 +75,7 @@ def train(data: Path, out: Path, dim: int, budget: float) -> dict[str, float | s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budget", type=float, default=0.5, help="GiB")
+    parser.add_argument("--budget", type=float, default=0.25, help="GiB")
     parser.add_argument("--dim", type=int, default=768)
     parser.add_argument("--json")
     args = parser.parse_args()
