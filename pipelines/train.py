@@ -17,6 +17,7 @@ from pydantic import Field, field_validator
 import smec_core
 from pipelines.checkpoints import remove_checkpoints
 from pipelines.console import say
+from pipelines.evaluate import on_cluster
 from pipelines.fit import fit
 from pipelines.lease import Lease
 from pipelines.model_folder import check_replaceable, replace_folder
@@ -25,7 +26,7 @@ from pipelines.tracking import MlflowRecorder
 from smec_core.config import TrainConfig
 from smec_core.dataset import Dataset
 from smec_core.errors import InputError
-from smec_core.evaluation import default_split, evaluate
+from smec_core.evaluation import Parts, default_split, evaluate
 from smec_core.model import Model, load
 from smec_core.schedule import prefix_dims
 from smec_core.train import Trained, stage_shapes
@@ -185,7 +186,8 @@ def _train_on_ray(
             history = Path(made) / "history.jsonl"
             stages = base.stages if base else ()
             trained = fit(settings, config, dataset, run_folder, recorder, history, stages)
-            _evaluated(trained, config, dataset, base, name).save(model_folder)
+            parts = on_cluster(settings.worker_range[0])
+            _evaluated(trained, config, dataset, base, name, parts).save(model_folder)
             shutil.copy(history, model_folder)
             lease.check()
             run_folder.store_model(model_folder)
@@ -203,7 +205,9 @@ def _train_on_ray(
         recorder.finish(model_folder)
 
 
-def _evaluated(trained: Trained, config: TrainConfig, dataset: Dataset, base: Model | None, name: str) -> Model:
+def _evaluated(
+    trained: Trained, config: TrainConfig, dataset: Dataset, base: Model | None, name: str, parts: Parts
+) -> Model:
     """The trained chain as a model that knows what made it and how good it is."""
     summary = dataset.summary()
     record = {
@@ -226,7 +230,7 @@ def _evaluated(trained: Trained, config: TrainConfig, dataset: Dataset, base: Mo
         model = base.extended(trained.stages[len(base.stages) :], record, trained.metrics)
     split = default_split(dataset)
     say(f"evaluating on {'nearest documents' if split is None else split}")
-    model.metrics["evaluation"] = evaluate(dataset, model, split, baselines=True)
+    model.metrics["evaluation"] = evaluate(dataset, model, split, baselines=True, parts=parts)
     return model
 
 
