@@ -87,9 +87,7 @@ def main() -> None:
             train(folder / "data", folder / f"out-{budget}", args.dim, budget) for budget in (1000.0, args.budget)
         ]
     memory, mapped = results
-    print(
-        f"{rows:,} rows of {args.dim} dims, {3 * args.budget:g} GiB; memory budget {args.budget:g} GiB; worker's peak MiB"
-    )
+    print(f"{rows:,} rows of {args.dim} dims, {3 * args.budget:g} GiB; budget {args.budget:g} GiB; worker's peak MiB")
     print(f"{'tier':>8} {'rows/s':>8} {'ratio':>6} {'anonymous':>10} {'shared':>8} {'mapped':>8}")
     for result in results:
         ratio = float(result["rows_per_s"]) / float(memory["rows_per_s"])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipelines.cluster import unwrap
 from smec_core.parquet import EmbeddingTable, ParquetPart, embedding_column, unit_rows
-from smec_core.resident import Stream
+from smec_core.resident import BLOCK_ROWS, Stream
 
 PIECE_ROWS = 65_536
 READS_AT_ONCE = 2
@@ -31,10 +31,12 @@ def stream_of(table: EmbeddingTable) -> Stream:
         try:
             for piece in _rows_dataset(table, start, stop).iter_batches(batch_size=None, batch_format="pyarrow"):
                 assert isinstance(piece, pa.Table)
-                flat = piece["embedding"].combine_chunks().flatten().to_numpy()
-                # Arrow's memory is read-only, and torch would warn of that
-                vectors_ND = np.require(flat.reshape(-1, table.dim), requirements="W")
-                yield torch.from_numpy(piece["row"].to_numpy().copy()), torch.from_numpy(vectors_ND)
+                row_N = piece["row"].to_numpy()
+                x_ND = piece["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, table.dim)
+                for low in range(0, len(row_N), BLOCK_ROWS):
+                    part = slice(low, low + BLOCK_ROWS)
+                    # copies: Arrow's memory is read-only
+                    yield torch.from_numpy(row_N[part].copy()), torch.from_numpy(x_ND[part].copy())
         except Exception as error:
             raise unwrap(error) from error
 

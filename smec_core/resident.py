@@ -21,7 +21,7 @@ from smec_core.adapter import FrozenStage
 from smec_core.errors import SmecError
 from smec_core.group import Group, rows_of_rank
 
-BLOCK_ROWS = 16_384
+BLOCK_ROWS = 4096
 SHARED_MEMORY = Path("/dev/shm")
 
 Tier = Literal["memory", "mapped", "streamed"]
