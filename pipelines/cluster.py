@@ -49,7 +49,8 @@ def unwrap(error: BaseException) -> SmecError:
     """The error that a user should read, out of whatever Ray wrapped around it."""
     innermost = error
     for cause in _causes(error):
-        if isinstance(cause, SmecError):
+        # what Ray raises in place of an error is of that error's class, too, but of one that cannot be pickled
+        if isinstance(cause, SmecError) and not isinstance(cause, ray.exceptions.RayError):
             return cause
         innermost = cause
     return SmecError(f"a Ray worker failed: {type(innermost).__name__}: {_first_line(innermost)}")

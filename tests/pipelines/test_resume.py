@@ -133,17 +133,20 @@ def test_the_driver_is_killed_and_the_same_command_goes_on(dataset: Path, undist
     _kill_drivers(dataset, undisturbed, [tmp_path], str(tmp_path / "runs"), spread(last_step(undisturbed), 1))
 
 
-@pytest.mark.slow
-def test_on_s3_another_machine_goes_on(
-    dataset: Path, undisturbed: Path, tmp_path: Path, s3: Callable[[str], str]
+def _kill_drivers(
+    data: Path,
+    undisturbed: Path,
+    folders: list[Path],
+    storage: str,
+    targets: list[int],
+    between: Callable[[RunFolder], None] = lambda run_folder: None,
 ) -> None:
-    _kill_drivers(dataset, undisturbed, [tmp_path / "one", tmp_path / "other"], s3("deep/runs"), [90])
-
-
-def _kill_drivers(data: Path, undisturbed: Path, folders: list[Path], storage: str, targets: list[int]) -> None:
     """Kills the driver at some steps and gives the same command again, each time in the next folder if there is one."""
     run_folder = RunFolder(storage, "killed")
-    struck, resumed, runs, before = [], [], [], frozenset[str]()
+    struck: list[int] = []
+    resumed: list[int] = []
+    runs: list[str] = []
+    before = frozenset[str]()
     for number, target in enumerate([*targets, None]):
         folder = folders[min(number, len(folders) - 1)]
         folder.mkdir(exist_ok=True)
@@ -156,6 +159,7 @@ def _kill_drivers(data: Path, undisturbed: Path, folders: list[Path], storage: s
                 struck.append(wait_for_step(run_folder, target, training.goes_on, but=before))
                 seconds = training.kill()
                 print(f"the driver was killed past step {struck[-1]}; its processes were gone after {seconds:.1f} s")
+                between(run_folder)
                 before = checkpoints(run_folder)
         finally:
             training.end()
@@ -167,3 +171,61 @@ def _kill_drivers(data: Path, undisturbed: Path, folders: list[Path], storage: s
     assert_same_training(folder / "model", undisturbed)
     assert len(set(runs)) == 1
     print(f"{assert_complete_in_mlflow(runs[0], folder / 'model')} figures in MLflow, none twice")
+
+
+@pytest.mark.slow
+def test_on_s3_another_machine_goes_on(
+    dataset: Path, undisturbed: Path, tmp_path: Path, s3: Callable[[str], str]
+) -> None:
+    _kill_drivers(dataset, undisturbed, [tmp_path / "one", tmp_path / "other"], s3("deep/runs"), [90])
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "d", docs=1200, queries=600)
+
+
+@pytest.fixture(scope="module")
+def larger_undisturbed(larger: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train.run(settings_of(larger, folder / "model", str(folder / "runs"), "undisturbed"))
+    return folder / "model"
+
+
+@pytest.mark.slow
+def test_workers_are_killed_at_five_steps(larger: Path, larger_undisturbed: Path, tmp_path: Path) -> None:
+    settings = settings_of(larger, tmp_path / "model", str(tmp_path / "runs"), "killed")
+    run_folder = RunFolder(str(tmp_path / "runs"), "killed")
+    training = Training(arguments_of(settings), tmp_path / "said.log")
+    try:
+        struck = kill_workers(training.pid, run_folder, spread(last_step(larger_undisturbed), 5), training.goes_on)
+        training.finish()
+    finally:
+        training.end()
+    print(f"workers were killed past steps {struck}, the run went on from {training.resumed_at}")
+    assert len(struck) == len(training.resumed_at) == 5
+    assert all(step > 0 for step in struck + training.resumed_at)
+    assert_same_training(tmp_path / "model", larger_undisturbed)
+    print(f"{assert_complete_in_mlflow(training.mlflow_run, tmp_path / 'model')} figures in MLflow, none twice")
+
+
+@pytest.mark.slow
+def test_the_driver_is_killed_at_two_steps_with_writes_under_way(
+    larger: Path, larger_undisturbed: Path, tmp_path: Path
+) -> None:
+    """Besides, what a crash leaves half written is made so: Ray's own state, then a file of the newest checkpoint."""
+    damaged: list[Path] = []
+
+    def damage(run_folder: RunFolder) -> None:
+        [snapshot] = Path(run_folder.path).glob("killed.start-*/checkpoint_manager_snapshot.json")
+        snapshot.write_bytes(snapshot.read_bytes()[:100])
+        if damaged:
+            file = Path(max(checkpoints(run_folder))) / "files-1.json"
+            if file.exists():
+                file.write_bytes(file.read_bytes()[:-10])
+            damaged.append(file)
+        damaged.append(snapshot)
+
+    targets = spread(last_step(larger_undisturbed), 2)
+    _kill_drivers(larger, larger_undisturbed, [tmp_path], str(tmp_path / "runs"), targets, damage)
+    assert len(damaged) == 3
