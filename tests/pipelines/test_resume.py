@@ -217,14 +217,12 @@ def test_the_driver_is_killed_at_two_steps_with_writes_under_way(
     damaged: list[Path] = []
 
     def damage(run_folder: RunFolder) -> None:
-        [snapshot] = Path(run_folder.path).glob("killed.start-*/checkpoint_manager_snapshot.json")
-        snapshot.write_bytes(snapshot.read_bytes()[:100])
+        files = [max(Path(run_folder.path).glob("killed.start-*/checkpoint_manager_snapshot.json"))]
         if damaged:
-            file = Path(max(checkpoints(run_folder))) / "files-1.json"
-            if file.exists():
-                file.write_bytes(file.read_bytes()[:-10])
-            damaged.append(file)
-        damaged.append(snapshot)
+            files.append(max(Path(run_folder.path).glob("killed.start-*/checkpoint_*/files-1.json")))
+        for file in files:
+            file.write_bytes(file.read_bytes()[:-10])
+        damaged.extend(files)
 
     targets = spread(last_step(larger_undisturbed), 2)
     _kill_drivers(larger, larger_undisturbed, [tmp_path], str(tmp_path / "runs"), targets, damage)
