@@ -41,7 +41,6 @@ def run(data: str, folder: Path, workers: int, memory: str, projection: str, arg
         "guard": "false",
         "projection": projection,
         "memory": memory,
-        "cpus_per_worker": 1,
     }
     command = [sys.executable, "-m", "pipelines.cli", "train", "--data", data, "--dims", args.dims, "--out", str(out)]
     # a state of its own: the number of workers does not make another run
@@ -56,6 +55,8 @@ def run(data: str, folder: Path, workers: int, memory: str, projection: str, arg
     for record in records:
         if "loss" in record:
             by_stage.setdefault(str(record["stage"]), []).append(record)
+    if min(len(steps) for steps in by_stage.values()) <= WARM_UP_STEPS:
+        raise SystemExit(f"a stage has no more than {WARM_UP_STEPS} steps: take more queries or a smaller --batch")
     warm = {stage: steps[WARM_UP_STEPS:] for stage, steps in by_stage.items()}
     parts = {part: sum(s[f"seconds/{part}"] for steps in warm.values() for s in steps) for part in PARTS}
     total = sum(parts.values())

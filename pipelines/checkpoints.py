@@ -8,13 +8,15 @@
 
 Ranks upload their files side by side while the training goes on, and Ray rewrites in place the file that names its
 checkpoints, so a kill can leave half of either behind. So each start has a folder of its own, in which Ray finds
-nothing: what a run goes on from is the newest checkpoint of which every file is here, from whatever start. All others
-are removed. What a left-over process of a killed start may still write or remove is in that start's folder.
+nothing: what a run goes on from is the newest checkpoint of which every file is here, from whatever start. It is taken
+along to the new folder, and all others are removed. What a left-over process of a killed start may still write or
+remove is in that start's folder.
 """
 
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,22 +71,33 @@ def begin_start(run_folder: RunFolder) -> Start:
     newest = max((one for one in found if one.number is not None), default=None, key=lambda one: one.order)
     if newest is None and found:
         say("none of the checkpoints that were being written is whole; training starts again")
-    for path in starts.values():
-        if newest is None or not newest.path.startswith(f"{path}/"):
-            filesystem.delete_dir(path)
-    for one in found:
-        if newest is not None and one.start == newest.start and one.path != newest.path:
-            filesystem.delete_dir(one.path)
     name = f"{run_folder.name}.start-{max(starts, default=0) + 1}"
-    if newest is None:
-        return Start(name, None, False)
-    return Start(name, Checkpoint(newest.path, filesystem), newest.is_trained)
+    checkpoint = None
+    if newest is not None:
+        checkpoint = Checkpoint(_take_along(run_folder, newest.path, name), filesystem)
+    for path in starts.values():
+        # what a killed start has left may still be writing there
+        with suppress(OSError):
+            filesystem.delete_dir(path)
+    return Start(name, checkpoint, newest is not None and newest.is_trained)
+
+
+def _take_along(run_folder: RunFolder, path: str, name: str) -> str:
+    """Brings a checkpoint into the folder of the next start, where nothing that a killed one has left removes it."""
+    target = f"{run_folder.path}/{name}/{path.rpartition('/')[2]}"
+    run_folder.filesystem.create_dir(f"{run_folder.path}/{name}")
+    if run_folder.local_path is not None:
+        run_folder.filesystem.move(path, target)
+    else:
+        pafs.copy_files(path, target, run_folder.filesystem, run_folder.filesystem)
+    return target
 
 
 def remove_checkpoints(run_folder: RunFolder) -> None:
     """Removes what all starts have left; a finished run needs none of it."""
     for _, path in _starts(run_folder):
-        run_folder.filesystem.delete_dir(path)
+        with suppress(OSError):
+            run_folder.filesystem.delete_dir(path)
 
 
 class _Found(NamedTuple):
@@ -109,7 +122,7 @@ def _starts(run_folder: RunFolder) -> Iterator[tuple[int, str]]:
 
 def _checkpoints(filesystem: pafs.FileSystem, start: int, path: str) -> list[_Found]:
     sizes: dict[str, dict[str, int]] = {}
-    for info in filesystem.get_file_info(pafs.FileSelector(path, recursive=True)):
+    for info in filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True)):
         folder, _, name = info.path.removeprefix(f"{path}/").partition("/")
         if info.type == pafs.FileType.Directory and not name:
             sizes.setdefault(folder, {})

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipelines.console import say, warn
 from pipelines.file_tasks import RowProgress, actor_pool, record, report_errors, run_file_tasks
 from pipelines.publish import CURRENT, MANIFEST, PLAN, Draft, PublishedFile, current, describe_file, new_file
+from pipelines.stored_files import exists
 from smec_core.errors import InputError, SmecError
 from smec_core.model import Model, load
 from smec_core.parquet import ROW_GROUP_ROWS, Block, EmbeddingTable, ParquetPart, embedding_column
@@ -179,7 +180,7 @@ def _encoded_dim(settings: CompressSettings, model: Model, table: EmbeddingTable
 def _version_in_force(uri: str) -> str:
     """The version that a published folder has in force, and any other path or URI as it is."""
     filesystem, root = open_filesystem(uri)
-    return current(uri) if _is_file(filesystem, f"{root.rstrip('/')}/{CURRENT}") else uri
+    return current(uri) if exists(filesystem, f"{root.rstrip('/')}/{CURRENT}") else uri
 
 
 def _upgraded_dim(settings: CompressSettings, model: Model, table: EmbeddingTable) -> int:
@@ -210,8 +211,8 @@ def _upgraded_dim(settings: CompressSettings, model: Model, table: EmbeddingTabl
 def _read_manifest(filesystem: pafs.FileSystem, folder: str) -> dict[str, Any] | None:
     """The manifest of a published version, None for a folder that is none."""
     path = f"{folder}/{MANIFEST}"
-    if not _is_file(filesystem, path):
-        if _is_file(filesystem, f"{folder}/{PLAN}"):
+    if not exists(filesystem, path):
+        if exists(filesystem, f"{folder}/{PLAN}"):
             raise InputError(f"{folder}: a version that is not finished (no {MANIFEST}); give one that is published")
         return None
     with filesystem.open_input_stream(path) as source:
@@ -271,13 +272,9 @@ def _value_type(table: EmbeddingTable) -> pa.DataType:
     return kind.value_type
 
 
-def _is_file(filesystem: pafs.FileSystem, path: str) -> bool:
-    return bool(filesystem.get_file_info(path).type == pafs.FileType.File)
-
-
 def _rows_of(filesystem: pafs.FileSystem, path: str) -> int:
     """Rows by the footer; -1 where there is no finished Parquet file."""
-    if not _is_file(filesystem, path):
+    if not exists(filesystem, path):
         return -1
     try:
         return int(pq.read_metadata(path, filesystem=filesystem).num_rows)

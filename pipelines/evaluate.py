@@ -45,23 +45,29 @@ def run(settings: EvaluateSettings) -> dict[str, Any]:
     return report
 
 
-def on_cluster(workers: int) -> Parts:
-    """Parts of the corpus as Ray tasks of one CPU each."""
+def on_cluster(workers: int, cpus: int = 1) -> Parts:
+    """Parts of the corpus as Ray tasks, each with some CPUs."""
     # here and not above: `smec evaluate` in one process needs no Ray
     import ray
 
     from pipelines.cluster import connect, unwrap
 
     def parts(work: Callable[[int, int], Any], rows: int) -> list[Any]:
-        connect(workers)
-        task = ray.remote(num_cpus=1)(work)
+        connect(workers * cpus)
+        # the model and the queries go once to a node, not with every task
+        held, task = ray.put(work), ray.remote(num_cpus=cpus)(_call)
+        ranges = [rows_of_rank(rows, part, workers) for part in range(workers)]
         try:
-            found: list[Any] = ray.get([task.remote(*rows_of_rank(rows, part, workers)) for part in range(workers)])
+            found: list[Any] = ray.get([task.remote(held, *part) for part in ranges])
         except ray.exceptions.RayError as error:
             raise unwrap(error) from error
         return found
 
     return parts
+
+
+def _call(work: Callable[[int, int], Any], start: int, stop: int) -> Any:
+    return work(start, stop)
 
 
 def quality_table(report: dict[str, Any]) -> Table:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pipelines.train import TrainSettings
 
 KEPT_CHECKPOINTS = 2
+LEAVE_SECONDS = 10.0
 # how often Ray Train looks after its workers, and takes in one checkpoint: its 2 s would let them queue up
 POLL_SECONDS = 0.25
 
@@ -44,7 +45,8 @@ def fit(
     run_folder: RunFolder,
     tracker: Tracker,
     history: Path,
-    base: Sequence[FrozenStage] = (),
+    base: Sequence[FrozenStage],
+    check: Callable[[], None],
 ) -> Trained:
     """Runs the training on the cluster, from the run's newest whole checkpoint where there is one.
 
@@ -56,6 +58,7 @@ def fit(
         tracker: takes the figures while the run goes on; after a resume some of them again.
         history: file to write all figures to, each once.
         base: stages that are trained already.
+        check: called all the while; raises where the training must stop.
 
     Raises:
         InputError: gpu is "on" and the cluster has too few.
@@ -64,7 +67,7 @@ def fit(
     start = begin_start(run_folder)
     checkpoint = start.checkpoint
     if checkpoint is None or not start.is_trained:
-        checkpoint = _train(settings, config, dataset, run_folder, start, tracker, base)
+        checkpoint = _train(settings, config, dataset, run_folder, start, tracker, base, check)
     with checkpoint.as_directory() as stored:
         shutil.copy(Path(stored) / HISTORY_FILE, history)
         trained = Trained.read(Path(stored))
@@ -83,6 +86,7 @@ def _train(
     start: Start,
     tracker: Tracker,
     base: Sequence[FrozenStage],
+    check: Callable[[], None],
 ) -> Checkpoint:
     """The last checkpoint of the training."""
     least, most = settings.worker_range
@@ -129,7 +133,7 @@ def _train(
             checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
         ),
     )
-    return _follow(trainer, queue, tracker)
+    return _follow(trainer, queue, tracker, check)
 
 
 def _use_gpu(settings: "TrainSettings", workers: int) -> bool:
@@ -139,7 +143,9 @@ def _use_gpu(settings: "TrainSettings", workers: int) -> bool:
     return bool(found >= workers and settings.gpu != "off")
 
 
-def _follow(trainer: ray.train.torch.TorchTrainer, queue: Queue, tracker: Tracker) -> Checkpoint:
+def _follow(
+    trainer: ray.train.torch.TorchTrainer, queue: Queue, tracker: Tracker, check: Callable[[], None]
+) -> Checkpoint:
     """Runs the trainer in a thread and hands on what the workers send until it ends."""
     outcome: dict[str, Any] = {}
 
@@ -154,6 +160,7 @@ def _follow(trainer: ray.train.torch.TorchTrainer, queue: Queue, tracker: Tracke
     refused: SmecError | None = None
     with Progress() as progress:
         while True:
+            check()
             ended = not thread.is_alive()
             try:
                 items = queue.get(timeout=SEND_SECONDS)
@@ -169,6 +176,10 @@ def _follow(trainer: ray.train.torch.TorchTrainer, queue: Queue, tracker: Tracke
                 else:
                     tracker.log(item)
                     progress.update(item)
+            if refused is not None:
+                # the workers end by themselves, or with this process
+                thread.join(LEAVE_SECONDS)
+                break
     queue.shutdown()
     if refused is not None:
         raise refused

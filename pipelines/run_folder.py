@@ -1,6 +1,7 @@
 """The folder STORAGE/NAME in which a training run keeps its state, on a file system or an object store.
 
     STORAGE/NAME/lease.json           who trains it now (pipelines/lease.py)
+    STORAGE/NAME/run.json             which settings and data this run is of (pipelines/train.py)
     STORAGE/NAME/mlflow_run.json      the run in MLflow that a restart goes on in (pipelines/tracking.py)
     STORAGE/NAME/model/*              the trained model
     STORAGE/NAME/finished.json        lists the files of model/; written last, so where it is the model is whole

@@ -9,9 +9,11 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
+import ray
 import ray.data
 import torch
 from ray.data import Dataset
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
 from pipelines.cluster import unwrap
@@ -54,8 +56,11 @@ def _rows_dataset(table: EmbeddingTable, start: int, stop: int) -> Dataset:
     dataset.context.execution_options.preserve_order = True
     read = partial(_read_piece, filesystem=table.filesystem, dim=table.dim)
     reads = min(READS_AT_ONCE, len(pieces))
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     # without a CPU of their own: all CPUs may belong to the workers, which wait for these reads
-    return dataset.map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=0, concurrency=reads)
+    return dataset.map_batches(
+        read, batch_size=1, batch_format="pyarrow", num_cpus=0, concurrency=reads, scheduling_strategy=here
+    )
 
 
 def _overlaps(table: EmbeddingTable, start: int, stop: int) -> Iterator[tuple[ParquetPart, int, int]]:

@@ -5,7 +5,6 @@ import json
 import platform
 import shutil
 from _thread import interrupt_main
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +30,8 @@ from smec_core.model import Model, load
 from smec_core.schedule import prefix_dims
 from smec_core.train import Trained, stage_shapes
 from smec_core.uri import public_uri
+
+IDENTITY_FILE = "run.json"
 
 
 class TrainSettings(TrainConfig):
@@ -131,6 +132,12 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         )
     run_folder.create()
     with Lease(run_folder, on_lost=interrupt_main) as lease:
+        if run_folder.read_json(IDENTITY_FILE) is None:
+            run_folder.write_json(IDENTITY_FILE, identity)
+        if run_folder.read_json(IDENTITY_FILE) != identity:
+            raise InputError(
+                f"name: {public_uri(run_folder.uri)} holds a run with other settings or data; choose another --name"
+            )
         if run_folder.is_finished:
             say(f"run {name} is finished already; its model is taken from {public_uri(run_folder.uri)}")
         else:
@@ -138,22 +145,9 @@ def run(settings: TrainSettings) -> dict[str, Any]:
             _train_on_ray(settings, config, dataset, base, run_folder, scratch, lease)
         # hours may have passed
         check_replaceable(out)
-        replace_folder(out, lambda new: _fetch(run_folder, identity, new))
+        replace_folder(out, run_folder.fetch_model)
     say(f"model: {out}")
     return load(out).metrics
-
-
-def _fetch(run_folder: RunFolder, identity: dict[str, Any], folder: Path) -> None:
-    """Copies the model of a finished run into an empty folder, provided that it is the run that was asked for."""
-    run_folder.fetch_model(folder)
-    model = load(folder)
-    found = {"train": model.config["train"], "data": model.config["data"]["fingerprint"]}
-    if model.base is not None:
-        found["base"] = model.base.fingerprint
-    if found != identity:
-        raise InputError(
-            f"name: {public_uri(run_folder.uri)} holds a run with other settings or data; choose another --name"
-        )
 
 
 def _train_on_ray(
@@ -185,14 +179,15 @@ def _train_on_ray(
         try:
             history = Path(made) / "history.jsonl"
             stages = base.stages if base else ()
-            trained = fit(settings, config, dataset, run_folder, recorder, history, stages)
-            parts = on_cluster(settings.worker_range[0])
+            trained = fit(settings, config, dataset, run_folder, recorder, history, stages, lease.check)
+            parts = on_cluster(settings.worker_range[0], settings.cpus_per_worker)
             _evaluated(trained, config, dataset, base, name, parts).save(model_folder)
             shutil.copy(history, model_folder)
             lease.check()
+            # in this order: what a kill leaves undone is done by the next start, which stops at a stored model
+            recorder.finish(model_folder)
             run_folder.store_model(model_folder)
-            with suppress(OSError):
-                remove_checkpoints(run_folder)
+            remove_checkpoints(run_folder)
         except BaseException as error:
             interrupted = not isinstance(error, Exception)
             if lease.lost:
@@ -202,7 +197,6 @@ def _train_on_ray(
                     None, "KILLED" if interrupted else "FAILED", "interrupted" if interrupted else str(error)
                 )
             raise
-        recorder.finish(model_folder)
 
 
 def _evaluated(

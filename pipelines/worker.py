@@ -1,6 +1,7 @@
 """What every Ray Train worker of a training does: resident rows, the loop of smec_core, checkpoints and figures."""
 
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -69,6 +70,12 @@ class WorkerTask:
     scratch: str | None
     tier: Tier | None
 
+    def local_folder(self) -> Path:
+        """A folder on a local disk of this node."""
+        folder = Path(self.scratch or tempfile.gettempdir())
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
 
 class Sender:
     """Tracker of rank 0: sends records and lines of progress to the driver, some at a time.
@@ -120,10 +127,18 @@ class Sender:
 class RayCheckpoints:
     """Checkpoints through Ray Train, which uploads them while the training goes on and keeps the last."""
 
-    def __init__(self, every: int, group: Group, sender: Sender, number: int) -> None:
-        """Prepares them; `number` is that of the last one of the run."""
+    def __init__(self, every: int, group: Group, sender: Sender, number: int, folder: Path) -> None:
+        """Prepares them.
+
+        Args:
+            every: steps from one to the next.
+            group: all ranks of the run.
+            sender: has the figures so far.
+            number: that of the last one of the run.
+            folder: local folder in which a checkpoint waits until it is stored.
+        """
         self.every = every
-        self._group, self._sender, self._number = group, sender, number
+        self._group, self._sender, self._number, self._folder = group, sender, number, folder
 
     def save(self, write: Callable[[Path], None]) -> None:
         """Collective: every rank writes its part of one checkpoint."""
@@ -133,8 +148,13 @@ class RayCheckpoints:
         """The same, but returns when it is stored."""
         self._report(write, CheckpointUploadMode.SYNC)
 
+    def remove_left_behind(self) -> None:
+        """Removes what killed workers of this run had not stored yet; before the first checkpoint, by one of a node."""
+        for folder in self._folder.glob(f"{_checkpoint_prefix()}*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
     def _report(self, write: Callable[[Path], None], mode: CheckpointUploadMode) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="smec-checkpoint-"))
+        folder = Path(tempfile.mkdtemp(prefix=_checkpoint_prefix(), dir=self._folder))
         write(folder)
         if self._group.rank == 0:
             (folder / HISTORY_FILE).write_text("".join(f"{line}\n" for line in self._sender.history))
@@ -142,6 +162,12 @@ class RayCheckpoints:
         write_file_list(folder, self._group.rank, self._group.size, self._number)
         checkpoint = ray.train.Checkpoint.from_directory(folder)
         ray.train.report({}, checkpoint, checkpoint_upload_mode=mode, delete_local_checkpoint_after_upload=True)
+
+
+def _checkpoint_prefix() -> str:
+    """The same for all starts of a run."""
+    run = ray.train.get_context().get_experiment_name().rpartition(".start-")[0]
+    return f"smec-checkpoint-{run}-"
 
 
 def train_on_worker(loop: dict[str, WorkerTask]) -> None:
@@ -160,20 +186,26 @@ def train_on_worker(loop: dict[str, WorkerTask]) -> None:
             number = number_of(Path(folder))
             if group.rank == 0:
                 sender.resume((Path(folder) / HISTORY_FILE).read_text().splitlines())
+    checkpoints = RayCheckpoints(task.checkpoint_every, group, sender, number, task.local_folder())
+    if ray.train.get_context().get_local_rank() == 0:
+        checkpoints.remove_left_behind()
     data = _load(task, group, sender)
     if data is None:
         return
     is_first = group.rank == 0
-    checkpoints = RayCheckpoints(task.checkpoint_every, group, sender, number)
-    trained = train(
-        data,
-        task.config,
-        sender if is_first else NullTracker(),
-        sender.say if is_first else lambda line: None,
-        task.base,
-        checkpoints,
-        resumed,
-    )
+    try:
+        trained = train(
+            data,
+            task.config,
+            sender if is_first else NullTracker(),
+            sender.say if is_first else lambda line: None,
+            task.base,
+            checkpoints,
+            resumed,
+        )
+    except SmecError as error:
+        sender.fail(error)
+        raise
     sender.flush()
     checkpoints.save_last(lambda folder: trained.write(folder) if is_first else None)
 
@@ -183,7 +215,8 @@ def _load(task: WorkerTask, group: Group, sender: Sender) -> TrainingData | None
     context = ray.train.get_context()
     rank, ranks = context.get_local_rank(), context.get_local_world_size()
     here = ray.get_runtime_context().get_node_id()
-    budget = _budget(task, here)
+    # one for all nodes: how many rows are streamed at a time must be the same on all ranks
+    budget = min(group.gather_objects(_budget(task, here)))
     residency = _agree(task, group, ranks, budget)
     node = Node(group, here, rank, ranks, residency.folder, ray.train.torch.get_device())
     if group.rank == 0:
@@ -211,8 +244,8 @@ def _load(task: WorkerTask, group: Group, sender: Sender) -> TrainingData | None
 def _agree(task: WorkerTask, group: Group, ranks: int, budget: int) -> Residency:
     """Where this node keeps its rows; streamed on all nodes where one of them has no room for them."""
     rows = task.corpus.rows + task.queries.rows
-    scratch = Path(task.scratch or tempfile.gettempdir())
-    choose = partial(choose_residency, rows, task.corpus.dim, budget, ranks, scratch)
+    dev_rows = min(task.corpus.rows, task.config.dev_corpus) if task.config.guard else 0
+    choose = partial(choose_residency, rows, dev_rows, task.corpus.dim, budget, ranks, task.local_folder())
     residency = choose(task.tier)
     is_streamed = "streamed" in group.gather_objects(residency.tier)
     return choose("streamed") if is_streamed and residency.tier != "streamed" else residency

@@ -53,7 +53,7 @@ def evaluate(
             original embeddings) of a sample of documents are also their ten nearest at the prefix.
         baselines: score truncation, PCA and the original embeddings too.
         exclude_self: never return the document that has the query's own id.
-        parts: how the passes over the corpus are divided; their results are merged exactly.
+        parts: how the passes over the corpus are divided; their results are merged.
 
     Returns:
         `split` and `queries`, a dict of prefix to value for each measure, and `baselines`: the first measure of
@@ -136,17 +136,17 @@ def _neighbour_scores(
 def _search_corpus(
     dataset: Dataset, systems: Mapping[str, Encode], searches: Mapping[str, PrefixSearch], parts: Parts
 ) -> None:
-    def search(start: int, stop: int) -> dict[str, PrefixSearch]:
+    def search(start: int, stop: int) -> dict[str, dict[int, tuple[Tensor, ...]]]:
         found = {name: search.fresh() for name, search in searches.items()}
         for row, x_ND in unit_blocks(dataset.corpus, start, stop):
             row_N = torch.arange(row, row + len(x_ND))
             for name, one in found.items():
                 one.add(row_N, systems[name](x_ND))
-        return found
+        return {name: one.best for name, one in found.items()}
 
     for found in parts(search, dataset.corpus.rows):
-        for name, one in found.items():
-            searches[name].merge(one)
+        for name, best in found.items():
+            searches[name].merge(best)
 
 
 def _corpus_gram(dataset: Dataset, parts: Parts) -> Gram:

@@ -33,7 +33,7 @@ class PrefixSearch:
         self.k = k
         self.own_row_Q = own_row_Q
         empty = (torch.full((len(q_QD), k), -torch.inf), torch.full((len(q_QD), k), -1, dtype=torch.int64))
-        self._best = {dim: tuple(t.to(q_QD.device) for t in empty) for dim in self.dims}
+        self.best = {dim: tuple(t.to(q_QD.device) for t in empty) for dim in self.dims}
 
     def add(self, row_N: Tensor, d_ND: Tensor) -> None:
         """Searches a block of nested document vectors with their global rows."""
@@ -48,15 +48,15 @@ class PrefixSearch:
             if self.own_row_Q is not None:
                 sim_QN[self.own_row_Q[:, None] == row_N[None, :]] = -torch.inf
             score_Qk, column_Qk = sim_QN.topk(min(self.k, len(row_N)), dim=1)
-            self._best[dim] = _best_of([self._best[dim], (score_Qk, row_N[column_Qk])], self.k)
+            self.best[dim] = _best_of([self.best[dim], (score_Qk, row_N[column_Qk])], self.k)
 
     def fresh(self) -> "PrefixSearch":
         """The same search, of nothing so far."""
         return PrefixSearch(self.q_QD, self.dims, self.k, self.own_row_Q)
 
-    def merge(self, other: "PrefixSearch") -> None:
-        """Takes what the same search found in other documents."""
-        self._best = {dim: _best_of([self._best[dim], other._best[dim]], self.k) for dim in self.dims}
+    def merge(self, best: dict[int, tuple[Tensor, ...]]) -> None:
+        """Takes what the same search found best in other documents."""
+        self.best = {dim: _best_of([self.best[dim], best[dim]], self.k) for dim in self.dims}
 
     def results(self, group: Group | None = None) -> dict[int, Tensor]:
         """Global rows (Q, k) of the best documents at each prefix, best first, -1 where there were fewer than k.
@@ -64,7 +64,7 @@ class PrefixSearch:
         Collective where a group is given: every rank searched its own documents, and gets the merged result.
         """
         merged = {}
-        for dim, (score_Qk, row_Qk) in self._best.items():
+        for dim, (score_Qk, row_Qk) in self.best.items():
             if group is not None and group.size > 1:
                 parts = list(zip(group.gather(score_Qk), group.gather(row_Qk), strict=True))
                 score_Qk, row_Qk = _best_of(parts, self.k)

@@ -14,8 +14,8 @@ from smec_core.resident import Rows
 class Gram:
     """Sum of x x^T over unit rows, taken block by block; sums of parts of a data set add up to the whole."""
 
-    def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
-        self.sum_DD = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+    def __init__(self, dim: int) -> None:
+        self.sum_DD = torch.zeros(dim, dim, dtype=torch.float64)
 
     def add(self, x_ND: Tensor) -> None:
         """Adds rows of any scale."""

@@ -85,17 +85,30 @@ class Node:
         Raises:
             SmecError: there is no room for it.
         """
-        if self.folder is None or not rows * dim:
+        if not rows * dim or (self.folder is None and self.group.size == 1):
             return torch.empty(rows, dim)
-        size = rows * dim * 4
+        file, failure = None, None
+        if self.rank == 0 and self.folder is not None:
+            try:
+                file = _allocate(self.folder, rows * dim * 4)
+            except SmecError as error:
+                failure = error
         # a file without a name goes when the last process that maps it ends, however it ends
-        with _allocate(self.folder, size) if self.rank == 0 else nullcontext() as file:
+        with file or nullcontext():
             path = f"/proc/{os.getpid()}/fd/{file.fileno()}" if file else None
-            paths = {name: made for name, made in self.group.gather_objects((self.name, path)) if made}
-            with open(paths[self.name], "r+b") as shared:
-                mapped = mmap.mmap(shared.fileno(), size)
+            # all ranks take part, and all fail where one does, whatever their own nodes need
+            made = self.group.gather_objects((self.name, path, failure))
+            for _, _, failed in made:
+                if failed is not None:
+                    raise failed
+            paths = {name: path for name, path, _ in made if path}
+            matrix = self._map(paths[self.name], rows * dim * 4) if self.folder else torch.empty(rows * dim)
             self.group.wait()
-        return torch.frombuffer(mapped, dtype=torch.float32).view(rows, dim)
+        return matrix.view(rows, dim)
+
+    def _map(self, path: str, size: int) -> Tensor:
+        with open(path, "r+b") as shared:
+            return torch.frombuffer(mmap.mmap(shared.fileno(), size), dtype=torch.float32)
 
     def share(self, rows: int) -> tuple[int, int]:
         """Which of so many rows this rank writes for its node."""
@@ -279,12 +292,13 @@ class Residency:
 
 
 def choose_residency(
-    rows: int, dim: int, budget: int, ranks: int, scratch: Path, tier: Tier | None = None
+    rows: int, dev_rows: int, dim: int, budget: int, ranks: int, scratch: Path, tier: Tier | None = None
 ) -> Residency:
     """Decides where this node keeps the rows of a run.
 
     Args:
         rows: rows of all tables.
+        dev_rows: documents that dev is scored against, of which there is a copy.
         dim: D.
         budget: bytes of memory that the rows of this node may take.
         ranks: ranks of the run on this node.
@@ -292,7 +306,7 @@ def choose_residency(
         tier: what the user insists on.
     """
     # the frozen rows, the block that the first stage keeps (D again), and the next block while it is computed
-    need = int(2.5 * rows * dim * 4)
+    need = int((2.5 * rows + dev_rows) * dim * 4)
     shared = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
     disk = shutil.disk_usage(scratch).free
     facts = f"{_mib(need)} for all stages, memory budget {_mib(budget)}"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from smec_core.ads import gumbel
 from smec_core.candidate import Candidate
-from smec_core.checkpoint import Checkpoint
+from smec_core.checkpoint import Checkpoint, same_device
 from smec_core.config import Projection
 from smec_core.convergence import is_real
 from smec_core.group import Group
@@ -75,7 +75,8 @@ class StageTraining:
         """Brings what a team alone knows of its candidate to all ranks."""
         for candidate in self.active:
             if candidate.team.size < self._run.group.size:
-                state = candidate.state() if candidate.team.rank == 0 else None
+                # by way of the CPU: other ranks may have other GPUs
+                state = same_device(candidate.state(), torch.device("cpu")) if candidate.team.rank == 0 else None
                 state = self._run.group.object_from(state, candidate.team.first)
                 if candidate.team.rank < 0:
                     candidate.restore(state)

@@ -185,6 +185,15 @@ def test_a_training_whose_lease_is_taken_over_stops_and_stores_nothing(dataset: 
     assert run.info.status == "RUNNING", "the other one goes on in it"
 
 
+def test_an_unfinished_run_of_other_settings_is_not_taken_up(dataset: Path, tmp_path: Path) -> None:
+    settings = _settings(dataset, tmp_path / "model", storage=str(tmp_path / "runs"), name="begun")
+    # refused after the run has begun
+    with pytest.raises(SmecError, match="gpu: 1 GPUs wanted"):
+        train.run(settings.model_copy(update={"gpu": "on"}))
+    with pytest.raises(InputError, match="other settings or data; choose another --name"):
+        train.run(settings.model_copy(update={"seed": 1}))
+
+
 def test_same_settings_give_the_same_bytes(dataset: Path, tmp_path: Path) -> None:
     made = []
     for storage in ("one", "two"):

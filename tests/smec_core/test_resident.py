@@ -243,13 +243,38 @@ def test_a_disk_without_room_is_told(ranks: Ranks, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def rows_on_unlike_nodes(group: Group, folder: str, rows: int) -> Any:
+    """The first rank alone on a node without files, the others together on one with files."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    alone = group.rank == 0
+    node = Node(group, "one", 0, 1, None) if alone else Node(group, "two", group.rank - 1, group.size - 1, Path(folder))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        matrix = node.empty(rows, 4)
+    except SmecError as error:
+        return str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    low, high = node.share(rows)
+    matrix[low:high] = 7.0 if alone else 8.0
+    group.wait()
+    return matrix.unique().tolist()
+
+
+def test_nodes_of_different_kinds_make_their_matrices_together(ranks: Ranks, tmp_path: Path) -> None:
+    assert ranks.run(3, rows_on_unlike_nodes, str(tmp_path), 10) == [[7.0], [8.0], [8.0]]
+    # where one has no room all ranks are told, and none waits for the others
+    messages = ranks.run(3, rows_on_unlike_nodes, str(tmp_path), 1 << 20)
+    assert len(set(messages)) == 1 and "no room for 16 MiB" in messages[0]
+
+
 def free(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
 def choose(need: int, budget: int, ranks: int, scratch: Path, tier: Any = None) -> tuple[str, Path | None]:
     """For rows that need so many bytes; 2.5 times a row of 4 bytes."""
-    found = choose_residency(need // 10, 1, budget, ranks, scratch, tier)
+    found = choose_residency(need // 10, 0, 1, budget, ranks, scratch, tier)
     assert "budget" in found.reason
     return found.tier, found.folder
 
@@ -284,5 +309,5 @@ def test_without_shared_memory_ranks_of_a_machine_share_a_disk(tmp_path: Path, m
         assert choose(MIB, 10 * MIB, 1, tmp_path, tier) == ("memory", None)
         assert choose(MIB, 10 * MIB, 2, tmp_path, tier) == ("mapped", tmp_path)
         assert choose(10 * free(tmp_path), 100 * free(tmp_path), 2, tmp_path, tier) == ("streamed", tmp_path)
-    reason = choose_residency(100, 8, 10 * MIB, 2, tmp_path).reason
+    reason = choose_residency(100, 0, 8, 10 * MIB, 2, tmp_path).reason
     assert f"but {tmp_path / 'absent'} has 0 MiB free" in reason
