@@ -104,7 +104,7 @@ def train(
 
     Every setting of the method can be given with --set or --config; smec_core/config.py lists them.
     Precedence: flag, --set, --config, --preset, default. The same settings and data give the same run name; a finished
-    run is returned and not trained again.
+    run is returned and not trained again, an interrupted one goes on from its last checkpoint.
 
     [dim]Example: smec train --data data/products --dims 384,192,96 --out models/products --workers 4[/dim]
     """
