@@ -10,6 +10,10 @@ from ray.data import DataContext
 from smec_core.errors import SmecError
 
 
+class RayFailure(SmecError):
+    """Something failed on the cluster that is nobody's mistake, as a lost node: trying again may help."""
+
+
 def connect(cpus: float) -> None:
     """Connects to the cluster of RAY_ADDRESS, or starts one on this machine; does nothing when connected.
 
@@ -53,7 +57,7 @@ def unwrap(error: BaseException) -> SmecError:
         if isinstance(cause, SmecError) and not isinstance(cause, ray.exceptions.RayError):
             return cause
         innermost = cause
-    return SmecError(f"a Ray worker failed: {type(innermost).__name__}: {_first_line(innermost)}")
+    return RayFailure(f"a Ray worker failed: {type(innermost).__name__}: {_first_line(innermost)}")
 
 
 def _causes(error: BaseException) -> "list[BaseException]":

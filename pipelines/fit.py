@@ -21,7 +21,7 @@ from pipelines.checkpoints import Start, begin_start
 from pipelines.cluster import connect, unwrap
 from pipelines.console import Progress, say, warn
 from pipelines.run_folder import RunFolder
-from pipelines.worker import HISTORY_FILE, SEND_SECONDS, WorkerTask, train_on_worker
+from pipelines.worker import HISTORY_FILE, SEND_SECONDS, Resent, WorkerTask, train_on_worker
 from smec_core.adapter import FrozenStage
 from smec_core.config import TrainConfig
 from smec_core.dataset import Dataset
@@ -36,6 +36,9 @@ KEPT_CHECKPOINTS = 2
 LEAVE_SECONDS = 10.0
 # how often Ray Train looks after its workers, and takes in one checkpoint: its 2 s would let them queue up
 POLL_SECONDS = 0.25
+# how long an elastic run waits for room for its workers: Ray counts on a lost node for up to 20 s, and should then ask
+# for fewer
+PLACEMENT_SECONDS = 10.0
 
 
 def fit(
@@ -91,6 +94,8 @@ def _train(
     """The last checkpoint of the training."""
     least, most = settings.worker_range
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))
+    if least < most:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACEMENT_SECONDS))
     connect(most * settings.cpus_per_worker)
     use_gpu = _use_gpu(settings, least)
     found = ray.cluster_resources().get("CPU", 0)
@@ -173,6 +178,9 @@ def _follow(
                     say(item)
                 elif isinstance(item, SmecError):
                     refused = item
+                elif isinstance(item, Resent):
+                    for record in item.records:
+                        tracker.log(record)
                 else:
                     tracker.log(item)
                     progress.update(item)

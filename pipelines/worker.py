@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import ray
 import ray.train
@@ -17,7 +18,7 @@ from ray.train import CheckpointUploadMode
 from ray.util.queue import Queue
 
 from pipelines.checkpoints import number_of, write_file_list
-from pipelines.cluster import quiet_data
+from pipelines.cluster import RayFailure, quiet_data
 from pipelines.stream import stream_of
 from smec_core.adapter import FrozenStage
 from smec_core.checkpoint import Checkpoint
@@ -77,6 +78,16 @@ class WorkerTask:
         return folder
 
 
+class Resent(NamedTuple):
+    """Records that were sent before, but may not have arrived."""
+
+    records: list[Record]
+
+
+Item = Record | Resent | str | SmecError
+"""What a worker sends to the driver: figures, lines of progress, and why there is no point in trying again."""
+
+
 class Sender:
     """Tracker of rank 0: sends records and lines of progress to the driver, some at a time.
 
@@ -87,7 +98,7 @@ class Sender:
     def __init__(self, queue: Queue) -> None:
         self.history: list[str] = []
         self._queue = queue
-        self._waiting: list[Record | str | SmecError] = []
+        self._waiting: list[Item] = []
         self._sent = time.monotonic()
 
     def log(self, record: Record) -> None:
@@ -103,7 +114,7 @@ class Sender:
         """Takes up the records of before an interruption, and sends them again: the last may not have arrived."""
         self.history = history
         for start in range(0, len(history), RESENT_AT_ONCE):
-            self._waiting += [json.loads(line) for line in history[start : start + RESENT_AT_ONCE]]
+            self._add(Resent([json.loads(line) for line in history[start : start + RESENT_AT_ONCE]]))
             self.flush()
 
     def fail(self, error: SmecError) -> None:
@@ -111,7 +122,7 @@ class Sender:
         self._add(error)
         self.flush()
 
-    def _add(self, item: Record | str | SmecError) -> None:
+    def _add(self, item: Item) -> None:
         self._waiting.append(item)
         if time.monotonic() - self._sent > SEND_SECONDS:
             self.flush()
@@ -203,6 +214,8 @@ def train_on_worker(loop: dict[str, WorkerTask]) -> None:
             checkpoints,
             resumed,
         )
+    except RayFailure:
+        raise
     except SmecError as error:
         sender.fail(error)
         raise
@@ -212,9 +225,10 @@ def train_on_worker(loop: dict[str, WorkerTask]) -> None:
 
 def _load(task: WorkerTask, group: Group, sender: Sender) -> TrainingData | None:
     """Reads the rows of this node with its other ranks; None where one of the run's ranks met a bad row."""
-    context = ray.train.get_context()
-    rank, ranks = context.get_local_rank(), context.get_local_world_size()
     here = ray.get_runtime_context().get_node_id()
+    # not Ray's local rank: it counts by address, which several nodes can share
+    nodes = group.gather_objects(here)
+    rank, ranks = nodes[: group.rank].count(here), nodes.count(here)
     # one for all nodes: how many rows are streamed at a time must be the same on all ranks
     budget = min(group.gather_objects(_budget(task, here)))
     residency = _agree(task, group, ranks, budget)
@@ -231,6 +245,8 @@ def _load(task: WorkerTask, group: Group, sender: Sender) -> TrainingData | None
                 rows.append(StreamedRows(stream_of(table), table.rows, table.dim, node, most))
             else:
                 rows.append(ResidentRows.filled(stream_of(table), table.rows, table.dim, node))
+        except RayFailure:
+            raise
         except SmecError as error:
             failure = error
         failure = next((error for error in group.gather_objects(failure) if error is not None), None)

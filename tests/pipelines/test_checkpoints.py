@@ -30,9 +30,10 @@ def write(run_folder: RunFolder, tmp_path: Path) -> Callable[..., str]:
     """Writes a checkpoint as the ranks do, and what of it is missing or cut off; gives its name."""
 
     def one(start: int, number: int, leave_out: str = "", cut: str = "", last: bool = False) -> str:
-        name = f"nightly.start-{start}/checkpoint_{number:02}"
+        name = f"checkpoint_{number:02}_{start}"
+        path = f"nightly.start-{start}/{name}"
         for rank in range(RANKS):
-            folder = tmp_path / name / str(rank)
+            folder = tmp_path / path / str(rank)
             folder.mkdir(parents=True)
             (folder / f"memory-{rank}.safetensors").write_bytes(b"m" * 100)
             if rank == 0:
@@ -42,8 +43,8 @@ def write(run_folder: RunFolder, tmp_path: Path) -> Callable[..., str]:
                 (folder / cut).write_bytes((folder / cut).read_bytes()[:50])
             if leave_out:
                 (folder / leave_out).unlink(missing_ok=True)
-            run_folder.filesystem.create_dir(f"{run_folder.path}/{name}")
-            pafs.copy_files(str(folder), f"{run_folder.path}/{name}", destination_filesystem=run_folder.filesystem)
+            run_folder.filesystem.create_dir(f"{run_folder.path}/{path}")
+            pafs.copy_files(str(folder), f"{run_folder.path}/{path}", destination_filesystem=run_folder.filesystem)
         return name
 
     return one
@@ -56,8 +57,12 @@ def kept(run_folder: RunFolder) -> set[str]:
 
 
 def taken(start: Start, run_folder: RunFolder) -> str:
+    """Name of the checkpoint that a start goes on from, which must lie in its folder, and be all that is kept."""
     assert start.checkpoint is not None
-    return str(start.checkpoint.path.removeprefix(f"{run_folder.path}/"))
+    path = start.checkpoint.path.removeprefix(f"{run_folder.path}/")
+    assert path.startswith(f"{start.name}/")
+    assert kept(run_folder) == {path}
+    return str(path.removeprefix(f"{start.name}/"))
 
 
 def test_the_newest_whole_checkpoint_is_taken_and_all_others_go(
@@ -65,17 +70,25 @@ def test_the_newest_whole_checkpoint_is_taken_and_all_others_go(
 ) -> None:
     write(1, 3)
     write(1, 4)
-    # the second start wrote one, was killed while it wrote the next, and had gone on from that of the first
+    # the second start wrote one, and was killed while it wrote the next
     newest = write(2, 5)
     write(2, 6, leave_out="memory-1.safetensors")
     start = begin_start(run_folder)
     assert start.name == "nightly.start-3"
     assert not start.is_trained
     assert taken(start, run_folder) == newest
-    assert kept(run_folder) == {newest}
-    # and again, when the third has left nothing behind
-    assert begin_start(run_folder).name == "nightly.start-3"
-    assert kept(run_folder) == {newest}
+    # and again, when the third has left nothing of its own
+    start = begin_start(run_folder)
+    assert start.name == "nightly.start-4"
+    assert taken(start, run_folder) == newest
+
+
+def test_a_start_that_was_killed_while_it_took_a_checkpoint_along(
+    run_folder: RunFolder, write: Callable[..., str]
+) -> None:
+    whole = write(1, 3)
+    write(2, 3, cut="memory-1.safetensors")
+    assert taken(begin_start(run_folder), run_folder) == whole
 
 
 @pytest.mark.parametrize(
@@ -96,7 +109,6 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(
     whole = write(1, 9)
     write(1, 10, **damage)
     assert taken(begin_start(run_folder), run_folder) == whole
-    assert kept(run_folder) == {whole}
 
 
 def test_where_none_is_whole_the_run_starts_again_and_says_so(
