@@ -18,7 +18,7 @@ from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.checkpoints import Start, begin_start
-from pipelines.cluster import connect, unwrap
+from pipelines.cluster import connect, unwrap, withdraw_claim
 from pipelines.console import Progress, say, warn
 from pipelines.run_folder import RunFolder
 from pipelines.worker import HISTORY_FILE, SEND_SECONDS, Resent, WorkerTask, train_on_worker
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pipelines.train import TrainSettings
 
 KEPT_CHECKPOINTS = 2
+RAY_RUN_FILE = "ray_run.json"
 LEAVE_SECONDS = 10.0
 # how often Ray Train looks after its workers, and takes in one checkpoint: its 2 s would let them queue up
 POLL_SECONDS = 0.25
@@ -138,6 +139,10 @@ def _train(
             checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
         ),
     )
+    before = run_folder.read_json(RAY_RUN_FILE)
+    if before is not None:
+        withdraw_claim(before["id"])
+    run_folder.write_json(RAY_RUN_FILE, {"id": trainer.train_run_context.run_id})  # type: ignore[attr-defined]
     return _follow(trainer, queue, tracker, check)
 
 

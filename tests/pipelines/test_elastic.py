@@ -1,6 +1,8 @@
 """A training on a cluster of several nodes (raylets of this machine), one of which dies, and another of which comes."""
 
+import os
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from ray.cluster_utils import Cluster
 from pipelines import train
 from pipelines.run_folder import RunFolder
 from smec_core.model import load
+from tests.builders import write_dataset
 from tests.kills import PATIENCE_SECONDS, Training, assert_complete_in_mlflow, wait_for_step
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -83,3 +86,32 @@ def test_a_node_dies_and_another_comes(
     print(f"nDCG@10 on test: {ours}, undisturbed {theirs}")
     assert ours == pytest.approx(theirs, abs=0.005)
     assert_complete_in_mlflow(training.mlflow_run, tmp_path / "model")
+
+
+def test_the_driver_is_killed_and_the_cluster_goes_on(cluster: Cluster, tmp_path: Path) -> None:
+    """The killed run's claim to the nodes, which Ray keeps for three minutes, does not stand in the next one's way."""
+    data = write_dataset(tmp_path / "data")
+    run_folder = RunFolder(str(tmp_path / "runs"), "killed")
+    chosen = {"dims": "8,4", "epochs": 5, "batch_size": 16, "negatives": 16, "queue_size": 100, "checkpoint_every": 10}
+    chosen |= {"data": data, "out": tmp_path / "model", "storage": tmp_path / "runs", "name": "killed"}
+    arguments = [text for key, value in chosen.items() for text in ("--set", f"{key}={value}")]
+
+    def start(log: str) -> Training:
+        return Training([*arguments, "--workers", "1:2"], tmp_path / log, {"RAY_ADDRESS": cluster.address})
+
+    training = start("first.log")
+    try:
+        wait_for_step(run_folder, 30, training.goes_on, frozenset())
+        os.kill(training.pid, signal.SIGKILL)
+    finally:
+        training.end()
+    training = start("second.log")
+    begun = time.monotonic()
+    try:
+        wait_for_sizes(training, 1)
+        print(f"{sizes(training)} worker(s) after {time.monotonic() - begun:.1f} s")
+        training.finish()
+    finally:
+        training.end()
+    assert sizes(training) == [2]
+    assert training.resumed_at[0] > 0
