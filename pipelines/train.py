@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import re
 import shutil
 from _thread import interrupt_main
 from datetime import UTC, datetime
@@ -44,7 +45,7 @@ class TrainSettings(TrainConfig):
     base: str | None = None
     """Model folder to add smaller dims to (flag --from): the dims below its smallest become rotations of its smallest
     block, so that the dims it has keep their results."""
-    workers: str = Field("1", pattern=r"^[1-9]\d*(:[1-9]\d*)?$", coerce_numbers_to_str=True)
+    workers: str = Field("1", coerce_numbers_to_str=True)
     """Ray Train workers; they share every step, so the result does not depend on their number but for rounding. MIN:MAX
     takes as many as the cluster has room for, goes on with fewer when a node is lost, and grows when there are more."""
     cpus_per_worker: int = Field(1, ge=1)
@@ -80,6 +81,8 @@ class TrainSettings(TrainConfig):
     @field_validator("workers")
     @classmethod
     def _is_range(cls, workers: str) -> str:
+        if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", workers):
+            raise ValueError("must be a number of at least 1, or MIN:MAX")
         least, _, most = workers.partition(":")
         if most and int(least) > int(most):
             raise ValueError("MIN must not be above MAX")

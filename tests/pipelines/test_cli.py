@@ -149,7 +149,7 @@ def test_check_says_what_a_good_dataset_holds(dataset: Path, tmp_path: Path) -> 
     [
         (["--dims", "16"], "dims: 16 is more than the 8 dims of the data"),
         (["--dims", "4", "--set", "taau=1"], "did you mean 'tau'"),
-        (["--dims", "4", "--workers", "0"], "workers: Input should be greater than or equal to 1"),
+        (["--dims", "4", "--workers", "0"], "workers: must be a number of at least 1, or MIN:MAX"),
         (["--dims", "4", "--preset", "papers"], "--preset papers: unknown"),
         (["--dims", "-4"], "dims: every dim must be at least 1"),
         (["--dims", "4", "--name", "../up"], "name: String should match pattern"),
