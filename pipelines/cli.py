@@ -85,7 +85,9 @@ def train(
     data: Data = None,
     dims: Annotated[str | None, typer.Option(help="Target dims, as 384,192,96.")] = None,
     out: Annotated[str | None, typer.Option(help="Model folder to write.")] = None,
-    workers: Annotated[str | None, typer.Option(metavar="N|MIN:MAX", help="Ray Train workers.")] = None,
+    workers: Annotated[
+        str | None, typer.Option(metavar="N|MIN:MAX", help="Ray Train workers; a range is elastic.")
+    ] = None,
     gpu: Gpu = None,
     base: Annotated[
         str | None, typer.Option("--from", metavar="MODEL", help="Model folder to add smaller dims to.")
@@ -102,7 +104,8 @@ def train(
 ) -> None:
     """Train a nested embedding on Ray, evaluate it, store it and record it in MLflow.
 
-    Every setting of the method can be given with --set or --config; smec_core/config.py lists them.
+    Every setting of the method can be given with --set or --config; smec_core/config.py lists them,
+    and pipelines/train.py those of the run (checkpoints, memory, elastic workers).
     Precedence: flag, --set, --config, --preset, default. The same settings and data give the same run name; a finished
     run is returned and not trained again, an interrupted one goes on from its last checkpoint.
 

@@ -102,7 +102,8 @@ def _train(
     found = ray.cluster_resources().get("CPU", 0)
     if found < least * settings.cpus_per_worker:
         warn(f"{least} worker(s) need {least * settings.cpus_per_worker} CPUs, the cluster has {found:g} now; waiting")
-    say(f"{settings.workers} worker(s) on {'GPU' if use_gpu else 'CPU'}, {settings.cpus_per_worker} CPU(s) each")
+    count = str(least) if least == most else f"{least} to {most}"
+    say(f"{count} worker(s) on {'GPU' if use_gpu else 'CPU'}, {settings.cpus_per_worker} CPU(s) each")
     # beside the driver: a node that is lost must not take it along
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})

@@ -309,7 +309,11 @@ def choose_residency(
     need = int((2.5 * rows + dev_rows) * dim * 4)
     shared = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
     disk = shutil.disk_usage(scratch).free
-    facts = f"{_mib(need)} for all stages, memory budget {_mib(budget)}"
+    facts = (
+        f"{_mib(need)} for all stages, {'within' if need <= budget else 'above'} the memory budget of {_mib(budget)}"
+    )
+    if tier is not None:
+        facts += f", and tier={tier} was asked for"
     if tier == "memory" or (tier is None and need <= budget):
         if need < shared:
             return Residency("memory", SHARED_MEMORY, facts)
