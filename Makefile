@@ -55,7 +55,7 @@ test: $(READY)
 	$(BIN)/pytest -m "not slow"
 
 test-fast: $(READY)
-	$(BIN)/pytest -m "not slow and not ray"
+	$(BIN)/pytest -n auto -m "not slow and not ray and not server"
 
 test-full: $(READY)
 	$(BIN)/pytest

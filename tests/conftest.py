@@ -28,6 +28,14 @@ os.environ.pop("AWS_SESSION_TOKEN", None)
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if "s3" in [*getattr(item, "fixturenames", ()), *parameters]:
+            item.add_marker(pytest.mark.server)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Callable[[str], Path]:
     """Finds a dataset of the data folder by name: $SMEC_DATA, by default ../shared/data beside the repository.

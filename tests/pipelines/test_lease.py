@@ -16,6 +16,8 @@ from pipelines.lease import LEASE, Holder, Lease
 from pipelines.run_folder import RunFolder
 from smec_core.errors import InputError, LeaseError
 
+pytestmark = pytest.mark.server
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 60  # until something has hung, on a busy machine
 
@@ -294,7 +296,7 @@ def test_a_file_that_is_no_lease_is_named(run_folder: RunFolder) -> None:
         Lease(run_folder, ignore).__enter__()
 
 
-@pytest.mark.parametrize(("storage", "rounds"), [("disk", 100), ("s3", 4)], indirect=["storage"])
+@pytest.mark.parametrize(("storage", "rounds"), [("disk", 25), ("s3", 4)], indirect=["storage"])
 def test_of_processes_that_race_exactly_one_wins(rounds: int, run_folder: RunFolder, start: Start) -> None:
     racers = [start() for _ in range(3)]
     left_behind = Holder.this_process()._replace(pid_started=1)

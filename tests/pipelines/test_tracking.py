@@ -30,6 +30,8 @@ from pipelines.tracking import MlflowRecorder, mask
 from smec_core.adapter import FrozenStage
 from smec_core.model import Model
 
+pytestmark = pytest.mark.server
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 120  # until something has hung, on a busy machine
 SCORES = {"8": 0.71, "4": 0.62}

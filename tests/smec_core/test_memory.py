@@ -153,7 +153,7 @@ def entries_of(shards: list[MemoryShard]) -> list[tuple[int, int]]:
     return sorted(pairs)
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(deadline=None, derandomize=True, max_examples=40)
 @given(
     sizes=st.lists(st.integers(1, MOST), min_size=2, max_size=3),
     slots=st.integers(1, 9),
