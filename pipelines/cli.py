@@ -116,6 +116,51 @@ def train(
 
 
 @app.command()
+def tune(
+    data: Data = None,
+    space: Annotated[
+        str | None, typer.Option(help="Search space: a YAML file, or one of those shipped: smec, full, quick.")
+    ] = None,
+    dims: Annotated[str | None, typer.Option(help="Target dims, as 384,192,96.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder for the results.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Trials in all, those of earlier starts included; 20.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Most time for this start.")] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(help="mean over dims, one dim, or either and ,seconds: a front of quality against time."),
+    ] = None,
+    workers: Annotated[
+        str | None, typer.Option(metavar="N|MIN:MAX", help="Workers of each trial; 1 trains within the trial.")
+    ] = None,
+    gpu: Gpu = None,
+    confirm: Annotated[
+        int | None, typer.Option(help="Seeds with which the best settings and the defaults are compared on test.")
+    ] = None,
+    train_best: Annotated[
+        bool | None, typer.Option("--refit", help="Train the best settings on train + dev, into OUT/model.")
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Folder or URI that all nodes reach, for the study's state.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Study name; default: a hash of space, settings and data.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the search and of every training.")] = None,
+    config: Config = None,
+    assign: Assign = None,
+    json_file: Json = None,
+) -> None:
+    """Search settings of the method on Ray Tune, by dev figures: Optuna proposes, ASHA ends what falls behind.
+
+    The first trial is the defaults: what --set and --config give, else those of smec train. A killed study goes on with
+    the same command; more --trials extend it. OUT/best.yaml is a --config of smec train.
+
+    [dim]Example: smec tune --data data/products --dims 384,192,96 --space smec --trials 30 --out tuned/products[/dim]
+    """
+    flags = {"data": data, "space": space, "dims": dims, "out": out, "trials": trials, "hours": hours, "gpu": gpu}
+    flags |= {"objective": objective, "workers": workers, "confirm": confirm, "train_best": train_best}
+    _run("tune", flags | {"storage": storage, "name": name, "seed": seed}, config, assign, json_file)
+
+
+@app.command()
 def evaluate(
     data: Data = None,
     model: Annotated[str | None, typer.Option(help="Model folder.")] = None,
@@ -165,13 +210,16 @@ def compress(
 
 @app.command()
 def report(
-    folder: Annotated[str, typer.Argument(help="Model folder.")],
+    folder: Annotated[str, typer.Argument(help="Model folder, or a study's.")],
     out: Annotated[str | None, typer.Option(help="HTML file to write.")] = None,
     config: Config = None,
     assign: Assign = None,
     json_file: Json = None,
 ) -> None:
-    """Write one HTML page about a model: quality against dims, convergence, importance, settings; opens offline.
+    """Write one HTML page about a model, or about a study of smec tune; opens offline.
+
+    A model's shows quality against dims, convergence, importance of dims and settings; a study's parallel coordinates,
+    importance of settings, quality against seconds, and every trial.
 
     [dim]Example: smec report models/products --out report.html[/dim]
     """

@@ -15,12 +15,16 @@ class RayFailure(SmecError):
     """Something failed on the cluster that is nobody's mistake, as a lost node: trying again may help."""
 
 
-def connect(cpus: float) -> None:
+def connect(cpus: float, dashboard: bool = False) -> None:
     """Connects to the cluster of RAY_ADDRESS, or starts one on this machine; does nothing when connected.
 
     Args:
         cpus: logical CPUs that the job needs at once; a cluster started here has at least as many, since Ray would wait
             for ever for CPUs that are not there.
+        dashboard: whether the job needs the cluster's dashboard, for the state of actors that it serves.
+
+    Raises:
+        SmecError: there is no such cluster, or it has no dashboard.
     """
     if not ray.is_initialized():
         try:
@@ -31,14 +35,30 @@ def connect(cpus: float) -> None:
                 ray.init(
                     "local",
                     num_cpus=local_cpus,
-                    include_dashboard=False,
+                    include_dashboard=dashboard,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                 )
         except (ConnectionError, ray.exceptions.RayError) as error:
             address = os.environ.get("RAY_ADDRESS", "local")
             raise SmecError(f"cannot connect to Ray at {address}: {_first_line(error)}") from error
+    if dashboard and not _has_dashboard():
+        raise SmecError(
+            "the Ray cluster runs without its dashboard, without which a stopped training of several workers never "
+            "gives back its CPUs; install ray[default] there and leave the dashboard on, or use one worker a trial"
+        )
     quiet_data()
+
+
+def _has_dashboard() -> bool:
+    from ray.util.state import list_nodes
+    from ray.util.state.exception import RayStateApiException
+
+    try:
+        list_nodes(limit=1, timeout=30)
+    except (RayStateApiException, AssertionError, ValueError, ConnectionError):
+        return False
+    return True
 
 
 def quiet_data() -> None:

@@ -6,7 +6,7 @@ import shutil
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 import ray.train
@@ -19,18 +19,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.checkpoints import Start, begin_start
 from pipelines.cluster import connect, unwrap, withdraw_claim
+from pipelines.cluster_settings import ClusterSettings
 from pipelines.console import Progress, say, warn
 from pipelines.run_folder import RunFolder
-from pipelines.worker import HISTORY_FILE, SEND_SECONDS, Resent, WorkerTask, train_on_worker
+from pipelines.source import Source
+from pipelines.worker import HISTORY_FILE, SEND_SECONDS, Resent, StageReached, WorkerTask, train_on_worker
 from smec_core.adapter import FrozenStage
 from smec_core.config import TrainConfig
-from smec_core.dataset import Dataset
 from smec_core.errors import InputError, SmecError
 from smec_core.tracker import Tracker
-from smec_core.train import Trained
-
-if TYPE_CHECKING:
-    from pipelines.train import TrainSettings
+from smec_core.train import OnStage, Trained
 
 KEPT_CHECKPOINTS = 2
 RAY_RUN_FILE = "ray_run.json"
@@ -43,26 +41,28 @@ PLACEMENT_SECONDS = 10.0
 
 
 def fit(
-    settings: "TrainSettings",
+    settings: ClusterSettings,
     config: TrainConfig,
-    dataset: Dataset,
+    source: Source,
     run_folder: RunFolder,
     tracker: Tracker,
     history: Path,
     base: Sequence[FrozenStage],
     check: Callable[[], None],
+    on_stage: OnStage | None = None,
 ) -> Trained:
     """Runs the training on the cluster, from the run's newest whole checkpoint where there is one.
 
     Args:
         settings: workers and devices.
         config: settings of the method.
-        dataset: what to train on.
+        source: what to learn from.
         run_folder: the run's folder, in which Ray keeps the checkpoints, too; no other process trains it now.
         tracker: takes the figures while the run goes on; after a resume some of them again.
         history: file to write all figures to, each once.
         base: stages that are trained already.
         check: called all the while; raises where the training must stop.
+        on_stage: called after each stage of the first pass; not for those of before an interruption.
 
     Raises:
         InputError: gpu is "on" and the cluster has too few.
@@ -71,7 +71,7 @@ def fit(
     start = begin_start(run_folder)
     checkpoint = start.checkpoint
     if checkpoint is None or not start.is_trained:
-        checkpoint = _train(settings, config, dataset, run_folder, start, tracker, base, check)
+        checkpoint = _train(settings, config, source, run_folder, start, tracker, base, check, on_stage)
     with checkpoint.as_directory() as stored:
         shutil.copy(Path(stored) / HISTORY_FILE, history)
         trained = Trained.read(Path(stored))
@@ -83,14 +83,15 @@ def fit(
 
 
 def _train(
-    settings: "TrainSettings",
+    settings: ClusterSettings,
     config: TrainConfig,
-    dataset: Dataset,
+    source: Source,
     run_folder: RunFolder,
     start: Start,
     tracker: Tracker,
     base: Sequence[FrozenStage],
     check: Callable[[], None],
+    on_stage: OnStage | None,
 ) -> Checkpoint:
     """The last checkpoint of the training."""
     least, most = settings.worker_range
@@ -98,7 +99,7 @@ def _train(
     if least < most:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACEMENT_SECONDS))
     connect(most * settings.cpus_per_worker)
-    use_gpu = _use_gpu(settings, least)
+    use_gpu = use_gpus(settings, least)
     found = ray.cluster_resources().get("CPU", 0)
     if found < least * settings.cpus_per_worker:
         warn(f"{least} worker(s) need {least * settings.cpus_per_worker} CPUs, the cluster has {found:g} now; waiting")
@@ -109,9 +110,7 @@ def _train(
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     task = WorkerTask(
         config=config,
-        corpus=dataset.corpus,
-        queries=dataset.queries,
-        labels=dataset.training_split(config),
+        source=source,
         base=list(base),
         checkpoint=start.checkpoint,
         queue=queue,
@@ -120,6 +119,7 @@ def _train(
         memory_budget=None if settings.memory_budget is None else int(settings.memory_budget * 2**30),
         scratch=settings.scratch,
         tier=settings.tier,
+        reports_stages=on_stage is not None,
     )
     trainer = ray.train.torch.TorchTrainer(
         train_on_worker,
@@ -144,10 +144,15 @@ def _train(
     if before is not None:
         withdraw_claim(before["id"])
     run_folder.write_json(RAY_RUN_FILE, {"id": trainer.train_run_context.run_id})  # type: ignore[attr-defined]
-    return _follow(trainer, queue, tracker, check)
+    return _follow(trainer, queue, tracker, check, on_stage)
 
 
-def _use_gpu(settings: "TrainSettings", workers: int) -> bool:
+def use_gpus(settings: ClusterSettings, workers: int) -> bool:
+    """Whether so many workers train on a GPU each.
+
+    Raises:
+        InputError: the settings insist on GPUs, and the cluster has too few.
+    """
     found = ray.cluster_resources().get("GPU", 0)
     if settings.gpu == "on" and found < workers:
         raise InputError(f"gpu: {workers} GPUs wanted, but the cluster has {found:g}")
@@ -155,7 +160,11 @@ def _use_gpu(settings: "TrainSettings", workers: int) -> bool:
 
 
 def _follow(
-    trainer: ray.train.torch.TorchTrainer, queue: Queue, tracker: Tracker, check: Callable[[], None]
+    trainer: ray.train.torch.TorchTrainer,
+    queue: Queue,
+    tracker: Tracker,
+    check: Callable[[], None],
+    on_stage: OnStage | None,
 ) -> Checkpoint:
     """Runs the trainer in a thread and hands on what the workers send until it ends."""
     outcome: dict[str, Any] = {}
@@ -184,6 +193,9 @@ def _follow(
                     say(item)
                 elif isinstance(item, SmecError):
                     refused = item
+                elif isinstance(item, StageReached):
+                    if on_stage is not None:
+                        on_stage(*item)
                 elif isinstance(item, Resent):
                     for record in item.records:
                         tracker.log(record)

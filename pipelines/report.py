@@ -1,4 +1,4 @@
-"""`smec report`: one self-contained HTML page about a trained model, for whoever decides whether to ship it.
+"""`smec report`: one self-contained HTML page about a model, for whoever decides whether to ship it, or about a study.
 
 The page opens offline: plotly.js, styles and figures are inside it, and its content security policy forbids it to load
 anything.
@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict
 from pipelines import report_figures as figures
 from pipelines.console import say
 from pipelines.report_files import ConfigFile, Evaluation, MetricsFile, Record, Stage, read, read_history
+from pipelines.study import SUMMARY_FILE
+from pipelines.study_report import study_page
 from smec_core.errors import InputError
 
 NDCG, NEIGHBOURS = "nDCG@10", "neighbour recall@10"
@@ -31,7 +33,7 @@ class ReportSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     folder: str
-    """Model folder, as `smec train --out` wrote it."""
+    """Model folder, as `smec train --out` wrote it, or a study's, as `smec tune --out` did."""
     out: str
     """HTML file to write; one that is there is replaced."""
 
@@ -54,14 +56,19 @@ def run(settings: ReportSettings) -> dict[str, Any]:
     Raises:
         InputError: the folder is no model folder, one of its files cannot be read, or `out` cannot be written.
     """
-    page = _model_page(Path(settings.folder))
+    folder = Path(settings.folder)
+    is_study = (folder / SUMMARY_FILE).is_file()
+    page = study_page(folder / SUMMARY_FILE) if is_study else _model_page(folder)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipelines"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     environment.filters.update(number=_number, percent=_percent, duration=_duration, plain=_plain)
-    text = environment.get_template("report.html.j2").render(page, plotly_js=Markup(get_plotlyjs()))
-    _write(Path(settings.out), text)
+    template = environment.get_template("study.html.j2" if is_study else "report.html.j2")
+    _write(Path(settings.out), template.render(page, plotly_js=Markup(get_plotlyjs())))
     say(f"report: {settings.out}")
+    if is_study:
+        best = [trial.number for trial in page["best"]]
+        return {"out": settings.out, "headline": page["headline"], "best": best, "importance": page["importance"]}
     rows = [row._asdict() for row in page["rows"]]
     return {"out": settings.out, "headline": page["headline"], "measure": page["measure"], "dims": rows}
 
@@ -69,7 +76,9 @@ def run(settings: ReportSettings) -> dict[str, Any]:
 def _model_page(folder: Path) -> dict[str, Any]:
     """Everything the template shows about one model folder: texts, tables, and figures by element id."""
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give a model folder, as `smec train --out` writes it")
+        raise InputError(
+            f"{folder}: no such folder; give a model folder, as `smec train --out` writes it, or that of smec tune"
+        )
     config = read(folder / "config.json", ConfigFile)
     metrics = read(folder / "metrics.json", MetricsFile)
     history = read_history(folder / "history.jsonl")

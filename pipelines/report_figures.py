@@ -80,6 +80,43 @@ def times(stages: Sequence[str], seconds: Mapping[str, Sequence[float]]) -> Figu
     return figure
 
 
+def bars(shares: Mapping[str, float], title: str) -> Figure:
+    """A bar a name, the longest first."""
+    ordered = sorted(shares.items(), key=lambda one: -one[1])
+    data: list[Figure] = [
+        {"type": "bar", "orientation": "h", "y": [name for name, _ in ordered], "x": [_rounded(v) for _, v in ordered]}
+    ]
+    data[0] |= {"marker": {"color": BLUE}, "showlegend": False}
+    figure = _figure(data, {"rangemode": "tozero"} | _title(title), {"type": "category", "autorange": "reversed"})
+    figure["layout"] |= {"bargap": 0.4, "hovermode": "closest"}
+    return figure
+
+
+def front(trials: Iterable[tuple[float, float]], best: Iterable[tuple[float, float]], measure: str) -> Figure:
+    """Quality against seconds of training, with the trials that no other beats in both joined."""
+    data = [_dots("trials", trials, GREY), _dots("not beaten in both", best, BLUE) | {"mode": "lines+markers"}]
+    data[1]["line"] = {"color": BLUE, "width": 2, "shape": "hv"}
+    figure = _figure(data, _title("seconds of training"), {"hoverformat": ".4f"} | _title(measure))
+    figure["layout"] |= {"hovermode": "closest"}
+    return figure
+
+
+def slice_of(points: Mapping[str, Iterable[tuple[Any, float]]], name: str, measure: str, is_log: bool) -> Figure:
+    """One figure of every trial against one setting."""
+    data = [_dots(label, some, GREY if label == "stopped" else BLUE) for label, some in points.items()]
+    x = _title(name) | ({"type": "log"} if is_log else {})
+    figure = _figure(data, x, {"hoverformat": ".4f"} | _title(measure))
+    figure["layout"] |= {"hovermode": "closest"}
+    return figure
+
+
+def _dots(label: str, points: Iterable[tuple[Any, float]], colour: str) -> Figure:
+    ordered = sorted(points, key=lambda point: (str(type(point[0])), point[0]))
+    x = [_rounded(x) if isinstance(x, float) else x for x, _ in ordered]
+    dots = {"type": "scatter", "mode": "markers", "name": label, "x": x, "y": [_rounded(y) for _, y in ordered]}
+    return dots | {"marker": {"color": colour, "size": 8}}
+
+
 def _contest(model: Points, truncation: Points, pca: Points) -> list[Figure]:
     """The model's line over those of its baselines."""
     below = [_line("truncation", truncation, GREY, 3), _line("PCA", pca, ORANGE, 2)]

@@ -149,6 +149,10 @@ class MlflowRecorder:
             with suppress(Exception):
                 before.client.set_terminated(before.run_id, status)
 
+    def log_files(self, folder: Path) -> None:
+        """Sends the files of a folder."""
+        self._send(lambda run: run.client.log_artifacts(run.run_id, str(folder)))
+
     def abandon(self) -> None:
         """Stops without another word to MLflow: another process goes on in the run."""
         self._waiting.clear()
@@ -250,9 +254,9 @@ def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> Exper
 
 def _metrics_of(timestamp: int, record: Record) -> list[Metric]:
     """A record's figures, named pass/stage/projection/figure: first/384/free/loss."""
-    place = "/".join(str(record[key]) for key in ("pass", "stage", "projection"))
+    place = "".join(f"{record[key]}/" for key in ("pass", "stage", "projection") if key in record)
     return [
-        metric(f"{place}/{name}", value, int(record["step"]), timestamp)
+        metric(f"{place}{name}", value, int(record["step"]), timestamp)
         for name, value in record.items()
         if not isinstance(value, str) and name not in ("stage", "epoch", "step")
     ]

@@ -3,25 +3,26 @@
 import hashlib
 import json
 import platform
-import re
 import shutil
 from _thread import interrupt_main
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 import smec_core
 from pipelines.checkpoints import remove_checkpoints
+from pipelines.cluster_settings import ClusterSettings
 from pipelines.console import say
 from pipelines.evaluate import on_cluster
 from pipelines.fit import fit
 from pipelines.lease import Lease
 from pipelines.model_folder import check_replaceable, replace_folder
 from pipelines.run_folder import RunFolder
+from pipelines.source import Source
 from pipelines.tracking import MlflowRecorder
 from smec_core.config import TrainConfig
 from smec_core.dataset import Dataset
@@ -35,7 +36,7 @@ from smec_core.uri import public_uri
 IDENTITY_FILE = "run.json"
 
 
-class TrainSettings(TrainConfig):
+class TrainSettings(ClusterSettings, TrainConfig):
     """What `smec train` takes: where from, where to, on what, and every setting of the method."""
 
     data: str
@@ -45,31 +46,6 @@ class TrainSettings(TrainConfig):
     base: str | None = None
     """Model folder to add smaller dims to (flag --from): the dims below its smallest become rotations of its smallest
     block, so that the dims it has keep their results."""
-    workers: str = Field("1", coerce_numbers_to_str=True)
-    """Ray Train workers; they share every step, so the result does not depend on their number but for rounding. MIN:MAX
-    takes as many as the cluster has room for, goes on with fewer when a node is lost, and grows when there are more."""
-    cpus_per_worker: int = Field(1, ge=1)
-    """CPUs, and torch threads, of each worker."""
-    gpu: Literal["auto", "on", "off"] = "auto"
-    """Train on GPUs, one a worker: auto where the cluster has enough."""
-    storage: str | None = None
-    """Folder or URI that all nodes reach, where runs keep their state; default: .smec-runs beside the model."""
-    checkpoint_every: int = Field(100, ge=1)
-    """Steps from one checkpoint to the next; one is also made after every stage. The last two are kept."""
-    max_failures: int = Field(3, ge=0)
-    """How often lost workers are replaced before the run fails. Nodes that the cluster takes away do not count."""
-    resize_seconds: float = Field(60.0, ge=0)
-    """With workers=MIN:MAX, how often to look whether there is room for more."""
-    memory_budget: float | None = Field(None, gt=0)
-    """GiB of each node's memory for the vectors of the data; default: two fifths of what Ray leaves to tasks. Above it
-    they are mapped from files on local disk."""
-    scratch: str | None = None
-    """Folder on a local disk of every node for those files; default: the temporary folder."""
-    tier: Literal["memory", "mapped", "streamed"] | None = None
-    """Where the vectors are kept: in memory, in mapped files, or streamed from the dataset whenever others are needed,
-    which is slow; default: the first that they fit in."""
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Run name; default: a hash of settings and data. A finished run of this name is returned, not trained again."""
 
     @field_validator("out")
     @classmethod
@@ -77,22 +53,6 @@ class TrainSettings(TrainConfig):
         if "://" in value:
             raise ValueError("must be a path, not a URI")
         return value
-
-    @field_validator("workers")
-    @classmethod
-    def _is_range(cls, workers: str) -> str:
-        if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", workers):
-            raise ValueError("must be a number of at least 1, or MIN:MAX")
-        least, _, most = workers.partition(":")
-        if most and int(least) > int(most):
-            raise ValueError("MIN must not be above MAX")
-        return workers
-
-    @property
-    def worker_range(self) -> tuple[int, int]:
-        """Least and most workers."""
-        least, _, most = self.workers.partition(":")
-        return int(least), int(most or least)
 
     def method(self) -> TrainConfig:
         """The settings that decide what is computed."""
@@ -125,7 +85,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     identity = {"train": config.model_dump(mode="json"), "data": dataset.fingerprint}
     if base is not None:
         identity["base"] = base.fingerprint
-    name = settings.name or f"smec-{_digest(identity)}"
+    name = settings.name or f"smec-{digest(identity)}"
     beside = out.absolute().parent / ".smec-runs"
     run_folder = RunFolder(settings.storage or str(beside), name)
     if run_folder.local_path is not None and run_folder.local_path.is_relative_to(out.absolute()):
@@ -182,7 +142,8 @@ def _train_on_ray(
         try:
             history = Path(made) / "history.jsonl"
             stages = base.stages if base else ()
-            trained = fit(settings, config, dataset, run_folder, recorder, history, stages, lease.check)
+            source = Source(dataset.corpus, dataset.queries, dataset.training_split(config))
+            trained = fit(settings, config, source, run_folder, recorder, history, stages, lease.check)
             parts = on_cluster(settings.worker_range[0], settings.cpus_per_worker)
             _evaluated(trained, config, dataset, base, name, parts).save(model_folder)
             shutil.copy(history, model_folder)
@@ -231,5 +192,6 @@ def _evaluated(
     return model
 
 
-def _digest(identity: dict[str, Any]) -> str:
+def digest(identity: dict[str, Any]) -> str:
+    """A short name for what decides a result."""
     return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=5).hexdigest()

@@ -19,14 +19,13 @@ from ray.util.queue import Queue
 
 from pipelines.checkpoints import number_of, write_file_list
 from pipelines.cluster import RayFailure, quiet_data
+from pipelines.source import Source
 from pipelines.stream import stream_of
 from smec_core.adapter import FrozenStage
 from smec_core.checkpoint import Checkpoint
 from smec_core.config import TrainConfig
 from smec_core.errors import SmecError
 from smec_core.group import Group
-from smec_core.judgements import Judgements
-from smec_core.parquet import EmbeddingTable
 from smec_core.resident import Node, Residency, ResidentRows, Rows, StreamedRows, Tier, choose_residency
 from smec_core.tracker import NullTracker, Record
 from smec_core.train import TRAINED_FILE, TrainingData, train
@@ -45,9 +44,7 @@ class WorkerTask:
 
     Attributes:
         config: settings of the method.
-        corpus: documents.
-        queries: queries.
-        labels: judgements to learn from and to choose by.
+        source: what to learn from.
         base: stages that are trained already.
         checkpoint: what this start of the run goes on from, until there is a newer one.
         queue: takes figures and lines of progress to the driver.
@@ -56,12 +53,11 @@ class WorkerTask:
         memory_budget: bytes of a node's memory for resident rows; None for a share of it.
         scratch: folder on a local disk of each node.
         tier: where rows are kept, if the user insists.
+        reports_stages: whether the driver wants to know what each stage reached.
     """
 
     config: TrainConfig
-    corpus: EmbeddingTable
-    queries: EmbeddingTable
-    labels: tuple[Judgements | None, Judgements | None]
+    source: Source
     base: list[FrozenStage]
     checkpoint: ray.train.Checkpoint | None
     queue: Queue
@@ -70,6 +66,7 @@ class WorkerTask:
     memory_budget: int | None
     scratch: str | None
     tier: Tier | None
+    reports_stages: bool
 
     def local_folder(self) -> Path:
         """A folder on a local disk of this node."""
@@ -84,7 +81,14 @@ class Resent(NamedTuple):
     records: list[Record]
 
 
-Item = Record | Resent | str | SmecError
+class StageReached(NamedTuple):
+    """A stage's place in the chain, and the dev score of every prefix after it."""
+
+    place: int
+    scores: dict[int, float]
+
+
+Item = Record | Resent | StageReached | str | SmecError
 """What a worker sends to the driver: figures, lines of progress, and why there is no point in trying again."""
 
 
@@ -109,6 +113,11 @@ class Sender:
     def say(self, line: str) -> None:
         """Takes a line of progress."""
         self._add(line)
+
+    def reached(self, place: int, scores: dict[int, float]) -> None:
+        """Takes what a stage reached."""
+        self._add(StageReached(place, scores))
+        self.flush()
 
     def resume(self, history: list[str]) -> None:
         """Takes up the records of before an interruption, and sends them again: the last may not have arrived."""
@@ -204,6 +213,7 @@ def train_on_worker(loop: dict[str, WorkerTask]) -> None:
     if data is None:
         return
     is_first = group.rank == 0
+    on_stage = (sender.reached if is_first else lambda place, scores: None) if task.reports_stages else None
     try:
         trained = train(
             data,
@@ -213,6 +223,7 @@ def train_on_worker(loop: dict[str, WorkerTask]) -> None:
             task.base,
             checkpoints,
             resumed,
+            on_stage,
         )
     except RayFailure:
         raise
@@ -233,13 +244,15 @@ def _load(task: WorkerTask, group: Group, sender: Sender) -> TrainingData | None
     budget = min(group.gather_objects(_budget(task, here)))
     residency = _agree(task, group, ranks, budget)
     node = Node(group, here, rank, ranks, residency.folder, ray.train.torch.get_device())
+    if task.source.vectors is not None:
+        return task.source.fetch(node)
     if group.rank == 0:
         sender.say(f"{group.size} worker(s); rows are kept in tier {residency.tier!r}: {residency.reason}")
     rows: list[Rows] = []
-    for table in (task.corpus, task.queries):
+    for table in (task.source.corpus, task.source.queries):
         failure: SmecError | None = None
         try:
-            if residency.tier == "streamed" and table is task.corpus:
+            if residency.tier == "streamed" and table is task.source.corpus:
                 # old and new rows are held at once while others are prepared
                 most = max(budget // (2 * 4 * table.dim), 1)
                 rows.append(StreamedRows(stream_of(table), table.rows, table.dim, node, most))
@@ -254,14 +267,14 @@ def _load(task: WorkerTask, group: Group, sender: Sender) -> TrainingData | None
             if group.rank == 0:
                 sender.fail(failure)
             return None
-    return TrainingData(rows[0], rows[1], *task.labels, node)
+    return TrainingData(rows[0], rows[1], *task.source.labels, node)
 
 
 def _agree(task: WorkerTask, group: Group, ranks: int, budget: int) -> Residency:
     """Where this node keeps its rows; streamed on all nodes where one of them has no room for them."""
-    rows = task.corpus.rows + task.queries.rows
-    dev_rows = min(task.corpus.rows, task.config.dev_corpus) if task.config.guard else 0
-    choose = partial(choose_residency, rows, dev_rows, task.corpus.dim, budget, ranks, task.local_folder())
+    rows = task.source.corpus.rows + task.source.queries.rows
+    dev_rows = min(task.source.corpus.rows, task.config.dev_corpus) if task.config.guard else 0
+    choose = partial(choose_residency, rows, dev_rows, task.source.corpus.dim, budget, ranks, task.local_folder())
     residency = choose(task.tier)
     is_streamed = "streamed" in group.gather_objects(residency.tier)
     return choose("streamed") if is_streamed and residency.tier != "streamed" else residency

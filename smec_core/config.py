@@ -118,6 +118,10 @@ class TrainConfig(BaseModel):
         """Epochs without gain after which a stage of at most `epochs` epochs stops."""
         return self.patience if self.patience is not None else max(2, math.ceil(epochs / 3))
 
+    def resolved(self, labelled: bool) -> Self:
+        """The same settings, with the learning rate and K that apply to data with judgements, or without, filled in."""
+        return self.model_copy(update={"lr": self.peak_lr(labelled), "top_k": self.neighbours(labelled)})
+
     def peak_lr(self, labelled: bool) -> float:
         """Peak learning rate of the projection, with judgements or without."""
         return self.lr if self.lr is not None else 2e-3 if labelled else 1e-3

@@ -20,11 +20,13 @@ def load_training_data(dataset: Dataset, config: TrainConfig, device: torch.devi
         >>> trained = train(data, config, NullTracker())
     """
     node = Node(device=torch.device(device))
-    docs, queries = (_read(table, node) for table in (dataset.corpus, dataset.queries))
+    docs, queries = (read_resident(table, node) for table in (dataset.corpus, dataset.queries))
     return TrainingData(docs, queries, *dataset.training_split(config), node)
 
 
-def _read(table: EmbeddingTable, node: Node) -> ResidentRows:
+def read_resident(table: EmbeddingTable, node: Node) -> ResidentRows:
+    """Reads a table's rows as unit vectors, and checks every one."""
+
     def stream(start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
         for block in table.blocks(start, stop):
             row_N = torch.arange(block.row, block.row + len(block.ids))

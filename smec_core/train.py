@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from smec_core.adapter import FrozenStage
 from smec_core.candidate import Tried
@@ -21,6 +22,7 @@ from smec_core.config import Projection, TrainConfig
 from smec_core.convergence import HELD_OUT_DOCS, Scores, make_dev_set
 from smec_core.errors import InputError
 from smec_core.judgements import Judgements
+from smec_core.pca import principal_rotation
 from smec_core.resident import Node, Rows
 from smec_core.run import Run, StageSpec
 from smec_core.sampling import LabelledSampler, UnlabelledSampler
@@ -29,6 +31,10 @@ from smec_core.stage import StageTraining
 from smec_core.tracker import Tracker
 
 TRAINED_FILE = "trained.safetensors"
+
+OnStage = Callable[[int, dict[int, float]], None]
+"""Takes, after each stage of the first pass, its place in the whole chain, from 1, and the dev score of every prefix;
+those that have no stage yet are scored as PCA of the block that is kept so far."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,7 @@ def train(
     base: Sequence[FrozenStage] = (),
     checkpoints: Checkpoints | None = None,
     resumed: Checkpoint | None = None,
+    on_stage: OnStage | None = None,
 ) -> Trained:
     """Trains the chain (paper section 3.1, with the guard and the replay). Collective.
 
@@ -136,6 +143,7 @@ def train(
         base: stages that are trained already; those that follow are rotations of the smallest block they keep.
         checkpoints: where the state goes at every stage's end and every so many steps.
         resumed: a checkpoint to go on from, which the same data and settings wrote.
+        on_stage: called on every rank after each stage that is trained on dev.
 
     Returns:
         The whole chain, that of the base included.
@@ -143,7 +151,7 @@ def train(
     Raises:
         InputError: a dim above the data's dims, or one that the base cannot give any more.
     """
-    chain = _Chain(data, config, tracker, say, base, checkpoints, resumed)
+    chain = _Chain(data, config, tracker, say, base, checkpoints, resumed, on_stage)
     first = final = chain.run("first", None)
     if config.guard and config.refit and data.train is not None:
         final = chain.run("refit", [(outcome.stage.projection, outcome.best.epochs) for outcome in first])
@@ -208,8 +216,9 @@ class _Chain:
         base: Sequence[FrozenStage],
         checkpoints: Checkpoints | None,
         resumed: Checkpoint | None,
+        on_stage: OnStage | None,
     ) -> None:
-        self.data, self.config, self.tracker, self.say = data, config, tracker, say
+        self.data, self.config, self.tracker, self.say, self.on_stage = data, config, tracker, say, on_stage
         self.base = [stage.to(data.node.device) for stage in base]
         self.checkpoints, self.resumed = checkpoints, resumed
         input_dim = data.docs.dim
@@ -255,7 +264,8 @@ class _Chain:
             y_docs, y_queries = y_docs.through(stage), y_queries.through(stage)
         reached: Scores = {}
         for number in range(len(self.shapes)):
-            if number == len(outcomes):
+            is_new = number == len(outcomes)
+            if is_new:
                 outcomes.append(self._train_stage(run, number, plan, reached, y_docs, y_queries))
                 self.steps, self.rows = run.step, run.rows
                 self._report(pass_name, number, outcomes[-1])
@@ -265,6 +275,8 @@ class _Chain:
             _put_on_top(run, outcome.stage)
             if number + 1 < len(self.shapes):
                 y_docs, y_queries = y_docs.through(outcome.stage), y_queries.through(outcome.stage)
+            if is_new and self.on_stage is not None and run.dev is not None:
+                self.on_stage(self._place(number), self._dev_so_far(run, y_docs, number))
         if run.dev is not None:
             scores = run.dev.score(lambda y: y, self.data.docs.dim, self.prefixes)
             self.dev_scores = {run.dev.measure: {str(dim): scores[dim].mean().item() for dim in self.prefixes}}
@@ -322,6 +334,21 @@ class _Chain:
             passes={name: [outcome.tree() for outcome in outcomes] for name, outcomes in self.passes.items()},
             guards={c.kind: c.kept() for c in training.candidates} if training else {},
         )
+
+    def _place(self, number: int) -> int:
+        """Of a stage in the whole chain, from 1: the same for all trainings to these dims, also without D -> D."""
+        return number + 2 if self.shapes[0][0] > self.shapes[0][1] else number + 1
+
+    def _dev_so_far(self, run: Run, y_docs: Rows, number: int) -> dict[int, float]:
+        dim = self.shapes[number][1]
+        rotation_dd = torch.eye(dim)
+        if number + 1 < len(self.shapes):
+            # it changes no cosine at the prefixes that have had their stage
+            rotation_dd = principal_rotation(y_docs, run.group)
+        rotation_dd = rotation_dd.to(run.device)
+        assert run.dev is not None
+        scores = run.dev.score(lambda y_Nd: y_Nd @ rotation_dd.T, dim, self.prefixes)
+        return {prefix: scores[prefix].mean().item() for prefix in self.prefixes}
 
     def _kinds(self, d_in: int, dim: int) -> list[Projection]:
         if self.base:

@@ -1,0 +1,70 @@
+"""How much each setting matters: one changed at a time, on test, against the defaults, over several seeds.
+
+python benchmarks/sensitivity.py --data DATA --dims 384,192,96,48,24 [--seeds 0,1,2] [--values tau=0.1,10 ...]
+
+Gains are paired: of each test query, the mean over the seeds; in brackets half the 95 % interval over the queries.
+Every training is `smec train`'s, first pass and refit, in one process; as many run at once as there are CPUs.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import yaml
+
+from pipelines.cluster import connect
+from pipelines.confirm import Scored, compare, train_and_score
+from pipelines.source import read_once
+from smec_core.config import TrainConfig
+from smec_core.dataset import Dataset
+
+VALUES = ["tau=0.1,10", "top_k=3,50", "queue_size=1000,20000", "alpha=0,0.03,0.3,1,3"]
+
+
+def mean_over_dims(scored: list[Scored], dims: list[int]) -> list[Scored]:
+    return [Scored({0: np.mean([one.value_Q[dim] for dim in dims], axis=0)}, one.seconds) for one in scored]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--dims", required=True)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--values", nargs="*", default=VALUES, metavar="SETTING=VALUE,VALUE")
+    parser.add_argument("--json")
+    args = parser.parse_args()
+    dataset, base = Dataset.open(args.data), TrainConfig.model_validate({"dims": args.dims})
+    configs = {"defaults": base}
+    for text in args.values:
+        name, _, values = text.partition("=")
+        for value in values.split(","):
+            configs[f"{name}={value}"] = TrainConfig.model_validate(base.model_dump() | {name: yaml.safe_load(value)})
+    connect(1)
+    seeds = [int(seed) for seed in args.seeds.split(",")]
+    found = train_and_score(read_once(dataset, base), configs, seeds, dataset.splits["test"].with_positives(), cpus=1)
+    dims = list(base.dims)
+    print(f"{args.data}: test nDCG@10, mean gain over the defaults, seeds {args.seeds}")
+    print(f"{'':>18} {'mean over dims':>16} " + " ".join(f"{dim:>8}" for dim in dims) + f" {'seconds':>8}")
+    rows = {}
+    for name, scored in found.items():
+        over = compare(mean_over_dims(scored, dims), mean_over_dims(found["defaults"], dims), 0)
+        by_dim = {dim: compare(scored, found["defaults"], dim) for dim in dims}
+        seconds = mean(one.seconds for one in scored)
+        if name == "defaults":
+            cells = [f"{mean(one['best']):>8.4f}" for one in by_dim.values()]
+            first = f"{mean(over['best']):>16.4f}"
+        else:
+            cells = [f"{one['gain']:>+8.4f}" for one in by_dim.values()]
+            half = over["interval"][1] - over["gain"]
+            first = f"{over['gain']:>+8.4f} ({half if math.isfinite(half) else 0:.4f})"
+        print(f"{name:>18} {first:>16} {' '.join(cells)} {seconds:>8.1f}")
+        rows[name] = {"mean": over, "dims": by_dim, "seconds": seconds}
+    if args.json:
+        Path(args.json).write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

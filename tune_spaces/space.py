@@ -1,0 +1,176 @@
+"""Search spaces as YAML: which settings of the method to search, and in what range.
+
+    tau: {loguniform: [0.1, 10]}        uniform, loguniform: numbers between the two
+    queue_size: {logint: [1000, 20000]} int, logint: whole numbers, both ends included
+    init: {choice: [pca, identity]}     choice: one of these
+
+Every key is a setting of smec_core.config.TrainConfig.
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+    json_to_distribution,
+)
+from pydantic import ValidationError
+
+from smec_core.config import TrainConfig
+from smec_core.errors import InputError
+
+Space = dict[str, BaseDistribution]
+
+KINDS = ("uniform", "loguniform", "int", "logint", "choice")
+FIXED = ("dims", "seed", "guard", "guard_tolerance", "dev_fraction", "dev_corpus", "refit")
+"""Settings that decide what is measured, and how: trials that differ in them cannot be compared."""
+
+
+def shipped_spaces() -> dict[str, Path]:
+    """The search spaces that come with the project, by name."""
+    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
+
+
+def read_space(name_or_path: str, base: TrainConfig) -> Space:
+    """Reads a search space and checks it against the settings.
+
+    Args:
+        name_or_path: a YAML file, or the name of a space that is shipped.
+        base: the settings that are not searched, and the defaults of those that are, all of which have a value.
+
+    Returns:
+        The distribution of every setting that is searched.
+
+    Raises:
+        InputError: the file cannot be read or is no search space, with the line at fault.
+    """
+    path = shipped_spaces().get(name_or_path, Path(name_or_path))
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is not text"
+        raise InputError(
+            f"{path}: cannot be read ({reason}); give a YAML file, or one of {', '.join(shipped_spaces())}"
+        ) from error
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if not isinstance(root, yaml.MappingNode) or not root.value:
+            raise InputError(f"{path}: holds no search space; write lines as  tau: {{loguniform: [0.1, 10]}}")
+        space: Space = {}
+        lines: dict[str, str] = {}
+        for key, value in root.value:
+            name, where = str(key.value), f"{path}:{key.start_mark.line + 1}"
+            if name in space:
+                raise InputError(f"{where}: {name} is there twice")
+            _check_name(name, where)
+            space[name] = _distribution(name, loader.construct_object(value, deep=True), where)
+            lines[name] = where
+            _check_values(name, space[name], base, where)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    finally:
+        loader.dispose()
+    _check_queue(space, lines, base)
+    return space
+
+
+def describe(space: Space) -> dict[str, Any]:
+    """A space as plain values, by which two can be told apart."""
+    return {name: json.loads(distribution_to_json(one)) for name, one in space.items()}
+
+
+def distributions(described: Mapping[str, Any]) -> Space:
+    """The space that `describe` described."""
+    return {name: json_to_distribution(json.dumps(one)) for name, one in described.items()}
+
+
+def _check_name(name: str, where: str) -> None:
+    if name not in TrainConfig.model_fields:
+        near = difflib.get_close_matches(name, TrainConfig.model_fields, n=1)
+        raise InputError(f"{where}: unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    if name in FIXED:
+        raise InputError(f"{where}: {name} decides how trials are compared and cannot be searched; give it with --set")
+
+
+def _distribution(name: str, spec: Any, where: str) -> BaseDistribution:
+    if not isinstance(spec, Mapping) or len(spec) != 1 or next(iter(spec)) not in KINDS:
+        raise InputError(f"{where}: {name} must be one of {', '.join(KINDS)}, as  {name}: {{{KINDS[0]}: [1, 2]}}")
+    [(kind, values)] = spec.items()
+    if not isinstance(values, list) or len(values) < 2:
+        raise InputError(f"{where}: {name} needs a list, {kind}: [{'LOW, HIGH' if kind != 'choice' else 'A, B, ...'}]")
+    if kind == "choice":
+        if any(not isinstance(value, str | int | float) for value in values) or len({*map(str, values)}) < len(values):
+            raise InputError(f"{where}: {name} must list different words, numbers, true or false")
+        return CategoricalDistribution(values)
+    if len(values) > 2:
+        raise InputError(f"{where}: {name} has {len(values)} ends; {kind} takes LOW and HIGH")
+    low, high = (_number(value, kind, name, where) for value in values)
+    if low >= high:
+        raise InputError(f"{where}: {name} goes from {values[0]} to {values[1]}; the lower end comes first")
+    if kind.startswith("log") and low <= 0:
+        raise InputError(f"{where}: {name} starts at {values[0]}, but {kind} needs a start above 0")
+    if kind.endswith("int"):
+        return IntDistribution(int(low), int(high), log=kind == "logint")
+    return FloatDistribution(low, high, log=kind == "loguniform")
+
+
+def _number(value: Any, kind: str, name: str, where: str) -> float:
+    """A number, also where YAML takes it for a word, as 1e-3."""
+    try:
+        number = float(value) if not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or (kind.endswith("int") and number != int(number)):
+        raise InputError(f"{where}: {name}: {value!r} is not a {'whole ' if kind.endswith('int') else ''}number")
+    return number
+
+
+def _check_values(name: str, one: BaseDistribution, base: TrainConfig, where: str) -> None:
+    default = getattr(base, name)
+    if default is None:
+        raise InputError(f"{where}: {name} has no default to start from; give one with --set {name}=VALUE")
+    values = one.choices if isinstance(one, CategoricalDistribution) else (one.low, one.high)  # type: ignore[attr-defined]
+    for value in values:
+        # a queue is large enough for any K here; how the two go together is checked last
+        others = {"queue_size": 2**62} if name == "top_k" else {"top_k": 1} if name == "queue_size" else {}
+        try:
+            TrainConfig.model_validate(base.model_dump() | others | {name: value})
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise InputError(f"{where}: {name}: {problem} (given {value!r})") from error
+    inside = default in values if isinstance(one, CategoricalDistribution) else values[0] <= default <= values[1]
+    if not inside:
+        raise InputError(
+            f"{where}: {name} leaves out {default!r}, the default, which is the first trial; widen the range, or give "
+            f"another default with --set {name}=VALUE"
+        )
+
+
+def _check_queue(space: Space, lines: Mapping[str, str], base: TrainConfig) -> None:
+    if not space.keys() & {"queue_size", "top_k"}:
+        return
+    slots, most = (_ends(space.get(name), getattr(base, name)) for name in ("queue_size", "top_k"))
+    if slots[0] < most[1]:
+        where = lines.get("queue_size", lines.get("top_k"))
+        raise InputError(
+            f"{where}: queue_size can be {slots[0]} where top_k is up to {most[1]}; a queue must hold at least top_k"
+        )
+
+
+def _ends(one: BaseDistribution | None, value: int) -> tuple[int, int]:
+    if one is None:
+        return value, value
+    if isinstance(one, CategoricalDistribution):
+        numbers = [int(choice) for choice in one.choices]  # type: ignore[arg-type]
+        return min(numbers), max(numbers)
+    return one.low, one.high  # type: ignore[attr-defined]
