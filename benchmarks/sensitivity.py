@@ -44,7 +44,9 @@ def main() -> None:
             configs[f"{name}={value}"] = TrainConfig.model_validate(base.model_dump() | {name: yaml.safe_load(value)})
     connect(1)
     seeds = [int(seed) for seed in args.seeds.split(",")]
-    found = train_and_score(read_once(dataset, base), configs, seeds, dataset.splits["test"].with_positives(), cpus=1)
+    found = train_and_score(
+        read_once(dataset, base), configs, seeds, dataset.splits["test"].with_positives(), {"cpu": 1}
+    )
     dims = list(base.dims)
     print(f"{args.data}: test nDCG@10, mean gain over the defaults, seeds {args.seeds}")
     print(f"{'':>18} {'mean over dims':>16} " + " ".join(f"{dim:>8}" for dim in dims) + f" {'seconds':>8}")

@@ -105,7 +105,7 @@ def train(
     """Train a nested embedding on Ray, evaluate it, store it and record it in MLflow.
 
     Every setting of the method can be given with --set or --config; smec_core/config.py lists them,
-    and pipelines/train.py those of the run (checkpoints, memory, elastic workers).
+    and pipelines/cluster_settings.py those of the run (checkpoints, memory, elastic workers).
     Precedence: flag, --set, --config, --preset, default. The same settings and data give the same run name; a finished
     run is returned and not trained again, an interrupted one goes on from its last checkpoint.
 
@@ -124,7 +124,7 @@ def tune(
     dims: Annotated[str | None, typer.Option(help="Target dims, as 384,192,96.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder for the results.")] = None,
     trials: Annotated[int | None, typer.Option(help="Trials in all, those of earlier starts included; 20.")] = None,
-    hours: Annotated[float | None, typer.Option(help="Most time for this start.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Most time for the search.")] = None,
     objective: Annotated[
         str | None,
         typer.Option(help="mean over dims, one dim, or either and ,seconds: a front of quality against time."),

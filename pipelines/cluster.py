@@ -6,7 +6,6 @@ from contextlib import suppress
 
 import ray
 import ray.exceptions
-from ray.data import DataContext
 
 from smec_core.errors import SmecError
 
@@ -63,6 +62,9 @@ def _has_dashboard() -> bool:
 
 def quiet_data() -> None:
     """Keeps Ray Data and Ray Train, in this process, from printing what a user cannot act on."""
+    # here and not above: not every process that imports this module uses Ray Data
+    from ray.data import DataContext
+
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     context = DataContext.get_current()

@@ -12,7 +12,6 @@ import ray
 import torch
 
 from pipelines.cluster import unwrap
-from pipelines.cluster_settings import ClusterSettings
 from pipelines.console import say
 from pipelines.source import Source
 from smec_core.config import TrainConfig
@@ -30,8 +29,8 @@ def confirm(
     source: Source,
     config: TrainConfig,
     best: Mapping[str, Any],
-    settings: ClusterSettings,
     seeds: int,
+    resources: Mapping[str, float],
 ) -> dict[str, Any] | None:
     """Trains the best settings and the defaults on train + dev with the same seeds, and scores both on test.
 
@@ -40,8 +39,8 @@ def confirm(
         source: what to learn from.
         config: the defaults.
         best: what the best settings have different.
-        settings: CPUs of a training; each runs in one process.
         seeds: how many.
+        resources: what a training takes, by Tune's names; each runs in one process.
 
     Returns:
         By dim: nDCG@10 of each seed for `best` and `defaults`, the mean `gain`, and its 95 % `interval` over the test
@@ -54,9 +53,7 @@ def confirm(
     labelled = source.labels[0] is not None
     sides = {"best": config.resolved(labelled).model_copy(update=dict(best)), "defaults": config}
     say(f"training the best settings and the defaults with {seeds} seeds each, to compare them on test")
-    found = train_and_score(
-        source, sides, range(config.seed, config.seed + seeds), judgements, settings.cpus_per_worker
-    )
+    found = train_and_score(source, sides, range(config.seed, config.seed + seeds), judgements, resources)
     dims = prefix_dims(dataset.dim, config.dims)
     return {
         "queries": len(judgements),
@@ -70,16 +67,21 @@ def train_and_score(
     configs: Mapping[str, TrainConfig],
     seeds: Sequence[int],
     judgements: Judgements,
-    cpus: int,
+    resources: Mapping[str, float],
 ) -> dict[str, list["Scored"]]:
     """Trains every config with every seed, as many at once as there is room for, and scores them on judgements.
 
     Raises:
         SmecError: a training failed.
     """
-    task = ray.remote(num_cpus=cpus)(_train_and_score)
+    cpus, gpus, memory = (resources.get(name, 0) for name in ("cpu", "gpu", "memory"))
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, memory=memory)(_train_and_score)
+    device = "cuda" if gpus else "cpu"
     refs = {
-        name: [task.remote(source, config.model_copy(update={"seed": seed}), judgements, cpus) for seed in seeds]
+        name: [
+            task.remote(source, config.model_copy(update={"seed": seed}), judgements, int(cpus), device)
+            for seed in seeds
+        ]
         for name, config in configs.items()
     }
     try:
@@ -109,9 +111,9 @@ def compare(found: Sequence[Scored], base: Sequence[Scored], dim: int) -> dict[s
     }
 
 
-def _train_and_score(source: Source, config: TrainConfig, judgements: Judgements, threads: int) -> Scored:
+def _train_and_score(source: Source, config: TrainConfig, judgements: Judgements, threads: int, device: str) -> Scored:
     torch.set_num_threads(threads)
-    data = source.fetch(Node())
+    data = source.fetch(Node(device=torch.device(device)))
     trained = train(data, config, NullTracker())
     every_document = config.model_copy(update={"dev_corpus": max(data.docs.rows, 100)})
     scored = make_dev_set(data.queries, data.docs, judgements, np.empty(0, np.int64), every_document, data.node)
@@ -119,4 +121,6 @@ def _train_and_score(source: Source, config: TrainConfig, judgements: Judgements
         scored.advance(stage.apply, stage.d_in)
     dims = prefix_dims(data.docs.dim, config.dims)
     values = scored.score(lambda z_ND: z_ND, data.docs.dim, dims)
-    return Scored({dim: value_Q.numpy() for dim, value_Q in values.items()}, trained.metrics["training"]["seconds"])
+    return Scored(
+        {dim: value_Q.cpu().numpy() for dim, value_Q in values.items()}, trained.metrics["training"]["seconds"]
+    )

@@ -23,12 +23,12 @@ from pipelines.cluster_settings import ClusterSettings
 from pipelines.console import Progress, say, warn
 from pipelines.run_folder import RunFolder
 from pipelines.source import Source
-from pipelines.worker import HISTORY_FILE, SEND_SECONDS, Resent, StageReached, WorkerTask, train_on_worker
+from pipelines.worker import HISTORY_FILE, SEND_SECONDS, Resent, WorkerTask, train_on_worker
 from smec_core.adapter import FrozenStage
 from smec_core.config import TrainConfig
 from smec_core.errors import InputError, SmecError
 from smec_core.tracker import Tracker
-from smec_core.train import OnStage, Trained
+from smec_core.train import OnStage, StageReached, Trained
 
 KEPT_CHECKPOINTS = 2
 RAY_RUN_FILE = "ray_run.json"
@@ -62,7 +62,7 @@ def fit(
         history: file to write all figures to, each once.
         base: stages that are trained already.
         check: called all the while; raises where the training must stop.
-        on_stage: called after each stage of the first pass; not for those of before an interruption.
+        on_stage: called after each stage of the first pass; after an interruption for the earlier ones, too.
 
     Raises:
         InputError: gpu is "on" and the cluster has too few.
@@ -195,7 +195,7 @@ def _follow(
                     refused = item
                 elif isinstance(item, StageReached):
                     if on_stage is not None:
-                        on_stage(*item)
+                        on_stage(item)
                 elif isinstance(item, Resent):
                     for record in item.records:
                         tracker.log(record)

@@ -11,18 +11,20 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from pipelines.study import Objective, Trial
+from pipelines.study import METRIC, PLACE, Objective, Trial
 from tune_spaces.space import Space
 
-METRIC, PLACE = "quality", "place"
 REDUCTION_FACTOR = 2
-STATES = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
+OPTUNA_STATES = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
 class StudySearch(Searcher):
     """Optuna's TPE, started on the trials of the study so far; those that a kill interrupted come first.
 
     Each suggestion holds, beside the settings, the trial's `number`.
+
+    Attributes:
+        study: what Optuna knows.
     """
 
     def __init__(
@@ -40,20 +42,26 @@ class StudySearch(Searcher):
         super().__init__(metric=METRIC, mode="max")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         ended = [trial for trial in trials if trial.state != "running"]
-        state = np.random.SeedSequence((seed, len(ended))).generate_state(1)
+        self._last = max([1, *(trial.number for trial in trials)])
+        # nothing that an earlier start has drawn is drawn again
+        state = np.random.SeedSequence((seed, self._last if trials else 0)).generate_state(1)
         self._with_seconds = objective.with_seconds
-        self._study = optuna.create_study(
-            sampler=optuna.samplers.TPESampler(seed=int(state[0])),
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # trials that run at the same time keep apart
+            sampler = optuna.samplers.TPESampler(seed=int(state[0]), constant_liar=True)
+        self.study = optuna.create_study(
+            sampler=sampler,
             directions=["maximize", "minimize"] if objective.with_seconds else ["maximize"],
         )
         self._space = space
         for trial in ended:
-            self._study.add_trial(as_optuna(trial, space, objective.with_seconds))
+            self.study.add_trial(as_optuna(trial, space, objective.with_seconds))
         self._waiting = [(trial.number, trial.params) for trial in trials if trial.state == "running"]
-        if not trials:
-            self._waiting = [(1, dict(defaults))]
-        self._last = max([1, *(trial.number for trial in trials)])
+        if all(trial.number != 1 for trial in trials):
+            self._waiting.insert(0, (1, dict(defaults)))
         self._asked: dict[str, optuna.Trial] = {}
+        self._reported: set[tuple[str, int]] = set()
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         """Says that it knows what to search for."""
@@ -63,22 +71,25 @@ class StudySearch(Searcher):
         """The settings of the next trial."""
         if self._waiting:
             number, params = self._waiting.pop(0)
-            self._study.enqueue_trial(params)
+            self.study.enqueue_trial(params)
         else:
             self._last += 1
             number = self._last
-        trial = self._study.ask(self._space)
+        trial = self.study.ask(self._space)
         self._asked[trial_id] = trial
         return {"number": number, **trial.params}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Takes what a trial reached after a stage."""
-        if not self._with_seconds and "error" not in result and not result.get("finished"):
-            self._asked[trial_id].report(result[METRIC], result[PLACE])
+        reported = (trial_id, result[PLACE])
+        if self._with_seconds or "error" in result or reported in self._reported:
+            return
+        self._reported.add(reported)
+        self._asked[trial_id].report(result[METRIC], result[PLACE])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Takes how a trial ended."""
-        trial, values = self._asked.pop(trial_id), None
+        values = None
         if error or result is None or "error" in result or PLACE not in result:
             state = TrialState.FAIL
         elif result.get("finished"):
@@ -87,10 +98,10 @@ class StudySearch(Searcher):
         else:
             # no value of its own: it is known how far it came, and how good it was then
             state = TrialState.PRUNED
-            if not self._with_seconds:
-                # Tune does not hand the result that ended it to on_trial_result
-                trial.report(result[METRIC], result[PLACE])
-        self._study.tell(trial, values, state)
+            # Tune does not hand the result that ended it to on_trial_result
+            self.on_trial_result(trial_id, result)
+        trial = self._asked.pop(trial_id)
+        self.study.tell(trial, values, state)
 
     def save(self, checkpoint_path: str) -> None:
         """Does nothing: the study's folder has it all."""
@@ -100,7 +111,9 @@ class StudySearch(Searcher):
 
 
 class Asha(ASHAScheduler):
-    """ASHA by the stages of the chain, on the trials so far; the first trial, the defaults, is never stopped.
+    """ASHA by the stages of the chain, on the trials so far.
+
+    Neither the first trial, the defaults, nor one that has all its stages is stopped.
 
     Attributes:
         stopped: numbers of the trials that it stopped.
@@ -118,7 +131,8 @@ class Asha(ASHAScheduler):
             metric=METRIC,
             mode="max",
             max_t=places,
-            grace_period=1,
+            # D -> D selects nothing: what concerns the selection has no effect before the second stage
+            grace_period=min(2, places),
             reduction_factor=REDUCTION_FACTOR,
             stop_last_trials=False,
         )
@@ -139,7 +153,7 @@ class Asha(ASHAScheduler):
         if "error" in result:
             return TrialScheduler.CONTINUE
         action: str = super().on_trial_result(tune_controller, trial, result)
-        if trial.config["number"] == 1:
+        if trial.config["number"] == 1 or result[PLACE] >= self._max_t:
             return TrialScheduler.CONTINUE
         if action == TrialScheduler.STOP:
             self.stopped.add(trial.config["number"])
@@ -154,7 +168,7 @@ def as_optuna(trial: Trial, space: Space, with_seconds: bool) -> optuna.trial.Fr
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return optuna.trial.create_trial(
-            state=STATES[trial.state],
+            state=OPTUNA_STATES[trial.state],
             values=values,
             params=trial.params,
             distributions=space,

@@ -60,11 +60,12 @@ def read_once(dataset: Dataset, config: TrainConfig) -> Source:
         InputError: the object store has no room for it, or a row is bad.
     """
     rows, started = dataset.corpus.rows + dataset.queries.rows, time.perf_counter()
-    need, room = 4 * rows * dataset.dim, ray.cluster_resources().get("object_store_memory", 0.0)
+    need, room = 4 * rows * dataset.dim, _least_room()
     if need > MOST_OF_STORE * room:
         raise InputError(
-            f"data: its vectors take {need / 2**30:.1f} GiB, and all trainings share them in Ray's object store, which "
-            f"has {room / 2**30:.1f} GiB; start Ray with more (--object-store-memory), or take a part of the corpus"
+            f"data: its vectors take {need / 2**30:.1f} GiB, and the trainings of a node share them in Ray's object "
+            f"store, which has {room / 2**30:.1f} GiB; start Ray with more (--object-store-memory), or take a part of "
+            "the corpus"
         )
     labels = dataset.training_split(config)
     docs, queries = (_read_vectors.remote(table) for table in (dataset.corpus, dataset.queries))
@@ -77,6 +78,12 @@ def read_once(dataset: Dataset, config: TrainConfig) -> Source:
         f"{need / 2**20:,.0f} MiB, in {time.perf_counter() - started:.1f} s"
     )
     return Source(dataset.corpus, dataset.queries, labels, (docs, queries))
+
+
+def _least_room() -> float:
+    """Bytes of object store of the node that has the least, of those that can train."""
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return min(found.get("object_store_memory", 0.0) for found in resources if found.get("CPU"))
 
 
 @ray.remote(num_cpus=0)

@@ -1,13 +1,13 @@
 """What a study knows of its trials: what a restart goes on from, and what is shown of them.
 
-    STORAGE/STUDY/trials/0001/trial.json    one trial, written when it starts, after every stage, and when it ends
+    STORAGE/STUDY/trials/STUDY-0001/trial.json    one trial, written at its start, after every stage, and at its end
 
 where STORAGE/STUDY is the study's run folder. The first trial is the defaults.
 """
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import pyarrow.fs as pafs
 from pydantic import BaseModel
@@ -17,9 +17,12 @@ from smec_core.uri import join_uri
 
 TRIALS = "trials"
 SUMMARY_FILE = "summary.json"
+METRIC, PLACE = "quality", "place"
+"""In what a trial reports: how good it is, and after which stage of the chain."""
 TRIAL_FILE = "trial.json"
 
-State = Literal["running", "finished", "stopped", "failed"]
+State = Literal["finished", "stopped", "failed", "running"]
+STATES: tuple[State, ...] = get_args(State)
 
 
 class Objective(BaseModel):
@@ -97,15 +100,15 @@ class Trial(BaseModel):
 
 
 def trial_folder(study: RunFolder, number: int) -> RunFolder:
-    """A trial's own folder."""
-    return RunFolder(join_uri(study.uri, TRIALS), f"{number:04}")
+    """A trial's own folder; it has a name that no other study's trial has."""
+    return RunFolder(join_uri(study.uri, TRIALS), f"{study.name}-{number:04}")
 
 
 def read_trials(study: RunFolder) -> list[Trial]:
     """All trials of a study so far, by number."""
     selector = pafs.FileSelector(f"{study.path}/{TRIALS}", allow_not_found=True)
     names = [info.base_name for info in study.filesystem.get_file_info(selector)]
-    numbers = sorted(int(name) for name in names if re.fullmatch(r"\d{4,}", name))
+    numbers = sorted(int(found[1]) for name in names if (found := re.fullmatch(r".*-(\d{4,})", name)))
     contents = [trial_folder(study, number).read_json(TRIAL_FILE) for number in numbers]
     return [Trial.model_validate(content) for content in contents if content is not None]
 

@@ -29,8 +29,7 @@ class SummaryFile(BaseModel):
     space: dict[str, dict[str, Any]]
     best: list[int]
     states: dict[str, int]
-    seconds: float
-    overhead_seconds_per_trial: float | None = None
+    last_start: dict[str, float] | None = None
     trials: list[Trial]
     confirmed: dict[str, Any] | None = None
 
@@ -51,14 +50,18 @@ def study_page(file: Path) -> dict[str, Any]:
     names = list(space)
     place = min(max(step.place for step in trial.steps) for trial in trials)
     reached = {
-        trial.number: next(step.quality for step in reversed(trial.steps) if step.place <= place) for trial in trials
+        trial.number: [step.quality for step in trial.steps if step.place <= place][-1]
+        for trial in trials
+        if trial.steps[0].place <= place
     }
     importance: dict[str, float] = {}
     if len(trials) >= 2:
         last = {trial.number: trial.quality or 0.0 for trial in trials}
         drawn["parallel"] = _parallel(_optuna_study(trials, space, last), summary.measure)
-    if len(trials) >= LEAST_FOR_IMPORTANCE and len(set(reached.values())) > 1:
-        importance = optuna.importance.get_param_importances(_optuna_study(trials, space, reached))
+    if len(reached) >= LEAST_FOR_IMPORTANCE and len(set(reached.values())) > 1:
+        compared = _optuna_study([trial for trial in trials if trial.number in reached], space, reached)
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        importance = optuna.importance.get_param_importances(compared, evaluator=evaluator)
         drawn["importance"] = figures.bars(importance, "share of the variance")
     finished = [trial for trial in trials if trial.state == "finished"]
     front = best_trials(trials, objective.model_copy(update={"with_seconds": True}))
@@ -76,8 +79,8 @@ def study_page(file: Path) -> dict[str, Any]:
             "seconds of training",
             _is_log(space, "queue_size"),
         )
-    best = [trial for trial in summary.trials if trial.number in summary.best]
-    defaults = next((trial for trial in summary.trials if trial.number == 1), None)
+    by_number = {trial.number: trial for trial in summary.trials}
+    best, defaults = [by_number[number] for number in summary.best], by_number.get(1)
     headline = f"{summary.measure} {best[0].quality:.4f} on dev, {len(summary.trials)} trials"
     if defaults is not None and defaults.quality is not None and defaults.state == "finished":
         headline += f"; the defaults {defaults.quality:.4f}"

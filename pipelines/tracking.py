@@ -84,6 +84,7 @@ class MlflowRecorder:
         scratch: Path,
         experiment: str = "smec",
         tags: Mapping[str, str] | None = None,
+        parent: "MlflowRecorder | None" = None,
     ) -> Self:
         """Opens the training's run, and a thread that sends it what `log` takes.
 
@@ -93,6 +94,7 @@ class MlflowRecorder:
             scratch: local folder; holds the offline store when there is one.
             experiment: MLflow experiment, made where it is missing; the environment's MLFLOW_EXPERIMENT_NAME wins.
             tags: more tags for the run.
+            parent: the recorder of the run that this one is a part of; stores that it has given up are not tried again.
         """
         for variable, value in ENVIRONMENT.items():
             os.environ.setdefault(variable, value)
@@ -100,7 +102,10 @@ class MlflowRecorder:
         os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for every retry
-        recorder = cls(config, run_folder, scratch.absolute(), experiment, tags or {})
+        parent_tag = {"mlflow.parentRunId": parent.run_id} if parent else {}
+        recorder = cls(config, run_folder, scratch.absolute(), experiment, {**(tags or {}), **parent_tag})
+        if parent is not None:
+            recorder._stores = list(parent._stores)
         recorder._send(lambda run: None)
         recorder._thread.start()
         return recorder

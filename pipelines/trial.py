@@ -7,23 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import tune
 
-from pipelines.checkpoints import remove_checkpoints
-from pipelines.cluster import RayFailure, quiet_data
+from pipelines.cluster import quiet_data
 from pipelines.cluster_settings import ClusterSettings
-from pipelines.fit import fit
 from pipelines.run_folder import RunFolder
-from pipelines.search import METRIC, PLACE
 from pipelines.source import Source
-from pipelines.study import Objective, trial_folder
+from pipelines.study import METRIC, PLACE, Objective, trial_folder
 from smec_core.config import TrainConfig
 from smec_core.errors import one_line
 from smec_core.resident import Node
 from smec_core.schedule import chain_dims
 from smec_core.tracker import Record
-from smec_core.train import train
+from smec_core.train import StageReached, train
 
 
 @dataclass(frozen=True)
@@ -50,59 +48,58 @@ class TrialTask:
 class _Reporter:
     """Reports to Tune after each stage, with the dev figures of its epochs."""
 
-    def __init__(self, objective: Objective) -> None:
-        self._objective = objective
-        self._records: list[Record] = []
-        self._began = time.perf_counter()
-        self.waited = 0.0
-        """Seconds that the training stood still for Tune."""
+    def __init__(self, objective: Objective, is_waited_for: bool) -> None:
+        """Prepares it.
 
-    @property
-    def seconds(self) -> float:
-        """Seconds that the training has taken so far, without those."""
-        return time.perf_counter() - self._began - self.waited
+        Args:
+            objective: what to report.
+            is_waited_for: whether the training stands still while Tune takes a report.
+        """
+        self._objective, self._is_waited_for = objective, is_waited_for
+        self._records: list[Record] = []
+        self._waited = 0.0
 
     def log(self, record: Record) -> None:
         """Keeps the figures of epochs, and drops those of steps."""
         if "loss" not in record:
             self._records.append(record)
 
-    def on_stage(self, place: int, scores: dict[int, float]) -> None:
+    def on_stage(self, reached: StageReached) -> None:
         """Reports what a stage reached."""
         records, self._records = self._records, []
-        quality = self._objective.quality(scores)
-        self.report({PLACE: place, METRIC: quality, "scores": scores, "seconds": self.seconds, "records": records})
+        self.report(reached.place, reached.scores, reached.seconds, records=records)
 
-    def report(self, result: dict[str, Any]) -> None:
+    def report(self, place: int, scores: dict[int, float], seconds: float, **more: Any) -> None:
         """Hands a result to Tune, which may end this process for it."""
         started = time.perf_counter()
-        tune.report(result)
-        self.waited += time.perf_counter() - started
+        quality = self._objective.quality(scores) if scores else math.nan
+        seconds -= self._waited if self._is_waited_for else 0.0
+        tune.report({PLACE: place, METRIC: quality, "scores": scores, "seconds": seconds, **more})
+        self._waited += time.perf_counter() - started
 
 
 def run_trial(params: dict[str, Any], task: TrialTask) -> None:
     """Trains with the settings of one trial, and reports after every stage."""
     number, searched = params["number"], {name: value for name, value in params.items() if name != "number"}
-    reporter = _Reporter(task.objective)
+    is_nested = task.settings.worker_range != (1, 1)
+    reporter = _Reporter(task.objective, is_waited_for=not is_nested)
     try:
         config = TrainConfig.model_validate(task.config.model_dump() | searched)
-        if task.settings.worker_range == (1, 1):
-            metrics = _train_here(config, task, reporter)
-        else:
+        if is_nested:
             metrics = _train_on_workers(config, task, number, reporter)
-    except RayFailure:
-        raise
+        else:
+            metrics = _train_here(config, task, reporter)
     except Exception as error:
-        # not raised: Tune would try it again, as it does where a process is lost
-        text = f"{type(error).__name__}: {one_line(error)}"
-        reporter.report({PLACE: 0, METRIC: math.nan, "error": text, "seconds": reporter.seconds})
+        if not is_nested and isinstance(error, ray.exceptions.RayError):
+            # a node was lost: Tune tries again
+            raise
+        # not raised: Tune would try it again, and Ray Train has where that may help
+        reporter.report(0, {}, 0.0, error=f"{type(error).__name__}: {one_line(error)}")
         return
     [dev] = metrics["dev"].values()
     scores = {int(dim): score for dim, score in dev.items()}
-    quality = task.objective.quality(scores)
-    seconds = metrics["training"]["seconds"] - reporter.waited
     place = len(chain_dims(max(scores), config.dims))
-    reporter.report({PLACE: place, METRIC: quality, "scores": scores, "seconds": seconds, "finished": True})
+    reporter.report(place, scores, metrics["training"]["seconds"], finished=True)
 
 
 def _train_here(config: TrainConfig, task: TrialTask, reporter: _Reporter) -> dict[str, Any]:
@@ -112,6 +109,10 @@ def _train_here(config: TrainConfig, task: TrialTask, reporter: _Reporter) -> di
 
 
 def _train_on_workers(config: TrainConfig, task: TrialTask, number: int, reporter: _Reporter) -> dict[str, Any]:
+    # here and not above: a trial in one process begins sooner without Ray Train and Ray Data
+    from pipelines.checkpoints import remove_checkpoints
+    from pipelines.fit import fit
+
     quiet_data()
     run_folder = trial_folder(task.study, number)
     run_folder.create()
@@ -124,8 +125,9 @@ def _train_on_workers(config: TrainConfig, task: TrialTask, number: int, reporte
     return trained.metrics
 
 
-def resources_of(settings: ClusterSettings, use_gpu: bool) -> dict[str, float]:
-    """What Tune reserves for a trial itself; workers ask for their own."""
+def resources_of(settings: ClusterSettings, use_gpu: bool, memory: int) -> dict[str, float]:
+    """What Tune reserves for a trial itself; workers ask for their own CPUs."""
     if settings.worker_range != (1, 1):
-        return {"cpu": 0.01}
-    return {"cpu": float(settings.cpus_per_worker), "gpu": float(use_gpu)}
+        # Tune reserves something or other
+        return {"cpu": 0.0, "memory": float(memory)}
+    return {"cpu": float(settings.cpus_per_worker), "gpu": float(use_gpu), "memory": float(memory)}

@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import time
+import uuid
 from _thread import interrupt_main
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,8 +18,6 @@ import ray.tune
 import yaml
 from pydantic import Field, field_validator
 from ray import tune
-from ray.tune.experiment import Trial as TuneTrial
-from rich.table import Table
 
 from pipelines.cluster import connect, unwrap
 from pipelines.cluster_settings import ClusterSettings
@@ -26,24 +27,33 @@ from pipelines.fit import use_gpus
 from pipelines.lease import Lease
 from pipelines.publish import new_file
 from pipelines.run_folder import RunFolder
-from pipelines.search import METRIC, PLACE, Asha, StudySearch
-from pipelines.source import read_once
-from pipelines.study import SUMMARY_FILE, TRIAL_FILE, Objective, Step, Trial, best_trials, read_trials, trial_folder
+from pipelines.search import Asha, StudySearch
+from pipelines.source import Source, read_once
+from pipelines.study import (
+    STATES,
+    SUMMARY_FILE,
+    Objective,
+    Trial,
+    best_trials,
+    read_trials,
+)
+from pipelines.study_tables import confirmed_table, trials_table
 from pipelines.tracking import MlflowRecorder
 from pipelines.train import IDENTITY_FILE, TrainSettings, digest
 from pipelines.train import run as train_model
 from pipelines.trial import TrialTask, resources_of, run_trial
+from pipelines.watch import Watch
 from smec_core.config import TrainConfig
 from smec_core.dataset import Dataset
 from smec_core.errors import InputError, SmecError
-from smec_core.schedule import chain_dims
+from smec_core.schedule import chain_dims, prefix_dims
 from smec_core.train import stage_shapes
 from smec_core.uri import public_uri
 from tune_spaces.space import Space, describe, read_space
 
 BEST_FILE = "best.yaml"
 RAY_FOLDER = "tune"
-MOST_SHOWN = 10
+CONFIRMED_FILE = "confirmed.json"
 
 
 class TuneSettings(ClusterSettings, TrainConfig):
@@ -59,11 +69,11 @@ class TuneSettings(ClusterSettings, TrainConfig):
     """Trials of the study, those of earlier starts included."""
     hours: float | None = Field(None, gt=0)
     """End after this time, too; trials that run then are taken up by the next start."""
-    objective: str = Field("mean", pattern=r"^(mean|\d+)(, *seconds)?$", coerce_numbers_to_str=True)
+    objective: str = Field("mean", coerce_numbers_to_str=True)
     """What to search for: mean (the dev score over all dims), one dim, or either with ",seconds" behind it: quality
     against seconds of training, a Pareto front, for which no trial is stopped early."""
     max_concurrent: int | None = Field(None, ge=1)
-    """Most trials at once; default: as many as the cluster has CPUs (and GPUs) for."""
+    """Most trials at once; default: as many as the cluster has CPUs, GPUs and memory for."""
     confirm: int = Field(0, ge=0)
     """Seeds with which the best settings and the defaults are trained again, on train + dev, and compared on test."""
     train_best: bool = False
@@ -75,6 +85,20 @@ class TuneSettings(ClusterSettings, TrainConfig):
         if "://" in value:
             raise ValueError("must be a path, not a URI; state goes to --storage")
         return value
+
+    @field_validator("workers")
+    @classmethod
+    def _is_number(cls, workers: str) -> str:
+        if ":" in workers:
+            raise ValueError("must be one number: a trial whose workers come and go cannot be compared")
+        return workers
+
+    @field_validator("objective")
+    @classmethod
+    def _is_objective(cls, objective: str) -> str:
+        if not re.fullmatch(r"(mean|\d+)(, *seconds)?", objective):
+            raise ValueError('must be mean, a dim, or either with ",seconds" behind it')
+        return objective
 
     def method(self) -> TrainConfig:
         """The settings of a training."""
@@ -101,8 +125,9 @@ def run(settings: TuneSettings) -> dict[str, Any]:
         raise InputError("guard: trials are compared on dev, which guard=false switches off")
     stage_shapes(dataset.dim, config, labelled, ())
     objective = Objective.parse(settings.objective, config.dims)
-    if objective.dim is not None and objective.dim not in (*config.dims, dataset.dim):
-        raise InputError(f"objective: {objective.dim} is none of the dims {', '.join(map(str, config.dims))}")
+    prefixes = prefix_dims(dataset.dim, config.dims)
+    if objective.dim is not None and objective.dim not in prefixes:
+        raise InputError(f"objective: {objective.dim} is none of the dims {', '.join(map(str, prefixes))}")
     identity = {
         "tune": config.model_dump(mode="json"),
         "space": describe(space),
@@ -179,24 +204,24 @@ class _Study:
         todo = self.settings.trials - len(self.before)
         if self.before:
             say(f"{len(self.before)} trials are done already")
-        least = self.settings.worker_range[0]
-        is_nested = self.settings.worker_range != (1, 1)
-        concurrent, source = 0, None
-        if todo > 0 or self.settings.confirm:
-            connect(least * self.settings.cpus_per_worker, dashboard=is_nested)
-            use_gpu = use_gpus(self.settings, least)
+        key = {"seeds": self.settings.confirm, "trials": self.settings.trials}
+        confirmed = self.study.read_json(CONFIRMED_FILE)
+        confirmed = confirmed["result"] if confirmed and confirmed["key"] == key else None
+        concurrent, source, use_gpu = 0, None, False
+        if todo > 0 or (self.settings.confirm and confirmed is None):
+            connect(self.settings.worker_range[0] * self.settings.cpus_per_worker, dashboard=self.is_nested)
+            use_gpu = use_gpus(self.settings, self.settings.worker_range[0])
             concurrent = self._concurrent(use_gpu)
             source = read_once(self.dataset, self.config)
         if todo > 0 and source is not None:
-            task = TrialTask(
-                self.config,
-                source,
-                self.objective,
-                self.study,
-                self.settings,
-                use_gpu and not is_nested,
+            cluster = _cluster_settings(self.settings)
+            task = TrialTask(self.config, source, self.objective, self.study, cluster, use_gpu and not self.is_nested)
+            self._search(
+                task,
+                todo,
+                concurrent,
+                Watch(self.study, self.trials, self.config, self.objective, self.lease, recorder, scratch),
             )
-            self._search(task, todo, concurrent, _Watch(self, recorder, scratch))
             self.lease.check()
         best = best_trials(list(self.trials.values()), self.objective)
         if not best:
@@ -207,34 +232,56 @@ class _Study:
                 else "no trial finished in time; start again to go on, or give more hours"
             )
         summary = self._summary(best, concurrent)
-        _write_best(self.out / BEST_FILE, self.config, best[0], self.study.name)
-        if self.settings.confirm and source is not None:
-            config = self.settings.method()
-            summary["confirmed"] = confirm(
-                self.dataset, source, config, best[0].params, self.settings, self.settings.confirm
-            )
-        with new_file(pafs.LocalFileSystem(), str(self.out / SUMMARY_FILE)) as sink:
-            sink.write(json.dumps(summary, indent=1).encode())
-        show(_trials_table(summary))
-        if summary.get("confirmed"):
-            show(_confirmed_table(summary["confirmed"]))
+        _write(self.out / BEST_FILE, _best_text(self.settings.method(), best[0], self.study.name))
+        _write(self.out / SUMMARY_FILE, json.dumps(summary, indent=1))
+        show(trials_table(summary))
+        if confirmed is None and source is not None and self.settings.confirm:
+            confirmed = self._confirm(source, best[0], use_gpu)
+            self.study.write_json(CONFIRMED_FILE, {"key": key, "result": confirmed})
+        if confirmed is not None:
+            summary["confirmed"] = confirmed
+            _write(self.out / SUMMARY_FILE, json.dumps(summary, indent=1))
+            show(confirmed_table(confirmed))
         say(f"best settings: {self.out / BEST_FILE}   all figures: {self.out / SUMMARY_FILE}")
         return summary
 
+    def _confirm(self, source: Source, best: Trial, use_gpu: bool) -> dict[str, Any] | None:
+        if best.params == self.defaults:
+            say("the defaults are the best: there is nothing to compare them with on test")
+            return None
+        seeds, resources = self.settings.confirm, resources_of(self._one_worker(), use_gpu, self.memory)
+        return confirm(self.dataset, source, self.settings.method(), best.params, seeds, resources)
+
+    def _one_worker(self) -> ClusterSettings:
+        return _cluster_settings(self.settings).model_copy(update={"workers": "1"})
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether each trial is a Ray Train run of its own."""
+        return self.settings.worker_range != (1, 1)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that a training needs beside the vectors that it shares: the blocks that its stages keep, and dev."""
+        rows = self.dataset.corpus.rows + self.dataset.queries.rows
+        dev_rows = min(self.dataset.corpus.rows, self.config.dev_corpus)
+        return int((1.5 * rows + dev_rows) * self.dataset.dim * 4)
+
     def _concurrent(self, use_gpu: bool) -> int:
         """How many trials the cluster has room for."""
-        least, resources = self.settings.worker_range[0], ray.cluster_resources()
-        room = int(resources.get("CPU", 0) // (least * self.settings.cpus_per_worker))
-        if use_gpu:
-            room = min(room, int(resources["GPU"] // least))
-        if not room:
-            raise InputError(
-                f"workers: a trial needs {least * self.settings.cpus_per_worker} CPUs, the cluster has "
-                f"{resources.get('CPU', 0):g}"
-            )
-        return min(room, self.settings.max_concurrent or room)
+        workers, resources = self.settings.worker_range[0], ray.cluster_resources()
+        needs = {"CPU": workers * self.settings.cpus_per_worker, "GPU": workers * use_gpu, "memory": self.memory}
+        rooms = {name: int(resources.get(name, 0) // need) for name, need in needs.items() if need}
+        for name, room in rooms.items():
+            if not room:
+                unit, scale = ("GiB memory", 2**30) if name == "memory" else (f"{name}s", 1)
+                raise InputError(
+                    f"workers: a trial needs {needs[name] / scale:g} {unit}, the cluster has "
+                    f"{resources.get(name, 0) / scale:g}; take a larger one, or let a trial need less"
+                )
+        return min(*rooms.values(), self.settings.max_concurrent or min(rooms.values()))
 
-    def _search(self, task: TrialTask, todo: int, concurrent: int, watch: "_Watch") -> None:
+    def _search(self, task: TrialTask, todo: int, concurrent: int, watch: Watch) -> None:
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
         # the newer output prints tables whatever the verbosity
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -248,8 +295,12 @@ class _Study:
             scheduler = Asha(len(chain_dims(self.dataset.dim, self.config.dims)), known)
             watch.stopped = scheduler.stopped
         say(f"{todo} trials to go, {concurrent} at once")
+        # of this start alone: one that lost its lease may still be writing to its own
+        folder = f"{RAY_FOLDER}-{uuid.uuid4().hex[:8]}"
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(run_trial, task=task), resources_of(self.settings, task.use_gpu)),
+            tune.with_resources(
+                tune.with_parameters(run_trial, task=task), resources_of(task.settings, task.use_gpu, self.memory)
+            ),
             tune_config=tune.TuneConfig(
                 search_alg=StudySearch(self.space, self.defaults, known, self.objective, self.config.seed),
                 scheduler=scheduler,
@@ -258,7 +309,7 @@ class _Study:
                 time_budget_s=None if self.settings.hours is None else self.settings.hours * 3600,
             ),
             run_config=tune.RunConfig(
-                name=RAY_FOLDER,
+                name=folder,
                 storage_path=self.study.path,
                 storage_filesystem=self.study.filesystem,
                 failure_config=tune.FailureConfig(max_failures=self.settings.max_failures),
@@ -272,11 +323,13 @@ class _Study:
             raise unwrap(error) from error
         finally:
             watch.end()
-            self.study.filesystem.delete_dir(f"{self.study.path}/{RAY_FOLDER}")
+            with suppress(OSError):
+                self.study.filesystem.delete_dir(f"{self.study.path}/{folder}")
 
     def _summary(self, best: Sequence[Trial], concurrent: int) -> dict[str, Any]:
         trials = [self.trials[number] for number in sorted(self.trials)]
         new = [trial for trial in trials if trial.number not in self.before and trial.ended is not None]
+        first = self.trials.get(1)
         return {
             "study": self.study.name,
             "data": public_uri(self.dataset.uri),
@@ -285,154 +338,62 @@ class _Study:
             "measure": "ndcg@10" if self.dataset.train_judgements() is not None else "neighbour_recall@10",
             "space": describe(self.space),
             "best": [trial.number for trial in best],
-            "defaults": trials[0].quality,
-            "states": {state: sum(t.state == state for t in trials) for state in ("finished", "stopped", "failed")},
-            "seconds": time.time() - self.began,
-            "training_seconds": sum(trial.seconds for trial in new),
-            "overhead_seconds_per_trial": _overhead(new, self.began, concurrent),
+            "defaults": first.quality if first and first.state == "finished" else None,
+            "states": {state: sum(trial.state == state for trial in trials) for state in STATES},
+            "training_seconds": sum(trial.seconds for trial in trials),
+            # of the last start that had trials to run
+            "last_start": {
+                "trials": len(new),
+                "seconds": time.time() - self.began,
+                "overhead_seconds_per_trial": _overhead(new, self.began, concurrent),
+            }
+            if new
+            else self._last_start(),
             "trials": [trial.model_dump(mode="json") for trial in trials],
         }
 
+    def _last_start(self) -> dict[str, Any] | None:
+        """What is known of it from the summary that is there."""
+        file = self.out / SUMMARY_FILE
+        summary = json.loads(file.read_text()) if file.exists() else {}
+        return summary.get("last_start") if summary.get("study") == self.study.name else None
 
-class _Watch(tune.Callback):
-    """Writes down what happens to the trials: in the study's folder, in MLflow, and for who watches."""
 
-    def __init__(self, study: _Study, recorder: MlflowRecorder, scratch: Path) -> None:
-        self._study, self._recorder, self._scratch = study, recorder, scratch
-        self._recorders: dict[int, MlflowRecorder] = {}
-        self.stopped: set[int] = set()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Tune pickles its callbacks, for a restart that is not by Tune here
-        return {}
-
-    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        number = trial.config["number"]
-        params = {name: value for name, value in trial.config.items() if name != "number"}
-        record = Trial(number=number, params=params, began=time.time())
-        self._study.trials[number] = record
-        folder = trial_folder(self._study.study, number)
-        folder.create()
-        self._write(record)
-        if number not in self._recorders:
-            self._recorders[number] = MlflowRecorder.start(
-                config=self._study.config.model_copy(update=params).model_dump(mode="json"),
-                run_folder=folder,
-                scratch=self._scratch,
-                tags={"mlflow.parentRunId": self._recorder.run_id, "smec.trial": str(number)},
-            )
-        say(f"{record.title}: begins")
-
-    def on_trial_result(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
-    ) -> None:
-        record = self._study.trials[trial.config["number"]]
-        record.seconds = result["seconds"]
-        if "error" in result:
-            record.error = result["error"]
-            return
-        step = Step(place=result[PLACE], quality=result[METRIC], scores=result["scores"], seconds=result["seconds"])
-        record.steps = [one for one in record.steps if one.place < step.place] + [step]
-        recorder = self._recorders[record.number]
-        for one in result.pop("records", ()):
-            recorder.log(one)
-        recorder.log({"step": step.place, "quality": step.quality, "seconds": step.seconds})
-        if result.get("finished"):
-            recorder.log({"step": 0, **{f"dev/{dim}": score for dim, score in step.scores.items()}})
-        else:
-            self._write(record)
-            say(f"trial {record.number}: {step.quality:.4f} after stage {step.place}, {step.seconds:.0f} s")
-
-    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        record = self._study.trials[trial.config["number"]]
-        if record.error is not None:
-            self._close(record, "failed")
-        elif (trial.last_result or {}).get("finished"):
-            self._close(record, "finished")
-        elif record.number in self.stopped:
-            self._close(record, "stopped")
-
-    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        record = self._study.trials[trial.config["number"]]
-        error = trial.get_error()
-        record.error = str(unwrap(error)) if error is not None else "its process was lost"
-        self._close(record, "failed")
-
-    def _close(self, record: Trial, state: Any) -> None:
-        record.state, record.ended = state, time.time()
-        self._write(record)
-        how = f"failed: {record.error}" if record.error else f"{state} at {record.quality:.4f}"
-        say(f"trial {record.number}: {how}")
-        recorder = self._recorders.pop(record.number)
-        recorder.finish(None, "FAILED" if record.error else "FINISHED", record.error)
-        if record.quality is not None:
-            best = best_trials(list(self._study.trials.values()), self._study.objective)
-            figures = {"quality": record.quality} | ({"best_quality": best[0].quality or 0.0} if best else {})
-            self._recorder.log({"step": record.number, "seconds": record.seconds, **figures})
-
-    def end(self) -> None:
-        """Ends the MLflow runs of trials that have not ended."""
-        for recorder in self._recorders.values():
-            recorder.finish(None, "KILLED", "interrupted")
-        self._recorders.clear()
-
-    def _write(self, record: Trial) -> None:
-        trial_folder(self._study.study, record.number).write_json(TRIAL_FILE, record.model_dump(mode="json"))
+def _cluster_settings(settings: TuneSettings) -> ClusterSettings:
+    """Those of its settings that a training takes; also, trials need not import this module for them."""
+    return ClusterSettings(**settings.model_dump(include=set(ClusterSettings.model_fields)))
 
 
 def _overhead(trials: Sequence[Trial], began: float, concurrent: int) -> float | None:
     """Seconds a trial that places for trials did not train: from the start until each place had no trial any more."""
     if not trials:
         return None
-    last = max(trial.began for trial in trials)
-    held = concurrent * (last - began) + sum(max(0.0, (trial.ended or last) - last) for trial in trials)
+    places, last = min(concurrent, len(trials)), max(trial.began for trial in trials)
+    held = places * (last - began) + sum(max(0.0, (trial.ended or last) - last) for trial in trials)
     return (held - sum(trial.seconds for trial in trials)) / len(trials)
 
 
-def _write_best(path: Path, config: TrainConfig, best: Trial, study: str) -> None:
+def _best_text(config: TrainConfig, best: Trial, study: str) -> str:
+    """best.yaml: what differs from the defaults of a training, and what was searched."""
     defaults = TrainConfig(dims=config.dims)
-    chosen = config.model_copy(update=best.params).model_dump(mode="json", exclude={"refit"})
-    changed = {key: value for key, value in chosen.items() if value != getattr(defaults, key)}
-    settings = {"dims": list(config.dims)} | {key: value for key, value in changed.items() if key != "dims"}
-    header = f"# trial {best.number} of {study}: dev {best.quality:.4f}; smec train --config {path.name} --data DATA\n"
-    path.write_text(header + yaml.safe_dump(settings, sort_keys=False))
+    settings: dict[str, Any] = {"dims": list(config.dims)}
+    for name, value in config.model_copy(update=best.params).model_dump(mode="json", exclude={"dims"}).items():
+        if name in best.params or value != getattr(defaults, name):
+            settings[name] = value
+    header = (
+        f"# trial {best.number} of {study}, dev {best.quality:.4f}: "
+        f"smec train --data DATA --config {BEST_FILE} --out MODEL\n"
+    )
+    return header + yaml.safe_dump(settings, sort_keys=False, default_flow_style=None)
+
+
+def _write(path: Path, text: str) -> None:
+    with new_file(pafs.LocalFileSystem(), str(path)) as sink:
+        sink.write(text.encode())
 
 
 def _best_settings(settings: TuneSettings, out: Path) -> TrainSettings:
     """A training of the best settings on all labels, on the same cluster."""
     method = yaml.safe_load((out / BEST_FILE).read_text())
-    cluster = settings.model_dump(include=set(ClusterSettings.model_fields) - {"name"})
+    cluster = _cluster_settings(settings).model_dump(exclude={"name"})
     return TrainSettings(**(cluster | method), data=settings.data, out=str(out / "model"))
-
-
-def _trials_table(summary: dict[str, Any]) -> Table:
-    """The best trials and the defaults."""
-    trials = sorted(summary["trials"], key=lambda one: (one["state"] != "finished", -_last(one)))
-    states = ", ".join(f"{count} {state}" for state, count in summary["states"].items() if count)
-    names = list(summary["space"])
-    table = Table(title=f"dev {summary['measure']}, {summary['objective']}: {states}")
-    for name in ["trial", "state", "quality", "seconds", *names]:
-        table.add_column(name, justify="right")
-    for trial in [one for number, one in enumerate(trials) if number < MOST_SHOWN or one["number"] == 1]:
-        values = [Trial.model_validate(trial).value_of(name) for name in names]
-        quality = f"{_last(trial):.4f}" if trial["steps"] else ""
-        table.add_row(str(trial["number"]), trial["state"], quality, f"{trial['seconds']:.0f}", *values)
-    overhead = summary["overhead_seconds_per_trial"]
-    if overhead is not None:
-        table.caption = f"{summary['seconds']:.0f} s in all, {overhead:.1f} s a trial beside training"
-    return table
-
-
-def _last(trial: dict[str, Any]) -> float:
-    return float(trial["steps"][-1]["quality"]) if trial["steps"] else 0.0
-
-
-def _confirmed_table(confirmed: dict[str, Any]) -> Table:
-    table = Table(title=f"nDCG@10 on test, {confirmed['queries']} queries, {confirmed['seeds']} seeds")
-    for name in ("dims", "best settings", "defaults", "gain", "95 % interval"):
-        table.add_column(name, justify="right")
-    for dim, one in confirmed["dims"].items():
-        best, defaults = (sum(one[name]) / len(one[name]) for name in ("best", "defaults"))
-        low, high = one["interval"]
-        table.add_row(dim, f"{best:.4f}", f"{defaults:.4f}", f"{one['gain']:+.4f}", f"{low:+.4f} to {high:+.4f}")
-    return table

@@ -28,7 +28,7 @@ from smec_core.errors import SmecError
 from smec_core.group import Group
 from smec_core.resident import Node, Residency, ResidentRows, Rows, StreamedRows, Tier, choose_residency
 from smec_core.tracker import NullTracker, Record
-from smec_core.train import TRAINED_FILE, TrainingData, train
+from smec_core.train import TRAINED_FILE, StageReached, TrainingData, train
 
 SEND_SECONDS = 0.5
 RESENT_AT_ONCE = 1000
@@ -81,13 +81,6 @@ class Resent(NamedTuple):
     records: list[Record]
 
 
-class StageReached(NamedTuple):
-    """A stage's place in the chain, and the dev score of every prefix after it."""
-
-    place: int
-    scores: dict[int, float]
-
-
 Item = Record | Resent | StageReached | str | SmecError
 """What a worker sends to the driver: figures, lines of progress, and why there is no point in trying again."""
 
@@ -114,9 +107,9 @@ class Sender:
         """Takes a line of progress."""
         self._add(line)
 
-    def reached(self, place: int, scores: dict[int, float]) -> None:
+    def reached(self, reached: StageReached) -> None:
         """Takes what a stage reached."""
-        self._add(StageReached(place, scores))
+        self._add(reached)
         self.flush()
 
     def resume(self, history: list[str]) -> None:
@@ -213,7 +206,7 @@ def train_on_worker(loop: dict[str, WorkerTask]) -> None:
     if data is None:
         return
     is_first = group.rank == 0
-    on_stage = (sender.reached if is_first else lambda place, scores: None) if task.reports_stages else None
+    on_stage = (sender.reached if is_first else lambda reached: None) if task.reports_stages else None
     try:
         trained = train(
             data,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,9 +32,22 @@ from smec_core.tracker import Tracker
 
 TRAINED_FILE = "trained.safetensors"
 
-OnStage = Callable[[int, dict[int, float]], None]
-"""Takes, after each stage of the first pass, its place in the whole chain, from 1, and the dev score of every prefix;
-those that have no stage yet are scored as PCA of the block that is kept so far."""
+
+class StageReached(NamedTuple):
+    """How good the nested vector is after a stage of the first pass.
+
+    Attributes:
+        place: of the stage in the whole chain, from 1: the same for all trainings to these dims, also without D -> D.
+        scores: dev score of every prefix; those without a stage yet are scored as PCA of the block that is kept so far.
+        seconds: of training so far.
+    """
+
+    place: int
+    scores: dict[int, float]
+    seconds: float
+
+
+OnStage = Callable[[StageReached], None]
 
 
 @dataclass(frozen=True)
@@ -143,7 +156,7 @@ def train(
         base: stages that are trained already; those that follow are rotations of the smallest block they keep.
         checkpoints: where the state goes at every stage's end and every so many steps.
         resumed: a checkpoint to go on from, which the same data and settings wrote.
-        on_stage: called on every rank after each stage that is trained on dev.
+        on_stage: called on every rank after each stage that is trained on dev; after a resume for earlier ones, too.
 
     Returns:
         The whole chain, that of the base included.
@@ -264,8 +277,7 @@ class _Chain:
             y_docs, y_queries = y_docs.through(stage), y_queries.through(stage)
         reached: Scores = {}
         for number in range(len(self.shapes)):
-            is_new = number == len(outcomes)
-            if is_new:
+            if number == len(outcomes):
                 outcomes.append(self._train_stage(run, number, plan, reached, y_docs, y_queries))
                 self.steps, self.rows = run.step, run.rows
                 self._report(pass_name, number, outcomes[-1])
@@ -275,8 +287,8 @@ class _Chain:
             _put_on_top(run, outcome.stage)
             if number + 1 < len(self.shapes):
                 y_docs, y_queries = y_docs.through(outcome.stage), y_queries.through(outcome.stage)
-            if is_new and self.on_stage is not None and run.dev is not None:
-                self.on_stage(self._place(number), self._dev_so_far(run, y_docs, number))
+            if self.on_stage is not None and run.dev is not None:
+                self.on_stage(self._reached(run, y_docs, number))
         if run.dev is not None:
             scores = run.dev.score(lambda y: y, self.data.docs.dim, self.prefixes)
             self.dev_scores = {run.dev.measure: {str(dim): scores[dim].mean().item() for dim in self.prefixes}}
@@ -335,20 +347,16 @@ class _Chain:
             guards={c.kind: c.kept() for c in training.candidates} if training else {},
         )
 
-    def _place(self, number: int) -> int:
-        """Of a stage in the whole chain, from 1: the same for all trainings to these dims, also without D -> D."""
-        return number + 2 if self.shapes[0][0] > self.shapes[0][1] else number + 1
-
-    def _dev_so_far(self, run: Run, y_docs: Rows, number: int) -> dict[int, float]:
+    def _reached(self, run: Run, y_docs: Rows, number: int) -> StageReached:
+        place = number + 2 if self.shapes[0][0] > self.shapes[0][1] else number + 1
         dim = self.shapes[number][1]
-        rotation_dd = torch.eye(dim)
-        if number + 1 < len(self.shapes):
-            # it changes no cosine at the prefixes that have had their stage
-            rotation_dd = principal_rotation(y_docs, run.group)
+        is_last = number + 1 == len(self.shapes)
+        # it changes no cosine at the prefixes that have had their stage
+        rotation_dd = torch.eye(dim) if is_last else principal_rotation(y_docs, run.group)
         rotation_dd = rotation_dd.to(run.device)
         assert run.dev is not None
         scores = run.dev.score(lambda y_Nd: y_Nd @ rotation_dd.T, dim, self.prefixes)
-        return {prefix: scores[prefix].mean().item() for prefix in self.prefixes}
+        return StageReached(place, {prefix: scores[prefix].mean().item() for prefix in self.prefixes}, self.seconds())
 
     def _kinds(self, d_in: int, dim: int) -> list[Projection]:
         if self.base:

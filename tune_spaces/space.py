@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from optuna.distributions import (
@@ -139,7 +139,14 @@ def _check_values(name: str, one: BaseDistribution, base: TrainConfig, where: st
     default = getattr(base, name)
     if default is None:
         raise InputError(f"{where}: {name} has no default to start from; give one with --set {name}=VALUE")
-    values = one.choices if isinstance(one, CategoricalDistribution) else (one.low, one.high)  # type: ignore[attr-defined]
+    annotation = TrainConfig.model_fields[name].annotation
+    if isinstance(one, FloatDistribution) and int in (annotation, *get_args(annotation)):
+        raise InputError(f"{where}: {name} takes whole numbers; use int or logint")
+    if isinstance(one, CategoricalDistribution):
+        values, inside = one.choices, default in one.choices
+    else:
+        values = (one.low, one.high)  # type: ignore[attr-defined]
+        inside = values[0] <= default <= values[1]
     for value in values:
         # a queue is large enough for any K here; how the two go together is checked last
         others = {"queue_size": 2**62} if name == "top_k" else {"top_k": 1} if name == "queue_size" else {}
@@ -148,7 +155,6 @@ def _check_values(name: str, one: BaseDistribution, base: TrainConfig, where: st
         except ValidationError as error:
             problem = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise InputError(f"{where}: {name}: {problem} (given {value!r})") from error
-    inside = default in values if isinstance(one, CategoricalDistribution) else values[0] <= default <= values[1]
     if not inside:
         raise InputError(
             f"{where}: {name} leaves out {default!r}, the default, which is the first trial; widen the range, or give "

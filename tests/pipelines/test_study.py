@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState
 from ray.tune.schedulers import TrialScheduler
 
 from pipelines.run_folder import RunFolder
@@ -95,16 +96,48 @@ def test_the_search_learns_from_earlier_trials() -> None:
     assert sum(one["tau"] < 1 for one in asked) > 12
 
 
-@pytest.mark.parametrize("ending", [{"finished": True}, {}, {"error": "out of memory"}, None])
-def test_the_search_takes_every_kind_of_ending(ending: dict[str, Any] | None) -> None:
-    for objective in (MEAN, Objective.parse("mean,seconds", [8, 4])):
-        search = StudySearch(SPACE, {"tau": 1.0}, [], objective, seed=0)
-        search.suggest("a")
-        result = None if ending is None else {"place": 1, "quality": 0.5, "seconds": 2.0} | ending
-        if result and not ending:
-            search.on_trial_result("a", result)
-        search.on_trial_complete("a", result, error=ending is None)
-        assert search.suggest("b")["number"] == 2
+def test_nothing_is_drawn_twice_where_no_trial_has_ended() -> None:
+    fresh = ask(StudySearch(SPACE, {"tau": 1.0}, [], MEAN, seed=0), 4)
+    interrupted = [trial(one["number"], "running", [], tau=one["tau"]) for one in fresh]
+    resumed = ask(StudySearch(SPACE, {"tau": 1.0}, interrupted, MEAN, seed=0), 7)
+    assert resumed[:4] == fresh
+    assert not {one["tau"] for one in fresh} & {one["tau"] for one in resumed[4:]}
+
+
+def test_the_defaults_come_first_also_where_only_others_had_begun() -> None:
+    asked = ask(StudySearch(SPACE, {"tau": 1.0}, [trial(2, "running", [], tau=0.3)], MEAN, seed=0), 3)
+    assert [one["number"] for one in asked] == [1, 2, 3]
+    assert [one["tau"] for one in asked[:2]] == [1.0, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("ending", "state", "value"),
+    [
+        ({"finished": True}, TrialState.COMPLETE, 0.5),
+        ({}, TrialState.PRUNED, 0.5),
+        ({"error": "out of memory"}, TrialState.FAIL, None),
+        (None, TrialState.FAIL, None),
+    ],
+)
+def test_the_search_takes_every_kind_of_ending(
+    ending: dict[str, Any] | None, state: TrialState, value: float | None
+) -> None:
+    search = StudySearch(SPACE, {"tau": 1.0}, [], MEAN, seed=0)
+    search.suggest("a")
+    result = None if ending is None else {"place": 2, "quality": 0.5, "seconds": 2.0} | ending
+    search.on_trial_complete("a", result, error=ending is None)
+    [known] = search.study.trials
+    assert (known.state, known.value) == (state, value)
+    assert known.intermediate_values == ({2: 0.5} if state == TrialState.PRUNED else {})
+
+
+def test_with_seconds_a_trial_has_two_values() -> None:
+    search = StudySearch(SPACE, {"tau": 1.0}, [], Objective.parse("mean,seconds", [8, 4]), seed=0)
+    search.suggest("a")
+    search.on_trial_result("a", {"place": 1, "quality": 0.4, "seconds": 1.0})
+    search.on_trial_complete("a", {"place": 2, "quality": 0.5, "seconds": 2.0, "finished": True})
+    [known] = search.study.trials
+    assert known.values == [0.5, 2.0]
 
 
 def decide(asha: Asha, number: int, place: int, quality: float) -> str:
@@ -115,10 +148,18 @@ def decide(asha: Asha, number: int, place: int, quality: float) -> str:
 
 
 def test_asha_stops_what_falls_behind_earlier_trials_but_never_the_defaults() -> None:
-    known = [trial(n, "finished" if n < 3 else "stopped", [0.5 + n / 100]) for n in range(2, 6)]
+    known = [trial(n, "finished" if n < 3 else "stopped", [0.6, 0.5 + n / 100]) for n in range(2, 6)]
     asha = Asha(5, known)
-    assert decide(asha, 7, 1, 0.1) == TrialScheduler.STOP
-    assert decide(asha, 8, 1, 0.9) == TrialScheduler.CONTINUE
-    assert decide(asha, 1, 1, 0.1) == TrialScheduler.CONTINUE
+    assert decide(asha, 7, 1, 0.1) == TrialScheduler.CONTINUE
+    assert decide(asha, 7, 2, 0.1) == TrialScheduler.STOP
+    assert decide(asha, 8, 2, 0.9) == TrialScheduler.CONTINUE
+    assert decide(asha, 1, 2, 0.1) == TrialScheduler.CONTINUE
     assert asha.stopped == {7}
-    assert decide(Asha(5, []), 7, 1, 0.1) == TrialScheduler.CONTINUE
+    assert decide(Asha(5, []), 7, 2, 0.1) == TrialScheduler.CONTINUE
+
+
+@pytest.mark.parametrize("places", [2, 4, 8])
+def test_asha_lets_a_trial_end_that_has_all_its_stages(places: int) -> None:
+    asha = Asha(places, [trial(n, "finished", [0.9] * places) for n in range(2, 6)])
+    assert decide(asha, 7, places, 0.1) == TrialScheduler.CONTINUE
+    assert not asha.stopped

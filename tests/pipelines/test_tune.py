@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 from pipelines import report, tune
 from pipelines.run_folder import RunFolder
 from pipelines.settings import resolve
-from pipelines.study import read_trials
+from pipelines.study import read_trials, trial_folder
 from pipelines.train import TrainSettings
 from smec_core.errors import InputError, SmecError
 from tests.builders import write_dataset
@@ -98,7 +100,7 @@ def test_the_best_settings_are_a_config_of_train(study: Path, dataset: Path) -> 
 
 def test_a_study_is_a_run_with_a_child_a_trial(study: Path) -> None:
     client, summary = mlflow.MlflowClient(), _summary(study)
-    [parent] = [run_id for run_id in [_state(study).read_json("mlflow_run.json")["run_id"]] if run_id]
+    parent = _state(study).read_json("mlflow_run.json")["run_id"]
     experiment = client.get_run(parent).info.experiment_id
     children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'", max_results=50)
     assert sorted(int(run.data.tags["smec.trial"]) for run in children) == list(range(1, 13))
@@ -110,6 +112,7 @@ def test_a_study_is_a_run_with_a_child_a_trial(study: Path) -> None:
         curve = client.get_metric_history(run.info.run_id, "quality")
         assert [point.step for point in curve] == [step["place"] for step in trial["steps"]]
         assert client.get_metric_history(run.info.run_id, "first/32/free/dev_ndcg_at_10")
+    assert [point.step for point in client.get_metric_history(parent, "quality")] == list(range(1, 13))
     assert {file.path for file in client.list_artifacts(parent)} == {"summary.json", "best.yaml"}
     assert client.get_run(parent).info.status == "FINISHED"
 
@@ -144,7 +147,7 @@ def test_a_failed_trial_keeps_its_cause_and_the_study_goes_on(dataset: Path, tmp
     assert all("memory" in one["error"] for one in failed)
     client = mlflow.MlflowClient()
     folder = _state(tmp_path / "out")
-    run_id = RunFolder(f"{folder.path}/trials", f"{failed[0]['number']:04}").read_json("mlflow_run.json")["run_id"]
+    run_id = trial_folder(folder, failed[0]["number"]).read_json("mlflow_run.json")["run_id"]
     assert client.get_run(run_id).info.status == "FAILED"
     assert "memory" in client.get_run(run_id).data.tags["smec.error"]
 
@@ -152,7 +155,7 @@ def test_a_failed_trial_keeps_its_cause_and_the_study_goes_on(dataset: Path, tmp
 @pytest.mark.usefixtures("ray_cluster")
 def test_quality_against_seconds_is_a_front_without_early_stops(dataset: Path, space: Path, tmp_path: Path) -> None:
     summary = tune.run(_settings(dataset, space, tmp_path / "out", trials=5, objective="4,seconds"))
-    assert summary["states"] == {"finished": 5, "stopped": 0, "failed": 0}
+    assert summary["states"] == {"finished": 5, "stopped": 0, "failed": 0, "running": 0}
     front = [summary["trials"][number - 1] for number in summary["best"]]
     quality, seconds = ([one["steps"][-1]["quality"] for one in front], [one["seconds"] for one in front])
     assert quality == sorted(quality, reverse=True)
@@ -176,6 +179,37 @@ def test_the_best_is_compared_on_test_and_trained_again(dataset: Path, space: Pa
 
 
 @pytest.mark.usefixtures("ray_cluster")
+def test_what_was_compared_on_test_is_kept(dataset: Path, space: Path, tmp_path: Path) -> None:
+    settings = _settings(dataset, space, tmp_path / "out", trials=3, confirm=1)
+    summary = tune.run(settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tune, "confirm", None)
+        assert tune.run(settings) == summary
+    assert not list((tmp_path / "out").rglob("tune-*"))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_study_whose_time_is_up_goes_on_with_its_state_on_s3(
+    dataset: Path, space: Path, tmp_path: Path, s3: Callable[[str], str]
+) -> None:
+    settings = _settings(dataset, space, tmp_path / "out", trials=4, storage=s3("runs"), name="night", epochs=40)
+    # an instant after the first trial ends: the others are cut off
+    short = settings.model_copy(update={"hours": 12 / 3600, "max_concurrent": 1})
+    study = RunFolder(s3("runs"), "night")
+    with suppress(SmecError):
+        tune.run(short)
+    before = {one.number: one for one in read_trials(study)}
+    assert any(one.state == "running" for one in before.values())
+    summary = tune.run(settings)
+    assert summary["states"]["running"] == 0
+    assert [one["number"] for one in summary["trials"]] == [1, 2, 3, 4]
+    for number, one in before.items():
+        assert summary["trials"][number - 1]["params"] == one.params
+        if one.state != "running":
+            assert summary["trials"][number - 1] == one.model_dump(mode="json")
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_without_judgements_neighbours_are_kept(space: Path, tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "d")
     for file in (data / "qrels").iterdir():
@@ -192,10 +226,10 @@ def test_without_judgements_neighbours_are_kept(space: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objective": "5"}, "objective: 5 is none of the dims 8, 4"),
+        ({"objective": "5"}, "objective: 5 is none of the dims 32, 8, 4"),
         ({"guard": False, "projection": "free"}, "guard: trials are compared on dev"),
         ({"dims": "64,8"}, "dims: 64 is more than the 32 dims"),
-        ({"workers": 9}, "workers: a trial needs 9 CPUs, the cluster has 4"),
+        ({"cpus_per_worker": 9}, "workers: a trial needs 9 CPUs, the cluster has 4"),
         ({"workers": 2}, "the Ray cluster runs without its dashboard"),
         ({"hours": 1e-6}, "no trial finished in time"),
     ],
@@ -263,10 +297,14 @@ def test_trials_of_several_workers_are_stopped_early_and_the_study_ends(
 ) -> None:
     out = tmp_path / "out"
     # the dashboard is what gives back the CPUs of a stopped trial's workers; without it the next trial waits for ever
-    command = _command(dataset, space, out, "--trials", "5", "--workers", "2", "--set", "max_concurrent=1")
-    assert _start(command, tmp_path).wait(2 * PATIENCE_SECONDS) == 0, (tmp_path / "output.txt").read_text()
+    command = _command(dataset, space, out, "--trials", "6", "--workers", "2", "--set", "max_concurrent=1")
+    driver = _start(command, tmp_path)
+    try:
+        assert driver.wait(2 * PATIENCE_SECONDS) == 0, (tmp_path / "output.txt").read_text()
+    finally:
+        driver.kill()
     summary = _summary(out)
-    assert summary["states"]["stopped"] >= 1
     assert summary["states"]["failed"] == 0
-    stopped = min(one["number"] for one in summary["trials"] if one["state"] == "stopped")
-    assert stopped < 5
+    stopped = [one["number"] for one in summary["trials"] if one["state"] == "stopped"]
+    assert stopped and min(stopped) < 6
+    assert not list((out / ".smec-study").rglob("*.start-*"))

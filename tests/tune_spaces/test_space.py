@@ -58,6 +58,8 @@ def test_every_shipped_space_holds_the_defaults(name: str, labelled: bool) -> No
         ("tau: {uniform: [-1, 2]}", 1, "greater than 0"),
         ("lr: {loguniform: [0, 1]}", 1, "needs a start above 0"),
         ("top_k: {int: [1.5, 20]}", 1, "1.5 is not a whole number"),
+        ("queue_size: {loguniform: [1000, 20000]}", 1, "takes whole numbers; use int or logint"),
+        ("top_k: {uniform: [5, 20]}", 1, "takes whole numbers; use int or logint"),
         ("tau: {uniform: [low, 2]}", 1, "'low' is not a number"),
         ("tau: {uniform: [0.5, 1, 2]}", 1, "has 3 ends"),
         ("init: {choice: pca}", 1, "needs a list"),

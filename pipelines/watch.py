@@ -1,0 +1,137 @@
+"""What happens to the trials of a study, written down: in its folder, in MLflow, and for who watches."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+
+from pipelines.checkpoints import remove_checkpoints
+from pipelines.cluster import unwrap
+from pipelines.console import say
+from pipelines.lease import Lease
+from pipelines.run_folder import RunFolder
+from pipelines.study import METRIC, PLACE, TRIAL_FILE, Objective, State, Step, Trial, best_trials, trial_folder
+from pipelines.tracking import MlflowRecorder
+from smec_core.config import TrainConfig
+
+
+class Watch(tune.Callback):
+    """Writes down what happens to the trials: in the study's folder, in MLflow, and for who watches."""
+
+    def __init__(
+        self,
+        study: RunFolder,
+        trials: dict[int, Trial],
+        config: TrainConfig,
+        objective: Objective,
+        lease: Lease,
+        recorder: MlflowRecorder,
+        scratch: Path,
+    ) -> None:
+        """Prepares it.
+
+        Args:
+            study: the study's run folder.
+            trials: all trials by number; kept up to date.
+            config: the settings of a trial, before those that are searched.
+            objective: what trials are compared by.
+            lease: of the study; where it is lost, nothing more is written.
+            recorder: of the study's own run in MLflow.
+            scratch: local folder for what MLflow cannot take.
+        """
+        self._study, self._trials, self._config, self._objective = study, trials, config, objective
+        self._lease, self._recorder, self._scratch = lease, recorder, scratch
+        self._recorders: dict[int, MlflowRecorder] = {}
+        self.stopped: set[int] = set()
+        """Numbers of the trials that the scheduler has stopped; it adds to them."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune pickles its callbacks, for a restart that is not by Tune here
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """Opens its record and its run in MLflow."""
+        number = trial.config["number"]
+        params = {name: value for name, value in trial.config.items() if name != "number"}
+        record = Trial(number=number, params=params, began=time.time())
+        self._trials[number] = record
+        folder = trial_folder(self._study, number)
+        folder.create()
+        self._write(record)
+        if number not in self._recorders:
+            self._recorders[number] = MlflowRecorder.start(
+                config=self._config.model_copy(update=params).model_dump(mode="json"),
+                run_folder=folder,
+                scratch=self._scratch,
+                tags={"smec.trial": str(number)},
+                parent=self._recorder,
+            )
+        say(f"{record.title}: begins")
+
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Writes down what it reached."""
+        record = self._trials[trial.config["number"]]
+        record.seconds = max(record.seconds, result["seconds"])
+        if "error" in result:
+            record.error = result["error"]
+            return
+        step = Step(place=result[PLACE], quality=result[METRIC], scores=result["scores"], seconds=result["seconds"])
+        record.steps = [one for one in record.steps if one.place < step.place] + [step]
+        recorder = self._recorders[record.number]
+        for one in result.pop("records", ()):
+            recorder.log(one)
+        recorder.log({"step": step.place, "quality": step.quality, "seconds": step.seconds})
+        if result.get("finished"):
+            recorder.log({"step": 0, **{f"dev/{dim}": score for dim, score in step.scores.items()}})
+        else:
+            self._write(record)
+            say(f"trial {record.number}: {step.quality:.4f} after stage {step.place}, {step.seconds:.0f} s")
+
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """Closes it as finished, stopped or failed; one that was only cut off stays open."""
+        record = self._trials[trial.config["number"]]
+        if record.error is not None:
+            self._close(record, "failed")
+        elif (trial.last_result or {}).get("finished"):
+            self._close(record, "finished")
+        elif record.number in self.stopped:
+            self._close(record, "stopped")
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """Closes it as failed."""
+        record = self._trials[trial.config["number"]]
+        error = trial.get_error()
+        record.error = str(unwrap(error)) if error is not None else "its process was lost"
+        self._close(record, "failed")
+
+    def _close(self, record: Trial, state: State) -> None:
+        record.state, record.ended = state, time.time()
+        self._write(record)
+        how = f"failed: {record.error}" if record.error else f"{state} at {record.quality:.4f}"
+        say(f"trial {record.number}: {how}")
+        # those of a trial with workers of its own
+        remove_checkpoints(trial_folder(self._study, record.number))
+        recorder = self._recorders.pop(record.number)
+        recorder.finish(None, "FAILED" if record.error else "FINISHED", record.error)
+        if record.quality is not None:
+            best = best_trials(list(self._trials.values()), self._objective)
+            figures = {"quality": record.quality} | ({"best_quality": best[0].quality or 0.0} if best else {})
+            ended = sum(trial.state != "running" for trial in self._trials.values())
+            self._recorder.log({"step": ended, "trial": record.number, "seconds": record.seconds, **figures})
+
+    def end(self) -> None:
+        """Ends the MLflow runs of trials that have not ended."""
+        for recorder in self._recorders.values():
+            if self._lease.lost:
+                recorder.abandon()
+            else:
+                recorder.finish(None, "KILLED", "interrupted")
+        self._recorders.clear()
+
+    def _write(self, record: Trial) -> None:
+        self._lease.check()
+        trial_folder(self._study, record.number).write_json(TRIAL_FILE, record.model_dump(mode="json"))
