@@ -2,28 +2,34 @@
 
 import logging
 import os
+import time
 from contextlib import suppress
+from typing import Any
 
 import ray
 import ray.exceptions
+from ray import PlacementGroupID
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from smec_core.errors import SmecError
+
+# how long Ray takes to end an actor whose owner has died, and to say so
+DEATH_SECONDS = 2.0
 
 
 class RayFailure(SmecError):
     """Something failed on the cluster that is nobody's mistake, as a lost node: trying again may help."""
 
 
-def connect(cpus: float, dashboard: bool = False) -> None:
+def connect(cpus: float) -> None:
     """Connects to the cluster of RAY_ADDRESS, or starts one on this machine; does nothing when connected.
 
     Args:
         cpus: logical CPUs that the job needs at once; a cluster started here has at least as many, since Ray would wait
             for ever for CPUs that are not there.
-        dashboard: whether the job needs the cluster's dashboard, for the state of actors that it serves.
 
     Raises:
-        SmecError: there is no such cluster, or it has no dashboard.
+        SmecError: there is no such cluster.
     """
     if not ray.is_initialized():
         try:
@@ -34,39 +40,24 @@ def connect(cpus: float, dashboard: bool = False) -> None:
                 ray.init(
                     "local",
                     num_cpus=local_cpus,
-                    include_dashboard=dashboard,
+                    include_dashboard=False,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                 )
         except (ConnectionError, ray.exceptions.RayError) as error:
             address = os.environ.get("RAY_ADDRESS", "local")
             raise SmecError(f"cannot connect to Ray at {address}: {_first_line(error)}") from error
-    if dashboard and not _has_dashboard():
-        raise SmecError(
-            "the Ray cluster runs without its dashboard, without which a stopped training of several workers never "
-            "gives back its CPUs; install ray[default] there and leave the dashboard on, or use one worker a trial"
-        )
     quiet_data()
 
 
-def _has_dashboard() -> bool:
-    from ray.util.state import list_nodes
-    from ray.util.state.exception import RayStateApiException
-
-    try:
-        list_nodes(limit=1, timeout=30)
-    except (RayStateApiException, AssertionError, ValueError, ConnectionError):
-        return False
-    return True
-
-
 def quiet_data() -> None:
-    """Keeps Ray Data and Ray Train, in this process, from printing what a user cannot act on."""
+    """Keeps Ray Data, Train and Tune, in this process, from printing what a user cannot act on."""
     # here and not above: not every process that imports this module uses Ray Data
     from ray.data import DataContext
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -84,6 +75,26 @@ def withdraw_claim(run_id: str) -> None:
     with suppress(ValueError, AttributeError, ray.exceptions.RayError):
         coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
         ray.get(coordinator.cancel_request.remote(f"train-{run_id}"))
+
+
+def release_after(actor: Any, group_id: str) -> None:
+    """Waits for the end of the process that runs a Ray Train run, then gives back what the run's workers hold.
+
+    Where such a process is killed within a job that goes on, Ray Train itself gives it back only with the help of the
+    cluster's dashboard, and only of one that it can tell from others on the same machine.
+
+    Args:
+        actor: the process, an actor.
+        group_id: the workers' placement group; one that is gone already does no harm.
+    """
+    with suppress(ray.exceptions.RayError):
+        while True:
+            ray.get(actor.__ray_ready__.remote())
+            time.sleep(DEATH_SECONDS)
+    # its controller, which would replace the workers, ends a moment later
+    time.sleep(DEATH_SECONDS)
+    with suppress(ray.exceptions.RayError):
+        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group_id)))
 
 
 def unwrap(error: BaseException) -> SmecError:

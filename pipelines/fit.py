@@ -6,7 +6,7 @@ import shutil
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 import ray.train
@@ -23,12 +23,12 @@ from pipelines.cluster_settings import ClusterSettings
 from pipelines.console import Progress, say, warn
 from pipelines.run_folder import RunFolder
 from pipelines.source import Source
-from pipelines.worker import HISTORY_FILE, SEND_SECONDS, Resent, WorkerTask, train_on_worker
+from pipelines.worker import HISTORY_FILE, SEND_SECONDS, Placed, Resent, WorkerTask, train_on_worker
 from smec_core.adapter import FrozenStage
 from smec_core.config import TrainConfig
 from smec_core.errors import InputError, SmecError
 from smec_core.tracker import Tracker
-from smec_core.train import OnStage, StageReached, Trained
+from smec_core.train import StageReached, Trained
 
 KEPT_CHECKPOINTS = 2
 RAY_RUN_FILE = "ray_run.json"
@@ -40,6 +40,13 @@ POLL_SECONDS = 0.25
 PLACEMENT_SECONDS = 10.0
 
 
+class Listener(Protocol):
+    """Who follows a training more closely than by its figures."""
+
+    def take(self, item: StageReached | Placed) -> None:
+        """Takes where the workers run, or what a stage reached."""
+
+
 def fit(
     settings: ClusterSettings,
     config: TrainConfig,
@@ -49,7 +56,7 @@ def fit(
     history: Path,
     base: Sequence[FrozenStage],
     check: Callable[[], None],
-    on_stage: OnStage | None = None,
+    listener: Listener | None = None,
 ) -> Trained:
     """Runs the training on the cluster, from the run's newest whole checkpoint where there is one.
 
@@ -62,7 +69,7 @@ def fit(
         history: file to write all figures to, each once.
         base: stages that are trained already.
         check: called all the while; raises where the training must stop.
-        on_stage: called after each stage of the first pass; after an interruption for the earlier ones, too.
+        listener: is told of the workers and of each stage of the first pass, after a resume of earlier ones, too.
 
     Raises:
         InputError: gpu is "on" and the cluster has too few.
@@ -71,7 +78,7 @@ def fit(
     start = begin_start(run_folder)
     checkpoint = start.checkpoint
     if checkpoint is None or not start.is_trained:
-        checkpoint = _train(settings, config, source, run_folder, start, tracker, base, check, on_stage)
+        checkpoint = _train(settings, config, source, run_folder, start, tracker, base, check, listener)
     with checkpoint.as_directory() as stored:
         shutil.copy(Path(stored) / HISTORY_FILE, history)
         trained = Trained.read(Path(stored))
@@ -91,7 +98,7 @@ def _train(
     tracker: Tracker,
     base: Sequence[FrozenStage],
     check: Callable[[], None],
-    on_stage: OnStage | None,
+    listener: Listener | None,
 ) -> Checkpoint:
     """The last checkpoint of the training."""
     least, most = settings.worker_range
@@ -119,7 +126,7 @@ def _train(
         memory_budget=None if settings.memory_budget is None else int(settings.memory_budget * 2**30),
         scratch=settings.scratch,
         tier=settings.tier,
-        reports_stages=on_stage is not None,
+        reports_stages=listener is not None,
     )
     trainer = ray.train.torch.TorchTrainer(
         train_on_worker,
@@ -144,7 +151,7 @@ def _train(
     if before is not None:
         withdraw_claim(before["id"])
     run_folder.write_json(RAY_RUN_FILE, {"id": trainer.train_run_context.run_id})  # type: ignore[attr-defined]
-    return _follow(trainer, queue, tracker, check, on_stage)
+    return _follow(trainer, queue, tracker, check, listener)
 
 
 def use_gpus(settings: ClusterSettings, workers: int) -> bool:
@@ -164,7 +171,7 @@ def _follow(
     queue: Queue,
     tracker: Tracker,
     check: Callable[[], None],
-    on_stage: OnStage | None,
+    listener: Listener | None,
 ) -> Checkpoint:
     """Runs the trainer in a thread and hands on what the workers send until it ends."""
     outcome: dict[str, Any] = {}
@@ -193,9 +200,9 @@ def _follow(
                     say(item)
                 elif isinstance(item, SmecError):
                     refused = item
-                elif isinstance(item, StageReached):
-                    if on_stage is not None:
-                        on_stage(item)
+                elif isinstance(item, StageReached | Placed):
+                    if listener is not None:
+                        listener.take(item)
                 elif isinstance(item, Resent):
                     for record in item.records:
                         tracker.log(record)

@@ -5,7 +5,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
@@ -22,6 +22,9 @@ from smec_core.resident import Node
 from smec_core.schedule import chain_dims
 from smec_core.tracker import Record
 from smec_core.train import StageReached, train
+
+if TYPE_CHECKING:
+    from pipelines.worker import Placed
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,19 @@ class _Reporter:
         self._objective, self._is_waited_for = objective, is_waited_for
         self._records: list[Record] = []
         self._waited = 0.0
+        self._placed: dict[str, Any] = {}
 
     def log(self, record: Record) -> None:
         """Keeps the figures of epochs, and drops those of steps."""
         if "loss" not in record:
             self._records.append(record)
+
+    def take(self, item: "StageReached | Placed") -> None:
+        """Takes where the workers run, which goes with every report, or reports what a stage reached."""
+        if isinstance(item, StageReached):
+            self.on_stage(item)
+        else:
+            self._placed = {"placed": (ray.get_runtime_context().current_actor, item.group_id)}
 
     def on_stage(self, reached: StageReached) -> None:
         """Reports what a stage reached."""
@@ -74,7 +85,7 @@ class _Reporter:
         started = time.perf_counter()
         quality = self._objective.quality(scores) if scores else math.nan
         seconds -= self._waited if self._is_waited_for else 0.0
-        tune.report({PLACE: place, METRIC: quality, "scores": scores, "seconds": seconds, **more})
+        tune.report({PLACE: place, METRIC: quality, "scores": scores, "seconds": seconds, **self._placed, **more})
         self._waited += time.perf_counter() - started
 
 
@@ -118,9 +129,7 @@ def _train_on_workers(config: TrainConfig, task: TrialTask, number: int, reporte
     run_folder.create()
     with tempfile.TemporaryDirectory() as made:
         history = Path(made) / "history.jsonl"
-        trained = fit(
-            task.settings, config, task.source, run_folder, reporter, history, (), lambda: None, reporter.on_stage
-        )
+        trained = fit(task.settings, config, task.source, run_folder, reporter, history, (), lambda: None, reporter)
     remove_checkpoints(run_folder)
     return trained.metrics
 

@@ -209,7 +209,7 @@ class _Study:
         confirmed = confirmed["result"] if confirmed and confirmed["key"] == key else None
         concurrent, source, use_gpu = 0, None, False
         if todo > 0 or (self.settings.confirm and confirmed is None):
-            connect(self.settings.worker_range[0] * self.settings.cpus_per_worker, dashboard=self.is_nested)
+            connect(self.settings.worker_range[0] * self.settings.cpus_per_worker)
             use_gpu = use_gpus(self.settings, self.settings.worker_range[0])
             concurrent = self._concurrent(use_gpu)
             source = read_once(self.dataset, self.config)

@@ -1,5 +1,6 @@
 """What happens to the trials of a study, written down: in its folder, in MLflow, and for who watches."""
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
 from pipelines.checkpoints import remove_checkpoints
-from pipelines.cluster import unwrap
+from pipelines.cluster import release_after, unwrap
 from pipelines.console import say
 from pipelines.lease import Lease
 from pipelines.run_folder import RunFolder
@@ -44,6 +45,7 @@ class Watch(tune.Callback):
         self._study, self._trials, self._config, self._objective = study, trials, config, objective
         self._lease, self._recorder, self._scratch = lease, recorder, scratch
         self._recorders: dict[int, MlflowRecorder] = {}
+        self._placed: dict[int, tuple[Any, str]] = {}
         self.stopped: set[int] = set()
         """Numbers of the trials that the scheduler has stopped; it adds to them."""
 
@@ -75,6 +77,8 @@ class Watch(tune.Callback):
     ) -> None:
         """Writes down what it reached."""
         record = self._trials[trial.config["number"]]
+        if "placed" in result:
+            self._placed[record.number] = result["placed"]
         record.seconds = max(record.seconds, result["seconds"])
         if "error" in result:
             record.error = result["error"]
@@ -113,7 +117,10 @@ class Watch(tune.Callback):
         self._write(record)
         how = f"failed: {record.error}" if record.error else f"{state} at {record.quality:.4f}"
         say(f"trial {record.number}: {how}")
-        # those of a trial with workers of its own
+        # what a trial with workers of its own leaves
+        if record.number in self._placed:
+            placed = self._placed.pop(record.number)
+            threading.Thread(target=release_after, args=placed, name="release", daemon=True).start()
         remove_checkpoints(trial_folder(self._study, record.number))
         recorder = self._recorders.pop(record.number)
         recorder.finish(None, "FAILED" if record.error else "FINISHED", record.error)

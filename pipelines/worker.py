@@ -81,7 +81,13 @@ class Resent(NamedTuple):
     records: list[Record]
 
 
-Item = Record | Resent | StageReached | str | SmecError
+class Placed(NamedTuple):
+    """Where the workers of this attempt run: the id of their placement group."""
+
+    group_id: str
+
+
+Item = Record | Resent | StageReached | Placed | str | SmecError
 """What a worker sends to the driver: figures, lines of progress, and why there is no point in trying again."""
 
 
@@ -107,9 +113,9 @@ class Sender:
         """Takes a line of progress."""
         self._add(line)
 
-    def reached(self, reached: StageReached) -> None:
-        """Takes what a stage reached."""
-        self._add(reached)
+    def report(self, item: StageReached | Placed) -> None:
+        """Sends what the driver waits for, at once."""
+        self._add(item)
         self.flush()
 
     def resume(self, history: list[str]) -> None:
@@ -189,6 +195,9 @@ def train_on_worker(loop: dict[str, WorkerTask]) -> None:
     torch.set_num_threads(task.threads)
     quiet_data()
     group, sender = Group(), Sender(task.queue)
+    placed = ray.util.get_current_placement_group()
+    if group.rank == 0 and placed is not None:
+        sender.report(Placed(placed.id.hex()))
     latest = ray.train.get_checkpoint() or task.checkpoint
     resumed, number = None, 0
     if latest is not None:
@@ -206,7 +215,7 @@ def train_on_worker(loop: dict[str, WorkerTask]) -> None:
     if data is None:
         return
     is_first = group.rank == 0
-    on_stage = (sender.reached if is_first else lambda reached: None) if task.reports_stages else None
+    on_stage = (sender.report if is_first else lambda reached: None) if task.reports_stages else None
     try:
         trained = train(
             data,
