@@ -113,6 +113,9 @@ class Watch(tune.Callback):
         self._close(record, "failed")
 
     def _close(self, record: Trial, state: State) -> None:
+        self._lease.check()
+        # before the record: a kill in between has the trial run again, in the same run of MLflow
+        self._recorders.pop(record.number).finish(None, "FAILED" if record.error else "FINISHED", record.error)
         record.state, record.ended = state, time.time()
         self._write(record)
         how = f"failed: {record.error}" if record.error else f"{state} at {record.quality:.4f}"
@@ -122,8 +125,6 @@ class Watch(tune.Callback):
             placed = self._placed.pop(record.number)
             threading.Thread(target=release_after, args=placed, name="release", daemon=True).start()
         remove_checkpoints(trial_folder(self._study, record.number))
-        recorder = self._recorders.pop(record.number)
-        recorder.finish(None, "FAILED" if record.error else "FINISHED", record.error)
         if record.quality is not None:
             best = best_trials(list(self._trials.values()), self._objective)
             figures = {"quality": record.quality} | ({"best_quality": best[0].quality or 0.0} if best else {})

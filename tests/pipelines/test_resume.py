@@ -27,7 +27,7 @@ from tests.kills import (
 pytestmark = pytest.mark.ray
 
 SETTINGS = {
-    "epochs": 5,
+    "epochs": 10,  # long enough that a kill comes in time also where the machine is busy
     "batch_size": 16,
     "negatives": 16,
     "queue_size": 100,
