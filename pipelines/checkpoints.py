@@ -26,7 +26,7 @@ from ray.train import Checkpoint
 from pipelines.console import say
 from pipelines.run_folder import RunFolder
 from pipelines.stored_files import read_text
-from smec_core.train import TRAINED_FILE
+from smec_core.trained import TRAINED_FILE
 
 _LIST = re.compile(r"files-(\d+)\.json")
 

@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, field_validator
 
+from smec_core.config import TrainConfig
+
 
 class ClusterSettings(BaseModel):
     """On what to train, and where the state goes meanwhile."""
@@ -50,3 +52,28 @@ class ClusterSettings(BaseModel):
         """Least and most workers."""
         least, _, most = self.workers.partition(":")
         return int(least), int(most or least)
+
+    @property
+    def is_one_process(self) -> bool:
+        """Whether one worker is all that there will be."""
+        return self.worker_range == (1, 1)
+
+
+class JobSettings(ClusterSettings, TrainConfig):
+    """What a job that trains takes: from where, to where, on what, and every setting of the method."""
+
+    data: str
+    """Dataset folder or URI: corpus, queries and qrels in Parquet."""
+    out: str
+    """Folder to write."""
+
+    @field_validator("out")
+    @classmethod
+    def _is_path(cls, value: str) -> str:
+        if "://" in value:
+            raise ValueError("must be a path, not a URI; what all nodes must reach goes to --storage")
+        return value
+
+    def method(self) -> TrainConfig:
+        """The settings that decide what is computed."""
+        return TrainConfig(**{name: getattr(self, name) for name in TrainConfig.model_fields})

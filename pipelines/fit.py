@@ -28,7 +28,8 @@ from smec_core.adapter import FrozenStage
 from smec_core.config import TrainConfig
 from smec_core.errors import InputError, SmecError
 from smec_core.tracker import Tracker
-from smec_core.train import StageReached, Trained
+from smec_core.train import StageReached
+from smec_core.trained import Trained
 
 KEPT_CHECKPOINTS = 2
 RAY_RUN_FILE = "ray_run.json"

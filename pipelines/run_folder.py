@@ -1,7 +1,7 @@
 """The folder STORAGE/NAME in which a training run keeps its state, on a file system or an object store.
 
     STORAGE/NAME/lease.json           who trains it now (pipelines/lease.py)
-    STORAGE/NAME/run.json             which settings and data this run is of (pipelines/train.py)
+    STORAGE/NAME/run.json             which settings and data this run is of
     STORAGE/NAME/mlflow_run.json      the run in MLflow that a restart goes on in (pipelines/tracking.py)
     STORAGE/NAME/ray_run.json         the last run in Ray Train, of which a kill leaves something (pipelines/fit.py)
     STORAGE/NAME/model/*              the trained model
@@ -26,6 +26,7 @@ from smec_core.uri import join_uri, open_filesystem, public_uri
 
 MODEL = "model"
 FINISHED = "finished.json"
+IDENTITY_FILE = "run.json"
 
 
 class _StoredFile(NamedTuple):
@@ -95,6 +96,19 @@ class RunFolder:
         """Writes or replaces a small file; a reader meets the old or the new one, never half of it."""
         with new_file(self.filesystem, f"{self.path}/{name}") as sink:
             sink.write(json.dumps(content, indent=1).encode())
+
+    def claim(self, identity: Any) -> None:
+        """Ties the folder to what decides its result; only for who holds its lease.
+
+        Raises:
+            InputError: it is another's.
+        """
+        if self.read_json(IDENTITY_FILE) is None:
+            self.write_json(IDENTITY_FILE, identity)
+        if self.read_json(IDENTITY_FILE) != identity:
+            raise InputError(
+                f"name: {public_uri(self.uri)} was made with other settings or data; choose another --name"
+            )
 
     @property
     def is_finished(self) -> bool:

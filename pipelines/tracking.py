@@ -158,6 +158,15 @@ class MlflowRecorder:
         """Sends the files of a folder."""
         self._send(lambda run: run.client.log_artifacts(run.run_id, str(folder)))
 
+    def fail(self, error: BaseException, lost: bool) -> None:
+        """Ends the run as failed or killed; leaves it alone where another process goes on in it (`lost`)."""
+        if lost:
+            self.abandon()
+        elif isinstance(error, Exception):
+            self.finish(None, "FAILED", str(error))
+        else:
+            self.finish(None, "KILLED", "interrupted")
+
     def abandon(self) -> None:
         """Stops without another word to MLflow: another process goes on in the run."""
         self._waiting.clear()

@@ -11,11 +11,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from pydantic import field_validator
 
 import smec_core
 from pipelines.checkpoints import remove_checkpoints
-from pipelines.cluster_settings import ClusterSettings
+from pipelines.cluster_settings import JobSettings
 from pipelines.console import say
 from pipelines.evaluate import on_cluster
 from pipelines.fit import fit
@@ -30,33 +29,19 @@ from smec_core.errors import InputError
 from smec_core.evaluation import Parts, default_split, evaluate
 from smec_core.model import Model, load
 from smec_core.schedule import prefix_dims
-from smec_core.train import Trained, stage_shapes
+from smec_core.train import stage_shapes
+from smec_core.trained import Trained
 from smec_core.uri import public_uri
 
-IDENTITY_FILE = "run.json"
 
+class TrainSettings(JobSettings):
+    """What `smec train` takes."""
 
-class TrainSettings(ClusterSettings, TrainConfig):
-    """What `smec train` takes: where from, where to, on what, and every setting of the method."""
-
-    data: str
-    """Dataset folder or URI: corpus, queries and qrels in Parquet."""
     out: str
     """Model folder to write; an earlier model there is replaced once the new one is whole."""
     base: str | None = None
     """Model folder to add smaller dims to (flag --from): the dims below its smallest become rotations of its smallest
     block, so that the dims it has keep their results."""
-
-    @field_validator("out")
-    @classmethod
-    def _is_path(cls, value: str) -> str:
-        if "://" in value:
-            raise ValueError("must be a path, not a URI")
-        return value
-
-    def method(self) -> TrainConfig:
-        """The settings that decide what is computed."""
-        return TrainConfig(**{name: getattr(self, name) for name in TrainConfig.model_fields})
 
 
 def run(settings: TrainSettings) -> dict[str, Any]:
@@ -95,12 +80,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         )
     run_folder.create()
     with Lease(run_folder, on_lost=interrupt_main) as lease:
-        if run_folder.read_json(IDENTITY_FILE) is None:
-            run_folder.write_json(IDENTITY_FILE, identity)
-        if run_folder.read_json(IDENTITY_FILE) != identity:
-            raise InputError(
-                f"name: {public_uri(run_folder.uri)} holds a run with other settings or data; choose another --name"
-            )
+        run_folder.claim(identity)
         if run_folder.is_finished:
             say(f"run {name} is finished already; its model is taken from {public_uri(run_folder.uri)}")
         else:
@@ -153,13 +133,7 @@ def _train_on_ray(
             run_folder.store_model(model_folder)
             remove_checkpoints(run_folder)
         except BaseException as error:
-            interrupted = not isinstance(error, Exception)
-            if lease.lost:
-                recorder.abandon()
-            else:
-                recorder.finish(
-                    None, "KILLED" if interrupted else "FAILED", "interrupted" if interrupted else str(error)
-                )
+            recorder.fail(error, lease.lost)
             raise
 
 

@@ -92,16 +92,13 @@ class _Reporter:
 def run_trial(params: dict[str, Any], task: TrialTask) -> None:
     """Trains with the settings of one trial, and reports after every stage."""
     number, searched = params["number"], {name: value for name, value in params.items() if name != "number"}
-    is_nested = task.settings.worker_range != (1, 1)
-    reporter = _Reporter(task.objective, is_waited_for=not is_nested)
+    is_here = task.settings.is_one_process
+    reporter = _Reporter(task.objective, is_waited_for=is_here)
     try:
         config = TrainConfig.model_validate(task.config.model_dump() | searched)
-        if is_nested:
-            metrics = _train_on_workers(config, task, number, reporter)
-        else:
-            metrics = _train_here(config, task, reporter)
+        metrics = _train_here(config, task, reporter) if is_here else _train_on_workers(config, task, number, reporter)
     except Exception as error:
-        if not is_nested and isinstance(error, ray.exceptions.RayError):
+        if is_here and isinstance(error, ray.exceptions.RayError):
             # a node was lost: Tune tries again
             raise
         # not raised: Tune would try it again, and Ray Train has where that may help
@@ -121,7 +118,6 @@ def _train_here(config: TrainConfig, task: TrialTask, reporter: _Reporter) -> di
 
 def _train_on_workers(config: TrainConfig, task: TrialTask, number: int, reporter: _Reporter) -> dict[str, Any]:
     # here and not above: a trial in one process begins sooner without Ray Train and Ray Data
-    from pipelines.checkpoints import remove_checkpoints
     from pipelines.fit import fit
 
     quiet_data()
@@ -130,13 +126,12 @@ def _train_on_workers(config: TrainConfig, task: TrialTask, number: int, reporte
     with tempfile.TemporaryDirectory() as made:
         history = Path(made) / "history.jsonl"
         trained = fit(task.settings, config, task.source, run_folder, reporter, history, (), lambda: None, reporter)
-    remove_checkpoints(run_folder)
     return trained.metrics
 
 
 def resources_of(settings: ClusterSettings, use_gpu: bool, memory: int) -> dict[str, float]:
     """What Tune reserves for a trial itself; workers ask for their own CPUs."""
-    if settings.worker_range != (1, 1):
+    if not settings.is_one_process:
         # Tune reserves something or other
         return {"cpu": 0.0, "memory": float(memory)}
     return {"cpu": float(settings.cpus_per_worker), "gpu": float(use_gpu), "memory": float(memory)}

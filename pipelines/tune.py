@@ -20,7 +20,7 @@ from pydantic import Field, field_validator
 from ray import tune
 
 from pipelines.cluster import connect, unwrap
-from pipelines.cluster_settings import ClusterSettings
+from pipelines.cluster_settings import ClusterSettings, JobSettings
 from pipelines.confirm import confirm
 from pipelines.console import say, show
 from pipelines.fit import use_gpus
@@ -39,7 +39,7 @@ from pipelines.study import (
 )
 from pipelines.study_tables import confirmed_table, trials_table
 from pipelines.tracking import MlflowRecorder
-from pipelines.train import IDENTITY_FILE, TrainSettings, digest
+from pipelines.train import TrainSettings, digest
 from pipelines.train import run as train_model
 from pipelines.trial import TrialTask, resources_of, run_trial
 from pipelines.watch import Watch
@@ -56,11 +56,9 @@ RAY_FOLDER = "tune"
 CONFIRMED_FILE = "confirmed.json"
 
 
-class TuneSettings(ClusterSettings, TrainConfig):
+class TuneSettings(JobSettings):
     """What `smec tune` takes: data, space, budget, and every setting of a training: the defaults of the search."""
 
-    data: str
-    """Dataset folder or URI: corpus, queries and qrels in Parquet."""
     space: str
     """Search space: a YAML file, or one of smec, full, quick."""
     out: str
@@ -79,13 +77,6 @@ class TuneSettings(ClusterSettings, TrainConfig):
     train_best: bool = False
     """Train the best settings on train + dev, into OUT/model (flag --refit)."""
 
-    @field_validator("out")
-    @classmethod
-    def _is_path(cls, value: str) -> str:
-        if "://" in value:
-            raise ValueError("must be a path, not a URI; state goes to --storage")
-        return value
-
     @field_validator("workers")
     @classmethod
     def _is_number(cls, workers: str) -> str:
@@ -99,10 +90,6 @@ class TuneSettings(ClusterSettings, TrainConfig):
         if not re.fullmatch(r"(mean|\d+)(, *seconds)?", objective):
             raise ValueError('must be mean, a dim, or either with ",seconds" behind it')
         return objective
-
-    def method(self) -> TrainConfig:
-        """The settings of a training."""
-        return TrainConfig(**{name: getattr(self, name) for name in TrainConfig.model_fields})
 
 
 def run(settings: TuneSettings) -> dict[str, Any]:
@@ -140,12 +127,7 @@ def run(settings: TuneSettings) -> dict[str, Any]:
     study = RunFolder(settings.storage or str(out.absolute() / ".smec-study"), name)
     study.create()
     with Lease(study, on_lost=interrupt_main) as lease:
-        if study.read_json(IDENTITY_FILE) is None:
-            study.write_json(IDENTITY_FILE, identity)
-        if study.read_json(IDENTITY_FILE) != identity:
-            raise InputError(
-                f"name: {public_uri(study.uri)} holds a study of another space, settings or data; choose another --name"
-            )
+        study.claim(identity)
         summary = _Study(settings, config, dataset, space, objective, study, out, lease).run()
     if settings.train_best:
         train_model(_best_settings(settings, out))
@@ -190,13 +172,7 @@ class _Study:
                 recorder.log_files(Path(made))
             recorder.finish(None)
         except BaseException as error:
-            interrupted = not isinstance(error, Exception)
-            if self.lease.lost:
-                recorder.abandon()
-            else:
-                recorder.finish(
-                    None, "KILLED" if interrupted else "FAILED", "interrupted" if interrupted else str(error)
-                )
+            recorder.fail(error, self.lease.lost)
             raise
         return summary
 
@@ -215,7 +191,9 @@ class _Study:
             source = read_once(self.dataset, self.config)
         if todo > 0 and source is not None:
             cluster = _cluster_settings(self.settings)
-            task = TrialTask(self.config, source, self.objective, self.study, cluster, use_gpu and not self.is_nested)
+            task = TrialTask(
+                self.config, source, self.objective, self.study, cluster, use_gpu and cluster.is_one_process
+            )
             self._search(
                 task,
                 todo,
@@ -254,11 +232,6 @@ class _Study:
 
     def _one_worker(self) -> ClusterSettings:
         return _cluster_settings(self.settings).model_copy(update={"workers": "1"})
-
-    @property
-    def is_nested(self) -> bool:
-        """Whether each trial is a Ray Train run of its own."""
-        return self.settings.worker_range != (1, 1)
 
     @property
     def memory(self) -> int:

@@ -28,7 +28,8 @@ from smec_core.errors import SmecError
 from smec_core.group import Group
 from smec_core.resident import Node, Residency, ResidentRows, Rows, StreamedRows, Tier, choose_residency
 from smec_core.tracker import NullTracker, Record
-from smec_core.train import TRAINED_FILE, StageReached, TrainingData, train
+from smec_core.train import StageReached, TrainingData, train
+from smec_core.trained import TRAINED_FILE
 
 SEND_SECONDS = 0.5
 RESENT_AT_ONCE = 1000

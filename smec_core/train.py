@@ -7,17 +7,15 @@ Shapes: D input dims.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from smec_core.adapter import FrozenStage
-from smec_core.candidate import Tried
-from smec_core.checkpoint import Checkpoint, Checkpoints, Progress, Tree, read_tree, same_device, write_tree
+from smec_core.checkpoint import Checkpoint, Checkpoints, Progress, same_device
 from smec_core.config import Projection, TrainConfig
 from smec_core.convergence import HELD_OUT_DOCS, Scores, make_dev_set
 from smec_core.errors import InputError
@@ -29,8 +27,7 @@ from smec_core.sampling import LabelledSampler, UnlabelledSampler
 from smec_core.schedule import chain_dims, prefix_dims
 from smec_core.stage import StageTraining
 from smec_core.tracker import Tracker
-
-TRAINED_FILE = "trained.safetensors"
+from smec_core.trained import StageOutcome, Trained
 
 
 class StageReached(NamedTuple):
@@ -67,73 +64,6 @@ class TrainingData:
     train: Judgements | None
     dev: Judgements | None
     node: Node = field(default_factory=Node)
-
-
-@dataclass(frozen=True)
-class StageOutcome:
-    """One finished stage of a pass: the dims it takes, what was kept, every candidate tried (the kept one first)."""
-
-    d_in: int
-    stage: FrozenStage
-    tried: dict[Projection, Tried]
-    seconds: float
-
-    @property
-    def best(self) -> Tried:
-        """What the kept candidate reached."""
-        return self.tried[self.stage.projection]
-
-    def metrics(self, stored: FrozenStage) -> dict[str, Any]:
-        """What metrics.json keeps of it; `stored` is the stage as the last pass left it."""
-        record: dict[str, Any] = {
-            "d_in": self.d_in,
-            "dim": self.stage.dim,
-            "projection": self.stage.projection,
-            "epochs": self.best.epochs,
-            "seconds": round(self.seconds, 3),
-            "importance": [round(v, 8) for v in stored.tensors["logits"].softmax(0).tolist()],
-        }
-        if self.best.scores:
-            record["dev_score"] = self.best.dev_score
-            record["candidates"] = {
-                kind: {"epochs": tried.epochs, "dev_score": tried.dev_score} for kind, tried in self.tried.items()
-            }
-        return record
-
-    def tree(self) -> Tree:
-        """The outcome as a checkpoint keeps it."""
-        tried = {kind: asdict(result) for kind, result in self.tried.items()}
-        return {"d_in": self.d_in, "stage": _stage_tree(self.stage), "tried": tried, "seconds": self.seconds}
-
-    @classmethod
-    def from_tree(cls, tree: Tree) -> "StageOutcome":
-        """Reads it back."""
-        tried = {kind: Tried(**result) for kind, result in tree["tried"].items()}
-        return cls(tree["d_in"], FrozenStage(**tree["stage"]), tried, tree["seconds"])
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The trained chain and how it came about."""
-
-    stages: list[FrozenStage]
-    metrics: dict[str, Any]
-
-    def write(self, folder: Path) -> None:
-        """Writes it, as the last checkpoint of a training."""
-        write_tree(
-            folder / TRAINED_FILE, {"stages": [_stage_tree(stage) for stage in self.stages], "metrics": self.metrics}
-        )
-
-    @classmethod
-    def read(cls, folder: Path) -> "Trained":
-        """Reads it back."""
-        tree = read_tree(folder / TRAINED_FILE)
-        return cls([FrozenStage(**stage) for stage in tree["stages"]], tree["metrics"])
-
-
-def _stage_tree(stage: FrozenStage) -> Tree:
-    return {"dim": stage.dim, "projection": stage.projection, "tensors": stage.tensors}
 
 
 def train(

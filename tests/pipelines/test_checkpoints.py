@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.checkpoints import Start, begin_start, remove_checkpoints, write_file_list
 from pipelines.run_folder import RunFolder
-from smec_core.train import TRAINED_FILE
+from smec_core.trained import TRAINED_FILE
 
 RANKS = 2
 

@@ -15,7 +15,8 @@ from smec_core.config import TrainConfig
 from smec_core.group import Group
 from smec_core.resident import Node, StreamedRows
 from smec_core.tracker import Record
-from smec_core.train import Trained, TrainingData, train
+from smec_core.train import TrainingData, train
+from smec_core.trained import Trained
 from tests.smec_core.generated import Generated, Records, generate, stream_of
 from tests.smec_core.ranks import Ranks
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from smec_core.adapter import fold
 from smec_core.checkpoint import Progress, Tree, read_tree, write_tree
-from smec_core.train import Trained
+from smec_core.trained import Trained
 from tests.smec_core.interrupted import DIM, Case, Ended, alone, assert_same, progress_at, run_case
 from tests.smec_core.ranks import Ranks
 

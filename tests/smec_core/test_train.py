@@ -17,7 +17,8 @@ from smec_core.metrics import PrefixSearch
 from smec_core.model import Model, load
 from smec_core.pca import principal_rotation
 from smec_core.tracker import NullTracker
-from smec_core.train import Trained, stage_shapes, train
+from smec_core.train import stage_shapes, train
+from smec_core.trained import Trained
 from tests.smec_core.generated import Generated, Records, generate, ndcg_of, resident
 
 DIM, DIMS = 24, (8, 4)
