@@ -130,7 +130,7 @@ def tune(
         typer.Option(help="mean over dims, one dim, or either and ,seconds: a front of quality against time."),
     ] = None,
     workers: Annotated[
-        str | None, typer.Option(metavar="N|MIN:MAX", help="Workers of each trial; 1 trains within the trial.")
+        str | None, typer.Option(metavar="N", help="Workers of each trial; 1 trains within the trial.")
     ] = None,
     gpu: Gpu = None,
     confirm: Annotated[

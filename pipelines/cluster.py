@@ -77,18 +77,18 @@ def withdraw_claim(run_id: str) -> None:
         ray.get(coordinator.cancel_request.remote(f"train-{run_id}"))
 
 
-def release_after(actor: Any, group_id: str) -> None:
+def release_after(actor: Any | None, group_id: str) -> None:
     """Waits for the end of the process that runs a Ray Train run, then gives back what the run's workers hold.
 
     Where such a process is killed within a job that goes on, Ray Train itself gives it back only with the help of the
     cluster's dashboard, and only of one that it can tell from others on the same machine.
 
     Args:
-        actor: the process, an actor.
+        actor: the process, an actor; None for one that has ended.
         group_id: the workers' placement group; one that is gone already does no harm.
     """
     with suppress(ray.exceptions.RayError):
-        while True:
+        while actor is not None:
             ray.get(actor.__ray_ready__.remote())
             time.sleep(DEATH_SECONDS)
     # its controller, which would replace the workers, ends a moment later

@@ -1,6 +1,6 @@
 """The figures of the report page, as plain dicts in plotly's JSON schema; the browser draws them.
 
-What all figures look like (fonts, axes, margins) stands with the page's styles in templates/report.html.j2.
+What all figures look like (fonts, axes, margins) stands with the page's styles in templates/page.html.j2.
 """
 
 import html

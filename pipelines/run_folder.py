@@ -45,7 +45,7 @@ class RunFolder:
 
     Attributes:
         name: the run's name.
-        uri: path or URI of the folder as the user gave it, with its options; show it through `public_uri`.
+        uri: absolute path or URI of the folder, with its options; show it through `public_uri`.
         filesystem: where it is.
         storage_path: on that file system, the folder that holds the folders of all runs.
         path: on that file system, this run's folder.
@@ -66,6 +66,8 @@ class RunFolder:
         Raises:
             InputError: no file system for this URI.
         """
+        # a process with another working directory finds it, too
+        storage = storage if "://" in storage else str(Path(storage).absolute())
         self.name = name
         self.uri = join_uri(storage, name)
         self.filesystem, root = open_filesystem(storage)

@@ -1,6 +1,9 @@
 """What a study knows of its trials: what a restart goes on from, and what is shown of them.
 
     STORAGE/STUDY/trials/STUDY-0001/trial.json    one trial, written at its start, after every stage, and at its end
+    STORAGE/STUDY/trials/STUDY-0001/workers.json  the placement group of its workers, where it has some of its own
+    STORAGE/STUDY/confirmed.json                  the best settings beside the defaults on test
+    STORAGE/STUDY/tune-*/                         what Tune writes while a start of the study runs
 
 where STORAGE/STUDY is the study's run folder. The first trial is the defaults.
 """
@@ -20,6 +23,7 @@ SUMMARY_FILE = "summary.json"
 METRIC, PLACE = "quality", "place"
 """In what a trial reports: how good it is, and after which stage of the chain."""
 TRIAL_FILE = "trial.json"
+PLACED_FILE = "workers.json"
 
 State = Literal["finished", "stopped", "failed", "running"]
 STATES: tuple[State, ...] = get_args(State)

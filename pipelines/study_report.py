@@ -41,7 +41,8 @@ def study_page(file: Path) -> dict[str, Any]:
         InputError: the file is no summary of a study, or no trial got anywhere.
     """
     summary = read(file, SummaryFile)
-    trials = [trial for trial in summary.trials if trial.quality is not None]
+    # one that was cut off or failed says little of its settings, and would have all others compared where it ended
+    trials = [trial for trial in summary.trials if trial.steps and trial.state in ("finished", "stopped")]
     if not trials:
         raise InputError(f"{file}: none of its trials finished a stage; there is nothing to show")
     objective = Objective.parse(summary.objective, summary.dims)

@@ -15,7 +15,7 @@ from pipelines.cluster import quiet_data
 from pipelines.cluster_settings import ClusterSettings
 from pipelines.run_folder import RunFolder
 from pipelines.source import Source
-from pipelines.study import METRIC, PLACE, Objective, trial_folder
+from pipelines.study import METRIC, PLACE, PLACED_FILE, Objective, trial_folder
 from smec_core.config import TrainConfig
 from smec_core.errors import one_line
 from smec_core.resident import Node
@@ -51,14 +51,15 @@ class TrialTask:
 class _Reporter:
     """Reports to Tune after each stage, with the dev figures of its epochs."""
 
-    def __init__(self, objective: Objective, is_waited_for: bool) -> None:
+    def __init__(self, objective: Objective, folder: RunFolder, is_waited_for: bool) -> None:
         """Prepares it.
 
         Args:
             objective: what to report.
+            folder: the trial's own.
             is_waited_for: whether the training stands still while Tune takes a report.
         """
-        self._objective, self._is_waited_for = objective, is_waited_for
+        self._objective, self._folder, self._is_waited_for = objective, folder, is_waited_for
         self._records: list[Record] = []
         self._waited = 0.0
         self._placed: dict[str, Any] = {}
@@ -69,10 +70,14 @@ class _Reporter:
             self._records.append(record)
 
     def take(self, item: "StageReached | Placed") -> None:
-        """Takes where the workers run, which goes with every report, or reports what a stage reached."""
+        """Takes where the workers run, which goes with every report, or reports what a stage reached.
+
+        A trial that is cut off before its first report has left a note.
+        """
         if isinstance(item, StageReached):
             self.on_stage(item)
         else:
+            self._folder.write_json(PLACED_FILE, item.group_id)
             self._placed = {"placed": (ray.get_runtime_context().current_actor, item.group_id)}
 
     def on_stage(self, reached: StageReached) -> None:
@@ -93,7 +98,7 @@ def run_trial(params: dict[str, Any], task: TrialTask) -> None:
     """Trains with the settings of one trial, and reports after every stage."""
     number, searched = params["number"], {name: value for name, value in params.items() if name != "number"}
     is_here = task.settings.is_one_process
-    reporter = _Reporter(task.objective, is_waited_for=is_here)
+    reporter = _Reporter(task.objective, trial_folder(task.study, number), is_waited_for=is_here)
     try:
         config = TrainConfig.model_validate(task.config.model_dump() | searched)
         metrics = _train_here(config, task, reporter) if is_here else _train_on_workers(config, task, number, reporter)

@@ -2,6 +2,8 @@
 
 import threading
 import time
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,46 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
 from pipelines.checkpoints import remove_checkpoints
-from pipelines.cluster import release_after, unwrap
+from pipelines.cluster import release_after
 from pipelines.console import say
 from pipelines.lease import Lease
 from pipelines.run_folder import RunFolder
-from pipelines.study import METRIC, PLACE, TRIAL_FILE, Objective, State, Step, Trial, best_trials, trial_folder
+from pipelines.study import (
+    METRIC,
+    PLACE,
+    PLACED_FILE,
+    TRIAL_FILE,
+    Objective,
+    State,
+    Step,
+    Trial,
+    best_trials,
+    trial_folder,
+)
 from pipelines.tracking import MlflowRecorder
 from smec_core.config import TrainConfig
+from smec_core.errors import SmecError, one_line
+
+RELEASE_SECONDS = 60.0
+"""How long the end of a study waits for what its trials still hold."""
+
+
+def _noted(hook: Callable[..., None]) -> Callable[..., None]:
+    """Keeps the first error of any hook, and has the next ones end the study, too: Tune itself may go on."""
+
+    @wraps(hook)
+    def noted(watch: "Watch", *args: Any, **info: Any) -> None:
+        if watch.failure is not None:
+            raise watch.failure
+        try:
+            hook(watch, *args, **info)
+        except Exception as error:
+            watch.failure = error
+            if isinstance(error, OSError):
+                watch.failure = SmecError(f"storage: what a trial reached cannot be written ({one_line(error)})")
+            raise watch.failure from error
+
+    return noted
 
 
 class Watch(tune.Callback):
@@ -46,6 +81,9 @@ class Watch(tune.Callback):
         self._lease, self._recorder, self._scratch = lease, recorder, scratch
         self._recorders: dict[int, MlflowRecorder] = {}
         self._placed: dict[int, tuple[Any, str]] = {}
+        self._releases: list[threading.Thread] = []
+        self.failure: Exception | None = None
+        """The first error met here."""
         self.stopped: set[int] = set()
         """Numbers of the trials that the scheduler has stopped; it adds to them."""
 
@@ -53,6 +91,7 @@ class Watch(tune.Callback):
         # Tune pickles its callbacks, for a restart that is not by Tune here
         return {}
 
+    @_noted
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Opens its record and its run in MLflow."""
         number = trial.config["number"]
@@ -61,6 +100,8 @@ class Watch(tune.Callback):
         self._trials[number] = record
         folder = trial_folder(self._study, number)
         folder.create()
+        # one that Tune tries again, or that was killed with an earlier driver
+        self._release(number)
         self._write(record)
         if number not in self._recorders:
             self._recorders[number] = MlflowRecorder.start(
@@ -72,6 +113,7 @@ class Watch(tune.Callback):
             )
         say(f"{record.title}: begins")
 
+    @_noted
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
@@ -95,6 +137,7 @@ class Watch(tune.Callback):
             self._write(record)
             say(f"trial {record.number}: {step.quality:.4f} after stage {step.place}, {step.seconds:.0f} s")
 
+    @_noted
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Closes it as finished, stopped or failed; one that was only cut off stays open."""
         record = self._trials[trial.config["number"]]
@@ -105,11 +148,15 @@ class Watch(tune.Callback):
         elif record.number in self.stopped:
             self._close(record, "stopped")
 
+    @_noted
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Closes it as failed."""
-        record = self._trials[trial.config["number"]]
-        error = trial.get_error()
-        record.error = str(unwrap(error)) if error is not None else "its process was lost"
+        number = trial.config["number"]
+        if number not in self._recorders:
+            # its process did not even start
+            self.on_trial_start(iteration, trials, trial)
+        record = self._trials[number]
+        record.error = _cause(trial)
         self._close(record, "failed")
 
     def _close(self, record: Trial, state: State) -> None:
@@ -120,19 +167,39 @@ class Watch(tune.Callback):
         self._write(record)
         how = f"failed: {record.error}" if record.error else f"{state} at {record.quality:.4f}"
         say(f"trial {record.number}: {how}")
-        # what a trial with workers of its own leaves
-        if record.number in self._placed:
-            placed = self._placed.pop(record.number)
-            threading.Thread(target=release_after, args=placed, name="release", daemon=True).start()
         remove_checkpoints(trial_folder(self._study, record.number))
+        self._release(record.number)
         if record.quality is not None:
             best = best_trials(list(self._trials.values()), self._objective)
             figures = {"quality": record.quality} | ({"best_quality": best[0].quality or 0.0} if best else {})
             ended = sum(trial.state != "running" for trial in self._trials.values())
             self._recorder.log({"step": ended, "trial": record.number, "seconds": record.seconds, **figures})
 
+    def _release(self, number: int) -> None:
+        """Gives back, some seconds from now, what a trial with workers of its own has left."""
+        folder = trial_folder(self._study, number)
+        actor, group = self._placed.pop(number, (None, None))
+        group = group or folder.read_json(PLACED_FILE)
+        if group is None:
+            return
+        is_closed = self._trials[number].state != "running"
+
+        def release() -> None:
+            release_after(actor, group)
+            if is_closed:
+                # its workers may have been storing one when it was stopped
+                remove_checkpoints(folder)
+
+        self._releases.append(threading.Thread(target=release, name="release", daemon=True))
+        self._releases[-1].start()
+
     def end(self) -> None:
-        """Ends the MLflow runs of trials that have not ended."""
+        """Ends the MLflow runs of trials that have not ended, and has all trials give back what they hold."""
+        for number in self._recorders:
+            self._release(number)
+        until = time.monotonic() + RELEASE_SECONDS
+        for thread in self._releases:
+            thread.join(max(0.0, until - time.monotonic()))
         for recorder in self._recorders.values():
             if self._lease.lost:
                 recorder.abandon()
@@ -143,3 +210,14 @@ class Watch(tune.Callback):
     def _write(self, record: Trial) -> None:
         self._lease.check()
         trial_folder(self._study, record.number).write_json(TRIAL_FILE, record.model_dump(mode="json"))
+
+
+def _cause(trial: TuneTrial) -> str:
+    """Why a trial's process failed, in a line, from what Tune noted on this machine."""
+    file = Path(trial.error_file) if trial.error_file else None
+    text = file.read_text() if file is not None and file.exists() else ""
+    lines = [line.strip() for line in text.split("Failure # ")[-1].splitlines()[1:] if line.strip()]
+    if not lines:
+        return "its process was lost"
+    # of a traceback the last line says what; of a lost process the first
+    return lines[-1] if any(line.startswith("Traceback") for line in lines) else lines[0]

@@ -75,7 +75,7 @@ def read_space(name_or_path: str, base: TrainConfig) -> Space:
             _check_name(name, where)
             space[name] = _distribution(name, loader.construct_object(value, deep=True), where)
             lines[name] = where
-            _check_values(name, space[name], base, where)
+            space[name] = _checked(name, space[name], base, where)
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     finally:
@@ -135,31 +135,33 @@ def _number(value: Any, kind: str, name: str, where: str) -> float:
     return number
 
 
-def _check_values(name: str, one: BaseDistribution, base: TrainConfig, where: str) -> None:
+def _checked(name: str, one: BaseDistribution, base: TrainConfig, where: str) -> BaseDistribution:
+    """The distribution, its choices as the settings' types have them."""
     default = getattr(base, name)
     if default is None:
         raise InputError(f"{where}: {name} has no default to start from; give one with --set {name}=VALUE")
     annotation = TrainConfig.model_fields[name].annotation
     if isinstance(one, FloatDistribution) and int in (annotation, *get_args(annotation)):
         raise InputError(f"{where}: {name} takes whole numbers; use int or logint")
-    if isinstance(one, CategoricalDistribution):
-        values, inside = one.choices, default in one.choices
-    else:
-        values = (one.low, one.high)  # type: ignore[attr-defined]
-        inside = values[0] <= default <= values[1]
+    is_choice = isinstance(one, CategoricalDistribution)
+    values = one.choices if is_choice else (one.low, one.high)  # type: ignore[attr-defined]
+    taken = []
     for value in values:
         # a queue is large enough for any K here; how the two go together is checked last
         others = {"queue_size": 2**62} if name == "top_k" else {"top_k": 1} if name == "queue_size" else {}
         try:
-            TrainConfig.model_validate(base.model_dump() | others | {name: value})
+            taken.append(getattr(TrainConfig.model_validate(base.model_dump() | others | {name: value}), name))
         except ValidationError as error:
             problem = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise InputError(f"{where}: {name}: {problem} (given {value!r})") from error
-    if not inside:
+    if not (default in taken if is_choice else taken[0] <= default <= taken[1]):
         raise InputError(
             f"{where}: {name} leaves out {default!r}, the default, which is the first trial; widen the range, or give "
             f"another default with --set {name}=VALUE"
         )
+    if len(set(taken)) < len(taken):
+        raise InputError(f"{where}: {name} lists the same value twice")
+    return CategoricalDistribution(taken) if is_choice else one
 
 
 def _check_queue(space: Space, lines: Mapping[str, str], base: TrainConfig) -> None:
@@ -177,6 +179,5 @@ def _ends(one: BaseDistribution | None, value: int) -> tuple[int, int]:
     if one is None:
         return value, value
     if isinstance(one, CategoricalDistribution):
-        numbers = [int(choice) for choice in one.choices]  # type: ignore[arg-type]
-        return min(numbers), max(numbers)
+        return min(one.choices), max(one.choices)  # type: ignore[type-var, return-value]
     return one.low, one.high  # type: ignore[attr-defined]

@@ -175,3 +175,9 @@ def test_the_uri_keeps_its_options(s3: Callable[[str], str]) -> None:
     assert RunFolder(s3("runs"), "nightly").uri == join_uri(s3("runs"), "nightly")
     assert RunFolder(s3("runs"), "nightly").local_path is None
     assert RunFolder("runs", "nightly").local_path == Path("runs/nightly").absolute()
+
+
+def test_a_relative_folder_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_folder = RunFolder("runs", "nightly")
+    assert run_folder.uri == run_folder.path == str(tmp_path / "runs" / "nightly")

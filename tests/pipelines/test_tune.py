@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,11 +16,14 @@ import mlflow
 import pytest
 import ray
 
-from pipelines import report, tune
+from pipelines import report, study_start, tune
 from pipelines.run_folder import RunFolder
 from pipelines.settings import resolve
 from pipelines.study import read_trials, trial_folder
+from pipelines.study_report import study_page
 from pipelines.train import TrainSettings
+from pipelines.tune_settings import TuneSettings
+from pipelines.watch import Watch
 from smec_core.errors import InputError, SmecError
 from tests.builders import write_dataset
 
@@ -47,8 +51,8 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _settings(data: Path, space: Path, out: Path, **changes: object) -> tune.TuneSettings:
-    return tune.TuneSettings.model_validate(
+def _settings(data: Path, space: Path, out: Path, **changes: object) -> TuneSettings:
+    return TuneSettings.model_validate(
         {"data": str(data), "space": str(space), "out": str(out), "trials": 12, **QUICK, **changes}
     )
 
@@ -136,6 +140,13 @@ def test_the_report_of_a_study(study: Path, tmp_path: Path) -> None:
     for element in ("parallel", "importance", "front", "slice-tau", "slice-queue_size", "queue-seconds"):
         assert f'id="{element}"' in page
         assert f'"{element}": {{' in page
+    # an interrupted trial does not have the others compared where it ended
+    content = _summary(study)
+    place = study_page(study / "summary.json")["place"]
+    interrupted = next(one for one in content["trials"] if one["number"] > 1 and len(one["steps"]) >= 2)
+    interrupted |= {"state": "running", "steps": interrupted["steps"][:1]}
+    (tmp_path / "summary.json").write_text(json.dumps(content))
+    assert study_page(tmp_path / "summary.json")["place"] == place > 1
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -151,6 +162,52 @@ def test_a_failed_trial_keeps_its_cause_and_the_study_goes_on(dataset: Path, tmp
     run_id = trial_folder(folder, failed[0]["number"]).read_json("mlflow_run.json")["run_id"]
     assert client.get_run(run_id).info.status == "FAILED"
     assert "memory" in client.get_run(run_id).data.tags["smec.error"]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_trial_whose_process_is_killed_is_recorded_and_the_study_goes_on(
+    dataset: Path, space: Path, tmp_path: Path
+) -> None:
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not killed and time.monotonic() < deadline:
+            for folder in Path("/proc").glob("[0-9]*"):
+                with suppress(OSError):
+                    if not killed and (folder / "cmdline").read_bytes().startswith(b"ray::ImplicitFunc.train"):
+                        os.kill(int(folder.name), signal.SIGKILL)
+                        killed.append(int(folder.name))
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    summary = tune.run(_settings(dataset, space, tmp_path / "out", trials=3, max_failures=0))
+    killer.join()
+    assert killed
+    [failed] = [one for one in summary["trials"] if one["state"] == "failed"]
+    assert "died" in failed["error"] and "\n" not in failed["error"]
+    assert summary["states"]["finished"] + summary["states"]["stopped"] == 2
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_study_that_cannot_write_ends_and_goes_on_later(
+    dataset: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Watch._write
+    settings = _settings(dataset, space, tmp_path / "out", trials=3, max_concurrent=1)
+
+    def broken(watch: Watch, record: Any) -> None:
+        if record.number == 2 and record.state != "running":
+            raise OSError("no space left on device")
+        write(watch, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "_write", broken)
+        with pytest.raises(SmecError, match="storage: what a trial reached cannot be written"):
+            tune.run(settings)
+    assert [one.state for one in read_trials(_state(tmp_path / "out"))] == ["finished", "running"]
+    assert tune.run(settings)["states"]["running"] == 0
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -184,8 +241,17 @@ def test_what_was_compared_on_test_is_kept(dataset: Path, space: Path, tmp_path:
     settings = _settings(dataset, space, tmp_path / "out", trials=3, confirm=1)
     summary = tune.run(settings)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tune, "confirm", None)
+        patch.setattr(study_start, "confirm", None)
         assert tune.run(settings) == summary
+        assert tune.run(settings.model_copy(update={"confirm": 0})) == summary
+        # another winner has not been compared yet
+        folder = _state(tmp_path / "out")
+        kept = folder.read_json("confirmed.json")
+        kept["key"]["params"]["tau"] += 1
+        folder.write_json("confirmed.json", kept)
+        assert "confirmed" not in tune.run(settings.model_copy(update={"confirm": 0}))
+        with pytest.raises(TypeError):
+            tune.run(settings)
     assert not list((tmp_path / "out").rglob("tune-*"))
 
 
@@ -217,10 +283,11 @@ def test_without_judgements_neighbours_are_kept(space: Path, tmp_path: Path) -> 
         file.unlink()
     wide = tmp_path / "space.yaml"
     wide.write_text("lr: {loguniform: [1e-4, 1e-2]}")
-    summary = tune.run(_settings(data, wide, tmp_path / "out", trials=2, confirm=1))
+    summary = tune.run(_settings(data, wide, tmp_path / "out", trials=2))
     assert summary["measure"] == "neighbour_recall@10"
     assert summary["trials"][0]["params"] == {"lr": 0.001}
-    assert summary.get("confirmed") is None
+    with pytest.raises(InputError, match=r"confirm: .* has no qrels/test.parquet to compare on"):
+        tune.run(_settings(data, wide, tmp_path / "out", trials=2, confirm=1))
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -230,7 +297,7 @@ def test_without_judgements_neighbours_are_kept(space: Path, tmp_path: Path) -> 
         ({"objective": "5"}, "objective: 5 is none of the dims 32, 8, 4"),
         ({"guard": False, "projection": "free"}, "guard: trials are compared on dev"),
         ({"dims": "64,8"}, "dims: 64 is more than the 32 dims"),
-        ({"cpus_per_worker": 9}, "workers: a trial needs 9 CPUs, the cluster has 4"),
+        ({"cpus_per_worker": 9}, "workers: a trial needs 9 CPUs, "),
         ({"hours": 1e-6}, "no trial finished in time"),
     ],
 )
@@ -294,7 +361,7 @@ def test_a_killed_study_goes_on_where_it_was(dataset: Path, space: Path, tmp_pat
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_stopped_trials_of_several_workers_give_back_what_they_held(dataset: Path, space: Path, tmp_path: Path) -> None:
-    # the tests' cluster has no dashboard, by which Ray Train would do it: without `release` the study hangs here
+    # the tests' cluster has no dashboard, by which Ray Train would do it: without `release_after` the study hangs here
     cpus = ray.cluster_resources()["CPU"]
     settings = _settings(dataset, space, tmp_path / "out", trials=6, workers=2, cpus_per_worker=int(cpus) // 2)
     summary = tune.run(settings)
@@ -302,8 +369,27 @@ def test_stopped_trials_of_several_workers_give_back_what_they_held(dataset: Pat
     stopped = [one["number"] for one in summary["trials"] if one["state"] == "stopped"]
     assert stopped and min(stopped) < 6
     assert all(one["steps"][0]["place"] == 1 for one in summary["trials"])
+    _wait_for(cpus)
+    assert not list((tmp_path / "out" / ".smec-study").rglob("*.start-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_trials_of_several_workers_that_are_cut_off_give_back_what_they_held(
+    dataset: Path, space: Path, tmp_path: Path
+) -> None:
+    cpus = ray.cluster_resources()["CPU"]
+    changes = {"workers": 2, "cpus_per_worker": int(cpus) // 2, "epochs": 2000, "hours": 45 / 3600}
+    with pytest.raises(SmecError, match="no trial finished in time"):
+        tune.run(_settings(dataset, space, tmp_path / "out", **changes))
+    [trial] = read_trials(_state(tmp_path / "out"))
+    assert trial.state == "running"
+    assert trial_folder(_state(tmp_path / "out"), 1).read_json("workers.json")
+    _wait_for(cpus)
+
+
+def _wait_for(cpus: float) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while ray.available_resources().get("CPU") != cpus:
         assert time.monotonic() < deadline, ray.available_resources()
         time.sleep(0.5)
-    assert not list((tmp_path / "out" / ".smec-study").rglob("*.start-*"))

@@ -91,3 +91,11 @@ def test_a_space_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
 def test_a_default_of_ones_own_moves_the_range(tmp_path: Path) -> None:
     base = BASE.model_copy(update={"tau": 3.0})
     assert read_space(_file(tmp_path, "tau: {uniform: [2, 4]}"), base) == {"tau": FloatDistribution(2, 4)}
+
+
+def test_choices_are_values_of_the_setting(tmp_path: Path) -> None:
+    # YAML takes 1e-3 for a word
+    space = read_space(_file(tmp_path, "lr: {choice: [0.002, 1e-3]}\nqueue_size: {choice: [5000, '6000']}"), BASE)
+    assert space == {"lr": CategoricalDistribution([0.002, 0.001]), "queue_size": CategoricalDistribution([5000, 6000])}
+    with pytest.raises(InputError, match="lr lists the same value twice"):
+        read_space(_file(tmp_path, "lr: {choice: [0.002, 2e-3]}"), BASE)
