@@ -6,7 +6,7 @@ Shapes: B queries, N documents, P pairs, A anchors, U distinct memory items, d d
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +58,12 @@ class Pairs:
         self._begin_A1, self._item_P = _begins(anchor_P, anchors), item_P
         self._by_item_P = item_P.argsort(stable=True)
         self._begin_U1, self._anchor_P = _begins(item_P, items), anchor_P[self._by_item_P]
+
+    @classmethod
+    def none(cls, device: torch.device) -> Self:
+        """No pairs at all."""
+        nothing = torch.empty(0, dtype=torch.int64, device=device)
+        return cls(nothing, nothing, nothing.float(), 0, 0)
 
     def __len__(self) -> int:
         return len(self.target_P)

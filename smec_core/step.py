@@ -98,14 +98,17 @@ def load_step(
     clock.lap("data")
 
     is_global = run.config.memory == "global"
-    anchors = [x_queries_BD, x_docs_ND] if is_global else [x_queries_BD[queries], x_docs_ND[docs]]
-    row_A = torch.cat([torch.full((len(anchors[0]),), -1), doc_row_N if is_global else doc_row_N[docs]])
-    found = memory.search(torch.cat(anchors), row_A.to(run.device), run.config.neighbours(run.labelled))
-    live_pairs = found.live_AK.sum()
-    if not is_global:
-        run.group.sum_(live_pairs)
-    memory.push(doc_row_N.to(run.device), x_docs_ND)
-    used_U, pairs = own_pairs(found, team if is_global else None)
+    used_U, pairs, live_pairs = torch.empty(0, dtype=torch.int64), Pairs.none(run.device), 0
+    if run.config.unsupervised_weight(run.labelled):
+        anchors = [x_queries_BD, x_docs_ND] if is_global else [x_queries_BD[queries], x_docs_ND[docs]]
+        row_A = torch.cat([torch.full((len(anchors[0]),), -1), doc_row_N if is_global else doc_row_N[docs]])
+        found = memory.search(torch.cat(anchors), row_A.to(run.device), run.config.neighbours(run.labelled))
+        live = found.live_AK.sum()
+        if not is_global:
+            run.group.sum_(live)
+        live_pairs = int(live)
+        memory.push(doc_row_N.to(run.device), x_docs_ND)
+        used_U, pairs = own_pairs(found, team if is_global else None)
     clock.lap("search")
 
     own.append(y_docs.take(used_U.cpu()))
@@ -118,7 +121,7 @@ def load_step(
         docs=len(doc_row_N),
         counts_all_anchors=is_global,
         pairs=pairs,
-        live_pairs=int(live_pairs),
+        live_pairs=live_pairs,
         pair_query_P=torch.from_numpy(batch.pair_query_P[mine] - queries.start).to(run.device),
         pair_doc_P=torch.from_numpy(batch.pair_doc_P[mine]).to(run.device),
         weight_PN=torch.from_numpy(batch.weight_PN[mine]).to(run.device),

@@ -22,7 +22,7 @@ from smec_core.trained import Trained
 from tests.smec_core.generated import Generated, Records, generate, ndcg_of, resident
 
 DIM, DIMS = 24, (8, 4)
-SMALL = dict(dims=DIMS, epochs=5, lr=1e-2, queue_size=200, negatives=64)
+SMALL = dict(dims=DIMS, epochs=5, lr=1e-2, alpha=0.1, queue_size=200, negatives=64)
 STEP_KEYS = {
     "pass", "stage", "projection", "epoch", "step", "loss", "rank_loss", "unsup_loss", "tau", "lr", "rows_per_s",
     "seconds/data", "seconds/search", "seconds/compute",
@@ -124,6 +124,15 @@ def test_dev_never_falls_below_the_start(run: tuple[Trained, Records]) -> None:
         starts = [r for r in records.epochs if r["stage"] == stage["dim"] and r["epoch"] == 0]
         assert len(starts) == len(stage["candidates"])
         assert all(stage["dev_score"] >= float(start["dev_score"]) for start in starts)
+
+
+def test_without_alpha_the_memory_is_left_out(data: Generated) -> None:
+    records, with_memory = Records(), Records()
+    train(data.training_data(), small(alpha=None), records)
+    train(data.training_data(), small(alpha=1e-9), with_memory)
+    assert all(record["unsup_loss"] == 0 and record["loss"] == record["rank_loss"] for record in records.steps)
+    assert any(float(record["unsup_loss"]) > 0 for record in with_memory.steps)
+    assert records.steps[0]["rank_loss"] == pytest.approx(float(with_memory.steps[0]["rank_loss"]), rel=1e-4)
 
 
 def test_the_guard_undoes_a_training_that_only_harms(data: Generated) -> None:
