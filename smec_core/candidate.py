@@ -80,7 +80,7 @@ class Candidate:
         unsup_mean = unsup_sum / max(step.live_pairs, 1)
         self.parts_2 = torch.stack([rank_mean.detach(), unsup_mean.detach()])
         self.optimizer.zero_grad()
-        (rank_mean + run.config.unsupervised_weight(run.labelled) * unsup_mean).backward()
+        (rank_mean + run.config.alpha * unsup_mean).backward()
         self._reduce()
         self.optimizer.step()
         self.schedule.step()

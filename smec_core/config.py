@@ -36,9 +36,8 @@ class TrainConfig(BaseModel):
 
     temperature: float = Field(0.07, gt=0)
     """Temperature T of the ranking loss (1 in the paper)."""
-    alpha: float | None = Field(None, ge=0)
-    """Weight of the unsupervised loss against the ranking loss (0.1 in the paper); 0 leaves S-XBM out. Default: 0, or
-    0.1 where there are no judgements."""
+    alpha: float = Field(0.1, ge=0)
+    """Weight of the unsupervised loss against the ranking loss; 0, where there are judgements, leaves S-XBM out."""
     top_k: int | None = Field(None, ge=1)
     """Nearest memory items per anchor in the unsupervised loss; default: 10, or 100 where there are no judgements."""
     queue_size: int = Field(5000, ge=1)
@@ -120,22 +119,12 @@ class TrainConfig(BaseModel):
         return self.patience if self.patience is not None else max(2, math.ceil(epochs / 3))
 
     def resolved(self, labelled: bool) -> Self:
-        """The same settings, with those filled in that depend on whether the data has judgements."""
-        return self.model_copy(
-            update={
-                "lr": self.peak_lr(labelled),
-                "alpha": self.unsupervised_weight(labelled),
-                "top_k": self.neighbours(labelled),
-            }
-        )
+        """The same settings, with the learning rate and K that apply to data with judgements, or without, filled in."""
+        return self.model_copy(update={"lr": self.peak_lr(labelled), "top_k": self.neighbours(labelled)})
 
     def peak_lr(self, labelled: bool) -> float:
         """Peak learning rate of the projection, with judgements or without."""
         return self.lr if self.lr is not None else 2e-3 if labelled else 1e-3
-
-    def unsupervised_weight(self, labelled: bool) -> float:
-        """Alpha. Where judgements teach, holding on to the old neighbours costs more than it keeps."""
-        return self.alpha if self.alpha is not None else 0.0 if labelled else 0.1
 
     def neighbours(self, labelled: bool) -> int:
         """K of the unsupervised loss. Alone, it needs neighbours far enough out to keep the others apart."""
@@ -144,7 +133,6 @@ class TrainConfig(BaseModel):
 
 PAPER_PRESET: dict[str, Any] = {
     "temperature": 1.0,
-    "alpha": 0.1,
     "init": "identity",
     "gumbel_noise": 1.0,
     "ema_decay": 0.0,

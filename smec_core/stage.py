@@ -177,7 +177,7 @@ class _StepLog:
     def flush(self) -> None:
         for record, figures in zip([entry[0] for entry in self._waiting], self._figures(), strict=True):
             rank_part, unsup_part, lr = figures
-            loss = rank_part + self._run.config.unsupervised_weight(self._run.labelled) * unsup_part
+            loss = rank_part + self._run.config.alpha * unsup_part
             parts = {"loss": loss, "rank_loss": rank_part, "unsup_loss": unsup_part}
             self._run.tracker.log(record | {"tau": self._run.config.tau, "lr": lr} | parts)
         self._waiting = []

@@ -139,6 +139,10 @@ def stage_shapes(input_dim: int, config: TrainConfig, labelled: bool, base: Sequ
             )
         dims = chain_dims(smallest, added)
         return [list(shape) for shape in pairwise(dims)]
+    if not labelled and not config.alpha:
+        raise InputError(
+            "alpha: without judgements the unsupervised loss is all there is to learn from; give it a weight"
+        )
     dims = chain_dims(input_dim, config.dims)
     shapes = [list(shape) for shape in pairwise([input_dim, *dims])]
     if config.projection in ("rotation", "selection") or not labelled:
