@@ -256,20 +256,26 @@ def test_what_was_compared_on_test_is_kept(dataset: Path, space: Path, tmp_path:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_study_whose_time_is_up_goes_on_with_its_state_on_s3(
-    dataset: Path, space: Path, tmp_path: Path, s3: Callable[[str], str]
+def test_a_study_with_its_state_on_s3_goes_on_where_it_was(
+    dataset: Path, space: Path, tmp_path: Path, s3: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = _settings(dataset, space, tmp_path / "out", trials=6, storage=s3("runs"), name="night", epochs=40)
-    # enough for some trials, one after the other, not for all
-    short = settings.model_copy(update={"hours": 15 / 3600, "max_concurrent": 1})
-    study = RunFolder(s3("runs"), "night")
-    with suppress(SmecError):
-        tune.run(short)
-    before = {one.number: one for one in read_trials(study)}
-    assert any(one.state == "running" for one in before.values())
+    write = Watch._write
+    settings = _settings(dataset, space, tmp_path / "out", trials=5, storage=s3("runs"), name="night", max_concurrent=1)
+
+    def lost(watch: Watch, record: Any) -> None:
+        write(watch, record)
+        if record.number == 3 and record.steps:
+            raise OSError("the network is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "_write", lost)
+        with pytest.raises(SmecError, match="the network is gone"):
+            tune.run(settings)
+    before = {one.number: one for one in read_trials(RunFolder(s3("runs"), "night"))}
+    assert [one.state == "running" for one in before.values()] == [False, False, True]
     summary = tune.run(settings)
     assert summary["states"]["running"] == 0
-    assert [one["number"] for one in summary["trials"]] == [1, 2, 3, 4, 5, 6]
+    assert [one["number"] for one in summary["trials"]] == [1, 2, 3, 4, 5]
     for number, one in before.items():
         assert summary["trials"][number - 1]["params"] == one.params
         if one.state != "running":
