@@ -10,24 +10,30 @@ Every training is `smec train`'s, first pass and refit, in one process; as many 
 
 import argparse
 import json
-import math
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import numpy as np
 import yaml
 
 from pipelines.cluster import connect
-from pipelines.confirm import Scored, compare, train_and_score
+from pipelines.scoring import Scored, gain_interval, gains, train_and_score
 from pipelines.source import read_once
 from smec_core.config import TrainConfig
 from smec_core.dataset import Dataset
+from smec_core.peers.smec import Smec
 
 VALUES = ["alpha=0,0.03,0.3,1,3", "tau=0.1,10", "top_k=3,50", "queue_size=1000,20000"]
 
 
-def mean_over_dims(scored: list[Scored], dims: list[int]) -> list[Scored]:
-    return [Scored({0: np.mean([one.value_Q[dim] for dim in dims], axis=0)}, one.seconds) for one in scored]
+def gain(found: list[Scored], base: list[Scored], dims: list[int]) -> dict[str, Any]:
+    """Mean over dims of each side, and the gain with its interval."""
+    values = {
+        name: [mean(one.mean(dim) for dim in dims) for one in some]
+        for name, some in (("of", found), ("defaults", base))
+    }
+    return values | gain_interval(np.mean([gains(found, base, dim) for dim in dims], axis=0))
 
 
 def main() -> None:
@@ -41,31 +47,30 @@ def main() -> None:
     args = parser.parse_args()
     changed = {name: yaml.safe_load(value) for name, _, value in (text.partition("=") for text in args.set)}
     dataset, base = Dataset.open(args.data), TrainConfig.model_validate({"dims": args.dims} | changed)
-    configs = {"defaults": base}
+    methods = {"defaults": Smec({})}
     for text in args.values:
         name, _, values = text.partition("=")
         for value in values.split(","):
-            configs[f"{name}={value}"] = TrainConfig.model_validate(base.model_dump() | {name: yaml.safe_load(value)})
+            methods[f"{name}={value}"] = Smec({name: yaml.safe_load(value)})
     connect(1)
     seeds = [int(seed) for seed in args.seeds.split(",")]
-    found = train_and_score(
-        read_once(dataset, base), configs, seeds, dataset.splits["test"].with_positives(), {"cpu": 1}
-    )
+    judgements = dataset.splits["test"].with_positives()
+    found = train_and_score(read_once(dataset, base), methods, base, seeds, judgements, {"cpu": 1})
     dims = list(base.dims)
     print(f"{args.data}: test nDCG@10, mean gain over the defaults, seeds {args.seeds}")
     print(f"{'':>18} {'mean over dims':>16} " + " ".join(f"{dim:>8}" for dim in dims) + f" {'seconds':>8}")
     rows = {}
     for name, scored in found.items():
-        over = compare(mean_over_dims(scored, dims), mean_over_dims(found["defaults"], dims), 0)
-        by_dim = {dim: compare(scored, found["defaults"], dim) for dim in dims}
+        over = gain(scored, found["defaults"], dims)
+        by_dim = {dim: gain(scored, found["defaults"], [dim]) for dim in dims}
         seconds = mean(one.seconds for one in scored)
         if name == "defaults":
-            cells = [f"{mean(one['best']):>8.4f}" for one in by_dim.values()]
-            first = f"{mean(over['best']):>16.4f}"
+            cells = [f"{mean(one['of']):>8.4f}" for one in by_dim.values()]
+            first = f"{mean(over['of']):>16.4f}"
         else:
             cells = [f"{one['gain']:>+8.4f}" for one in by_dim.values()]
             half = over["interval"][1] - over["gain"]
-            first = f"{over['gain']:>+8.4f} ({half if math.isfinite(half) else 0:.4f})"
+            first = f"{over['gain']:>+8.4f} ({half:.4f})"
         print(f"{name:>18} {first:>16} {' '.join(cells)} {seconds:>8.1f}")
         rows[name] = {"mean": over, "dims": by_dim, "seconds": seconds}
     if args.json:

@@ -161,6 +161,39 @@ def tune(
 
 
 @app.command()
+def experiment(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="compare, ablation, gradient-variance, ware, queue-size.")
+    ],
+    data: Annotated[str | None, typer.Option(help="Dataset folders or URIs, several with commas.")] = None,
+    dims: Annotated[str | None, typer.Option(help="Dims to compare at, as 384,192,96.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder for the page, its figures and tables.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds.")] = None,
+    methods: Annotated[str | None, typer.Option(help="compare: what to compare SMEC with; default: all.")] = None,
+    direction: Annotated[
+        str | None, typer.Option(help="queries-to-corpus, or corpus-to-queries: the documents search the queries.")
+    ] = None,
+    exclude_self: Annotated[
+        bool | None, typer.Option("--exclude-self", help="A query is itself a document, that of its own id.")
+    ] = None,
+    config: Config = None,
+    assign: Assign = None,
+    json_file: Json = None,
+) -> None:
+    """Run one of the paper's experiments on any dataset, and write a page of figures and tables.
+
+    compare: SMEC beside truncation, random projection, PCA, Search-Adaptor, Matryoshka-Adaptor and MRL. ablation: its
+    parts added and removed. gradient-variance: MRL beside SMRL. ware: which dims ADS keeps. queue-size: the memory.
+
+    Finished trainings are kept in OUT: the same command goes on with a killed one.
+
+    [dim]Example: smec experiment compare --data data/products --dims 384,192,96 --seeds 3 --out results/products[/dim]
+    """
+    flags = {"experiment": name, "data": data, "dims": dims, "out": out, "seeds": seeds, "methods": methods}
+    _run("experiment", flags | {"direction": direction, "exclude_self": exclude_self}, config, assign, json_file)
+
+
+@app.command()
 def evaluate(
     data: Data = None,
     model: Annotated[str | None, typer.Option(help="Model folder.")] = None,

@@ -37,10 +37,10 @@ class EvaluateSettings(BaseModel):
 
 def run(settings: EvaluateSettings) -> dict[str, Any]:
     """Evaluates a model, prints the table and returns the figures."""
-    dataset, model = Dataset.open(settings.data, settings.max_unknown), load(settings.model)
+    dataset, model = Dataset.open(settings.data, settings.max_unknown, settings.exclude_self), load(settings.model)
     split = settings.split or default_split(dataset)
     parts = in_one_part if settings.workers == 1 else on_cluster(settings.workers)
-    report = evaluate(dataset, model, split, settings.baselines, settings.exclude_self, parts)
+    report = evaluate(dataset, model, split, settings.baselines, parts)
     show(quality_table(report))
     return report
 

@@ -43,7 +43,7 @@ def quality_picture(evaluation: Mapping[str, Any]) -> Figure:
     axes.minorticks_off()
     axes.set_xlabel("dims kept")
     axes.set_ylabel(MEASURES[measure])
-    _finish(axes)
+    finish(axes)
     return figure
 
 
@@ -69,7 +69,7 @@ def loss_picture(history: Sequence[Record]) -> Figure:
         axes.set_title(f"to {stage} dims", fontsize=9)
         axes.set_xlabel("step of the stage", fontsize=8)
         axes.set_ylabel("loss", fontsize=8)
-        _finish(axes, size=7)
+        finish(axes, size=7)
     return figure
 
 
@@ -80,7 +80,8 @@ def _thinned(losses: Sequence[float], most: int = 200) -> tuple[list[float], lis
     return [(number + 0.5) * width for number in range(len(runs))], [sum(run) / len(run) for run in runs]
 
 
-def _finish(axes: Axes, size: int = 9) -> None:
+def finish(axes: Axes, size: int = 9) -> None:
+    """The look that all pictures share."""
     axes.grid(color="#e8ebf1", linewidth=0.8)
     axes.tick_params(labelsize=size)
     axes.spines[["top", "right"]].set_visible(False)

@@ -56,12 +56,16 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         SmecError: the training failed.
     """
     config = settings.method()
-    dataset = Dataset.open(settings.data)
+    dataset = Dataset.open(settings.data, exclude_self=settings.exclude_self)
     base = None if settings.base is None else load(settings.base)
     if base is not None and (base.input_dim != dataset.dim or not base.stages):
         raise InputError(
             f"base: {settings.base} takes {base.input_dim} dims in {len(base.stages)} stages, the data has "
             f"{dataset.dim} dims; take a model that was trained on such vectors"
+        )
+    if base is not None and set(base.dims) - {base.input_dim, *(stage.dim for stage in base.stages)}:
+        raise InputError(
+            f"base: {settings.base} was trained with schedule=parallel, and dims can be added to stages only"
         )
     labelled = dataset.train_judgements() is not None
     stage_shapes(dataset.dim, config, labelled, base.stages if base else ())

@@ -40,7 +40,7 @@ def run(settings: TuneSettings) -> dict[str, Any]:
         raise InputError(f"out: {out} is a file; name a folder")
     if settings.train_best:
         check_replaceable(out / MODEL_FOLDER)
-    dataset = Dataset.open(settings.data)
+    dataset = Dataset.open(settings.data, exclude_self=settings.exclude_self)
     if settings.confirm and "test" not in dataset.splits:
         raise InputError(f"confirm: {public_uri(dataset.uri)} has no qrels/test.parquet to compare on")
     labelled = dataset.train_judgements() is not None

@@ -44,16 +44,19 @@ class Candidate:
         average: the moving average of its weights, which is what is scored and kept.
         guard: when to stop, and what was best.
         best: the state that counts: the best on dev, without dev the last.
+        parallel: prefixes that are trained at once; none for a stage of the chain.
+        ahead: smaller dims that a stage of the chain trains, too.
         team: the ranks that train it.
         parts_2: ranking and unsupervised loss of the last step, on the ranks of the team.
     """
 
     def __init__(self, run: Run, spec: StageSpec, kind: Projection, start_II: Tensor, team: Group) -> None:
         config = run.config
+        is_ordered = bool(spec.parallel) or (config.init == "pca" and kind != "selection")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(run.generator(spec.number, 0).initial_seed())
             start_II = torch.eye(spec.d_in) if kind == "selection" else start_II.cpu()
-            logits_I = initial_logits(spec.d_in, ordered=config.init == "pca" and kind != "selection")
+            logits_I = initial_logits(spec.d_in, ordered=is_ordered)
             self.stage = Stage(kind, spec.dim, start_II, logits_I, config.hidden_dim).to(run.device)
         lr = config.peak_lr(run.labelled)
         groups = [
@@ -63,8 +66,10 @@ class Candidate:
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, eps=ADAM_EPS)
         self.average = copy.deepcopy(self.stage)
         self.schedule = one_cycle(self.optimizer, spec.epochs, run.sampler.epoch_steps)
-        self.guard = Guard(spec.dim, spec.d_in, spec.floors, config.stage_patience(spec.epochs))
+        held = {spec.dim: config.guard_tolerance} if spec.ahead else {}
+        self.guard = Guard(spec.counted, spec.floors, held, config.stage_patience(spec.epochs))
         self.best = self.average.freeze()
+        self.parallel, self.ahead = spec.parallel, spec.ahead
         self.team = team
         self.parts_2 = torch.zeros(2)
 
@@ -91,28 +96,32 @@ class Candidate:
     def _losses(self, run: Run, step: Step, noise_I: Tensor) -> tuple[Tensor, Tensor]:
         """Sums of the ranking and of the unsupervised loss over what this rank counts, at the prefixes in training."""
         config, stage = run.config, self.stage
-        order, gate_d = sample_selection(stage.logits, stage.dim, config.tau, noise_I)
-        new_only = stage.dim < stage.d_in and stage.is_harmless
+        order, gate_d = sample_selection(stage.logits, stage.dim, config.tau, 0 * noise_I if self.parallel else noise_I)
+        new_only = stage.dim < stage.d_in and stage.is_harmless and not self.parallel
         f_RI = stage.project(step.y_RI, order[: stage.dim] if new_only else order)
         queries_BI, docs_LI, items_UI = f_RI.split(step.parts)
         own = [(docs_LI, step.docs), (queries_BI, step.queries)][: 2 if step.counts_all_anchors else 1]
         docs_NI, *gathered = self.team.gather_rows(*own)
 
-        prefixes = [] if stage.dim == stage.d_in else [(stage.dim, gate_d)]
-        if not new_only:
-            prefixes.append((stage.d_in, torch.ones((), device=run.device)))
+        whole = torch.ones((), device=run.device)
+        prefixes = [(width, whole) for width in self.parallel if width < stage.d_in or not stage.is_harmless]
+        if not self.parallel:
+            prefixes += [] if stage.dim == stage.d_in else [(stage.dim, gate_d)]
+            prefixes += [(width, gate_d[:width]) for width in self.ahead]
+            prefixes += [] if new_only else [(stage.d_in, whole)]
         rank_sum, unsup_sum = torch.zeros((), device=run.device), torch.zeros((), device=run.device)
         for width, gate in prefixes:
             d_Nd, m_Ud, q_Bd, *all_q = (
                 F.normalize(f[:, :width] * gate, dim=1) for f in (docs_NI, items_UI, queries_BI, *gathered)
             )
+            share = config.lookahead_weight if width in self.ahead else 1.0
             if step.weight_sum:
-                rank_sum = rank_sum + rank_loss(
+                rank_sum = rank_sum + share * rank_loss(
                     q_Bd, d_Nd, step.pair_query_P, step.pair_doc_P, step.weight_PN, config.temperature
                 )
             if step.live_pairs:
                 anchors = [*all_q, d_Nd] if step.counts_all_anchors else [q_Bd, d_Nd[step.own_docs]]
-                unsup_sum = unsup_sum + unsupervised_loss(torch.cat(anchors), m_Ud, step.pairs)
+                unsup_sum = unsup_sum + share * unsupervised_loss(torch.cat(anchors), m_Ud, step.pairs)
         return rank_sum, unsup_sum
 
     def _reduce(self) -> None:
@@ -136,7 +145,7 @@ class Candidate:
         if run.dev is None:
             self.best, self.guard.best_epoch = frozen, epoch
             return {}
-        values = run.dev.score(frozen.apply, spec.d_in, sorted({spec.dim, spec.d_in, *spec.floors}))
+        values = run.dev.score(frozen.apply, spec.d_in, sorted({*spec.counted, *spec.floors}))
         is_best, total = self.guard.update(epoch, values)
         if is_best:
             self.best = frozen

@@ -20,6 +20,14 @@ class TrainConfig(BaseModel):
     seed: int = Field(0, ge=0)
     """Seed of every random choice: order, negatives, Gumbel noise, initialisation, baselines."""
 
+    schedule: Literal["sequential", "parallel"] = "sequential"
+    """sequential: a stage for each dim, each on the block that the one before it kept (SMRL). parallel: one stage, as
+    long as those together, with the losses of all dims at once (MRL); it has no selection of dims."""
+    lookahead: int = Field(0, ge=0)
+    """How many of the next dims of the chain a stage trains beside its own, so that what it keeps has good smaller
+    blocks; 0 in the paper."""
+    lookahead_weight: float = Field(1.0, gt=0)
+    """Weight of their losses against that of the stage's own dim."""
     projection: Literal["auto", "free", "rotation", "residual_mlp", "selection"] = "auto"
     """What a stage learns beside its selection: a free matrix, a rotation, x + MLP(x), nothing (selection: ADS alone
     chooses among the dims as they are), or auto: both free and rotation, the rotation kept unless free is better on
@@ -47,6 +55,9 @@ class TrainConfig(BaseModel):
     one memory, whatever the number of workers. local: each its own part for its own anchors; cheaper, but neighbours
     are then the nearest of a part, and the result depends on the number of workers."""
 
+    exclude_self: bool = False
+    """A query is itself a document, the one with its id, which is neither a result nor a negative of its own: for
+    duplicate questions, or images searched by images."""
     batch_size: int = Field(128, ge=1)
     """Queries in a global step, over all workers."""
     positives: int = Field(2, ge=1)
@@ -60,8 +71,9 @@ class TrainConfig(BaseModel):
     lr: float | None = Field(None, gt=0)
     """Peak learning rate of the projection (one-cycle schedule, AdamW without weight decay); default: .002, or .001
     where there are no judgements."""
-    ads_lr_factor: float = Field(30.0, gt=0)
-    """The ADS logits learn at lr times this."""
+    ads_lr_factor: float = Field(30.0, ge=0)
+    """The ADS logits learn at lr times this. With 0, and gumbel_noise=0, there is no ADS: a stage keeps its first
+    dims."""
     ema_decay: float = Field(0.9, ge=0, lt=1)
     """Decay per step of the moving average of a stage's weights, which is what is scored and kept; 0: the last step."""
 
@@ -108,6 +120,12 @@ class TrainConfig(BaseModel):
     def _check_guard(self) -> Self:
         if self.projection == "auto" and not self.guard:
             raise ValueError("projection=auto chooses on dev, which guard=false switches off; name one projection")
+        return self
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Self:
+        if self.schedule == "parallel" and self.projection == "selection":
+            raise ValueError("schedule=parallel selects no dims, so projection=selection leaves it nothing to learn")
         return self
 
     def stage_epochs(self, epoch_steps: int) -> int:

@@ -127,9 +127,11 @@ def make_dev_set(
     for d_ND, row_N in zip(d_LD.split(BLOCK_ROWS), row_L.split(BLOCK_ROWS), strict=True):
         d_ND.copy_(docs.take(row_N))
     if judgements is None:
-        own_row_Q = torch.from_numpy(held_out)
-        return DevSet(docs.take(own_row_Q), d_LD, row_L, None, own_row_Q, node)
-    return DevSet(queries.take(torch.from_numpy(judgements.query_row_Q)), d_LD, row_L, judgements, None, node)
+        held_out_Q = torch.from_numpy(held_out)
+        return DevSet(docs.take(held_out_Q), d_LD, row_L, None, held_out_Q, node)
+    own_doc = judgements.own_doc_row_Q
+    own_row_Q = None if own_doc is None else torch.from_numpy(own_doc)
+    return DevSet(queries.take(torch.from_numpy(judgements.query_row_Q)), d_LD, row_L, judgements, own_row_Q, node)
 
 
 def is_real(gain_Q: Tensor) -> bool:
@@ -140,27 +142,28 @@ def is_real(gain_Q: Tensor) -> bool:
 class Guard:
     """Convergence of one candidate of a stage: what state was best on dev, and whether to go on.
 
-    A state counts by the sum of its scores at the new prefix and the previous one. The state before the first step
-    always counts. A later one counts only where its gain over that state is real (see `is_real`) and no earlier
-    configured prefix falls below its floor.
+    A state counts by the mean of its scores at the prefixes in training, those of a stage of the chain being the new
+    one and the previous one. The state before the first step always counts. A later one counts only where its gain
+    over that state is real (see `is_real`), no earlier configured prefix falls below its floor, and no held prefix
+    loses too much.
 
     Attributes:
-        best_score: sum of the two mean scores of the best state.
+        best_score: what the best state counts by.
         best_epoch: epochs after which it was reached.
         best_scores: its mean score at every scored prefix.
-        best_Q: sum of the two scores of each dev query.
+        best_Q: the same of each dev query.
     """
 
-    def __init__(self, new: int, previous: int, floors: Scores, patience: int) -> None:
+    def __init__(self, counted: Sequence[int], floors: Scores, held: Scores, patience: int) -> None:
         """Prepares the guard of a stage.
 
         Args:
-            new: the prefix in training.
-            previous: the prefix that the stage takes.
+            counted: the prefixes whose scores count; one may be named twice.
             floors: the least score allowed at each earlier configured prefix.
+            held: the most that a prefix may lose against the state before the first step.
             patience: epochs without gain after which to stop.
         """
-        self._new, self._previous, self._floors, self._patience = new, previous, floors, patience
+        self._counted, self._floors, self._held, self._patience = counted, floors, held, patience
         self.best_score = -math.inf
         self.best_epoch = 0
         self.best_scores: Scores = {}
@@ -171,11 +174,12 @@ class Guard:
         """Takes the scores after `epoch` epochs; gives whether this is the best state so far, and what it counts by."""
         self._epoch = epoch
         scores = {dim: value_Q.mean().item() for dim, value_Q in values.items()}
-        total_Q = values[self._new] + values[self._previous]
+        total_Q = torch.stack([values[dim] for dim in self._counted]).mean(0)
         if epoch == 0:
             self._start_Q = total_Q
+            self._floors = {**self._floors, **{dim: scores[dim] - cost for dim, cost in self._held.items()}}
         is_harmless = all(scores[dim] >= floor for dim, floor in self._floors.items())
-        total = scores[self._new] + scores[self._previous]
+        total = sum(scores[dim] for dim in self._counted) / len(self._counted)
         better = total > self.best_score and (epoch == 0 or (is_real(total_Q - self._start_Q) and is_harmless))
         if better:
             self.best_score, self.best_epoch, self.best_scores, self.best_Q = total, epoch, scores, total_Q
@@ -189,6 +193,7 @@ class Guard:
             "best_scores": self.best_scores,
             "best_Q": self.best_Q,
             "start_Q": self._start_Q,
+            "floors": self._floors,
             "epoch": self._epoch,
         }
 
@@ -200,6 +205,7 @@ class Guard:
             state["best_scores"],
         )
         self.best_Q, self._start_Q, self._epoch = state["best_Q"], state["start_Q"], state["epoch"]
+        self._floors = state["floors"]
 
     @property
     def stopped(self) -> bool:

@@ -4,7 +4,7 @@ Shapes: N rows, D dims, J judgements.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -45,12 +45,13 @@ class Dataset:
     unknown_judgements: dict[str, int]
 
     @classmethod
-    def open(cls, uri: str, max_unknown: float = 0.1) -> "Dataset":
+    def open(cls, uri: str, max_unknown: float = 0.1, exclude_self: bool = False) -> "Dataset":
         """Opens a dataset: footers, ids and judgements are read, vectors are not.
 
         Args:
             uri: folder or URI with corpus, queries and qrels.
             max_unknown: share of a split's judgements that may name ids which the data does not hold.
+            exclude_self: the document that has a query's own id is the query itself; see `Judgements.own_doc_of`.
 
         Raises:
             InputError: anything that breaks the data contract, with file, row and column.
@@ -60,11 +61,16 @@ class Dataset:
             raise InputError(f"{public_uri(uri)}: queries have {queries.dim} dims, the corpus has {corpus.dim}")
         filesystem, root = open_filesystem(uri.rstrip("/"))
         doc_ids, query_ids = corpus.ids(), queries.ids()
+        own_doc_of = None
+        if exclude_self:
+            own_doc_of = pc.fill_null(pc.index_in(query_ids, value_set=doc_ids), -1).to_numpy().astype(np.int64)
         splits, unknown = {}, {}
         for split in SPLITS:
             if find_parquet(filesystem, f"{root}/qrels/{split}"):
                 path = f"{root}/qrels/{split}.parquet"
-                splits[split], unknown[split] = _read_qrels(filesystem, path, query_ids, doc_ids, max_unknown)
+                splits[split], unknown[split] = _read_qrels(
+                    filesystem, path, query_ids, doc_ids, max_unknown, own_doc_of
+                )
         return cls(uri, corpus, queries, splits, unknown)
 
     @property
@@ -85,6 +91,34 @@ class Dataset:
                 while chunk := stream.read(_HASH_BYTES):
                     total.update(chunk)
         return total.hexdigest()
+
+    def reversed(self) -> "Dataset":
+        """The other direction: the documents search the queries.
+
+        Of each split, queries that the split before it (train, dev, test) has too are left out: one document may be
+        relevant to queries of several splits.
+
+        Raises:
+            InputError: a split has nothing left.
+        """
+        splits: dict[str, Judgements] = {}
+        own_doc_of = None
+        if any(judged.own_doc_of is not None for judged in self.splits.values()):
+            index = pc.index_in(self.corpus.ids(), value_set=self.queries.ids())
+            own_doc_of = pc.fill_null(index, -1).to_numpy().astype(np.int64)
+        seen = np.empty(0, np.int64)
+        for name, judged in self.splits.items():
+            turned = Judgements.from_pairs(
+                judged.doc_row_J, judged.query_row_Q[judged.query_J], judged.score_J, own_doc_of
+            )
+            splits[name] = turned.select(~np.isin(turned.query_row_Q, seen))
+            if not len(splits[name].with_positives()):
+                raise InputError(
+                    f"{public_uri(self.uri)}/qrels/{name}.parquet: in the other direction no query is left that the "
+                    "splits before it do not have"
+                )
+            seen = np.union1d(seen, turned.query_row_Q)
+        return replace(self, corpus=self.queries, queries=self.corpus, splits=splits)
 
     def train_judgements(self) -> Judgements | None:
         """Judgements of the train queries that have a relevant document; None without train judgements.
@@ -149,7 +183,12 @@ def _hash_share(name: str) -> float:
 
 
 def _read_qrels(
-    filesystem: pafs.FileSystem, path: str, query_ids: pa.ChunkedArray, doc_ids: pa.ChunkedArray, max_unknown: float
+    filesystem: pafs.FileSystem,
+    path: str,
+    query_ids: pa.ChunkedArray,
+    doc_ids: pa.ChunkedArray,
+    max_unknown: float,
+    own_doc_of: np.ndarray | None,
 ) -> tuple[Judgements, int]:
     try:
         table = pq.read_table(path, filesystem=filesystem)
@@ -170,7 +209,8 @@ def _read_qrels(
             f"first row {row}, column {missing}: {columns[missing][row].as_py()!r}"
         )
     score = pc.cast(columns["score"], pa.float32()).filter(known).to_numpy()
-    judged = Judgements.from_pairs(query_row.filter(known).to_numpy(), doc_row.filter(known).to_numpy(), score)
+    query, doc = query_row.filter(known).to_numpy(), doc_row.filter(known).to_numpy()
+    judged = Judgements.from_pairs(query, doc, score, own_doc_of)
     if not len(judged.with_positives()):
         raise InputError(f"{path}: no judgement has a score above 0; the split is empty")
     return judged, unknown

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -41,7 +40,6 @@ def evaluate(
     model: Model,
     split: str | None,
     baselines: bool = False,
-    exclude_self: bool = False,
     parts: Parts = in_one_part,
 ) -> dict[str, Any]:
     """Scores every usable prefix of a model.
@@ -52,7 +50,6 @@ def evaluate(
         split: judgements to score by; None scores, without judgements, how many of the ten nearest documents (by the
             original embeddings) of a sample of documents are also their ten nearest at the prefix.
         baselines: score truncation, PCA and the original embeddings too.
-        exclude_self: never return the document that has the query's own id.
         parts: how the passes over the corpus are divided; their results are merged.
 
     Returns:
@@ -76,7 +73,7 @@ def evaluate(
         report: dict[str, Any] = {"split": None, "queries": min(HELD_OUT_DOCS, dataset.corpus.rows)}
     else:
         judgements = dataset.splits[split].with_positives()
-        scores = _judged_scores(dataset, systems, model.dims, judgements, exclude_self, parts)
+        scores = _judged_scores(dataset, systems, model.dims, judgements, parts)
         report = {"split": split, "queries": len(judgements)}
     report |= scores["model"]
     if baselines:
@@ -91,15 +88,11 @@ def _judged_scores(
     systems: Mapping[str, Encode],
     dims: tuple[int, ...],
     judgements: Judgements,
-    exclude_self: bool,
     parts: Parts,
 ) -> dict[str, dict[str, dict[str, float]]]:
     x_QD = read_rows(dataset.queries, judgements.query_row_Q)
-    own_row_Q = None
-    if exclude_self:
-        ids = dataset.queries.ids().take(judgements.query_row_Q)
-        own = pc.fill_null(pc.index_in(ids, value_set=dataset.corpus.ids()), -1)
-        own_row_Q = torch.from_numpy(own.to_numpy().astype(np.int64))
+    own = judgements.own_doc_row_Q
+    own_row_Q = None if own is None else torch.from_numpy(own)
     searches = {name: PrefixSearch(encode(x_QD), dims, SEARCH_DEPTH, own_row_Q) for name, encode in systems.items()}
     _search_corpus(dataset, systems, searches, parts)
     scores = {}

@@ -17,16 +17,28 @@ class Judgements:
         offset_Q1: judgements of query i are `offset_Q1[i]` to `offset_Q1[i + 1]`; Q + 1 long.
         doc_row_J: row of the judged document in the corpus.
         score_J: its grade; 0 or less means judged irrelevant.
+        own_doc_of: row of the document that a query itself is, by row of the queries table, -1 for none; such a
+            document is neither result nor negative of its query. None where queries are no documents.
     """
 
     query_row_Q: np.ndarray
     offset_Q1: np.ndarray
     doc_row_J: np.ndarray
     score_J: np.ndarray
+    own_doc_of: np.ndarray | None = None
 
     @classmethod
-    def from_pairs(cls, query_row_J: np.ndarray, doc_row_J: np.ndarray, score_J: np.ndarray) -> "Judgements":
+    def from_pairs(
+        cls,
+        query_row_J: np.ndarray,
+        doc_row_J: np.ndarray,
+        score_J: np.ndarray,
+        own_doc_of: np.ndarray | None = None,
+    ) -> "Judgements":
         """Groups judgements given in any order; of a pair judged twice the highest score counts."""
+        if own_doc_of is not None:
+            of_others = doc_row_J != own_doc_of[query_row_J]
+            query_row_J, doc_row_J, score_J = query_row_J[of_others], doc_row_J[of_others], score_J[of_others]
         order = np.lexsort((-score_J, doc_row_J, query_row_J))
         query, doc, score = query_row_J[order], doc_row_J[order], score_J[order]
         repeated = np.zeros(len(query), bool)
@@ -38,6 +50,7 @@ class Judgements:
             np.append(first, len(query)).astype(np.int64),
             doc.astype(np.int64),
             score.astype(np.float32),
+            own_doc_of,
         )
 
     def __len__(self) -> int:
@@ -47,6 +60,11 @@ class Judgements:
     def query_J(self) -> np.ndarray:
         """Index (not row) of the query of each judgement."""
         return np.repeat(np.arange(len(self)), np.diff(self.offset_Q1))
+
+    @property
+    def own_doc_row_Q(self) -> np.ndarray | None:
+        """Row of the document that each judged query itself is, -1 for none."""
+        return None if self.own_doc_of is None else self.own_doc_of[self.query_row_Q]
 
     def with_positives(self) -> "Judgements":
         """Only the queries that have a relevant document."""
@@ -58,7 +76,7 @@ class Judgements:
         """The judgements of the queries where `keep_Q` is true."""
         keep_J = keep_Q[self.query_J]
         return Judgements.from_pairs(
-            self.query_row_Q[self.query_J][keep_J], self.doc_row_J[keep_J], self.score_J[keep_J]
+            self.query_row_Q[self.query_J][keep_J], self.doc_row_J[keep_J], self.score_J[keep_J], self.own_doc_of
         )
 
     def merge(self, other: "Judgements") -> "Judgements":
@@ -67,4 +85,5 @@ class Judgements:
             np.concatenate([self.query_row_Q[self.query_J], other.query_row_Q[other.query_J]]),
             np.concatenate([self.doc_row_J, other.doc_row_J]),
             np.concatenate([self.score_J, other.score_J]),
+            self.own_doc_of,
         )

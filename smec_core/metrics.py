@@ -125,8 +125,8 @@ MEASURES = ("ndcg@10", "recall@10", "recall@100", "mrr@10")
 SEARCH_DEPTH = 100
 
 
-def measure(row_Qk: Tensor, judgements: Judgements) -> dict[str, float]:
-    """Mean over queries of every measure in MEASURES, for results (Q, k) of at least SEARCH_DEPTH."""
+def measure_queries(row_Qk: Tensor, judgements: Judgements) -> dict[str, Tensor]:
+    """Every measure in MEASURES of each query (Q), for results (Q, k) of at least SEARCH_DEPTH."""
     gain_Qk = gains_of(row_Qk, judgements)
     values = (
         ndcg(gain_Qk, judgements),
@@ -134,4 +134,9 @@ def measure(row_Qk: Tensor, judgements: Judgements) -> dict[str, float]:
         recall(gain_Qk, judgements, 100),
         reciprocal_rank(gain_Qk),
     )
-    return {name: value.mean().item() for name, value in zip(MEASURES, values, strict=True)}
+    return dict(zip(MEASURES, values, strict=True))
+
+
+def measure(row_Qk: Tensor, judgements: Judgements) -> dict[str, float]:
+    """Their means over the queries."""
+    return {name: value_Q.mean().item() for name, value_Q in measure_queries(row_Qk, judgements).items()}

@@ -22,18 +22,25 @@ class Gram:
         unit_ND = F.normalize(x_ND, dim=1)
         self.sum_DD += (unit_ND.T @ unit_ND).double()
 
-    def rotation(self) -> Tensor:
-        """Principal directions as rows (D, D), strongest first."""
-        directions_DD = torch.linalg.eigh(self.sum_DD)[1].flip(1).T
+    def rotation(self, part: slice = slice(None)) -> Tensor:
+        """Principal directions of some dims, all by default, as rows, strongest first."""
+        directions_DD = torch.linalg.eigh(self.sum_DD[part, part])[1].flip(1).T
         # an eigenvector's sign is arbitrary: fix it, so that every machine and every rank starts alike
         signs_D = directions_DD.gather(1, directions_DD.abs().argmax(1, keepdim=True)).sign()
         return (directions_DD * signs_D).float().contiguous()
 
 
-def principal_rotation(rows: Rows, group: Group) -> Tensor:
-    """Principal directions (D, D) of all rows, each rank reading its share of them. Collective."""
+def principal_rotation(rows: Rows, group: Group, first: int = 0) -> Tensor:
+    """Principal directions (D, D) of all rows, each rank reading its share of them. Collective.
+
+    Args:
+        rows: the rows.
+        group: the ranks.
+        first: rotates the first so many dims and the others each among themselves; 0: all together.
+    """
     gram = Gram(rows.dim)
     for block_ND in rows.own_blocks():
         gram.add(block_ND)
     group.sum_(gram.sum_DD)
-    return group.from_first_(gram.rotation())
+    parts = [part for part in (slice(0, first), slice(first, None)) if part != slice(0, 0)]
+    return group.from_first_(torch.block_diag(*(gram.rotation(part) for part in parts)))

@@ -1,10 +1,12 @@
 """What the stages of a training share, and what one stage is to do."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from smec_core.config import Projection, TrainConfig
 from smec_core.convergence import DevSet, Scores
@@ -26,6 +28,10 @@ class StageSpec:
         epochs: most epochs, over which the learning rate runs its cycle.
         stop: epochs to train for in a replay; None in a first pass, where dev decides.
         floors: least dev score of each earlier configured prefix.
+        parallel: prefixes to train all at once, as schedule=parallel has it; none for a stage of the chain, which
+            trains the dims that it keeps.
+        ahead: smaller dims that it trains, too.
+        is_prepared: whether the stage before has trained this dim already.
     """
 
     number: int
@@ -35,6 +41,31 @@ class StageSpec:
     epochs: int
     stop: int | None
     floors: Scores = field(default_factory=dict)
+    parallel: tuple[int, ...] = ()
+    ahead: tuple[int, ...] = ()
+    is_prepared: bool = False
+
+    @property
+    def counted(self) -> tuple[int, ...]:
+        """Prefixes whose dev scores decide which state is best."""
+        return self.parallel or (*self.ahead, self.dim, self.d_in)
+
+
+class Gradient(NamedTuple):
+    """Gradient of the free matrix of a stage in one step.
+
+    Attributes:
+        dim: dims that the stage keeps.
+        epoch: epochs done before.
+        weight_II: gradient of its projection's matrix, a row an output dim.
+    """
+
+    dim: int
+    epoch: int
+    weight_II: Tensor
+
+
+OnGradient = Callable[[Gradient], None]
 
 
 @dataclass
@@ -53,6 +84,7 @@ class Run:
         labelled: whether there are judgements to learn from.
         step: steps taken in the run so far.
         rows: queries and documents that those steps were made of.
+        on_gradient: sees the gradients of free matrices, for experiments.
     """
 
     config: TrainConfig
@@ -66,6 +98,7 @@ class Run:
     labelled: bool
     step: int = 0
     rows: int = 0
+    on_gradient: OnGradient | None = None
 
     @property
     def group(self) -> Group:

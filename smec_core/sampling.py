@@ -70,6 +70,9 @@ class LabelledSampler:
         grade_BN[owner_J[present_J], place_J[present_J]] = np.maximum(score_J[present_J], 0)
         pair_query_P, pair_doc_P = owner_J[positive], place_J[positive]
         weight_PN = np.maximum(score_J[positive][:, None] - grade_BN[pair_query_P], 0)
+        own_B = judged.own_doc_row_Q
+        if own_B is not None:
+            weight_PN[doc_row_N[None, :] == own_B[query_B][pair_query_P][:, None]] = 0
         return Batch(judged.query_row_Q[query_B], doc_row_N, pair_query_P, pair_doc_P, weight_PN)
 
 

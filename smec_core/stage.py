@@ -19,7 +19,7 @@ from smec_core.group import Group
 from smec_core.memory import CrossBatchMemory
 from smec_core.pca import principal_rotation
 from smec_core.resident import Rows
-from smec_core.run import Run, StageSpec
+from smec_core.run import Gradient, Run, StageSpec
 from smec_core.sampling import in_reach
 from smec_core.step import Clock, load_step
 
@@ -112,6 +112,10 @@ class StageTraining:
                 for candidate in trained:
                     if candidate.team.rank >= 0:
                         candidate.train_step(run, step, run.config.gumbel_noise * noise_I)
+                        if run.on_gradient is not None and candidate.kind == "free":
+                            gradient_II = candidate.stage.matrix.grad
+                            assert gradient_II is not None
+                            run.on_gradient(Gradient(spec.dim, self.epoch, gradient_II))
                 clock.lap("compute")
                 rows = step.queries + step.docs
                 self.batch += 1
@@ -149,9 +153,10 @@ def _start(run: Run, spec: StageSpec, y_docs: Rows) -> Tensor:
     if run.config.init == "random":
         noise_II = torch.randn(spec.d_in, spec.d_in, generator=run.generator(spec.number, 3))
         return run.group.from_first_(torch.linalg.qr(noise_II)[0])
-    if run.config.init == "identity" or spec.dim == spec.d_in:
+    if run.config.init == "identity" or (spec.dim == spec.d_in and not spec.parallel):
         return torch.eye(spec.d_in)
-    return principal_rotation(y_docs, run.group)
+    # what the stage before has trained for this dim stays together
+    return principal_rotation(y_docs, run.group, spec.dim if spec.is_prepared else 0)
 
 
 def _label(run: Run, spec: StageSpec, kind: Projection, epoch: int) -> dict[str, float | int | str]:

@@ -22,7 +22,7 @@ from smec_core.errors import InputError
 from smec_core.judgements import Judgements
 from smec_core.pca import principal_rotation
 from smec_core.resident import Node, Rows
-from smec_core.run import Run, StageSpec
+from smec_core.run import OnGradient, Run, StageSpec
 from smec_core.sampling import LabelledSampler, UnlabelledSampler
 from smec_core.schedule import chain_dims, prefix_dims
 from smec_core.stage import StageTraining
@@ -75,6 +75,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     resumed: Checkpoint | None = None,
     on_stage: OnStage | None = None,
+    on_gradient: OnGradient | None = None,
 ) -> Trained:
     """Trains the chain (paper section 3.1, with the guard and the replay). Collective.
 
@@ -87,6 +88,7 @@ def train(
         checkpoints: where the state goes at every stage's end and every so many steps.
         resumed: a checkpoint to go on from, which the same data and settings wrote.
         on_stage: called on every rank after each stage that is trained on dev; after a resume for earlier ones, too.
+        on_gradient: called with the gradients of free matrices in the first pass.
 
     Returns:
         The whole chain, that of the base included.
@@ -94,7 +96,7 @@ def train(
     Raises:
         InputError: a dim above the data's dims, or one that the base cannot give any more.
     """
-    chain = _Chain(data, config, tracker, say, base, checkpoints, resumed, on_stage)
+    chain = _Chain(data, config, tracker, say, base, checkpoints, resumed, on_stage, on_gradient)
     first = final = chain.run("first", None)
     if config.guard and config.refit and data.train is not None:
         final = chain.run("refit", [(outcome.stage.projection, outcome.best.epochs) for outcome in first])
@@ -122,6 +124,8 @@ def stage_shapes(input_dim: int, config: TrainConfig, labelled: bool, base: Sequ
         InputError: a dim above the data's dims, or one that the base cannot give any more.
     """
     if base:
+        if config.schedule == "parallel":
+            raise InputError("schedule: dims are added to a base model by stages; leave it sequential")
         smallest = base[-1].dim
         offered = {input_dim, *(stage.dim for stage in base)}
         lost = [dim for dim in config.dims if dim >= smallest and dim not in offered]
@@ -144,6 +148,8 @@ def stage_shapes(input_dim: int, config: TrainConfig, labelled: bool, base: Sequ
             "alpha: without judgements the unsupervised loss is all there is to learn from; give it a weight"
         )
     dims = chain_dims(input_dim, config.dims)
+    if config.schedule == "parallel":
+        return [[input_dim, dims[-1]]]
     shapes = [list(shape) for shape in pairwise([input_dim, *dims])]
     if config.projection in ("rotation", "selection") or not labelled:
         # from D to D these change no cosine, and without judgements the original cosines are the target
@@ -164,8 +170,10 @@ class _Chain:
         checkpoints: Checkpoints | None,
         resumed: Checkpoint | None,
         on_stage: OnStage | None,
+        on_gradient: OnGradient | None,
     ) -> None:
-        self.data, self.config, self.tracker, self.say, self.on_stage = data, config, tracker, say, on_stage
+        self.data, self.config, self.tracker, self.say = data, config, tracker, say
+        self.on_stage, self.on_gradient = on_stage, on_gradient
         self.base = [stage.to(data.node.device) for stage in base]
         self.checkpoints, self.resumed = checkpoints, resumed
         input_dim = data.docs.dim
@@ -204,7 +212,7 @@ class _Chain:
         run = self._prepare(pass_name, with_dev=self.config.guard and plan is None)
         if plan is None:
             # a replay has more labels and so more steps an epoch, but the same epochs
-            self.epochs = self.config.stage_epochs(run.sampler.epoch_steps)
+            self.epochs = self.config.stage_epochs(run.sampler.epoch_steps) * self._stages_in_one
         y_docs, y_queries = self.data.docs, self.data.queries
         for stage in self.base:
             _put_on_top(run, stage)
@@ -240,7 +248,12 @@ class _Chain:
         d_in, dim = self.shapes[number]
         kinds, stop = (self._kinds(d_in, dim), None) if plan is None else ([plan[number][0]], plan[number][1])
         floors = {prefix: score - self.config.guard_tolerance for prefix, score in reached.items()}
-        spec = StageSpec(number, d_in, dim, kinds, self.epochs, stop, floors)
+        parallel = self.prefixes if self.config.schedule == "parallel" else ()
+        later = [shape[1] for shape in self.shapes[number + 1 :]]
+        ahead = tuple(later[: self.config.lookahead]) if d_in > dim else ()
+        spec = StageSpec(
+            number, d_in, dim, kinds, self.epochs, stop, floors, parallel, ahead, self._is_prepared(number)
+        )
         resumed, self.resumed = self.resumed, None
         was_resumed, before = resumed is not None, 0.0
         if resumed is not None and resumed.progress is not None:
@@ -281,12 +294,24 @@ class _Chain:
             guards={c.kind: c.kept() for c in training.candidates} if training else {},
         )
 
+    def _is_prepared(self, number: int) -> bool:
+        """Whether the stage before has looked ahead to this one."""
+        return self.config.lookahead > 0 and number > 0 and self.shapes[number - 1][0] > self.shapes[number - 1][1]
+
+    @property
+    def _stages_in_one(self) -> int:
+        """Stages of the chain that one stage stands for."""
+        is_one = self.config.schedule == "parallel"
+        return len(chain_dims(self.data.docs.dim, self.config.dims)) if is_one else 1
+
     def _reached(self, run: Run, y_docs: Rows, number: int) -> StageReached:
         place = number + 2 if self.shapes[0][0] > self.shapes[0][1] else number + 1
+        place = max(place, self._stages_in_one)
         dim = self.shapes[number][1]
         is_last = number + 1 == len(self.shapes)
         # it changes no cosine at the prefixes that have had their stage
-        rotation_dd = torch.eye(dim) if is_last else principal_rotation(y_docs, run.group)
+        prepared = self.shapes[number + 1][1] if not is_last and self._is_prepared(number + 1) else 0
+        rotation_dd = torch.eye(dim) if is_last else principal_rotation(y_docs, run.group, prepared)
         rotation_dd = rotation_dd.to(run.device)
         assert run.dev is not None
         scores = run.dev.score(lambda y_Nd: y_Nd @ rotation_dd.T, dim, self.prefixes)
@@ -323,6 +348,7 @@ class _Chain:
             data.train is not None,
             self.steps,
             self.rows,
+            self.on_gradient if pass_name == "first" else None,
         )
 
     def _report(self, pass_name: str, number: int, outcome: StageOutcome) -> None:
@@ -331,8 +357,8 @@ class _Chain:
             f"{outcome.stage.projection}, {outcome.best.epochs} epochs kept, {outcome.seconds:.1f} s"
         )
         if outcome.best.scores:
-            kinds = ", ".join(f"{kind} {result.dev_score / 2:.4f}" for kind, result in outcome.tried.items())
-            line += f", mean dev score of the new and the previous prefix: {kinds}"
+            kinds = ", ".join(f"{kind} {result.dev_score:.4f}" for kind, result in outcome.tried.items())
+            line += f", mean dev score of the prefixes in training: {kinds}"
         self.say(line)
 
 

@@ -48,7 +48,7 @@ def test_dims_come_as_text_numbers_or_lists_in_any_order(given: Any, dims: tuple
         ({"negatives": -1}, "negatives: Input should be greater than or equal to 0"),
         ({"epochs": 0}, "epochs: Input should be greater than or equal to 1"),
         ({"lr": 0}, "lr: Input should be greater than 0"),
-        ({"ads_lr_factor": 0}, "ads_lr_factor: Input should be greater than 0"),
+        ({"ads_lr_factor": -1}, "ads_lr_factor: Input should be greater than or equal to 0"),
         ({"ema_decay": 1}, "ema_decay: Input should be less than 1"),
         ({"patience": 0}, "patience: Input should be greater than or equal to 1"),
         ({"guard_tolerance": -0.1}, "guard_tolerance: Input should be greater than or equal to 0"),
@@ -56,6 +56,7 @@ def test_dims_come_as_text_numbers_or_lists_in_any_order(given: Any, dims: tuple
         ({"dev_fraction": 0}, "dev_fraction: Input should be greater than 0"),
         ({"dev_corpus": 99}, "dev_corpus: Input should be greater than or equal to 100"),
         ({"guard": False}, "projection=auto chooses on dev, which guard=false switches off; name one projection"),
+        ({"schedule": "parallel", "projection": "selection"}, "schedule=parallel selects no dims"),
         ({"temprature": 1}, "temprature: Extra inputs are not permitted"),
     ],
 )

@@ -27,21 +27,21 @@ def scores(new: float, previous: float = 0.5, earlier: float = 0.5, spread: floa
 
 
 def make_guard(floor: float = 0.45, patience: int = 3) -> Guard:
-    return Guard(new=2, previous=4, floors={8: floor}, patience=patience)
+    return Guard(counted=[2, 4], floors={8: floor}, held={}, patience=patience)
 
 
 def test_a_state_counts_by_the_new_and_the_previous_prefix() -> None:
     guard = make_guard()
     is_best, total = guard.update(0, scores(0.3))
     assert is_best
-    assert total == pytest.approx(0.8)
+    assert total == pytest.approx(0.4)
     is_best, total = guard.update(1, scores(0.35, previous=0.44))
     assert not is_best, "what the new prefix gained, the previous one lost"
-    assert total == pytest.approx(0.79)
+    assert total == pytest.approx(0.395)
     is_best, total = guard.update(2, scores(0.35, previous=0.48))
     assert is_best
     assert guard.best_epoch == 2
-    assert guard.best_score == pytest.approx(0.83)
+    assert guard.best_score == pytest.approx(0.415)
     assert guard.best_scores == pytest.approx({2: 0.35, 4: 0.48, 8: 0.5})
 
 
@@ -49,6 +49,16 @@ def test_the_start_counts_even_below_a_floor() -> None:
     guard = make_guard(floor=0.9)
     assert guard.update(0, scores(0.3))[0]
     assert guard.best_epoch == 0
+
+
+def test_a_held_prefix_may_not_lose_more_than_allowed_against_its_start() -> None:
+    guard = Guard(counted=[2, 4], floors={}, held={4: 0.01}, patience=3)
+    guard.update(0, scores(0.3, previous=0.5))
+    assert not guard.update(1, scores(0.9, previous=0.48))[0]
+    assert guard.update(2, scores(0.4, previous=0.495))[0]
+    again = Guard(counted=[2, 4], floors={}, held={4: 0.01}, patience=3)
+    again.restore(guard.state())
+    assert not again.update(3, scores(0.9, previous=0.48))[0]
 
 
 def test_a_state_that_costs_an_earlier_prefix_too_much_never_counts() -> None:

@@ -271,3 +271,30 @@ def test_any_byte_changes_the_fingerprint_and_the_place_does_not(folder: Path, t
         path.write_bytes(content)
         seen.add(Dataset.open(str(folder)).fingerprint)
     assert len(seen) == 6
+
+
+def test_turned_round_documents_search_queries(folder: Path) -> None:
+    dataset = Dataset.open(str(folder))
+    turned = dataset.reversed()
+    assert (turned.corpus.rows, turned.queries.rows) == (dataset.queries.rows, dataset.corpus.rows)
+    train, test = turned.splits["train"], turned.splits["test"]
+    assert train.query_row_Q.tolist() == train.doc_row_J.tolist() == list(range(QUERIES))
+    # d1 is a query of train already, and so is d4
+    assert [test.query_row_Q.tolist(), test.doc_row_J.tolist(), test.score_J.tolist()] == [[25], [3], [2]]
+    assert turned.fingerprint != dataset.fingerprint
+    write_qrels(folder, "test", [("q3", "d3", 1)])
+    with pytest.raises(InputError, match=r"qrels/test.parquet: in the other direction no query is left"):
+        Dataset.open(str(folder)).reversed()
+
+
+def test_queries_that_are_documents_are_known_by_their_id(folder: Path) -> None:
+    write_embeddings(str(folder / "queries.parquet"), [f"d{row}" for row in range(QUERIES)], vectors(QUERIES))
+    write_qrels(folder, "train", [(f"d{row}", f"d{row + 1}", 1) for row in range(QUERIES)])
+    write_qrels(folder, "test", [("d3", "d25", 1), ("d3", "d3", 1)])
+    dataset = Dataset.open(str(folder), exclude_self=True)
+    test = dataset.splits["test"]
+    assert test.own_doc_row_Q is not None
+    assert (test.own_doc_row_Q.tolist(), test.doc_row_J.tolist()) == ([3], [25])
+    turned = dataset.reversed().splits["train"]
+    assert turned.own_doc_row_Q is not None
+    assert turned.own_doc_row_Q.tolist() == [row if row < QUERIES else -1 for row in turned.query_row_Q]

@@ -43,6 +43,15 @@ def test_directions_are_orthonormal_and_strongest_first() -> None:
     torch.testing.assert_close(energy_D, singular_D.square() / len(x_ND), atol=1e-5, rtol=1e-4)
 
 
+def test_two_groups_of_dims_are_rotated_each_among_themselves() -> None:
+    x_ND = rows(300, 16)
+    rotation_DD = principal_rotation(resident(x_ND), Group(), first=6)
+    assert not rotation_DD[:6, 6:].any() and not rotation_DD[6:, :6].any()
+    energy_D = (F.normalize(x_ND, dim=1) @ rotation_DD.T).square().mean(0)
+    assert (energy_D[:6].diff() <= 1e-6).all() and (energy_D[6:].diff() <= 1e-6).all()
+    torch.testing.assert_close(rotation_DD @ rotation_DD.T, torch.eye(16), atol=1e-5, rtol=0)
+
+
 def test_the_scale_of_a_row_does_not_matter() -> None:
     x_ND = rows(50, 5)
     scale_N1 = torch.linspace(0.1, 10, 50)[:, None]

@@ -97,3 +97,24 @@ def test_without_judgements_every_document_comes_once_an_epoch(rows: set[int], b
     assert len(batches) == sampler.epoch_steps
     assert sorted(np.concatenate([batch.doc_row_N for batch in batches]).tolist()) == sorted(rows)
     assert all(not len(batch.query_row_B) and not batch.weight_PN.size for batch in batches)
+
+
+def test_a_query_that_is_a_document_is_no_negative_of_itself() -> None:
+    rng = np.random.default_rng(0)
+    query_J, doc_J = np.repeat(np.arange(20), 2), rng.integers(0, DOCS, 40)
+    own_doc_of = np.where(np.arange(20) % 4, np.arange(20), -1)
+    judged = Judgements.from_pairs(query_J, doc_J, np.ones(40, np.float32), own_doc_of).with_positives()
+    assert not (judged.doc_row_J == own_doc_of[judged.query_row_Q[judged.query_J]]).any(), "own document judged"
+    met = 0
+    for batch in LabelledSampler(judged, DOCS, TrainConfig(dims=(1,), batch_size=8, negatives=30)).epoch((0,)):
+        own_P = own_doc_of[batch.query_row_B[batch.pair_query_P]]
+        is_own_PN = batch.doc_row_N[None, :] == own_P[:, None]
+        assert not batch.weight_PN[is_own_PN].any()
+        met += int(is_own_PN.sum())
+        others = batch.weight_PN[~is_own_PN]
+        assert others.sum() > 0
+    assert met, "no query met its own document"
+    assert (
+        judged.merge(judged).own_doc_of is own_doc_of
+        and judged.select(np.ones(len(judged), bool)).own_doc_of is own_doc_of
+    )

@@ -17,7 +17,7 @@ from smec_core.metrics import PrefixSearch
 from smec_core.model import Model, load
 from smec_core.pca import principal_rotation
 from smec_core.tracker import NullTracker
-from smec_core.train import stage_shapes, train
+from smec_core.train import StageReached, stage_shapes, train
 from smec_core.trained import Trained
 from tests.smec_core.generated import Generated, Records, generate, ndcg_of, resident
 
@@ -341,3 +341,37 @@ def test_dims_that_a_base_has_need_not_be_named_again() -> None:
     base = [FrozenStage(8, "free", {"weight": torch.eye(24), "logits": torch.zeros(24)})]
     for dims in ((24, 8, 3), (3,), (8, 3)):
         assert stage_shapes(DIM, small(dims=dims), True, base) == [[8, 4], [4, 3]]
+
+
+def test_all_dims_at_once_are_one_stage(data: Generated) -> None:
+    records = Records()
+    trained = train(data.training_data(), small(schedule="parallel"), records)
+    [stage] = trained.metrics["stages"]
+    assert (stage["d_in"], stage["dim"]) == (DIM, 4)
+    assert set(stage["candidates"]) == {"rotation", "free"}
+    assert {record["epoch"] for record in records.steps if record["pass"] == "first"} <= set(range(4 * 5))
+    model = model_of(trained)
+    found = ndcg_of(model.encode(data.docs_ND), model.encode(data.queries_QD), data.test, [DIM, *DIMS])
+    pca_DD = principal_rotation(resident(data.docs_ND), Group())
+    pca = ndcg_of(data.docs_ND @ pca_DD.T, data.queries_QD @ pca_DD.T, data.test, list(DIMS))
+    assert all(found[dim] > pca[dim] + 0.05 for dim in DIMS)
+
+
+def test_a_stage_that_looks_ahead_prepares_the_next(data: Generated) -> None:
+    base = small(projection="rotation", init="identity", gumbel_noise=0.0, patience=5)
+    start = {}
+    for lookahead in (0, 1):
+        config = base.model_copy(update={"lookahead": lookahead, "init": "pca"})
+        reached: list[StageReached] = []
+        train(data.training_data(), config, NullTracker(), on_stage=reached.append)
+        # after the stage 12 -> 8, four dims have had no stage yet
+        start[lookahead] = reached[1].scores
+    assert start[1][4] > start[0][4] + 0.02
+
+
+def test_without_ads_a_stage_keeps_its_first_dims(data: Generated) -> None:
+    config = small(projection="free", gumbel_noise=0.0, ads_lr_factor=0.0, init="identity")
+    trained = train(data.training_data(), config, NullTracker())
+    for stage in trained.stages:
+        logits = stage.tensors["logits"]
+        assert torch.equal(logits, torch.zeros_like(logits))

@@ -1,0 +1,198 @@
+"""`smec experiment`: the paper's comparisons on any dataset; figures, tables and a page are made by one command."""
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import torch
+from pydantic import Field, field_validator
+
+from pipelines.cluster import connect, unwrap
+from pipelines.console import say, show
+from pipelines.experiment_methods import ablation, compared, queue_sizes
+from pipelines.experiment_page import Page, rich_table, write_page
+from pipelines.experiment_tables import Results, ablation_page, compare_page, gradient_page, queue_page, ware_page
+from pipelines.scoring import Kept, train_and_score
+from pipelines.source import Source, read_once
+from smec_core import __version__
+from smec_core.config import TrainConfig
+from smec_core.dataset import Dataset
+from smec_core.errors import InputError
+from smec_core.gradients import gradient_by_dim, gradient_variance
+from smec_core.peers.peer import Peer
+from smec_core.resident import Node
+from smec_core.schedule import chain_dims
+from smec_core.selection import achievement_rates
+from smec_core.train import TrainingData
+from smec_core.uri import public_uri
+
+Record = dict[str, Any]
+Measure = Callable[[TrainingData, TrainConfig], list[Record]]
+
+TRAININGS = ".trainings"
+"""In the folder of the results: finished trainings, from which a rerun goes on."""
+
+
+class ExperimentSettings(TrainConfig):
+    """What `smec experiment` takes: data, and every setting of a training, which all methods share."""
+
+    experiment: Literal["compare", "ablation", "gradient-variance", "ware", "queue-size"]
+    """Which experiment."""
+    data: tuple[str, ...] = Field(min_length=1)
+    """Dataset folders or URIs; several give the mean over them, too."""
+    out: str
+    """Folder of the results; a rerun takes from it the trainings that are finished."""
+    seeds: int = Field(3, ge=1)
+    """How many seeds, from `seed` on."""
+    methods: tuple[str, ...] | None = None
+    """What to compare with SMEC; default: all."""
+    direction: Literal["queries-to-corpus", "corpus-to-queries"] = "queries-to-corpus"
+    """What searches what; corpus-to-queries turns the judgements round, as image to text on a text to image set."""
+
+    @field_validator("data", "methods", mode="before")
+    @classmethod
+    def _parse_list(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("guard")
+    @classmethod
+    def _has_guard(cls, guard: bool) -> bool:
+        if not guard:
+            raise ValueError("the compared methods stop on dev, which guard=false switches off")
+        return guard
+
+    def method(self) -> TrainConfig:
+        """The settings that all methods share."""
+        return TrainConfig(**{name: getattr(self, name) for name in TrainConfig.model_fields})
+
+
+def run(settings: ExperimentSettings) -> dict[str, Any]:
+    """Runs an experiment, or goes on with it, and writes its page.
+
+    Returns:
+        `findings`, sentences, and `tables`: by name, a record a row.
+
+    Raises:
+        InputError: bad settings or data.
+        SmecError: a training failed.
+    """
+    methods = _methods(settings)
+    config, out = settings.method(), Path(settings.out)
+    seeds = range(settings.seed, settings.seed + settings.seeds)
+    datasets = {_name(uri): _open(uri, settings) for uri in settings.data}
+    if len(datasets) < len(settings.data):
+        raise InputError("data: two datasets have the same name; rename a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    connect(1)
+    found: dict[str, Any] = {}
+    for name, dataset in datasets.items():
+        source = read_once(dataset, config)
+        kept = Kept(out / TRAININGS, {"data": dataset.fingerprint, "version": __version__})
+        if methods:
+            judgements = dataset.splits["test"].with_positives()
+            found[name] = train_and_score(source, methods, config, seeds, judgements, {"cpu": 1}, kept)
+        else:
+            measures = MEASURED[settings.experiment]
+            found[name] = {one.__name__: _measure(source, config, seeds, one, kept) for one in measures}
+    page = _page(settings.experiment, found, config.dims, seeds)
+    written = write_page(page, out, _command(settings), [_describe(*one) for one in datasets.items()], seeds)
+    for table in page.tables:
+        show(rich_table(table))
+    for finding in page.findings:
+        say(finding)
+    say(f"page: {written}")
+    tables = {table.name: table.frame.to_dict(orient="records") for table in page.tables}
+    return {"findings": list(page.findings), "tables": tables}
+
+
+MEASURED: dict[str, tuple[Measure, ...]] = {
+    "gradient-variance": (gradient_variance, gradient_by_dim),
+    "ware": (achievement_rates,),
+}
+"""Experiments that look into trainings and do not score them."""
+
+
+def _methods(settings: ExperimentSettings) -> Mapping[str, Peer]:
+    """What the experiment trains and scores; nothing for those that do not."""
+    if settings.experiment == "compare":
+        return compared(settings.methods)
+    if settings.methods is not None:
+        raise InputError(f"methods: {settings.experiment} has methods of its own; only compare takes a choice")
+    if settings.experiment == "ablation":
+        return ablation()
+    return queue_sizes() if settings.experiment == "queue-size" else {}
+
+
+def _page(experiment: str, found: Mapping[str, Any], dims: tuple[int, ...], seeds: Sequence[int]) -> Page:
+    if experiment == "ware":
+        return ware_page({name: one["achievement_rates"] for name, one in found.items()})
+    if experiment == "gradient-variance":
+        by_step, by_dim = (
+            {name: one[measure] for name, one in found.items()} for measure in ("gradient_variance", "gradient_by_dim")
+        )
+        return gradient_page(by_step, by_dim)
+    results = Results(found, dims, seeds)
+    return {"compare": compare_page, "ablation": ablation_page, "queue-size": queue_page}[experiment](results)
+
+
+def _measure(source: Source, config: TrainConfig, seeds: Sequence[int], measure: Measure, kept: Kept) -> list[Record]:
+    """The records of a measure with every seed."""
+    paths = {}
+    for seed in seeds:
+        seeded = config.model_copy(update={"seed": seed})
+        paths[seed] = kept.path(measure.__name__, measure.__name__, seeded)
+    refs = {
+        seed: _measure_here.remote(source, config.model_copy(update={"seed": seed}), measure)
+        for seed, path in paths.items()
+        if kept.read(path) is None
+    }
+    for seed, ref in refs.items():
+        try:
+            kept.write(paths[seed], ray.get(ref))
+        except ray.exceptions.RayError as error:
+            raise unwrap(error) from error
+        say(f"{measure.__name__}, seed {seed}: done")
+    return [{"seed": seed, **record} for seed, path in paths.items() for record in kept.read(path)]
+
+
+@ray.remote(num_cpus=1)
+def _measure_here(source: Source, config: TrainConfig, measure: Measure) -> list[Record]:
+    torch.set_num_threads(1)
+    return measure(source.fetch(Node()), config)
+
+
+def _name(uri: str) -> str:
+    return public_uri(uri).rstrip("/").rsplit("/", 1)[-1]
+
+
+def _open(uri: str, settings: ExperimentSettings) -> Dataset:
+    dataset = Dataset.open(uri, exclude_self=settings.exclude_self)
+    for split in ("train", "test"):
+        if split not in dataset.splits:
+            raise InputError(
+                f"{public_uri(uri)}: there is no qrels/{split}.parquet; methods learn from train, and are "
+                "scored on test"
+            )
+    if settings.direction == "corpus-to-queries":
+        dataset = dataset.reversed()
+    dataset.train_judgements()
+    chain_dims(dataset.dim, settings.dims)
+    return dataset
+
+
+def _describe(name: str, dataset: Dataset) -> Record:
+    judged = {split: len(dataset.splits[split].with_positives()) for split in ("train", "test")}
+    return {"name": name, "dim": dataset.dim, "corpus": dataset.corpus.rows, "queries": dataset.queries.rows} | judged
+
+
+def _command(settings: ExperimentSettings) -> str:
+    """The command line that gives these results."""
+    words = ["smec", "experiment", settings.experiment, "--data", ",".join(map(_name, settings.data))]
+    words += ["--dims", ",".join(map(str, settings.dims)), "--seeds", str(settings.seeds), "--out", "OUT"]
+    shown = {"experiment", "data", "dims", "seeds", "out"}
+    for key, value in settings.model_dump(mode="json", exclude=shown, exclude_defaults=True).items():
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        words += ["--set", f"{key}={text}"]
+    return shlex.join(words)

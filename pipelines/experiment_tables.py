@@ -1,0 +1,369 @@
+"""The tables, figures and findings of each experiment, from what its trainings gave.
+
+`scores` is a frame of `dataset`, `method`, `seed`, `dim`, `measure`, `value`; `timings` one of `dataset`, `method`,
+`seed`, `seconds`, `steps`, `parameters`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from pipelines.experiment_methods import PARTS, SMEC
+from pipelines.experiment_page import Page, ResultTable
+from pipelines.pictures import finish
+from pipelines.scoring import MAIN_MEASURE, Scored, gains
+from smec_core.metrics import MEASURES
+from smec_core.significance import query_interval, randomisation_p, seed_interval
+
+SIGNIFICANT = 0.05
+MEAN = "mean"
+_TITLES = {"ndcg@10": "nDCG@10", "recall@10": "recall@10", "recall@100": "recall@100", "mrr@10": "MRR@10"}
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the trainings of one experiment gave.
+
+    Attributes:
+        found: by dataset and method, a training a seed.
+        dims: the dims that all datasets have, descending.
+        seeds: of the trainings.
+    """
+
+    found: Mapping[str, Mapping[str, Sequence[Scored]]]
+    dims: tuple[int, ...]
+    seeds: Sequence[int]
+
+    def scores(self) -> pd.DataFrame:
+        """Every mean over queries, a row each."""
+        rows = [
+            {"dataset": dataset, "method": name, "seed": seed, "dim": dim, "measure": measure, "value": value_Q.mean()}
+            for dataset, methods in self.found.items()
+            for name, trainings in methods.items()
+            for seed, training in zip(self.seeds, trainings, strict=True)
+            for measure, by_dim in training.values.items()
+            for dim, value_Q in sorted(by_dim.items(), reverse=True)
+        ]
+        return pd.DataFrame(rows)
+
+    def timings(self) -> pd.DataFrame:
+        """What every training took, a row each."""
+        rows = [
+            {
+                "dataset": dataset,
+                "method": name,
+                "seed": seed,
+                "seconds": training.seconds,
+                "steps": training.steps,
+                "parameters": training.parameters,
+            }
+            for dataset, methods in self.found.items()
+            for name, trainings in methods.items()
+            for seed, training in zip(self.seeds, trainings, strict=True)
+        ]
+        return pd.DataFrame(rows)
+
+    def with_mean(self) -> pd.DataFrame:
+        """`scores`, and where there are several datasets their unweighted mean as one more, at the dims they share."""
+        scores = self.scores()
+        if len(self.found) == 1:
+            return scores
+        shared = scores[scores["dim"].isin(self.dims)]
+        keys = ["method", "seed", "dim", "measure"]
+        mean = shared.groupby(keys, sort=False, as_index=False)["value"].mean().assign(dataset=MEAN)
+        return pd.concat([scores, mean[scores.columns]])
+
+
+def quality_tables(results: Results, measures: Sequence[str] = MEASURES) -> list[ResultTable]:
+    """A table for each dataset and measure: methods by dims, mean and 95 % interval over the seeds."""
+    scores = results.with_mean()
+    tables = []
+    for dataset in dict.fromkeys(scores["dataset"]):
+        for measure in measures:
+            some = scores[(scores["dataset"] == dataset) & (scores["measure"] == measure)]
+            where = "mean over the datasets" if dataset == MEAN else dataset
+            tables.append(
+                ResultTable(
+                    f"{_file_name(dataset)}-{_file_name(measure)}", f"{_TITLES[measure]}, {where}", _by_dim(some)
+                )
+            )
+    return tables
+
+
+def _by_dim(scores: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    for method in dict.fromkeys(scores["method"]):
+        of_method = scores[scores["method"] == method]
+        row: dict[str, str] = {"method": str(method)}
+        for dim in sorted(set(of_method["dim"]), reverse=True):
+            value_S = of_method[of_method["dim"] == dim]["value"].to_numpy()
+            half = seed_interval(value_S)
+            row[str(dim)] = f"{value_S.mean():.4f}" + ("" if not half or np.isnan(half) else f" ± {half:.4f}")
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def gain_table(results: Results, dataset: str, base: str | None = None) -> ResultTable:
+    """Gains of SMEC over every other method, or of every other method over one, each query's being its mean over seeds.
+
+    Half the 95 % interval over the queries follows, and * where the paired randomisation test gives p < .05.
+    """
+    methods = results.found[dataset]
+    rows = []
+    for name, trainings in methods.items():
+        if name == (base or SMEC):
+            continue
+        row = {"method": name}
+        for dim in sorted(next(iter(trainings)).values[MAIN_MEASURE], reverse=True):
+            pair = (trainings, methods[base]) if base else (methods[SMEC], trainings)
+            gain_Q = gains(*pair, dim)
+            star = "*" if randomisation_p(gain_Q) < SIGNIFICANT else ""
+            row[str(dim)] = f"{gain_Q.mean():+.4f} ± {query_interval(gain_Q):.4f}{star}"
+        rows.append(row)
+    caption = (
+        f"nDCG@10 less that of {base}, {dataset}" if base else f"nDCG@10 of SMEC less that of the others, {dataset}"
+    )
+    return ResultTable(
+        f"{_file_name(dataset)}-gains",
+        f"{caption}, {dataset} (± 95 % over queries, * p < {SIGNIFICANT:g})",
+        pd.DataFrame(rows),
+    )
+
+
+def cost_table(results: Results) -> ResultTable:
+    """Steps, seconds and parameters of each method, means over seeds and datasets."""
+    timings = results.timings()
+    rows = []
+    for method in dict.fromkeys(timings["method"]):
+        mean = timings[timings["method"] == method][["steps", "seconds", "parameters"]].mean()
+        rows.append(
+            {
+                "method": method,
+                "steps": f"{mean['steps']:.0f}",
+                "seconds": f"{mean['seconds']:.1f}",
+                "parameters": f"{mean['parameters']:.0f}",
+            }
+        )
+    return ResultTable("cost", "Budget: steps taken, seconds of training, parameters learnt", pd.DataFrame(rows))
+
+
+def quality_figure(scores: pd.DataFrame, title: str) -> Figure:
+    """nDCG@10 against dims, a line a method, with the 95 % interval over seeds."""
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    some = scores[scores["measure"] == MAIN_MEASURE]
+    for number, method in enumerate(dict.fromkeys(some["method"])):
+        of_method = some[some["method"] == method]
+        dims = sorted(set(of_method["dim"]))
+        values = [of_method[of_method["dim"] == dim]["value"].to_numpy() for dim in dims]
+        halves = [seed_interval(value_S) for value_S in values]
+        axes.errorbar(
+            dims,
+            [value_S.mean() for value_S in values],
+            yerr=[0.0 if np.isnan(half) else half for half in halves],
+            label=str(method),
+            color=f"C{number % 10}",
+            linestyle="-" if number < 10 else "--",
+            linewidth=2.4 if method == SMEC else 1.2,
+            marker="o",
+            markersize=3,
+        )
+    axes.set_xscale("log", base=2)
+    dims = sorted(set(some["dim"]))
+    axes.set_xticks(dims, [str(dim) for dim in dims])
+    axes.minorticks_off()
+    axes.set_xlabel("dims kept")
+    axes.set_ylabel("nDCG@10")
+    axes.set_title(title, fontsize=10)
+    finish(axes, size=7)
+    return figure
+
+
+def compare_page(results: Results) -> Page:
+    """SMEC beside its peers."""
+    scores = results.with_mean()
+    tables = quality_tables(results)
+    tables += [gain_table(results, dataset) for dataset in results.found]
+    tables.append(cost_table(results))
+    findings = [finding for dataset in results.found for finding in _standing(results, dataset)]
+    figures = {
+        f"{_file_name(dataset)}-quality": quality_figure(scores[scores["dataset"] == dataset], str(dataset))
+        for dataset in dict.fromkeys(scores["dataset"])
+    }
+    return Page(
+        "SMEC beside other ways to make embeddings small",
+        "Every method learns from the same vectors and train judgements, is stopped on the same dev queries, and is "
+        "scored on test. The published forms have the settings of their papers; the tuned ones SMEC's temperature and "
+        "as many steps as SMEC may take for one kind of projection; parallel-mrl is SMEC with the losses of all dims "
+        "at once in place of its stages.",
+        findings,
+        tables,
+        figures,
+        {"scores": results.scores(), "timings": results.timings()},
+    )
+
+
+def _standing(results: Results, dataset: str) -> list[str]:
+    methods = results.found[dataset]
+    ahead, behind = [], []
+    for dim in sorted(next(iter(methods.values()))[0].values[MAIN_MEASURE], reverse=True):
+        value = {name: float(np.mean([one.mean(dim) for one in some])) for name, some in methods.items()}
+        name, best = max(((n, v) for n, v in value.items() if n != SMEC), key=lambda one: one[1])
+        if value[SMEC] > best:
+            ahead.append(f"{dim} (+{value[SMEC] - best:.4f} over {name})")
+        else:
+            behind.append(f"{dim} (-{best - value[SMEC]:.4f} against {name})")
+    found = [f"{dataset}: SMEC has the highest mean nDCG@10 at {', '.join(ahead)}."] if ahead else []
+    return found + ([f"{dataset}: SMEC is below the best other method at {', '.join(behind)}."] if behind else [])
+
+
+def ablation_page(results: Results) -> Page:
+    """SMEC with its parts added one by one, and removed one by one."""
+    scores = results.with_mean()
+    changes = "; ".join(
+        f"{part}: " + ", ".join(f"{name}={value}" for name, value in changed.items()) for part, changed in PARTS.items()
+    )
+    figures = {
+        f"{_file_name(dataset)}-quality": quality_figure(scores[scores["dataset"] == dataset], str(dataset))
+        for dataset in dict.fromkeys(scores["dataset"])
+    }
+    tables = quality_tables(results, (MAIN_MEASURE,))
+    tables += [gain_table(results, dataset, SMEC) for dataset in results.found]
+    return Page(
+        "What each part of SMEC brings",
+        "From plain MRL upwards the parts are added one by one; `without` takes one away from all. Off means "
+        f"{changes}.",
+        [],
+        [*tables, cost_table(results)],
+        figures,
+        {"scores": results.scores(), "timings": results.timings()},
+    )
+
+
+def queue_page(results: Results) -> Page:
+    """Memories of different sizes: quality, seconds a step, memory."""
+    timings = results.timings().assign(per_step=lambda frame: 1000 * frame["seconds"] / frame["steps"])
+    rows = [
+        {"queue_size": name, "ms a step": f"{timings[timings['method'] == name]['per_step'].mean():.1f}"}
+        for name in dict.fromkeys(timings["method"])
+    ]
+    return Page(
+        "Size of the S-XBM memory",
+        "SMEC with memories of different sizes. A slot holds one frozen document vector of float32; a memory larger "
+        "than the corpus holds all of it.",
+        [],
+        [
+            *quality_tables(results, (MAIN_MEASURE,)),
+            ResultTable("step-time", "Milliseconds a step, all candidates of a stage included", pd.DataFrame(rows)),
+        ],
+        {},
+        {"scores": results.scores(), "timings": results.timings()},
+    )
+
+
+def ware_page(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Page:
+    """Achievement rates of ADS, truncation, PCA and MRL."""
+    frame = _frame(records)
+    tables = []
+    for (dataset, order), some in frame.groupby(["dataset", "dims"], sort=False):
+        pivot = some.pivot_table(index="method", columns="dim", values="rate", sort=False)
+        pivot.loc["a random choice"] = some.groupby("dim", sort=False)["chance"].first()
+        pivot = pivot[sorted(pivot.columns, reverse=True)].map(lambda rate: f"{rate:.3f}")
+        pivot.columns = [str(dim) for dim in pivot.columns]
+        caption = f"Share of the most important dims by WARE that are kept, {dataset}, dims {order}"
+        tables.append(ResultTable(f"{_file_name(f'{dataset}-{order}')}-rates", caption, pivot.reset_index()))
+    return Page(
+        "Which dims are kept",
+        "WARE says how much the similarity of judged pairs depends on a dim. Truncation and ADS choose among the dims "
+        "as they come (or after a random rotation, which leaves them in no order); PCA and MRL make new dims, of which "
+        "the first are taken, so their rate says whether the important ones come first.",
+        [],
+        tables,
+        {},
+        {"rates": frame},
+    )
+
+
+def gradient_page(
+    by_step: Mapping[str, Sequence[Mapping[str, Any]]], by_dim: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> Page:
+    """Gradients of MRL and SMRL, and their size by dim."""
+    frame, sizes = _frame(by_step), _frame(by_dim)
+    tables, figures, findings = [], {}, []
+    keys, values = ["dataset", "dim", "block", "schedule"], ["mean_gradient", "variance", "best_epoch"]
+    mean = frame.groupby([*keys, "epoch"], sort=False, as_index=False)[values].mean()
+    for dataset in by_step:
+        rows = []
+        for key, some in mean[mean["dataset"] == dataset].groupby(keys[1:], sort=False):
+            first, last = some.iloc[0], some.iloc[-1]
+            rows.append(
+                dict(zip(keys[1:], map(str, key), strict=True))
+                | {
+                    "mean gradient, first epoch": f"{first['mean_gradient']:.3g}",
+                    "variance, first epoch": f"{first['variance']:.3g}",
+                    "variance, last epoch": f"{last['variance']:.3g}",
+                    "best epoch": f"{first['best_epoch']:.1f}",
+                }
+            )
+        tables.append(
+            ResultTable(
+                f"{_file_name(dataset)}-gradients", f"Gradients of two blocks of weights, {dataset}", pd.DataFrame(rows)
+            )
+        )
+        some = (
+            sizes[sizes["dataset"] == dataset]
+            .groupby("dim", sort=False, as_index=False)[["gradient_norm", "delta", "inverse_square"]]
+            .mean()
+        )
+        shown = some.map(lambda value: f"{value:.4g}").assign(dim=some["dim"].astype(str))
+        tables.append(
+            ResultTable(f"{_file_name(dataset)}-by-dim", f"Gradient of each dim's loss alone, {dataset}", shown)
+        )
+        figures[f"{_file_name(dataset)}-variance"] = _variance_figure(mean[mean["dataset"] == dataset], str(dataset))
+        first = mean[(mean["dataset"] == dataset) & (mean["epoch"] == 0)]
+        total = first.groupby("schedule")["variance"].mean()
+        above = "above" if total["parallel"] > total["sequential"] else "not above"
+        findings.append(
+            f"{dataset}: in the first epoch the gradient variance of MRL ({total['parallel']:.3g}, mean over blocks) "
+            f"is {above} that of SMRL ({total['sequential']:.3g})."
+        )
+    return Page(
+        "Gradients of MRL and of SMRL",
+        "A free matrix is trained by the losses of all dims at once (parallel, MRL) and stage by stage (sequential, "
+        "SMRL). For two consecutive dims s < d, block 0-s are the weights of the smaller one, s-d those that the "
+        "larger one adds; for SMRL in the stage that trains d. Variance is that of a weight's gradient over the "
+        "steps of an epoch, mean over the weights.",
+        findings,
+        tables,
+        figures,
+        {"gradients": frame, "by-dim": sizes},
+    )
+
+
+def _variance_figure(mean: pd.DataFrame, title: str) -> Figure:
+    dims = sorted(set(mean["dim"]))
+    figure = Figure(figsize=(3.4 * len(dims), 3.0), layout="constrained")
+    for number, dim in enumerate(dims, start=1):
+        axes = figure.add_subplot(1, len(dims), number)
+        for (schedule, block), some in mean[mean["dim"] == dim].groupby(["schedule", "block"], sort=False):
+            style = "-" if schedule == "parallel" else "--"
+            label = f"{'MRL' if schedule == 'parallel' else 'SMRL'} {block}"
+            axes.plot(some["epoch"], some["variance"], style, label=label, linewidth=1.2)
+        axes.set_yscale("log")
+        axes.set_title(f"{title}, weights up to {dim}", fontsize=9)
+        axes.set_xlabel("epoch", fontsize=8)
+        axes.set_ylabel("variance of the gradient", fontsize=8)
+        finish(axes, size=7)
+    return figure
+
+
+def _frame(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
+    return pd.DataFrame([{"dataset": dataset, **record} for dataset, some in records.items() for record in some])
+
+
+def _file_name(text: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in text).strip("-")

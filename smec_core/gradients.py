@@ -1,0 +1,109 @@
+"""How the gradients of a shared matrix behave when all dims are trained at once, and when one by one.
+
+The paper's argument for SMRL (section 3.1, figures 2 and 3): in MRL the weights of the first dims serve every loss, the
+loss of a small dim has the larger gradient (about 1 / delta(d)^2, delta(d) being the norm of the first d dims), and so
+gradients of different weights differ in size and vary more.
+
+Shapes: B queries, N documents, D input dims, d dims of a prefix.
+"""
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from smec_core.config import TrainConfig
+from smec_core.pca import principal_rotation
+from smec_core.peers.peer import read_step
+from smec_core.run import Gradient
+from smec_core.sampling import LabelledSampler
+from smec_core.schedule import prefix_dims
+from smec_core.tracker import NullTracker
+from smec_core.train import TrainingData, train
+
+FREE = {"projection": "free", "gumbel_noise": 0.0, "ads_lr_factor": 0.0}
+"""One free matrix whose rows keep their places: what is compared is the schedule alone."""
+BATCHES = 16
+_Key = tuple[int, int, int, int]
+"""The larger dim, first and last row of the block, epoch."""
+
+
+class _Moments:
+    """Mean size and variance over steps of the gradient of a block of rows."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.steps, self.size = 0, 0.0
+        self.sum, self.squares = torch.zeros_like(like).double(), torch.zeros_like(like).double()
+
+    def add(self, gradient: Tensor) -> None:
+        self.steps += 1
+        self.size += gradient.abs().mean().item()
+        self.sum += gradient
+        self.squares += gradient.double().square()
+
+    def figures(self) -> dict[str, float]:
+        mean = self.sum / self.steps
+        variance = (self.squares / self.steps - mean.square()).clamp_min(0)
+        return {"mean_gradient": self.size / self.steps, "variance": variance.mean().item()}
+
+
+def gradient_variance(data: TrainingData, config: TrainConfig) -> list[dict[str, Any]]:
+    """Trains by both schedules and watches the weights of each dim and of the dims that come on top in the next.
+
+    Returns:
+        A record for each schedule, pair of blocks (rows [0, s) and [s, d) for consecutive dims s < d) and epoch:
+        `mean_gradient` (mean absolute value), `variance` over the steps of the epoch (mean over the weights), for
+        sequential of the stage that trains d; and `best_epoch`, after which dev was best.
+    """
+    dims = sorted(config.dims)
+    blocks = {big: [(0, small), (small, big)] for small, big in pairwise(dims)}
+    records = []
+    for schedule in ("parallel", "sequential"):
+        found: dict[_Key, _Moments] = {}
+
+        def watch(
+            gradient: Gradient, is_parallel: bool = schedule == "parallel", found: dict[_Key, _Moments] = found
+        ) -> None:
+            for big in blocks if is_parallel else {gradient.dim} & blocks.keys():
+                for low, high in blocks[big]:
+                    block = gradient.weight_II[low:high]
+                    found.setdefault((big, low, high, gradient.epoch), _Moments(block)).add(block)
+
+        settings = TrainConfig.model_validate(config.model_dump() | FREE | {"schedule": schedule, "refit": False})
+        trained = train(data, settings, NullTracker(), on_gradient=watch)
+        epochs = {stage["dim"]: stage["epochs"] for stage in trained.metrics["stages"]}
+        for (big, low, high, epoch), moments in found.items():
+            best = epochs[dims[0] if schedule == "parallel" else big]
+            record = {"schedule": schedule, "dim": big, "block": f"{low}-{high}", "epoch": epoch, "best_epoch": best}
+            records.append(record | moments.figures())
+    return records
+
+
+def gradient_by_dim(data: TrainingData, config: TrainConfig) -> list[dict[str, Any]]:
+    """Gradient of the ranking loss of each dim alone, at the start, over the weights that all dims share.
+
+    Returns:
+        A record a dim: `gradient_norm` (Frobenius, of the rows of the smallest dim), `delta` (mean norm of the first d
+        dims of the unit vectors) and `inverse_square`, 1 / delta^2.
+    """
+    assert data.train is not None
+    dims = prefix_dims(data.docs.dim, config.dims)
+    start_DD = torch.eye(data.docs.dim) if config.init == "identity" else principal_rotation(data.docs, data.node.group)
+    sampler = LabelledSampler(data.train, data.docs.rows, config)
+    norms, deltas = dict.fromkeys(dims, 0.0), dict.fromkeys(dims, 0.0)
+    batches = [batch for batch, _ in zip(sampler.epoch((config.seed, 0)), range(BATCHES), strict=False)]
+    for batch in batches:
+        step = read_step(data, batch)
+        for dim in dims:
+            weight_DD = start_DD.to(data.node.device).requires_grad_()
+            q_Bd, d_Nd = (x @ weight_DD[:dim].T for x in (step.x_BD, step.x_ND))
+            loss = step.rank_loss(F.normalize(q_Bd, dim=1), F.normalize(d_Nd, dim=1), config.temperature)
+            (gradient_DD,) = torch.autograd.grad(loss, weight_DD)
+            norms[dim] += gradient_DD[: dims[-1]].norm().item() / len(batches)
+            deltas[dim] += torch.cat([q_Bd, d_Nd]).norm(dim=1).mean().item() / len(batches)
+    return [
+        {"dim": dim, "gradient_norm": norms[dim], "delta": deltas[dim], "inverse_square": deltas[dim] ** -2}
+        for dim in dims
+    ]

@@ -1,0 +1,45 @@
+"""How sure a difference is: intervals over seeds and over queries, and a paired test.
+
+Shapes: S seeds, Q queries.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+ROUNDS = 10_000
+_CHUNK = 1000
+
+
+def seed_interval(value_S: Sequence[float]) -> float:
+    """Half the width of the 95 % confidence interval of the mean over seeds (Student's t); nan for one seed."""
+    if len(value_S) < 2:
+        return math.nan
+    return float(stats.t.ppf(0.975, len(value_S) - 1) * np.std(value_S, ddof=1) / math.sqrt(len(value_S)))
+
+
+def query_interval(gain_Q: np.ndarray) -> float:
+    """Half the width of the 95 % confidence interval of a mean gain over queries; nan for one query."""
+    if len(gain_Q) < 2:
+        return math.nan
+    return 1.96 * float(gain_Q.std(ddof=1)) / math.sqrt(len(gain_Q))
+
+
+def randomisation_p(gain_Q: np.ndarray, seed: int = 0, rounds: int = ROUNDS) -> float:
+    """Two-sided p of a paired randomisation test (Smucker et al., CIKM 2007).
+
+    How often the mean of gains with random signs is at least as far from zero as theirs, theirs being counted, too.
+
+    Args:
+        gain_Q: difference of two systems at each query.
+        seed: of the signs.
+        rounds: how many random draws.
+    """
+    rng, observed, as_far = np.random.default_rng(seed), abs(gain_Q.mean()), 1
+    for start in range(0, rounds, _CHUNK):
+        signs_RQ = rng.integers(0, 2, (min(_CHUNK, rounds - start), len(gain_Q)), dtype=np.int8) * 2.0 - 1
+        # a draw of the same mean must count, whatever the order of its sum
+        as_far += int((np.abs(signs_RQ @ gain_Q) / len(gain_Q) >= observed - 1e-12).sum())
+    return as_far / (rounds + 1)

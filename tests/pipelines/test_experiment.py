@@ -1,0 +1,163 @@
+"""Experiments on a real Ray cluster: pages, tables, reruns, refusals."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import experiment
+from pipelines.experiment import ExperimentSettings
+from pipelines.experiment_methods import ablation
+from pipelines.scoring import Kept
+from smec_core.config import TrainConfig
+from smec_core.errors import InputError
+from tests.builders import write_dataset
+
+QUICK = {"epochs": 2, "batch_size": 32, "negatives": 16, "queue_size": 100, "dims": "8,4", "seeds": 2}
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "pairs")
+
+
+def _settings(kind: str, data: Path | str, out: Path, **changes: object) -> ExperimentSettings:
+    return ExperimentSettings.model_validate(
+        {"experiment": kind, "data": str(data), "out": str(out), **QUICK, **changes}
+    )
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as lines:
+        return list(csv.DictReader(lines))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_methods_are_compared_and_a_rerun_gives_the_same_bytes(dataset: Path, tmp_path: Path) -> None:
+    methods = "truncation,pca,search-adaptor-tuned,parallel-mrl"
+    figures = experiment.run(_settings("compare", dataset, tmp_path / "r", methods=methods))
+    scores = _rows(tmp_path / "r" / "scores.csv")
+    names = {"truncation", "pca", "search-adaptor-tuned", "parallel-mrl", "smec"}
+    assert {row["method"] for row in scores} == names
+    assert len(scores) == len(names) * 2 * 3 * 4, "methods, seeds, dims, measures"
+    gained = {row["method"]: row for row in figures["tables"]["pairs-gains"]}
+    assert set(gained) == names - {"smec"}
+    # judgements teach more than a fixed rotation of this data can give
+    assert float(gained["pca"]["4"].split()[0]) > 0.05 and gained["pca"]["4"].endswith("*")
+    page = (tmp_path / "r" / "README.md").read_text()
+    for name in names:
+        assert f"| {name} |" in page
+    assert "pairs-quality.svg" in page and (tmp_path / "r" / "pairs-quality.svg").stat().st_size > 1000
+    assert "smec experiment compare --data pairs --dims 8,4 --seeds 2" in page
+    assert r"\begin{tabular}" in (tmp_path / "r" / "pairs-ndcg-10.tex").read_text()
+
+    again = experiment.run(_settings("compare", dataset, tmp_path / "again", methods=methods))
+    assert again["tables"]["pairs-gains"] == figures["tables"]["pairs-gains"]
+    assert (tmp_path / "again" / "scores.csv").read_bytes() == (tmp_path / "r" / "scores.csv").read_bytes()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_finished_trainings_are_not_run_again(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = _settings("compare", dataset, tmp_path, methods="pca", seeds=1)
+    experiment.run(settings)
+    before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / ".trainings").iterdir()}
+    assert len(before) == 2
+    capsys.readouterr()
+    experiment.run(settings.model_copy(update={"seeds": 2}))
+    assert "2 of 4 trainings are finished already" in " ".join(capsys.readouterr().err.split())
+    after = {file.name: file.stat().st_mtime_ns for file in (tmp_path / ".trainings").iterdir()}
+    assert len(after) == 4 and before.items() <= after.items()
+    # other settings are other trainings
+    experiment.run(settings.model_copy(update={"lr": 0.01}))
+    assert len(list((tmp_path / ".trainings").iterdir())) == 6
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_several_datasets_have_a_mean_and_either_direction(tmp_path: Path) -> None:
+    first, second = write_dataset(tmp_path / "first"), write_dataset(tmp_path / "second", docs=300)
+    settings = _settings("compare", f"{first},{second}", tmp_path / "r", methods="pca", seeds=1)
+    tables = experiment.run(settings)["tables"]
+    values = [float(tables[f"{name}-ndcg-10"][0]["4"]) for name in ("first", "second")]
+    assert float(tables["mean-ndcg-10"][0]["4"]) == pytest.approx(sum(values) / 2, abs=1e-4)
+    turned = settings.model_copy(
+        update={"direction": "corpus-to-queries", "data": (str(first),), "out": str(tmp_path / "t")}
+    )
+    page_tables = experiment.run(turned)["tables"]
+    assert page_tables["first-ndcg-10"][0]["8"] != tables["first-ndcg-10"][0]["8"]
+    assert "--set direction=corpus-to-queries" in (tmp_path / "t" / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(
+    ("kind", "table", "rows"),
+    [
+        ("ablation", "pairs-ndcg-10", 12),
+        ("queue-size", "pairs-ndcg-10", 6),
+        ("ware", "pairs-rotated-rates", 5),
+        ("gradient-variance", "pairs-gradients", 4),
+    ],
+)
+def test_every_experiment_writes_its_page(kind: str, table: str, rows: int, dataset: Path, tmp_path: Path) -> None:
+    figures = experiment.run(_settings(kind, dataset, tmp_path, seeds=1))
+    assert len(figures["tables"][table]) == rows
+    page = (tmp_path / "README.md").read_text()
+    assert f"smec experiment {kind} --data pairs" in page
+    assert json.loads(json.dumps(figures)) == figures
+
+
+def test_the_parts_of_an_ablation_add_up() -> None:
+    config = TrainConfig(dims=(8, 4))
+    settings = {
+        name: config.model_validate(config.model_dump() | dict(peer.changed)) for name, peer in ablation().items()
+    }
+    steps = [name for name in settings if name.startswith(("plain", "+"))]
+    assert len(steps) == 5
+    plain = settings["plain MRL"]
+    assert (plain.schedule, plain.init, plain.temperature, plain.guard) == ("parallel", "identity", 1, False)
+    assert settings["+ SMRL"].schedule == "sequential"
+    assert settings["without guard"] == settings["+ temperature"]
+    assert settings["smec"] == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": "pca,best"}, "methods: best is unknown; known: truncation"),
+        ({"experiment": "ware", "methods": "pca"}, "methods: ware has methods of its own"),
+        ({"dims": "64,8"}, "dims: 64 is more than the 32 dims"),
+    ],
+)
+def test_bad_settings_are_refused(changes: dict[str, Any], message: str, dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        experiment.run(_settings("compare", dataset, tmp_path, **changes))
+
+
+def test_data_without_test_judgements_is_refused(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "d")
+    (data / "qrels" / "test.parquet").unlink()
+    with pytest.raises(InputError, match=r"there is no qrels/test\.parquet"):
+        experiment.run(_settings("compare", data, tmp_path / "r"))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_killed_in_the_middle_it_goes_on(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep: Callable[..., None] = Kept.write
+
+    def interrupt(kept: Kept, path: Path, result: Any) -> None:
+        keep(kept, path, result)
+        raise KeyboardInterrupt
+
+    settings = _settings("compare", dataset, tmp_path, methods="pca,random-projection", seeds=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Kept, "write", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.run(settings)
+    assert len(list((tmp_path / ".trainings").glob("*.json"))) == 1
+    assert len(experiment.run(settings)["tables"]["pairs-gains"]) == 2
