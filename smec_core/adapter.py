@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from smec_core.ads import keep_places
 from smec_core.config import Projection
 
 MLP_TENSORS = ("up", "up_bias", "down", "down_bias")
@@ -132,9 +133,11 @@ class Stage(nn.Module):
         return z
 
     @torch.no_grad()
-    def freeze(self) -> FrozenStage:
+    def freeze(self, in_place: bool = False) -> FrozenStage:
         """The stage as it stands, its outputs in order of importance."""
         order = self.logits.argsort(descending=True, stable=True)
+        if in_place:
+            order = keep_places(order, self.dim)
         tensors = {"weight": self.weight()[order], "logits": self.logits[order]}
         if self.projection == "residual_mlp":
             tensors |= {

@@ -39,3 +39,8 @@ def sample_selection(logits_I: Tensor, dim: int, tau: float, noise_I: Tensor) ->
     order = (logits_I + noise_I).detach().argsort(descending=True, stable=True)
     soft_d = soft_I[order[:dim]]
     return order, 1 + dim * (soft_d - soft_d.detach())
+
+
+def keep_places(order: Tensor, dim: int) -> Tensor:
+    """The same kept dims, and the same dropped ones, each in their order before the selection."""
+    return torch.cat([order[:dim].sort().values, order[dim:].sort().values])

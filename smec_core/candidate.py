@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smec_core.adapter import FrozenStage, Stage
-from smec_core.ads import initial_logits, sample_selection
+from smec_core.ads import initial_logits, keep_places, sample_selection
 from smec_core.checkpoint import Tree, same_device
 from smec_core.config import Projection
+from smec_core import convergence
 from smec_core.convergence import Guard, Scores
 from smec_core.group import Group
 from smec_core.losses import rank_loss, unsupervised_loss
@@ -66,10 +67,11 @@ class Candidate:
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, eps=ADAM_EPS)
         self.average = copy.deepcopy(self.stage)
         self.schedule = one_cycle(self.optimizer, spec.epochs, run.sampler.epoch_steps)
-        held = {spec.dim: config.guard_tolerance} if spec.ahead else {}
-        self.guard = Guard(spec.counted, spec.floors, held, config.stage_patience(spec.epochs))
-        self.best = self.average.freeze()
+        held = {spec.dim: 0.0} if spec.ahead else {}
+        errors = convergence.ERRORS_OF_HARMLESS if self.stage.is_harmless else convergence.ERRORS_OF_FREE
+        self.guard = Guard(spec.counted, spec.floors, held, config.stage_patience(spec.epochs), errors)
         self.parallel, self.ahead = spec.parallel, spec.ahead
+        self.best = self.average.freeze(bool(self.ahead))
         self.team = team
         self.parts_2 = torch.zeros(2)
 
@@ -97,6 +99,9 @@ class Candidate:
         """Sums of the ranking and of the unsupervised loss over what this rank counts, at the prefixes in training."""
         config, stage = run.config, self.stage
         order, gate_d = sample_selection(stage.logits, stage.dim, config.tau, 0 * noise_I if self.parallel else noise_I)
+        if self.ahead:
+            place = order[: stage.dim].argsort()
+            order, gate_d = keep_places(order, stage.dim), gate_d[place]
         new_only = stage.dim < stage.d_in and stage.is_harmless and not self.parallel
         f_RI = stage.project(step.y_RI, order[: stage.dim] if new_only else order)
         queries_BI, docs_LI, items_UI = f_RI.split(step.parts)
@@ -152,7 +157,7 @@ class Candidate:
         return {f"dev_{run.dev.measure}": values[spec.dim].mean().item(), "dev_score": total}
 
     def _frozen(self, run: Run) -> FrozenStage:
-        frozen = self.average.freeze()
+        frozen = self.average.freeze(bool(self.ahead))
         if self.team.size < run.group.size:
             for tensor in frozen.tensors.values():
                 run.group.from_first_(tensor, self.team.first)

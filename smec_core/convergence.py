@@ -134,9 +134,17 @@ def make_dev_set(
     return DevSet(queries.take(torch.from_numpy(judgements.query_row_Q)), d_LD, row_L, judgements, own_row_Q, node)
 
 
-def is_real(gain_Q: Tensor) -> bool:
-    """Whether a mean gain over dev queries is more than its standard error: the best of many states gains by luck."""
-    return len(gain_Q) > 1 and bool(gain_Q.mean() > gain_Q.std() / math.sqrt(len(gain_Q)))
+def is_real(gain_Q: Tensor, errors: float) -> bool:
+    """Whether a mean gain over dev queries is more than so many of its standard errors.
+
+    The best of many states gains by luck. What can cost earlier prefixes something, as a free matrix can, has to show
+    more than what cannot.
+    """
+    return len(gain_Q) > 1 and bool(gain_Q.mean() > errors * gain_Q.std() / math.sqrt(len(gain_Q)))
+
+
+ERRORS_OF_HARMLESS, ERRORS_OF_FREE = 1.0, 3.0
+"""Standard errors of a gain that count as real: of a projection that changes no earlier prefix, and of any other."""
 
 
 class Guard:
@@ -154,7 +162,9 @@ class Guard:
         best_Q: the same of each dev query.
     """
 
-    def __init__(self, counted: Sequence[int], floors: Scores, held: Scores, patience: int) -> None:
+    def __init__(
+        self, counted: Sequence[int], floors: Scores, held: Scores, patience: int, errors: float
+    ) -> None:
         """Prepares the guard of a stage.
 
         Args:
@@ -162,7 +172,9 @@ class Guard:
             floors: the least score allowed at each earlier configured prefix.
             held: the most that a prefix may lose against the state before the first step.
             patience: epochs without gain after which to stop.
+            errors: standard errors by which a gain has to be above 0.
         """
+        self._errors = errors
         self._counted, self._floors, self._held, self._patience = counted, floors, held, patience
         self.best_score = -math.inf
         self.best_epoch = 0
@@ -180,7 +192,7 @@ class Guard:
             self._floors = {**self._floors, **{dim: scores[dim] - cost for dim, cost in self._held.items()}}
         is_harmless = all(scores[dim] >= floor for dim, floor in self._floors.items())
         total = sum(scores[dim] for dim in self._counted) / len(self._counted)
-        better = total > self.best_score and (epoch == 0 or (is_real(total_Q - self._start_Q) and is_harmless))
+        better = total > self.best_score and (epoch == 0 or (is_real(total_Q - self._start_Q, self._errors) and is_harmless))
         if better:
             self.best_score, self.best_epoch, self.best_scores, self.best_Q = total, epoch, scores, total_Q
         return better, total

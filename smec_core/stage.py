@@ -14,6 +14,7 @@ from smec_core.ads import gumbel
 from smec_core.candidate import Candidate
 from smec_core.checkpoint import Checkpoint, same_device
 from smec_core.config import Projection
+from smec_core import convergence
 from smec_core.convergence import is_real
 from smec_core.group import Group
 from smec_core.memory import CrossBatchMemory
@@ -144,7 +145,9 @@ class StageTraining:
         """The candidate to keep first: the best on dev, but a harmless one where the gain over it is not real."""
         ranked = sorted(self.candidates, key=lambda candidate: -candidate.guard.best_score)
         for candidate in ranked:
-            if candidate.stage.is_harmless and not is_real(ranked[0].guard.best_Q - candidate.guard.best_Q):
+            if candidate.stage.is_harmless and not is_real(
+                ranked[0].guard.best_Q - candidate.guard.best_Q, convergence.ERRORS_OF_FREE
+            ):
                 return [candidate, *(other for other in ranked if other is not candidate)]
         return ranked
 
