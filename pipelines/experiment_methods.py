@@ -32,6 +32,7 @@ labels for as long as that was good for; without a guard, as smec-paper, they le
 
 PARTS: dict[str, dict[str, Any]] = {
     "SMRL": {"schedule": "parallel"},
+    "look-ahead": {"lookahead": 0.0},
     "ADS": {"gumbel_noise": 0.0, "ads_lr_factor": 0.0},
     "PCA start": {"init": "identity"},
     "temperature": {"temperature": 1.0},

@@ -134,7 +134,12 @@ class Stage(nn.Module):
 
     @torch.no_grad()
     def freeze(self, in_place: bool = False) -> FrozenStage:
-        """The stage as it stands, its outputs in order of importance."""
+        """The stage as it stands.
+
+        Args:
+            in_place: kept and dropped outputs each stay in their order, in which a stage that looks ahead trains
+                them; else all come in order of importance.
+        """
         order = self.logits.argsort(descending=True, stable=True)
         if in_place:
             order = keep_places(order, self.dim)

@@ -15,8 +15,7 @@ from smec_core.adapter import FrozenStage, Stage
 from smec_core.ads import initial_logits, keep_places, sample_selection
 from smec_core.checkpoint import Tree, same_device
 from smec_core.config import Projection
-from smec_core import convergence
-from smec_core.convergence import Guard, Scores
+from smec_core.convergence import ERRORS_OF_FREE, ERRORS_OF_HARMLESS, Guard, Scores
 from smec_core.group import Group
 from smec_core.losses import rank_loss, unsupervised_loss
 from smec_core.run import Run, StageSpec
@@ -67,8 +66,8 @@ class Candidate:
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, eps=ADAM_EPS)
         self.average = copy.deepcopy(self.stage)
         self.schedule = one_cycle(self.optimizer, spec.epochs, run.sampler.epoch_steps)
-        held = {spec.dim: 0.0} if spec.ahead else {}
-        errors = convergence.ERRORS_OF_HARMLESS if self.stage.is_harmless else convergence.ERRORS_OF_FREE
+        held = {spec.dim: config.guard_tolerance} if spec.ahead else {}
+        errors = ERRORS_OF_HARMLESS if self.stage.is_harmless else ERRORS_OF_FREE
         self.guard = Guard(spec.counted, spec.floors, held, config.stage_patience(spec.epochs), errors)
         self.parallel, self.ahead = spec.parallel, spec.ahead
         self.best = self.average.freeze(bool(self.ahead))
@@ -87,7 +86,7 @@ class Candidate:
         unsup_mean = unsup_sum / max(step.live_pairs, 1)
         self.parts_2 = torch.stack([rank_mean.detach(), unsup_mean.detach()])
         self.optimizer.zero_grad()
-        (rank_mean + run.config.alpha * unsup_mean).backward()
+        (rank_mean + run.config.unsupervised_weight(run.labelled) * unsup_mean).backward()
         self._reduce()
         self.optimizer.step()
         self.schedule.step()
@@ -119,7 +118,7 @@ class Candidate:
             d_Nd, m_Ud, q_Bd, *all_q = (
                 F.normalize(f[:, :width] * gate, dim=1) for f in (docs_NI, items_UI, queries_BI, *gathered)
             )
-            share = config.lookahead_weight if width in self.ahead else 1.0
+            share = config.lookahead_weight(run.labelled) if width in self.ahead else 1.0
             if step.weight_sum:
                 rank_sum = rank_sum + share * rank_loss(
                     q_Bd, d_Nd, step.pair_query_P, step.pair_doc_P, step.weight_PN, config.temperature

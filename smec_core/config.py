@@ -23,11 +23,9 @@ class TrainConfig(BaseModel):
     schedule: Literal["sequential", "parallel"] = "sequential"
     """sequential: a stage for each dim, each on the block that the one before it kept (SMRL). parallel: one stage, as
     long as those together, with the losses of all dims at once (MRL); it has no selection of dims."""
-    lookahead: int = Field(0, ge=0)
-    """How many of the next dims of the chain a stage trains beside its own, so that what it keeps has good smaller
-    blocks; 0 in the paper."""
-    lookahead_weight: float = Field(1.0, gt=0)
-    """Weight of their losses against that of the stage's own dim."""
+    lookahead: float | None = Field(None, ge=0)
+    """Weight of the losses of all smaller dims in a stage against that of its own, so that what it keeps has good
+    smaller blocks; 0 in the paper. Default: 0.3, or 0 where there are no judgements."""
     projection: Literal["auto", "free", "rotation", "residual_mlp", "selection"] = "auto"
     """What a stage learns beside its selection: a free matrix, a rotation, x + MLP(x), nothing (selection: ADS alone
     chooses among the dims as they are), or auto: both free and rotation, the rotation kept unless free is better on
@@ -44,8 +42,9 @@ class TrainConfig(BaseModel):
 
     temperature: float = Field(0.07, gt=0)
     """Temperature T of the ranking loss (1 in the paper)."""
-    alpha: float = Field(0.1, ge=0)
-    """Weight of the unsupervised loss against the ranking loss; 0, where there are judgements, leaves S-XBM out."""
+    alpha: float | None = Field(None, ge=0)
+    """Weight of the unsupervised loss against the ranking loss (0.1 in the paper); 0 leaves S-XBM out. Default: 0, or
+    0.1 where there are no judgements."""
     top_k: int | None = Field(None, ge=1)
     """Nearest memory items per anchor in the unsupervised loss; default: 10, or 100 where there are no judgements."""
     queue_size: int = Field(5000, ge=1)
@@ -137,12 +136,27 @@ class TrainConfig(BaseModel):
         return self.patience if self.patience is not None else max(2, math.ceil(epochs / 3))
 
     def resolved(self, labelled: bool) -> Self:
-        """The same settings, with the learning rate and K that apply to data with judgements, or without, filled in."""
-        return self.model_copy(update={"lr": self.peak_lr(labelled), "top_k": self.neighbours(labelled)})
+        """The same settings, with those filled in that depend on whether the data has judgements."""
+        return self.model_copy(
+            update={
+                "lr": self.peak_lr(labelled),
+                "alpha": self.unsupervised_weight(labelled),
+                "lookahead": self.lookahead_weight(labelled),
+                "top_k": self.neighbours(labelled),
+            }
+        )
 
     def peak_lr(self, labelled: bool) -> float:
         """Peak learning rate of the projection, with judgements or without."""
         return self.lr if self.lr is not None else 2e-3 if labelled else 1e-3
+
+    def unsupervised_weight(self, labelled: bool) -> float:
+        """Alpha. Where judgements teach, holding on to the old neighbours costs more than it keeps."""
+        return self.alpha if self.alpha is not None else 0.0 if labelled else 0.1
+
+    def lookahead_weight(self, labelled: bool) -> float:
+        """Weight of the losses of a stage's smaller dims, with judgements or without."""
+        return self.lookahead if self.lookahead is not None else 0.3 if labelled else 0.0
 
     def neighbours(self, labelled: bool) -> int:
         """K of the unsupervised loss. Alone, it needs neighbours far enough out to keep the others apart."""
@@ -151,6 +165,8 @@ class TrainConfig(BaseModel):
 
 PAPER_PRESET: dict[str, Any] = {
     "temperature": 1.0,
+    "alpha": 0.1,
+    "lookahead": 0.0,
     "init": "identity",
     "gumbel_noise": 1.0,
     "ema_decay": 0.0,

@@ -143,7 +143,7 @@ def is_real(gain_Q: Tensor, errors: float) -> bool:
     return len(gain_Q) > 1 and bool(gain_Q.mean() > errors * gain_Q.std() / math.sqrt(len(gain_Q)))
 
 
-ERRORS_OF_HARMLESS, ERRORS_OF_FREE = 1.0, 3.0
+ERRORS_OF_HARMLESS, ERRORS_OF_FREE = 0.0, 2.0
 """Standard errors of a gain that count as real: of a projection that changes no earlier prefix, and of any other."""
 
 
@@ -162,9 +162,7 @@ class Guard:
         best_Q: the same of each dev query.
     """
 
-    def __init__(
-        self, counted: Sequence[int], floors: Scores, held: Scores, patience: int, errors: float
-    ) -> None:
+    def __init__(self, counted: Sequence[int], floors: Scores, held: Scores, patience: int, errors: float) -> None:
         """Prepares the guard of a stage.
 
         Args:
@@ -192,7 +190,9 @@ class Guard:
             self._floors = {**self._floors, **{dim: scores[dim] - cost for dim, cost in self._held.items()}}
         is_harmless = all(scores[dim] >= floor for dim, floor in self._floors.items())
         total = sum(scores[dim] for dim in self._counted) / len(self._counted)
-        better = total > self.best_score and (epoch == 0 or (is_real(total_Q - self._start_Q, self._errors) and is_harmless))
+        better = total > self.best_score and (
+            epoch == 0 or (is_real(total_Q - self._start_Q, self._errors) and is_harmless)
+        )
         if better:
             self.best_score, self.best_epoch, self.best_scores, self.best_Q = total, epoch, scores, total_Q
         return better, total

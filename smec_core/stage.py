@@ -14,8 +14,7 @@ from smec_core.ads import gumbel
 from smec_core.candidate import Candidate
 from smec_core.checkpoint import Checkpoint, same_device
 from smec_core.config import Projection
-from smec_core import convergence
-from smec_core.convergence import is_real
+from smec_core.convergence import ERRORS_OF_FREE, is_real
 from smec_core.group import Group
 from smec_core.memory import CrossBatchMemory
 from smec_core.pca import principal_rotation
@@ -146,7 +145,7 @@ class StageTraining:
         ranked = sorted(self.candidates, key=lambda candidate: -candidate.guard.best_score)
         for candidate in ranked:
             if candidate.stage.is_harmless and not is_real(
-                ranked[0].guard.best_Q - candidate.guard.best_Q, convergence.ERRORS_OF_FREE
+                ranked[0].guard.best_Q - candidate.guard.best_Q, ERRORS_OF_FREE
             ):
                 return [candidate, *(other for other in ranked if other is not candidate)]
         return ranked
@@ -185,7 +184,7 @@ class _StepLog:
     def flush(self) -> None:
         for record, figures in zip([entry[0] for entry in self._waiting], self._figures(), strict=True):
             rank_part, unsup_part, lr = figures
-            loss = rank_part + self._run.config.alpha * unsup_part
+            loss = rank_part + self._run.config.unsupervised_weight(self._run.labelled) * unsup_part
             parts = {"loss": loss, "rank_loss": rank_part, "unsup_loss": unsup_part}
             self._run.tracker.log(record | {"tau": self._run.config.tau, "lr": lr} | parts)
         self._waiting = []

@@ -99,7 +99,7 @@ def load_step(
 
     is_global = run.config.memory == "global"
     used_U, pairs, live_pairs = torch.empty(0, dtype=torch.int64), Pairs.none(run.device), 0
-    if run.config.alpha:
+    if run.config.unsupervised_weight(run.labelled):
         anchors = [x_queries_BD, x_docs_ND] if is_global else [x_queries_BD[queries], x_docs_ND[docs]]
         row_A = torch.cat([torch.full((len(anchors[0]),), -1), doc_row_N if is_global else doc_row_N[docs]])
         found = memory.search(torch.cat(anchors), row_A.to(run.device), run.config.neighbours(run.labelled))

@@ -143,7 +143,7 @@ def stage_shapes(input_dim: int, config: TrainConfig, labelled: bool, base: Sequ
             )
         dims = chain_dims(smallest, added)
         return [list(shape) for shape in pairwise(dims)]
-    if not labelled and not config.alpha:
+    if not labelled and not config.unsupervised_weight(labelled):
         raise InputError(
             "alpha: without judgements the unsupervised loss is all there is to learn from; give it a weight"
         )
@@ -249,8 +249,8 @@ class _Chain:
         kinds, stop = (self._kinds(d_in, dim), None) if plan is None else ([plan[number][0]], plan[number][1])
         floors = {prefix: score - self.config.guard_tolerance for prefix, score in reached.items()}
         parallel = self.prefixes if self.config.schedule == "parallel" else ()
-        later = [shape[1] for shape in self.shapes[number + 1 :]]
-        ahead = tuple(later[: self.config.lookahead]) if d_in > dim else ()
+        looks_ahead = d_in > dim and self._looks_ahead
+        ahead = tuple(shape[1] for shape in self.shapes[number + 1 :]) if looks_ahead else ()
         spec = StageSpec(
             number, d_in, dim, kinds, self.epochs, stop, floors, parallel, ahead, self._is_prepared(number)
         )
@@ -296,7 +296,11 @@ class _Chain:
 
     def _is_prepared(self, number: int) -> bool:
         """Whether the stage before has looked ahead to this one."""
-        return self.config.lookahead > 0 and number > 0 and self.shapes[number - 1][0] > self.shapes[number - 1][1]
+        return self._looks_ahead and number > 0 and self.shapes[number - 1][0] > self.shapes[number - 1][1]
+
+    @property
+    def _looks_ahead(self) -> bool:
+        return self.config.lookahead_weight(self.data.train is not None) > 0
 
     @property
     def _stages_in_one(self) -> int:

@@ -92,7 +92,15 @@ def test_the_driver_is_killed_and_the_cluster_goes_on(cluster: Cluster, tmp_path
     """The killed run's claim to the nodes, which Ray keeps for three minutes, does not stand in the next one's way."""
     data = write_dataset(tmp_path / "data")
     run_folder = RunFolder(str(tmp_path / "runs"), "killed")
-    chosen = {"dims": "8,4", "epochs": 5, "batch_size": 16, "negatives": 16, "queue_size": 100, "checkpoint_every": 10}
+    chosen = {
+        "dims": "8,4",
+        "epochs": 5,
+        "batch_size": 16,
+        "negatives": 16,
+        "alpha": 0.1,
+        "queue_size": 100,
+        "checkpoint_every": 10,
+    }
     chosen |= {"data": data, "out": tmp_path / "model", "storage": tmp_path / "runs", "name": "killed"}
     arguments = [text for key, value in chosen.items() for text in ("--set", f"{key}={value}")]
 

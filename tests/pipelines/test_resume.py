@@ -30,6 +30,7 @@ SETTINGS = {
     "epochs": 10,
     "batch_size": 16,
     "negatives": 16,
+    "alpha": 0.1,
     "queue_size": 100,
     "checkpoint_every": 30,  # Ray takes in four a second: steps must not run ahead of what an onlooker sees
     "max_failures": 9,

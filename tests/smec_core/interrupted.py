@@ -71,7 +71,16 @@ class Case:
 
     @property
     def config(self) -> TrainConfig:
-        small = {"dims": (4,), "epochs": 2, "lr": 2e-2, "queue_size": 40, "batch_size": 40, "negatives": 20, "seed": 1}
+        small = {
+            "dims": (4,),
+            "epochs": 2,
+            "lr": 2e-2,
+            "alpha": 0.1,
+            "queue_size": 40,
+            "batch_size": 40,
+            "negatives": 20,
+            "seed": 1,
+        }
         return TrainConfig.model_validate(small | self.changes)
 
     def data(self, group: Group, stream: Any = None) -> TrainingData:

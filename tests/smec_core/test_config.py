@@ -81,6 +81,12 @@ def test_paper_preset_is_a_valid_config() -> None:
     assert (config.temperature, config.projection, config.guard, config.init) == (1.0, "free", False, "identity")
 
 
+def test_with_judgements_there_is_no_unsupervised_loss_unless_asked_for() -> None:
+    default, named = TrainConfig(dims=(4,)), TrainConfig(dims=(4,), alpha=0.3)
+    assert default.unsupervised_weight(labelled=True) == 0 < default.unsupervised_weight(labelled=False)
+    assert named.unsupervised_weight(labelled=True) == named.unsupervised_weight(labelled=False) == 0.3
+
+
 def test_more_neighbours_are_used_without_judgements_unless_named() -> None:
     default, named = TrainConfig(dims=(4,)), TrainConfig(dims=(4,), top_k=7)
     assert default.neighbours(labelled=False) > default.neighbours(labelled=True)

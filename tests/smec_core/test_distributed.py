@@ -107,7 +107,7 @@ def test_the_loss_of_global_memory_is_that_of_one_process(
 
 def training(group: Group, docs: int, judged: bool, changes: Result) -> Result:
     records = Records()
-    config = TrainConfig.model_validate({"dims": (8,), "queue_size": 100, **changes})
+    config = TrainConfig.model_validate({"dims": (8,), "alpha": 0.1, "queue_size": 100, **changes})
     trained = train(small_data(docs).training_data(judged, Node(group)), config, records)
     return {
         "losses": [record["loss"] for record in records.steps],

@@ -30,7 +30,7 @@ from tests.smec_core.ranks import Ranks
 MOST = 3 * BLOCK_ROWS + 5
 # what rounding does to a matrix grows with the rate; a free one without judgements has directions that nothing holds
 CASES = {
-    "labelled": Case(dict(queue_size=12, batch_size=10, negatives=4, lr=5e-3)),
+    "labelled": Case(dict(alpha=0.1, queue_size=12, batch_size=10, negatives=4, lr=5e-3)),
     "unlabelled": Case(dict(queue_size=16, batch_size=4, negatives=4, top_k=5, projection="rotation"), judged=False),
 }
 HELD = 30

@@ -22,7 +22,7 @@ from smec_core.trained import Trained
 from tests.smec_core.generated import Generated, Records, generate, ndcg_of, resident
 
 DIM, DIMS = 24, (8, 4)
-SMALL = dict(dims=DIMS, epochs=5, lr=1e-2, queue_size=200, negatives=64)
+SMALL = dict(dims=DIMS, epochs=5, lr=1e-2, alpha=0.1, queue_size=200, negatives=64)
 STEP_KEYS = {
     "pass", "stage", "projection", "epoch", "step", "loss", "rank_loss", "unsup_loss", "tau", "lr", "rows_per_s",
     "seconds/data", "seconds/search", "seconds/compute",
@@ -128,7 +128,7 @@ def test_dev_never_falls_below_the_start(run: tuple[Trained, Records]) -> None:
 
 def test_without_alpha_the_memory_is_left_out(data: Generated) -> None:
     records, with_memory = Records(), Records()
-    train(data.training_data(), small(alpha=0), records)
+    train(data.training_data(), small(alpha=None), records)
     train(data.training_data(), small(alpha=1e-9), with_memory)
     assert all(record["unsup_loss"] == 0 and record["loss"] == record["rank_loss"] for record in records.steps)
     assert any(float(record["unsup_loss"]) > 0 for record in with_memory.steps)
