@@ -300,7 +300,9 @@ class _Chain:
 
     @property
     def _looks_ahead(self) -> bool:
-        return self.config.lookahead_weight(self.data.train is not None) > 0
+        # selected as they are, dims have no order to look ahead in
+        is_ordered = self.config.projection != "selection"
+        return is_ordered and self.config.lookahead_weight(self.data.train is not None) > 0
 
     @property
     def _stages_in_one(self) -> int:

@@ -77,7 +77,7 @@ class Case:
             "lr": 2e-2,
             "alpha": 0.1,
             "queue_size": 40,
-            "batch_size": 40,
+            "batch_size": 200,
             "negatives": 20,
             "seed": 1,
         }
@@ -105,8 +105,8 @@ class Case:
 
 @cache
 def generated() -> Generated:
-    """60 documents in 8 dims, of which 3 say which of 120 queries are about them."""
-    return generate(torch.arange(3), DIM, docs=60, queries=120, noise_scale=1.0, mixed=True, seed=9)
+    """60 documents in 8 dims, of which 3 say which of 600 queries are about them."""
+    return generate(torch.arange(3), DIM, docs=60, queries=600, noise_scale=1.0, mixed=True, seed=10)
 
 
 @dataclass

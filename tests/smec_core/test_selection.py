@@ -11,7 +11,7 @@ def test_ads_keeps_what_matters_and_truncation_does_not() -> None:
     # the dims that matter are the last ones
     data = generate(torch.arange(12, 16), dim=16, docs=300, queries=400, noise_scale=0.3, mixed=False)
     config = TrainConfig.model_validate(
-        {"dims": "8,4", "epochs": 8, "batch_size": 64, "negatives": 32, "queue_size": 200, "lr": 0.01}
+        {"dims": "8,4", "epochs": 16, "batch_size": 64, "negatives": 32, "queue_size": 200, "lr": 0.01}
     )
     rate = {
         (one["dims"], one["method"], one["dim"]): one["rate"] for one in achievement_rates(data.training_data(), config)
