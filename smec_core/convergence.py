@@ -178,7 +178,8 @@ class Guard:
         self.best_epoch = 0
         self.best_scores: Scores = {}
         self.best_Q = self._start_Q = torch.empty(0)
-        self._epoch = 0
+        self._epoch = self._top_epoch = 0
+        self._top = -math.inf
 
     def update(self, epoch: int, values: QueryScores) -> tuple[bool, float]:
         """Takes the scores after `epoch` epochs; gives whether this is the best state so far, and what it counts by."""
@@ -190,6 +191,8 @@ class Guard:
             self._floors = {**self._floors, **{dim: scores[dim] - cost for dim, cost in self._held.items()}}
         is_harmless = all(scores[dim] >= floor for dim, floor in self._floors.items())
         total = sum(scores[dim] for dim in self._counted) / len(self._counted)
+        if total > self._top:
+            self._top, self._top_epoch = total, epoch
         better = total > self.best_score and (
             epoch == 0 or (is_real(total_Q - self._start_Q, self._errors) and is_harmless)
         )
@@ -207,6 +210,8 @@ class Guard:
             "start_Q": self._start_Q,
             "floors": self._floors,
             "epoch": self._epoch,
+            "top": self._top,
+            "top_epoch": self._top_epoch,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -217,9 +222,9 @@ class Guard:
             state["best_scores"],
         )
         self.best_Q, self._start_Q, self._epoch = state["best_Q"], state["start_Q"], state["epoch"]
-        self._floors = state["floors"]
+        self._floors, self._top, self._top_epoch = state["floors"], state["top"], state["top_epoch"]
 
     @property
     def stopped(self) -> bool:
-        """Whether the last `patience` epochs brought no gain."""
-        return self._epoch - self.best_epoch >= self._patience
+        """Whether the last `patience` epochs brought no gain; one that is not real yet may become so."""
+        return self._epoch - self._top_epoch >= self._patience
