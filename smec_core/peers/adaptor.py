@@ -31,18 +31,21 @@ class Recipe:
         steps: most steps of a phase; None for SMEC's (see `most_steps`).
         patience: steps without gain on dev after which a phase stops; None for a third of the most steps.
         lr: learning rate.
+        hold: weight, against that of the ranking loss, of the losses that hold on to the original.
     """
 
     temperature: float | None = None
     steps: int | None = None
     patience: int | None = None
     lr: float = 1e-3
+    hold: float = 1.0
 
 
 PUBLISHED = Recipe(temperature=1.0, steps=5000, patience=500)
 """That of Matryoshka-Adaptor (arXiv 2407.20243)."""
-TUNED = Recipe()
-"""The temperature and the steps of SMEC."""
+TUNED = Recipe(hold=0.0)
+"""The temperature and the steps of SMEC. At that temperature, holding on to the original costs the adaptors more than it
+keeps."""
 
 
 class AdaptorTraining:

@@ -58,7 +58,8 @@ class MatryoshkaAdaptor:
         unsupervised = copy.deepcopy(module.state_dict())
 
         def loss(step: Step) -> Tensor:
-            return _similarity_losses(module, step, dims) + _rank_losses(module, step, dims, training.temperature)
+            rank = _rank_losses(module, step, dims, training.temperature)
+            return rank + self.recipe.hold * _similarity_losses(module, step, dims) if self.recipe.hold else rank
 
         stop = training.run(module, loss, training.first, most, score)
         if config.refit:

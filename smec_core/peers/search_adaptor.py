@@ -62,7 +62,7 @@ def _fit_dim(training: AdaptorTraining, dim: int, most: int) -> ResidualAdapter:
     first = fresh()
     stop = training.run(
         first,
-        lambda step: _loss(first, step, training.temperature),
+        lambda step: _loss(first, step, training),
         training.first,
         most,
         lambda: training.score(first, [dim]),
@@ -70,15 +70,15 @@ def _fit_dim(training: AdaptorTraining, dim: int, most: int) -> ResidualAdapter:
     if not training.config.refit:
         return first
     again = fresh()
-    training.run(again, lambda step: _loss(again, step, training.temperature), training.refit, stop)
+    training.run(again, lambda step: _loss(again, step, training), training.refit, stop)
     return again
 
 
-def _loss(module: ResidualAdapter, step: Step, temperature: float) -> Tensor:
+def _loss(module: ResidualAdapter, step: Step, training: AdaptorTraining) -> Tensor:
     f_Bd, f_Nd = module(step.x_BD), module(step.x_ND)
-    rank = step.rank_loss(F.normalize(f_Bd, dim=1), F.normalize(f_Nd, dim=1), temperature)
+    rank = step.rank_loss(F.normalize(f_Bd, dim=1), F.normalize(f_Nd, dim=1), training.temperature)
     x_Rd = torch.cat([step.x_BD, step.x_ND])[:, : module.dim]
     recovery = (torch.cat([f_Bd, f_Nd]) - x_Rd).norm(dim=1).mean()
     guess_Pd = module.predictor(f_Bd)[step.pair_query_P]
     prediction = (guess_Pd - f_Nd[step.pair_doc_P]).norm(dim=1).mean()
-    return rank + RECOVERY * recovery + PREDICTION * prediction
+    return rank + training.recipe.hold * RECOVERY * recovery + PREDICTION * prediction
