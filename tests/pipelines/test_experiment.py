@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def _rows(path: Path) -> list[dict[str, str]]:
 @pytest.mark.usefixtures("ray_cluster")
 def test_methods_are_compared_and_a_rerun_gives_the_same_bytes(dataset: Path, tmp_path: Path) -> None:
     methods = "truncation,pca,search-adaptor-tuned,parallel-mrl"
-    figures = experiment.run(_settings("compare", dataset, tmp_path / "r", methods=methods))
+    settings = partial(_settings, "compare", dataset, methods=methods, epochs=10)
+    figures = experiment.run(settings(tmp_path / "r"))
     scores = _rows(tmp_path / "r" / "scores.csv")
     names = {"truncation", "pca", "search-adaptor-tuned", "parallel-mrl", "smec"}
     assert {row["method"] for row in scores} == names
@@ -56,7 +58,7 @@ def test_methods_are_compared_and_a_rerun_gives_the_same_bytes(dataset: Path, tm
     assert "smec experiment compare --data pairs --dims 8,4 --seeds 2" in page
     assert r"\begin{tabular}" in (tmp_path / "r" / "pairs-ndcg-10.tex").read_text()
 
-    again = experiment.run(_settings("compare", dataset, tmp_path / "again", methods=methods))
+    again = experiment.run(settings(tmp_path / "again"))
     assert again["tables"]["pairs-gains"] == figures["tables"]["pairs-gains"]
     assert (tmp_path / "again" / "scores.csv").read_bytes() == (tmp_path / "r" / "scores.csv").read_bytes()
 
