@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 Projection = Literal["free", "rotation", "residual_mlp", "selection"]
 
-STAGE_STEPS = 200
+STAGE_STEPS = 500
 
 
 class TrainConfig(BaseModel):
@@ -25,7 +25,7 @@ class TrainConfig(BaseModel):
     long as those together, with the losses of all dims at once (MRL); it has no selection of dims."""
     lookahead: float | None = Field(None, ge=0)
     """Weight of the losses of all smaller dims in a stage against that of its own, so that what it keeps has good
-    smaller blocks; 0 in the paper. Default: 0.3, or 0 where there are no judgements."""
+    smaller blocks; 0 in the paper. Default: 1, or 0 where there are no judgements."""
     projection: Literal["auto", "free", "rotation", "residual_mlp", "selection"] = "auto"
     """What a stage learns beside its selection: a free matrix, a rotation, x + MLP(x), nothing (selection: ADS alone
     chooses among the dims as they are), or auto: both free and rotation, the rotation kept unless free is better on
@@ -66,7 +66,7 @@ class TrainConfig(BaseModel):
     negatives: int = Field(128, ge=0)
     """Documents drawn at random from the corpus per step, shared by all queries."""
     epochs: int | None = Field(None, ge=1)
-    """Most epochs of a stage; default: as many as make 200 steps, and at least 2."""
+    """Most epochs of a stage; default: as many as make 500 steps, and at least 2."""
     lr: float | None = Field(None, gt=0)
     """Peak learning rate of the projection (one-cycle schedule, AdamW without weight decay); default: .002, or .001
     where there are no judgements."""
@@ -156,7 +156,7 @@ class TrainConfig(BaseModel):
 
     def lookahead_weight(self, labelled: bool) -> float:
         """Weight of the losses of a stage's smaller dims, with judgements or without."""
-        return self.lookahead if self.lookahead is not None else 0.3 if labelled else 0.0
+        return self.lookahead if self.lookahead is not None else 1.0 if labelled else 0.0
 
     def neighbours(self, labelled: bool) -> int:
         """K of the unsupervised loss. Alone, it needs neighbours far enough out to keep the others apart."""
