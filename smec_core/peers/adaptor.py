@@ -44,7 +44,7 @@ class Recipe:
 PUBLISHED = Recipe(temperature=1.0, steps=5000, patience=500)
 """That of Matryoshka-Adaptor (arXiv 2407.20243)."""
 TUNED = Recipe(hold=0.0)
-"""The temperature and the steps of SMEC. At that temperature, holding on to the original costs the adaptors more than it
+"""The temperature and the steps of SMEC. With that temperature, holding on to the original costs them more than it
 keeps."""
 
 
