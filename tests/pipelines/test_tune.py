@@ -113,7 +113,7 @@ def test_a_study_is_a_run_with_a_child_a_trial(study: Path) -> None:
     for run in children:
         trial = summary["trials"][int(run.data.tags["smec.trial"]) - 1]
         assert float(run.data.params["tau"]) == trial["params"]["tau"]
-        assert run.data.params["epochs"] == "2"
+        assert run.data.params["epochs"] == str(QUICK["epochs"])
         curve = client.get_metric_history(run.info.run_id, "quality")
         assert [point.step for point in curve] == [step["place"] for step in trial["steps"]]
         assert client.get_metric_history(run.info.run_id, "first/32/free/dev_ndcg_at_10")
