@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
@@ -73,8 +74,9 @@ def write_page(
         table.frame.to_csv(out / f"{table.name}.csv", index=False)
         table.frame.to_latex(out / f"{table.name}.tex", index=False, escape=True, caption=table.caption)
     for name, figure in page.figures.items():
-        # no date in it: the same figures make the same file
-        figure.savefig(out / f"{name}.svg", metadata={"Date": None})
+        # without a date, and with names of its parts that do not change: the same figures make the same file
+        with matplotlib.rc_context({"svg.hashsalt": name}):
+            figure.savefig(out / f"{name}.svg", metadata={"Date": None})
     environment = Environment(
         loader=PackageLoader("pipelines"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -124,9 +124,7 @@ def gain_table(results: Results, dataset: str, base: str | None = None) -> Resul
             star = "*" if randomisation_p(gain_Q) < SIGNIFICANT else ""
             row[str(dim)] = f"{gain_Q.mean():+.4f} ± {query_interval(gain_Q):.4f}{star}"
         rows.append(row)
-    caption = (
-        f"nDCG@10 less that of {base}, {dataset}" if base else f"nDCG@10 of SMEC less that of the others, {dataset}"
-    )
+    caption = f"nDCG@10 less that of {base}" if base else "nDCG@10 of SMEC less that of the others"
     return ResultTable(
         f"{_file_name(dataset)}-gains",
         f"{caption}, {dataset} (± 95 % over queries, * p < {SIGNIFICANT:g})",

@@ -23,7 +23,7 @@ from smec_core.schedule import prefix_dims
 from smec_core.tracker import NullTracker
 from smec_core.train import TrainingData, train
 
-FREE = {"projection": "free", "gumbel_noise": 0.0, "ads_lr_factor": 0.0}
+FREE = {"projection": "free", "lookahead": 0.0, "gumbel_noise": 0.0, "ads_lr_factor": 0.0}
 """One free matrix whose rows keep their places: what is compared is the schedule alone."""
 BATCHES = 16
 _Key = tuple[int, int, int, int]
