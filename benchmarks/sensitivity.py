@@ -24,7 +24,7 @@ from smec_core.config import TrainConfig
 from smec_core.dataset import Dataset
 from smec_core.peers.smec import Smec
 
-VALUES = ["alpha=0,0.03,0.3,1,3", "tau=0.1,10", "top_k=3,50", "queue_size=1000,20000"]
+VALUES = ["alpha=0.03,0.1,0.3,1", "tau=0.1,10", "lookahead=0,0.3,3"]
 
 
 def gain(found: list[Scored], base: list[Scored], dims: list[int]) -> dict[str, Any]:

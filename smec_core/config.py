@@ -25,7 +25,8 @@ class TrainConfig(BaseModel):
     long as those together, with the losses of all dims at once (MRL); it has no selection of dims."""
     lookahead: float | None = Field(None, ge=0)
     """Weight of the losses of all smaller dims in a stage against that of its own, so that what it keeps has good
-    smaller blocks; 0 in the paper. Default: 1, or 0 where there are no judgements."""
+    smaller blocks; 0 in the paper. Default: 1, or 0 where there are no judgements. schedule=parallel and
+    projection=selection do not look ahead."""
     projection: Literal["auto", "free", "rotation", "residual_mlp", "selection"] = "auto"
     """What a stage learns beside its selection: a free matrix, a rotation, x + MLP(x), nothing (selection: ADS alone
     chooses among the dims as they are), or auto: both free and rotation, the rotation kept unless free is better on
@@ -81,7 +82,7 @@ class TrainConfig(BaseModel):
     patience: int | None = Field(None, ge=1)
     """Epochs without gain on dev after which a stage stops; default: a third of its most epochs, and at least 2."""
     guard_tolerance: float = Field(0.005, ge=0)
-    """The most nDCG@10 that a stage may cost any earlier configured prefix on dev."""
+    """The most nDCG@10 that a stage may cost any earlier configured prefix on dev, and its own where it looks ahead."""
     dev_fraction: float = Field(0.2, gt=0, lt=1)
     """Share of the train queries held out as dev, by a hash of the query id, where the data has no qrels/dev."""
     dev_corpus: int = Field(100_000, ge=100)

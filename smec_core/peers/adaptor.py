@@ -31,7 +31,7 @@ class Recipe:
         steps: most steps of a phase; None for SMEC's (see `most_steps`).
         patience: steps without gain on dev after which a phase stops; None for a third of the most steps.
         lr: learning rate.
-        hold: weight, against that of the ranking loss, of the losses that hold on to the original.
+        hold: weight, beside the ranking loss, of the losses that hold on to the original.
     """
 
     temperature: float | None = None

@@ -59,7 +59,9 @@ class MatryoshkaAdaptor:
 
         def loss(step: Step) -> Tensor:
             rank = _rank_losses(module, step, dims, training.temperature)
-            return rank + self.recipe.hold * _similarity_losses(module, step, dims) if self.recipe.hold else rank
+            if not self.recipe.hold:
+                return rank
+            return rank + self.recipe.hold * _similarity_losses(module, step, dims)
 
         stop = training.run(module, loss, training.first, most, score)
         if config.refit:

@@ -94,6 +94,16 @@ def test_patience_counts_epochs_since_the_best() -> None:
     assert stopped == [False, False, False, False, False, True]
 
 
+def test_a_stage_whose_gain_is_not_real_yet_goes_on() -> None:
+    guard = make_guard(patience=2)
+    stopped = []
+    for epoch, new in enumerate([0.3, 0.31, 0.32, 0.33, 0.33, 0.33]):
+        guard.update(epoch, scores(new, spread=0.2 if epoch else 0.0))
+        stopped.append(guard.stopped)
+    assert stopped == [False, False, False, False, False, True]
+    assert guard.best_epoch == 0
+
+
 JUDGED = st.sets(st.integers(0, 999), min_size=1, max_size=300)
 
 

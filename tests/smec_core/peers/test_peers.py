@@ -1,6 +1,7 @@
 """Every compared method, fitted on data whose relevance can be learnt."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,18 @@ def test_an_adaptor_whose_judgements_teach_nothing_stays_what_it_was(data: Gener
     recipe = Recipe(temperature=0.07, steps=50, patience=25, lr=1e-12)
     encode = MatryoshkaAdaptor(recipe).fit(data.training_data(), CONFIG).encode
     torch.testing.assert_close(encode(data.docs_ND, 8), data.docs_ND[:, :8], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("adaptor", [MatryoshkaAdaptor, SearchAdaptor])
+def test_an_adaptor_that_holds_on_stays_nearer_to_the_original(
+    adaptor: Callable[[Recipe], Peer], data: Generated
+) -> None:
+    moved = []
+    for hold in (0.0, 100.0):
+        encode = adaptor(replace(RECIPE, hold=hold)).fit(data.training_data(), CONFIG).encode
+        moved.append((encode(data.docs_ND, 8) - data.docs_ND[:, :8]).norm(dim=1).mean().item())
+    free, held = moved
+    assert held < free / 2
 
 
 def test_adaptors_need_judgements(data: Generated) -> None:
