@@ -52,7 +52,7 @@ class Candidate:
 
     def __init__(self, run: Run, spec: StageSpec, kind: Projection, start_II: Tensor, team: Group) -> None:
         config = run.config
-        is_ordered = bool(spec.parallel) or (config.init == "pca" and kind != "selection")
+        is_ordered = bool(spec.parallel or spec.prepared) or (config.init == "pca" and kind != "selection")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(run.generator(spec.number, 0).initial_seed())
             start_II = torch.eye(spec.d_in) if kind == "selection" else start_II.cpu()

@@ -3,6 +3,9 @@
 Shapes: N rows, D dims.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,17 +33,17 @@ class Gram:
         return (directions_DD * signs_D).float().contiguous()
 
 
-def principal_rotation(rows: Rows, group: Group, first: int = 0) -> Tensor:
+def principal_rotation(rows: Rows, group: Group, cuts: Sequence[int] = ()) -> Tensor:
     """Principal directions (D, D) of all rows, each rank reading its share of them. Collective.
 
     Args:
         rows: the rows.
         group: the ranks.
-        first: rotates the first so many dims and the others each among themselves; 0: all together.
+        cuts: ascending; dims between two of them are rotated among themselves only.
     """
     gram = Gram(rows.dim)
     for block_ND in rows.own_blocks():
         gram.add(block_ND)
     group.sum_(gram.sum_DD)
-    parts = [part for part in (slice(0, first), slice(first, None)) if part != slice(0, 0)]
-    return group.from_first_(torch.block_diag(*(gram.rotation(part) for part in parts)))
+    blocks = [gram.rotation(slice(*block)) for block in pairwise((0, *cuts, rows.dim))]
+    return group.from_first_(torch.block_diag(*blocks))

@@ -31,7 +31,8 @@ class StageSpec:
         parallel: prefixes to train all at once, as schedule=parallel has it; none for a stage of the chain, which
             trains the dims that it keeps.
         ahead: smaller dims that it trains, too.
-        is_prepared: whether the stage before has trained this dim already.
+        prepared: this dim and smaller ones, ascending, where the stage before has trained them already: the start
+            mixes none of them with what is above it.
     """
 
     number: int
@@ -43,7 +44,7 @@ class StageSpec:
     floors: Scores = field(default_factory=dict)
     parallel: tuple[int, ...] = ()
     ahead: tuple[int, ...] = ()
-    is_prepared: bool = False
+    prepared: tuple[int, ...] = ()
 
     @property
     def counted(self) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ searched is searched by all.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 
 import torch
 from torch import Tensor
@@ -153,12 +153,13 @@ class StageTraining:
 
 def _start(run: Run, spec: StageSpec, y_docs: Rows) -> Tensor:
     if run.config.init == "random":
-        noise_II = torch.randn(spec.d_in, spec.d_in, generator=run.generator(spec.number, 3))
-        return run.group.from_first_(torch.linalg.qr(noise_II)[0])
+        generator = run.generator(spec.number, 3)
+        sizes = [high - low for low, high in pairwise((0, *spec.prepared, spec.d_in))]
+        blocks = [torch.linalg.qr(torch.randn(size, size, generator=generator))[0] for size in sizes]
+        return run.group.from_first_(torch.block_diag(*blocks))
     if run.config.init == "identity" or (spec.dim == spec.d_in and not spec.parallel):
         return torch.eye(spec.d_in)
-    # what the stage before has trained for this dim stays together
-    return principal_rotation(y_docs, run.group, spec.dim if spec.is_prepared else 0)
+    return principal_rotation(y_docs, run.group, spec.prepared)
 
 
 def _label(run: Run, spec: StageSpec, kind: Projection, epoch: int) -> dict[str, float | int | str]:

@@ -148,9 +148,8 @@ def stage_shapes(input_dim: int, config: TrainConfig, labelled: bool, base: Sequ
             "alpha: without judgements the unsupervised loss is all there is to learn from; give it a weight"
         )
     dims = chain_dims(input_dim, config.dims)
-    if config.schedule == "parallel":
-        return [[input_dim, dims[-1]]]
-    shapes = [list(shape) for shape in pairwise([input_dim, *dims])]
+    widths = [input_dim, dims[-1]] if config.schedule == "parallel" else [input_dim, *dims]
+    shapes = [list(shape) for shape in pairwise(widths)]
     if config.projection in ("rotation", "selection") or not labelled:
         # from D to D these change no cosine, and without judgements the original cosines are the target
         shapes = [shape for shape in shapes if shape[0] != shape[1]]
@@ -225,7 +224,8 @@ class _Chain:
                 self._report(pass_name, number, outcomes[-1])
             outcome = outcomes[number]
             # an earlier prefix is held to what it had when its own stage ended, so that losses do not add up
-            reached = {p: s for p, s in outcome.best.scores.items() if p in self.prefixes} | reached
+            ended = {p: s for p, s in outcome.best.scores.items() if p in self.prefixes and p >= outcome.stage.dim}
+            reached = ended | reached
             _put_on_top(run, outcome.stage)
             if number + 1 < len(self.shapes):
                 y_docs, y_queries = y_docs.through(outcome.stage), y_queries.through(outcome.stage)
@@ -251,9 +251,7 @@ class _Chain:
         parallel = self.prefixes if self.config.schedule == "parallel" else ()
         looks_ahead = d_in > dim and self._looks_ahead
         ahead = tuple(shape[1] for shape in self.shapes[number + 1 :]) if looks_ahead else ()
-        spec = StageSpec(
-            number, d_in, dim, kinds, self.epochs, stop, floors, parallel, ahead, self._is_prepared(number)
-        )
+        spec = StageSpec(number, d_in, dim, kinds, self.epochs, stop, floors, parallel, ahead, self._prepared(number))
         resumed, self.resumed = self.resumed, None
         was_resumed, before = resumed is not None, 0.0
         if resumed is not None and resumed.progress is not None:
@@ -294,9 +292,10 @@ class _Chain:
             guards={c.kind: c.kept() for c in training.candidates} if training else {},
         )
 
-    def _is_prepared(self, number: int) -> bool:
-        """Whether the stage before has looked ahead to this one."""
-        return self._looks_ahead and number > 0 and self.shapes[number - 1][0] > self.shapes[number - 1][1]
+    def _prepared(self, number: int) -> tuple[int, ...]:
+        """What the stage before has trained of this stage's dims by looking ahead, ascending."""
+        is_first = number == 0 or self.shapes[number - 1][0] == self.shapes[number - 1][1]
+        return () if is_first or not self._looks_ahead else tuple(dim for _, dim in reversed(self.shapes[number:]))
 
     @property
     def _looks_ahead(self) -> bool:
@@ -316,8 +315,7 @@ class _Chain:
         dim = self.shapes[number][1]
         is_last = number + 1 == len(self.shapes)
         # it changes no cosine at the prefixes that have had their stage
-        prepared = self.shapes[number + 1][1] if not is_last and self._is_prepared(number + 1) else 0
-        rotation_dd = torch.eye(dim) if is_last else principal_rotation(y_docs, run.group, prepared)
+        rotation_dd = torch.eye(dim) if is_last else principal_rotation(y_docs, run.group, self._prepared(number + 1))
         rotation_dd = rotation_dd.to(run.device)
         assert run.dev is not None
         scores = run.dev.score(lambda y_Nd: y_Nd @ rotation_dd.T, dim, self.prefixes)

@@ -31,6 +31,7 @@ DTYPES = (
 )
 
 CASES = {
+    "defaults": Case(dict(dims=(4, 2), alpha=None)),
     "auto": Case(),
     # one candidate goes on without the other
     "one_stops_early": Case(dict(epochs=4, patience=2, refit=False)),

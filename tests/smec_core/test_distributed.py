@@ -125,6 +125,7 @@ TRAININGS: dict[str, tuple[int, bool, Result]] = {
     "labelled": (200, True, dict(projection="free", guard=False, epochs=1, batch_size=23, negatives=40)),
     # both projections, each by a team of its own
     "guarded": (200, True, dict(epochs=2, batch_size=64, negatives=40)),
+    "defaults": (200, True, dict(dims=(8, 4, 2), alpha=None, epochs=2, batch_size=64, negatives=40)),
     # a rate at which a candidate stops before the other
     "one_stops_early": (200, True, dict(epochs=8, patience=1, lr=2e-2, batch_size=64, negatives=40)),
     # 40 documents a step: the last step of every epoch has one, and so no document for most ranks

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import warnings
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from smec_core.group import Group
 from smec_core.metrics import PrefixSearch
 from smec_core.model import Model, load
 from smec_core.pca import principal_rotation
+from smec_core.stage import StageTraining
 from smec_core.tracker import NullTracker
 from smec_core.train import StageReached, stage_shapes, train
 from smec_core.trained import Trained
@@ -251,6 +253,8 @@ def test_full_dims_alone_can_be_asked_for(data: Generated) -> None:
     assert [(stage["d_in"], stage["dim"]) for stage in trained.metrics["stages"]] == [(DIM, DIM)]
     nothing = train(data.training_data(), small(dims=(DIM,), projection="rotation"), NullTracker())
     assert nothing.stages == []
+    config = small(dims=(DIM,), projection="rotation", schedule="parallel")
+    assert train(data.training_data(), config, NullTracker()).stages == []
     torch.testing.assert_close(model_of(nothing).encode(data.docs_ND), data.docs_ND)
 
 
@@ -372,9 +376,47 @@ def test_a_stage_that_looks_ahead_prepares_the_next(data: Generated) -> None:
     assert start[0.3][4] > start[0][4] + 0.02
 
 
-def test_without_ads_a_stage_keeps_its_first_dims(data: Generated) -> None:
-    config = small(projection="free", gumbel_noise=0.0, ads_lr_factor=0.0, init="identity")
-    trained = train(data.training_data(), config, NullTracker())
-    for stage in trained.stages:
+@pytest.mark.parametrize("init", ["pca", "random"])
+def test_what_has_been_looked_ahead_to_stays_together_at_a_stages_start(data: Generated, init: str) -> None:
+    # at this rate a stage stays where it starts
+    config = small(dims=(16, 8, 4, 2), init=init, projection="rotation", guard=False, epochs=1, lr=1e-12)
+    first, *prepared = train(data.training_data(), config, NullTracker()).stages
+    assert first.tensors["weight"][:8, 8:].abs().max() > 0.01
+    for stage, cuts in zip(prepared, ((0, 2, 4, 8, 16), (0, 2, 4, 8), (0, 2, 4)), strict=True):
+        weight = stage.tensors["weight"]
+        blocks = [weight[low:high, low:high] for low, high in pairwise(cuts)]
+        torch.testing.assert_close(weight, torch.block_diag(*blocks), atol=1e-6, rtol=0)
         logits = stage.tensors["logits"]
-        assert torch.equal(logits, torch.zeros_like(logits))
+        assert (logits.diff() < 0).all(), "ADS starts from their order"
+
+
+def test_an_earlier_prefix_is_held_to_what_its_own_stage_left(data: Generated, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[StageTraining] = []
+
+    class Seen(StageTraining):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            seen.append(self)
+
+    monkeypatch.setattr("smec_core.train.StageTraining", Seen)
+    config = small(dims=(12, 8, 4), projection="rotation", refit=False)
+    train(data.training_data(), config, NullTracker())
+    # a rotation from all dims to all dims is no stage
+    twelve, eight, four = seen
+    assert twelve._spec.floors == {}
+    after_12, after_8 = (training.ranked()[0].guard.best_scores for training in (twelve, eight))
+    assert eight._spec.floors == {DIM: after_12[DIM] - 0.005, 12: after_12[12] - 0.005}
+    assert four._spec.floors == {**eight._spec.floors, 8: after_8[8] - 0.005}
+    assert after_8[8] != after_12[8]
+
+
+def test_without_ads_a_stage_keeps_its_first_dims() -> None:
+    # what matters comes last
+    data = generate(torch.arange(16, 24), DIM, docs=300, queries=600, noise_scale=1.0, mixed=False)
+    kept = {}
+    for off in ({}, {"gumbel_noise": 0.0, "ads_lr_factor": 0.0}):
+        config = small(dims=(8,), projection="free", init="identity", lookahead=0, guard=False, **off)
+        _, halved, _ = train(data.training_data(), config, NullTracker()).stages
+        kept[bool(off)] = set(halved.tensors["weight"][:12].abs().argmax(1).tolist())
+    assert kept[True] == set(range(12))
+    assert kept[False] >= set(range(16, 24))
