@@ -46,7 +46,8 @@ def main() -> None:
     parser.add_argument("--json")
     args = parser.parse_args()
     changed = {name: yaml.safe_load(value) for name, _, value in (text.partition("=") for text in args.set)}
-    dataset, base = Dataset.open(args.data), TrainConfig.model_validate({"dims": args.dims} | changed)
+    base = TrainConfig.model_validate({"dims": args.dims} | changed)
+    dataset = Dataset.open(args.data, exclude_self=base.exclude_self)
     methods = {"defaults": Smec({})}
     for text in args.values:
         name, _, values = text.partition("=")

@@ -30,14 +30,16 @@ class EvaluateSettings(BaseModel):
     baselines: bool = False
     """Score truncation, PCA and the original embeddings too."""
     exclude_self: bool = False
-    """Never return the document that has the query's own id."""
+    """Never return the document that has the query's own id; always so for a model that was trained that way."""
     workers: int = Field(1, ge=1)
     """Ray tasks that search parts of the corpus side by side; 1: this process searches it, without Ray."""
 
 
 def run(settings: EvaluateSettings) -> dict[str, Any]:
     """Evaluates a model, prints the table and returns the figures."""
-    dataset, model = Dataset.open(settings.data, settings.max_unknown, settings.exclude_self), load(settings.model)
+    model = load(settings.model)
+    exclude_self = settings.exclude_self or bool(model.config.get("exclude_self"))
+    dataset = Dataset.open(settings.data, settings.max_unknown, exclude_self)
     split = settings.split or default_split(dataset)
     parts = in_one_part if settings.workers == 1 else on_cluster(settings.workers)
     report = evaluate(dataset, model, split, settings.baselines, parts)

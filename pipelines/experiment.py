@@ -9,12 +9,21 @@ import ray
 import torch
 from pydantic import Field, field_validator
 
-from pipelines.cluster import connect, unwrap
+from pipelines.cluster import connect
 from pipelines.console import say, show
 from pipelines.experiment_methods import ablation, compared, queue_sizes
 from pipelines.experiment_page import Page, rich_table, write_page
-from pipelines.experiment_tables import Results, ablation_page, compare_page, gradient_page, queue_page, ware_page
-from pipelines.scoring import Kept, train_and_score
+from pipelines.experiment_tables import (
+    MEAN,
+    Results,
+    ablation_page,
+    compare_page,
+    file_name,
+    gradient_page,
+    queue_page,
+    ware_page,
+)
+from pipelines.scoring import Kept, as_finished, train_and_score
 from pipelines.source import Source, read_once
 from smec_core import __version__
 from smec_core.config import TrainConfig
@@ -82,8 +91,12 @@ def run(settings: ExperimentSettings) -> dict[str, Any]:
     config, out = settings.method(), Path(settings.out)
     seeds = range(settings.seed, settings.seed + settings.seeds)
     datasets = {_name(uri): _open(uri, settings) for uri in settings.data}
-    if len(datasets) < len(settings.data):
-        raise InputError("data: two datasets have the same name; rename a folder")
+    names = [MEAN, *map(file_name, datasets)]
+    if len(set(names)) <= len(settings.data):
+        raise InputError(
+            f"data: files are named after the datasets, which must differ, also from {MEAN!r}: {', '.join(names[1:])}; "
+            "rename a folder"
+        )
     out.mkdir(parents=True, exist_ok=True)
     connect(1)
     found: dict[str, Any] = {}
@@ -139,22 +152,15 @@ def _page(experiment: str, found: Mapping[str, Any], dims: tuple[int, ...], seed
 
 def _measure(source: Source, config: TrainConfig, seeds: Sequence[int], measure: Measure, kept: Kept) -> list[Record]:
     """The records of a measure with every seed."""
-    paths = {}
-    for seed in seeds:
-        seeded = config.model_copy(update={"seed": seed})
-        paths[seed] = kept.path(measure.__name__, measure.__name__, seeded)
-    refs = {
-        seed: _measure_here.remote(source, config.model_copy(update={"seed": seed}), measure)
-        for seed, path in paths.items()
-        if kept.read(path) is None
-    }
-    for seed, ref in refs.items():
-        try:
-            kept.write(paths[seed], ray.get(ref))
-        except ray.exceptions.RayError as error:
-            raise unwrap(error) from error
-        say(f"{measure.__name__}, seed {seed}: done")
-    return [{"seed": seed, **record} for seed, path in paths.items() for record in kept.read(path)]
+    seeded = {seed: config.model_copy(update={"seed": seed}) for seed in seeds}
+    paths = {seed: kept.path(measure.__name__, measure.__name__, one) for seed, one in seeded.items()}
+    found = {seed: kept.read(path) for seed, path in paths.items()}
+    waiting = {_measure_here.remote(source, seeded[seed], measure): seed for seed in seeds if found[seed] is None}
+    for seed, records in as_finished(waiting):
+        found[seed] = records
+        kept.write(paths[seed], records)
+        say(f"{measure.__name__}, seed {seed}: done; {len(waiting)} to go")
+    return [{"seed": seed, **record} for seed in seeds for record in found[seed]]
 
 
 @ray.remote(num_cpus=1)

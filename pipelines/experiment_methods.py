@@ -1,6 +1,7 @@
 """What the experiments train: every compared method, and SMEC with its parts added and removed."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from smec_core.config import PAPER_PRESET
@@ -12,12 +13,12 @@ from smec_core.peers.peer import Peer
 from smec_core.peers.search_adaptor import SearchAdaptor
 from smec_core.peers.smec import Smec
 
-SMEC = "smec"
+SMEC, FAISS_PCA = "smec", "faiss-pca"
 COMPARED: dict[str, Peer] = {
     "truncation": Truncation(),
     "random-projection": RandomProjection(),
     "pca": Pca(),
-    "faiss-pca": FaissPca(),
+    FAISS_PCA: FaissPca(),
     "search-adaptor": SearchAdaptor(PUBLISHED),
     "search-adaptor-tuned": SearchAdaptor(TUNED),
     "matryoshka-adaptor": MatryoshkaAdaptor(PUBLISHED),
@@ -43,16 +44,20 @@ S_XBM: dict[str, Any] = {"alpha": 0.1}
 """What switches S-XBM on, as published."""
 
 QUEUE_SIZES = (1000, 2000, 5000, 10_000, 20_000)
+NO_MEMORY = "none"
 
 
 def compared(names: tuple[str, ...] | None) -> dict[str, Peer]:
-    """The methods of these names, all by default, SMEC always among them.
+    """The methods of these names, SMEC always among them; by default all, but faiss-pca only where FAISS is installed.
 
     Raises:
-        InputError: an unknown name.
+        InputError: an unknown name, or FAISS is not installed.
     """
+    has_faiss = find_spec("faiss") is not None
     if names is None:
-        return COMPARED
+        return {name: peer for name, peer in COMPARED.items() if has_faiss or name != FAISS_PCA}
+    if FAISS_PCA in names and not has_faiss:
+        raise InputError(f'methods: {FAISS_PCA} needs FAISS: pip install "smec-ray[export]", or leave it out')
     for name in names:
         if name not in COMPARED:
             raise InputError(f"methods: {name} is unknown; known: {', '.join(COMPARED)}")
@@ -74,7 +79,7 @@ def ablation() -> dict[str, Smec]:
 def queue_sizes() -> dict[str, Peer]:
     """SMEC with memories of different sizes, and without one."""
     sizes = {str(size): Smec(S_XBM | {"queue_size": size}) for size in QUEUE_SIZES}
-    return {"none": Smec({"alpha": 0.0}), **sizes}
+    return {NO_MEMORY: Smec({"alpha": 0.0}), **sizes}
 
 
 def _merged(changes: list[dict[str, Any]]) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pipelines.experiment_methods import PARTS, SMEC
+from pipelines.experiment_methods import NO_MEMORY, PARTS, SMEC
 from pipelines.experiment_page import Page, ResultTable
 from pipelines.pictures import finish
 from pipelines.scoring import MAIN_MEASURE, Scored, gains
@@ -72,7 +72,7 @@ class Results:
         scores = self.scores()
         if len(self.found) == 1:
             return scores
-        shared = scores[scores["dim"].isin(self.dims)]
+        shared = scores[scores.groupby("dim")["dataset"].transform("nunique") == len(self.found)]
         keys = ["method", "seed", "dim", "measure"]
         mean = shared.groupby(keys, sort=False, as_index=False)["value"].mean().assign(dataset=MEAN)
         return pd.concat([scores, mean[scores.columns]])
@@ -87,9 +87,7 @@ def quality_tables(results: Results, measures: Sequence[str] = MEASURES) -> list
             some = scores[(scores["dataset"] == dataset) & (scores["measure"] == measure)]
             where = "mean over the datasets" if dataset == MEAN else dataset
             tables.append(
-                ResultTable(
-                    f"{_file_name(dataset)}-{_file_name(measure)}", f"{_TITLES[measure]}, {where}", _by_dim(some)
-                )
+                ResultTable(f"{file_name(dataset)}-{file_name(measure)}", f"{_TITLES[measure]}, {where}", _by_dim(some))
             )
     return tables
 
@@ -126,8 +124,9 @@ def gain_table(results: Results, dataset: str, base: str | None = None) -> Resul
         rows.append(row)
     caption = f"nDCG@10 less that of {base}" if base else "nDCG@10 of SMEC less that of the others"
     return ResultTable(
-        f"{_file_name(dataset)}-gains",
-        f"{caption}, {dataset} (± 95 % over queries, * p < {SIGNIFICANT:g})",
+        f"{file_name(dataset)}-gains",
+        f"{caption}, {dataset}; ± 95 % over queries, * p < {SIGNIFICANT:g} by a paired randomisation test of the means "
+        "over seeds, not corrected for how many there are",
         pd.DataFrame(rows),
     )
 
@@ -146,7 +145,8 @@ def cost_table(results: Results) -> ResultTable:
                 "parameters": f"{mean['parameters']:.0f}",
             }
         )
-    return ResultTable("cost", "Budget: steps taken, seconds of training, parameters learnt", pd.DataFrame(rows))
+    caption = "Budget: steps taken (one that trains two candidates counts once), seconds of training, parameters learnt"
+    return ResultTable("cost", caption, pd.DataFrame(rows))
 
 
 def quality_figure(scores: pd.DataFrame, title: str) -> Figure:
@@ -189,15 +189,18 @@ def compare_page(results: Results) -> Page:
     tables.append(cost_table(results))
     findings = [finding for dataset in results.found for finding in _standing(results, dataset)]
     figures = {
-        f"{_file_name(dataset)}-quality": quality_figure(scores[scores["dataset"] == dataset], str(dataset))
+        f"{file_name(dataset)}-quality": quality_figure(scores[scores["dataset"] == dataset], str(dataset))
         for dataset in dict.fromkeys(scores["dataset"])
     }
     return Page(
         "SMEC beside other ways to make embeddings small",
-        "Every method learns from the same vectors and train judgements, is stopped on the same dev queries, and is "
-        "scored on test. The published forms have the settings of their papers; the tuned ones SMEC's temperature and "
-        "as many steps as SMEC may take for one kind of projection; parallel-mrl is SMEC with the losses of all dims "
-        "at once in place of its stages.",
+        "Every method learns from the same vectors and train judgements and is scored on test. What is stopped, is "
+        "stopped on the same dev queries and then trained again with their judgements, too; smec-paper learns from "
+        "them from the start, for a fixed number of steps. The adaptors' published forms have temperature 1 and "
+        "Matryoshka-Adaptor's steps and patience; their tuned forms have SMEC's temperature, do not hold on to the "
+        "original, and may take as many steps as SMEC may for one kind of projection (Matryoshka-Adaptor in each of "
+        "its two phases, Search-Adaptor divided among its dims). parallel-mrl is SMEC with the losses of all dims at "
+        "once in place of its stages, as long as all stages together.",
         findings,
         tables,
         figures,
@@ -206,17 +209,26 @@ def compare_page(results: Results) -> Page:
 
 
 def _standing(results: Results, dataset: str) -> list[str]:
+    """How SMEC stands against the best of the others at every dim."""
     methods = results.found[dataset]
-    ahead, behind = [], []
-    for dim in sorted(next(iter(methods.values()))[0].values[MAIN_MEASURE], reverse=True):
+    above, level, below = [], [], []
+    for dim in sorted(methods[SMEC][0].values[MAIN_MEASURE], reverse=True):
         value = {name: float(np.mean([one.mean(dim) for one in some])) for name, some in methods.items()}
-        name, best = max(((n, v) for n, v in value.items() if n != SMEC), key=lambda one: one[1])
-        if value[SMEC] > best:
-            ahead.append(f"{dim} (+{value[SMEC] - best:.4f} over {name})")
+        best = max((name for name in methods if name != SMEC), key=lambda name: value[name])
+        gain_Q = gains(methods[SMEC], methods[best], dim)
+        told = f"{dim} ({gain_Q.mean():+.4f} against {best}, p {randomisation_p(gain_Q):.3f})"
+        if not gain_Q.any():
+            level.append(f"{dim} ({best})")
+        elif gain_Q.mean() > 0:
+            above.append(told)
         else:
-            behind.append(f"{dim} (-{best - value[SMEC]:.4f} against {name})")
-    found = [f"{dataset}: SMEC has the highest mean nDCG@10 at {', '.join(ahead)}."] if ahead else []
-    return found + ([f"{dataset}: SMEC is below the best other method at {', '.join(behind)}."] if behind else [])
+            below.append(told)
+    found = {
+        "SMEC has the highest mean nDCG@10": above,
+        "SMEC is level with the best of the others": level,
+        "SMEC is below the best of the others": below,
+    }
+    return [f"{dataset}: {text} at {', '.join(where)}." for text, where in found.items() if where]
 
 
 def ablation_page(results: Results) -> Page:
@@ -226,7 +238,7 @@ def ablation_page(results: Results) -> Page:
         f"{part}: " + ", ".join(f"{name}={value}" for name, value in changed.items()) for part, changed in PARTS.items()
     )
     figures = {
-        f"{_file_name(dataset)}-quality": quality_figure(scores[scores["dataset"] == dataset], str(dataset))
+        f"{file_name(dataset)}-quality": quality_figure(scores[scores["dataset"] == dataset], str(dataset))
         for dataset in dict.fromkeys(scores["dataset"])
     }
     tables = quality_tables(results, (MAIN_MEASURE,))
@@ -234,7 +246,8 @@ def ablation_page(results: Results) -> Page:
     return Page(
         "What each part of SMEC brings",
         "From plain MRL upwards the parts are added one by one; `without` takes one away from all. Off means "
-        f"{changes}.",
+        f"{changes}. With all dims at once there is nothing to look ahead to nor to select, so `without SMRL` is "
+        "without look-ahead and ADS, too; without a guard there is no choice between projections.",
         [],
         [*tables, cost_table(results)],
         figures,
@@ -243,12 +256,22 @@ def ablation_page(results: Results) -> Page:
 
 
 def queue_page(results: Results) -> Page:
-    """Memories of different sizes: quality, seconds a step, memory."""
+    """Memories of different sizes: quality, time, bytes."""
     timings = results.timings().assign(per_step=lambda frame: 1000 * frame["seconds"] / frame["steps"])
-    rows = [
-        {"queue_size": name, "ms a step": f"{timings[timings['method'] == name]['per_step'].mean():.1f}"}
-        for name in dict.fromkeys(timings["method"])
-    ]
+    mean = timings.groupby(["dataset", "method"], sort=False)["per_step"].mean()
+    rows = []
+    for dataset, methods in results.found.items():
+        for name, (training, *_) in methods.items():
+            slots = 0 if name == NO_MEMORY else int(name)
+            mebibytes = slots * max(training.values[MAIN_MEASURE]) * np.dtype(np.float32).itemsize / 2**20
+            rows.append(
+                {
+                    "queue_size": name,
+                    "dataset": str(dataset),
+                    "ms a step": f"{mean[dataset, name]:.1f}",
+                    "MiB": f"{mebibytes:.1f}",
+                }
+            )
     return Page(
         "Size of the S-XBM memory",
         "SMEC with memories of different sizes. A slot holds one frozen document vector of float32; a memory larger "
@@ -256,7 +279,12 @@ def queue_page(results: Results) -> Page:
         [],
         [
             *quality_tables(results, (MAIN_MEASURE,)),
-            ResultTable("step-time", "Milliseconds a step, all candidates of a stage included", pd.DataFrame(rows)),
+            ResultTable(
+                "cost",
+                "Time of the whole training (all candidates, dev scores) by step, and the bytes of the memory over all "
+                "workers",
+                pd.DataFrame(rows),
+            ),
         ],
         {},
         {"scores": results.scores(), "timings": results.timings()},
@@ -273,7 +301,7 @@ def ware_page(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Page:
         pivot = pivot[sorted(pivot.columns, reverse=True)].map(lambda rate: f"{rate:.3f}")
         pivot.columns = [str(dim) for dim in pivot.columns]
         caption = f"Share of the most important dims by WARE that are kept, {dataset}, dims {order}"
-        tables.append(ResultTable(f"{_file_name(f'{dataset}-{order}')}-rates", caption, pivot.reset_index()))
+        tables.append(ResultTable(f"{file_name(f'{dataset}-{order}')}-rates", caption, pivot.reset_index()))
     return Page(
         "Which dims are kept",
         "WARE says how much the similarity of judged pairs depends on a dim. Truncation and ADS choose among the dims "
@@ -294,22 +322,23 @@ def gradient_page(
     tables, figures, findings = [], {}, []
     keys, values = ["dataset", "dim", "block", "schedule"], ["mean_gradient", "variance", "best_epoch"]
     mean = frame.groupby([*keys, "epoch"], sort=False, as_index=False)[values].mean()
+    # seeds stop after different epochs
+    ends = frame.groupby([*keys, "seed"], sort=False).agg(["first", "last"])[values].groupby(keys, sort=False).mean()
     for dataset in by_step:
         rows = []
-        for key, some in mean[mean["dataset"] == dataset].groupby(keys[1:], sort=False):
-            first, last = some.iloc[0], some.iloc[-1]
+        for key, some in ends.loc[[dataset]].iterrows():
             rows.append(
-                dict(zip(keys[1:], map(str, key), strict=True))
+                dict(zip(keys[1:], map(str, key[1:]), strict=True))
                 | {
-                    "mean gradient, first epoch": f"{first['mean_gradient']:.3g}",
-                    "variance, first epoch": f"{first['variance']:.3g}",
-                    "variance, last epoch": f"{last['variance']:.3g}",
-                    "best epoch": f"{first['best_epoch']:.1f}",
+                    "mean gradient, first epoch": f"{some['mean_gradient', 'first']:.3g}",
+                    "variance, first epoch": f"{some['variance', 'first']:.3g}",
+                    "variance, last epoch": f"{some['variance', 'last']:.3g}",
+                    "best epoch": f"{some['best_epoch', 'first']:.1f}",
                 }
             )
         tables.append(
             ResultTable(
-                f"{_file_name(dataset)}-gradients", f"Gradients of two blocks of weights, {dataset}", pd.DataFrame(rows)
+                f"{file_name(dataset)}-gradients", f"Gradients of two blocks of weights, {dataset}", pd.DataFrame(rows)
             )
         )
         some = (
@@ -319,9 +348,9 @@ def gradient_page(
         )
         shown = some.map(lambda value: f"{value:.4g}").assign(dim=some["dim"].astype(str))
         tables.append(
-            ResultTable(f"{_file_name(dataset)}-by-dim", f"Gradient of each dim's loss alone, {dataset}", shown)
+            ResultTable(f"{file_name(dataset)}-by-dim", f"Gradient of each dim's loss alone, {dataset}", shown)
         )
-        figures[f"{_file_name(dataset)}-variance"] = _variance_figure(mean[mean["dataset"] == dataset], str(dataset))
+        figures[f"{file_name(dataset)}-variance"] = _variance_figure(mean[mean["dataset"] == dataset], str(dataset))
         first = mean[(mean["dataset"] == dataset) & (mean["epoch"] == 0)]
         total = first.groupby("schedule")["variance"].mean()
         above = "above" if total["parallel"] > total["sequential"] else "not above"
@@ -363,5 +392,6 @@ def _frame(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
     return pd.DataFrame([{"dataset": dataset, **record} for dataset, some in records.items() for record in some])
 
 
-def _file_name(text: str) -> str:
+def file_name(text: str) -> str:
+    """A name as it stands in names of files."""
     return "".join(letter if letter.isalnum() else "-" for letter in text).strip("-")

@@ -6,10 +6,10 @@ Shapes: S seeds, Q queries.
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import ray
@@ -26,6 +26,7 @@ from smec_core.schedule import prefix_dims
 from smec_core.significance import query_interval
 
 MAIN_MEASURE = "ndcg@10"
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -136,19 +137,31 @@ def train_and_score(
             waiting[task.remote(source, peer, seeded, judgements, int(cpus), device)] = name, seed
     if found:
         say(f"{len(found)} of {len(found) + len(waiting)} trainings are finished already")
-    while waiting:
-        (ref,), _ = ray.wait(list(waiting), num_returns=1)
-        name, seed = waiting.pop(ref)
-        try:
-            scored = ray.get(ref)
-        except ray.exceptions.RayError as error:
-            raise unwrap(error) from error
+    for (name, seed), scored in as_finished(waiting):
         found[name, seed] = scored
         if kept is not None:
             kept.write(paths[name, seed], scored.as_json())
         figures = " ".join(f"{scored.mean(dim):.4f}" for dim in sorted(scored.values[MAIN_MEASURE], reverse=True))
         say(f"{name}, seed {seed}: nDCG@10 {figures}, {scored.seconds:.0f} s; {len(waiting)} trainings to go")
     return {name: [found[name, seed] for seed in seeds] for name in methods}
+
+
+def as_finished(waiting: dict[ray.ObjectRef, Key]) -> Iterator[tuple[Key, Any]]:
+    """Results of tasks as they come, each taken out of `waiting`; where one fails, the others are cancelled.
+
+    Raises:
+        SmecError: a task failed.
+    """
+    try:
+        while waiting:
+            (ref,), _ = ray.wait(list(waiting), num_returns=1)
+            key = waiting.pop(ref)
+            yield key, ray.get(ref)
+    except ray.exceptions.RayError as error:
+        raise unwrap(error) from error
+    finally:
+        for ref in waiting:
+            ray.cancel(ref, force=True)
 
 
 def gains(found: Sequence[Scored], base: Sequence[Scored], dim: int, measure: str = MAIN_MEASURE) -> np.ndarray:

@@ -143,11 +143,15 @@ class Dataset:
         in every version of the data. Without the guard nothing is chosen, so nothing is held out.
 
         Raises:
-            InputError: too few train queries.
+            InputError: too few train queries, or the dataset was opened without the config's exclude_self.
         """
         train = self.train_judgements()
         if train is None:
             return None, None
+        if config.exclude_self != (train.own_doc_of is not None):
+            raise InputError(
+                f"{public_uri(self.uri)}: open it with exclude_self={config.exclude_self}, which is what the config has"
+            )
         if not config.guard:
             return train, None
         if "dev" in self.splits:

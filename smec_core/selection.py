@@ -46,8 +46,8 @@ def achievement_rates(data: TrainingData, config: TrainConfig) -> list[dict[str,
         turn = FrozenStage(data.docs.dim, "rotation", {"weight": rotation_DD})
         turned = replace(data, docs=data.docs.through(turn), queries=data.queries.through(turn))
         of_dims = [x_MD @ rotation_DD.T for x_MD in pairs]
-        selection = train(turned, _changed(config, projection="selection", init="identity"), NullTracker()).stages
-        mrl = train(turned, _changed(config, projection="free", schedule="parallel", init="identity"), NullTracker())
+        selection = train(turned, _changed(config, projection="selection"), NullTracker()).stages
+        mrl = train(turned, _changed(config, projection="free", schedule="parallel"), NullTracker())
         selected = apply_chain(selection, torch.arange(data.docs.dim).float()[None])[0].long()
         pca_DD = principal_rotation(turned.docs, data.node.group)
         chosen = {
@@ -67,4 +67,6 @@ def achievement_rates(data: TrainingData, config: TrainConfig) -> list[dict[str,
 
 
 def _changed(config: TrainConfig, **changed: Any) -> TrainConfig:
-    return TrainConfig.model_validate(config.model_dump() | changed)
+    # without a guard, which where little is gained would keep the dims as they were, and call them chosen
+    shared = {"init": "identity", "guard": False, "refit": False}
+    return TrainConfig.model_validate(config.model_dump() | shared | changed)

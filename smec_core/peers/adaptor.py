@@ -42,7 +42,8 @@ class Recipe:
 
 
 PUBLISHED = Recipe(temperature=1.0, steps=5000, patience=500)
-"""That of Matryoshka-Adaptor (arXiv 2407.20243)."""
+"""That of Matryoshka-Adaptor (arXiv 2407.20243). Search-Adaptor's paper searches its settings for each data set and
+names no steps: its published form has these, too."""
 TUNED = Recipe(hold=0.0)
 """The temperature and the steps of SMEC. With that temperature, holding on to the original costs them more than it
 keeps."""

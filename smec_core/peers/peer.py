@@ -37,7 +37,8 @@ class Fitted:
     Attributes:
         encode: gives its vectors.
         parameters: numbers it has learnt, over all dims.
-        steps: steps it was trained for, those of discarded candidates and of the replay on all labels included.
+        steps: steps it was trained for, those of the replay on all labels included; one that trains two candidates
+            counts once.
     """
 
     encode: Encode

@@ -39,7 +39,7 @@ class ResidualAdapter(nn.Module):
 
 @dataclass(frozen=True)
 class SearchAdaptor:
-    """L_rank + recovery + prediction, dim by dim; each dim may take its share of the steps."""
+    """L_rank + recovery + prediction, dim by dim; without steps in the recipe, each may take its share of SMEC's."""
 
     recipe: Recipe
 

@@ -2,17 +2,21 @@
 
 import csv
 import json
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import ray
 
 from pipelines import experiment
 from pipelines.experiment import ExperimentSettings
-from pipelines.experiment_methods import ablation
-from pipelines.scoring import Kept
+from pipelines.experiment_methods import ablation, compared
+from pipelines.experiment_tables import Results, _standing
+from pipelines.scoring import Kept, Scored, as_finished
 from smec_core.config import TrainConfig
 from smec_core.errors import InputError
 from tests.builders import write_dataset
@@ -58,10 +62,12 @@ def test_methods_are_compared_and_a_rerun_gives_the_same_bytes(dataset: Path, tm
     assert "smec experiment compare --data pairs --dims 8,4 --seeds 2" in page
     assert r"\begin{tabular}" in (tmp_path / "r" / "pairs-ndcg-10.tex").read_text()
 
-    again = experiment.run(settings(tmp_path / "again"))
-    assert again["tables"]["pairs-gains"] == figures["tables"]["pairs-gains"]
-    for name in ("scores.csv", "pairs-quality.svg"):
-        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "r" / name).read_bytes()
+    # trained again, and read back from what is kept
+    for out in ("again", "r"):
+        before = {name: (tmp_path / "r" / name).read_bytes() for name in ("scores.csv", "pairs-quality.svg")}
+        again = experiment.run(settings(tmp_path / out))
+        assert again["tables"]["pairs-gains"] == figures["tables"]["pairs-gains"]
+        assert {name: (tmp_path / out / name).read_bytes() for name in before} == before
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -133,13 +139,55 @@ def test_the_parts_of_an_ablation_add_up() -> None:
     ("changes", "message"),
     [
         ({"methods": "pca,best"}, "methods: best is unknown; known: truncation"),
-        ({"experiment": "ware", "methods": "pca"}, "methods: ware has methods of its own"),
+        ({"kind": "ware", "methods": "pca"}, "methods: ware has methods of its own"),
         ({"dims": "64,8"}, "dims: 64 is more than the 32 dims"),
+        ({"data": "mean"}, "data: files are named after the datasets, which must differ, also from 'mean': mean"),
     ],
 )
-def test_bad_settings_are_refused(changes: dict[str, Any], message: str, dataset: Path, tmp_path: Path) -> None:
+def test_bad_settings_are_refused(
+    changes: dict[str, Any], message: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mean").symlink_to(dataset)
     with pytest.raises(InputError, match=message):
-        experiment.run(_settings("compare", dataset, tmp_path, **changes))
+        experiment.run(_settings(**{"kind": "compare", "data": dataset, "out": tmp_path / "r", **changes}))
+
+
+def test_without_faiss_its_pca_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "faiss-pca" in compared(None)
+    monkeypatch.setattr("pipelines.experiment_methods.find_spec", lambda name: None)
+    assert "faiss-pca" not in compared(None) and "pca" in compared(None)
+    with pytest.raises(InputError, match="methods: faiss-pca needs FAISS"):
+        compared(("faiss-pca",))
+
+
+def test_findings_tell_above_from_level_and_below() -> None:
+    values = {"smec": (0.5, 0.5, 0.4), "pca": (0.4, 0.5, 0.5), "truncation": (0.1, 0.1, 0.1)}
+    found = {
+        name: [Scored({"ndcg@10": dict(zip((8, 4, 2), (np.full(50, v) for v in of), strict=True))}, 1.0, 1, 1)]
+        for name, of in values.items()
+    }
+    assert _standing(Results({"d": found}, (8, 4, 2), range(1)), "d") == [
+        "d: SMEC has the highest mean nDCG@10 at 8 (+0.1000 against pca, p 0.000).",
+        "d: SMEC is level with the best of the others at 4 (pca).",
+        "d: SMEC is below the best of the others at 2 (-0.1000 against pca, p 0.000).",
+    ]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_where_one_task_fails_the_others_are_cancelled(tmp_path: Path) -> None:
+    @ray.remote(num_cpus=1)
+    def task(fails: bool) -> None:
+        if fails:
+            raise InputError("bad")
+        time.sleep(600)
+
+    waiting = {task.remote(fails): fails for fails in (False, True)}
+    sleeping = next(ref for ref, fails in waiting.items() if not fails)
+    with pytest.raises(InputError, match="bad"):
+        list(as_finished(waiting))
+    with pytest.raises(ray.exceptions.RayError):
+        ray.get(sleeping, timeout=60)
 
 
 def test_data_without_test_judgements_is_refused(tmp_path: Path) -> None:

@@ -295,6 +295,8 @@ def test_queries_that_are_documents_are_known_by_their_id(folder: Path) -> None:
     test = dataset.splits["test"]
     assert test.own_doc_row_Q is not None
     assert (test.own_doc_row_Q.tolist(), test.doc_row_J.tolist()) == ([3], [25])
+    with pytest.raises(InputError, match="open it with exclude_self=False, which"):
+        dataset.training_split(TrainConfig(dims=(4,)))
     turned = dataset.reversed().splits["train"]
     assert turned.own_doc_row_Q is not None
     assert turned.own_doc_row_Q.tolist() == [row if row < QUERIES else -1 for row in turned.query_row_Q]

@@ -25,7 +25,7 @@ def test_both_schedules_are_watched_epoch_by_epoch(data: Generated) -> None:
         assert {(one["dim"], one["block"]) for one in some} == {(8, "0-4"), (8, "4-8")}
         assert {one["epoch"] for one in some} <= set(range(epochs)) and any(one["epoch"] == 0 for one in some)
         assert all(one["variance"] > 0 and one["mean_gradient"] > 0 for one in some)
-    # MRL has four losses on the first dims, SMRL two
+    # MRL has three losses on the first dims, SMRL two
     first = {(one["schedule"], one["block"]): one for one in records if one["epoch"] == 0}
     assert first["parallel", "0-4"]["mean_gradient"] > first["sequential", "0-4"]["mean_gradient"]
 
