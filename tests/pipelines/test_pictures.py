@@ -1,0 +1,16 @@
+"""Pictures of quality, read back from the figure."""
+
+import numpy as np
+
+from pipelines.pictures import quality_picture
+from tests.pipelines.tracking.recording import EVALUATION
+
+
+def test_the_quality_picture_shows_the_model_against_its_baselines() -> None:
+    (axes,) = quality_picture(EVALUATION).axes
+    lines = {line.get_label(): np.asarray(line.get_ydata()).tolist() for line in axes.lines}
+    assert lines["model"] == [0.62, 0.71]  # from few dims to many
+    assert lines["PCA"] == [0.5, 0.6]
+    assert lines["truncation"] == [0.3, 0.6]
+    assert set(lines["full embeddings"]) == {0.6}
+    assert axes.get_ylabel() == "nDCG@10"

@@ -1,0 +1,115 @@
+"""A training's run in MLflow where the server or the store fails."""
+
+import os
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from pipelines.run_folder import RunFolder
+from pipelines.tracking import MlflowRecorder
+from smec_core.model import Model
+from tests.pipelines.tracking.recording import (
+    CONFIG,
+    all_bytes,
+    files_of,
+    offline_client,
+    only_run,
+    start,
+    step,
+    steps_of,
+)
+from tests.pipelines.tracking.servers import tracking_server, wait_until
+
+pytestmark = pytest.mark.server
+
+
+def test_a_server_killed_in_mid_run_costs_one_warning_and_a_local_copy_of_the_rest(
+    model: Model,
+    model_folder: Path,
+    empty_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with tracking_server(tmp_path / "server", empty_store) as (address, kill):
+        server_store = MlflowClient(f"sqlite:///{tmp_path}/server/server.db")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://someone:hunter2@{address}")
+        recorder = start(tmp_path / "state")
+        server_run = recorder.run_id
+        for number in range(1, 6):
+            recorder.log(step(number))
+        wait_until(lambda: server_store.get_metric_history(server_run, "first/4/free/loss"))
+        kill()
+        for number in range(6, 11):
+            recorder.log(step(number))
+        recorder.finish(model_folder)
+
+    offline = offline_client(tmp_path / "state")
+    run = only_run(offline)
+    assert (run.info.run_name, run.info.status) == ("nightly", "FINISHED")
+    assert run.data.tags["smec.continues"] == f"run {server_run} at http://***@{address}"
+    assert run.data.params["lr"] == "0.001"
+    assert steps_of(only_run(server_store), server_store) == [1, 2, 3, 4, 5]
+    assert set(steps_of(run, offline)) >= {6, 7, 8, 9, 10}  # and what the server took without living to say so
+    assert run.data.metrics["test/ndcg_at_10/4"] == 0.62
+    assert "model_folder/adapter.safetensors" in files_of(offline, run.info.run_id)
+    stored = next((tmp_path / "state" / "mlflow-offline" / "artifacts" / "models").glob("*/artifacts"))
+    x_ND = np.ones((1, 8), dtype=np.float32)
+    np.testing.assert_array_equal(mlflow.pyfunc.load_model(str(stored)).predict(x_ND), model.encode(x_ND))
+
+    printed = capfd.readouterr()
+    assert printed.err.count("warning: ") == 1
+    assert f"MLflow at http://***@{address} fails: " in printed.err
+    assert "Traceback" not in printed.err
+    assert "hunter2" not in printed.out + printed.err
+    assert b"hunter2" not in all_bytes(tmp_path / "state")
+
+
+def test_a_restart_returns_to_the_run_on_a_server_that_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    direct = os.environ["MLFLOW_TRACKING_URI"]
+    first = start(tmp_path / "state")
+    first.finish(None, "KILLED")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    runs = []
+    for number in (1, 2):
+        recorder = start(tmp_path / "state")
+        recorder.log(step(number))
+        recorder.finish(None, "KILLED")
+        runs.append(recorder.run_id)
+    assert runs[0] == runs[1] != first.run_id
+    assert steps_of(only_run(offline_client(tmp_path / "state")), offline_client(tmp_path / "state")) == [1, 2]
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", direct)
+    last = start(tmp_path / "state")
+    last.finish(None)
+    assert last.run_id == first.run_id
+
+
+def test_where_only_artifacts_fail_the_servers_run_still_has_its_figures_and_ends(
+    model_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    client = MlflowClient()
+    (tmp_path / "file").write_text("")
+    client.create_experiment("smec", f"file://{tmp_path}/file/artifacts")  # no folder can be made there
+    start(tmp_path / "state").finish(model_folder)
+    run = only_run(client)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["test/ndcg_at_10/4"] == 0.62
+    offline = offline_client(tmp_path / "state")
+    assert "evaluation.csv" in files_of(offline, only_run(offline).info.run_id)
+    assert capfd.readouterr().err.count("warning: ") == 1
+
+
+def test_training_goes_on_when_nothing_can_be_recorded(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    (tmp_path / "file").write_text("")
+    recorder = MlflowRecorder.start(CONFIG, RunFolder(str(tmp_path / "state"), "nightly"), tmp_path / "file")
+    recorder.log(step(1))
+    recorder.finish(model_folder)
+    assert (recorder.run_id, recorder.uri) == ("", "")
+    assert "goes on without MLflow" in capfd.readouterr().err
