@@ -149,6 +149,14 @@ def cost_table(results: Results) -> ResultTable:
     return ResultTable("cost", caption, pd.DataFrame(rows))
 
 
+def _quality_figures(results: Results) -> dict[str, Figure]:
+    scores = results.with_mean()
+    return {
+        f"{file_name(dataset)}-quality": quality_figure(scores[scores["dataset"] == dataset], str(dataset))
+        for dataset in dict.fromkeys(scores["dataset"])
+    }
+
+
 def quality_figure(scores: pd.DataFrame, title: str) -> Figure:
     """nDCG@10 against dims, a line a method, with the 95 % interval over seeds."""
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
@@ -183,15 +191,10 @@ def quality_figure(scores: pd.DataFrame, title: str) -> Figure:
 
 def compare_page(results: Results) -> Page:
     """SMEC beside its peers."""
-    scores = results.with_mean()
     tables = quality_tables(results)
     tables += [gain_table(results, dataset) for dataset in results.found]
     tables.append(cost_table(results))
     findings = [finding for dataset in results.found for finding in _standing(results, dataset)]
-    figures = {
-        f"{file_name(dataset)}-quality": quality_figure(scores[scores["dataset"] == dataset], str(dataset))
-        for dataset in dict.fromkeys(scores["dataset"])
-    }
     return Page(
         "SMEC beside other ways to make embeddings small",
         "Every method learns from the same vectors and train judgements and is scored on test. What is stopped, is "
@@ -203,7 +206,7 @@ def compare_page(results: Results) -> Page:
         "once in place of its stages, as long as all stages together.",
         findings,
         tables,
-        figures,
+        _quality_figures(results),
         {"scores": results.scores(), "timings": results.timings()},
     )
 
@@ -233,14 +236,9 @@ def _standing(results: Results, dataset: str) -> list[str]:
 
 def ablation_page(results: Results) -> Page:
     """SMEC with its parts added one by one, and removed one by one."""
-    scores = results.with_mean()
     changes = "; ".join(
         f"{part}: " + ", ".join(f"{name}={value}" for name, value in changed.items()) for part, changed in PARTS.items()
     )
-    figures = {
-        f"{file_name(dataset)}-quality": quality_figure(scores[scores["dataset"] == dataset], str(dataset))
-        for dataset in dict.fromkeys(scores["dataset"])
-    }
     tables = quality_tables(results, (MAIN_MEASURE,))
     tables += [gain_table(results, dataset, SMEC) for dataset in results.found]
     return Page(
@@ -250,7 +248,7 @@ def ablation_page(results: Results) -> Page:
         "without look-ahead and ADS, too; without a guard there is no choice between projections.",
         [],
         [*tables, cost_table(results)],
-        figures,
+        _quality_figures(results),
         {"scores": results.scores(), "timings": results.timings()},
     )
 
