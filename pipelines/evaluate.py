@@ -38,7 +38,7 @@ class EvaluateSettings(BaseModel):
 def run(settings: EvaluateSettings) -> dict[str, Any]:
     """Evaluates a model, prints the table and returns the figures."""
     model = load(settings.model)
-    exclude_self = settings.exclude_self or bool(model.config.get("exclude_self"))
+    exclude_self = settings.exclude_self or bool(model.config.get("train", {}).get("exclude_self"))
     dataset = Dataset.open(settings.data, settings.max_unknown, exclude_self)
     split = settings.split or default_split(dataset)
     parts = in_one_part if settings.workers == 1 else on_cluster(settings.workers)

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 
 from pipelines.cluster import connect
 from pipelines.console import say, show
-from pipelines.experiment_methods import ablation, compared, queue_sizes
+from pipelines.experiment_methods import FAISS_PCA, ablation, compared, queue_sizes
 from pipelines.experiment_page import Page, rich_table, write_page
 from pipelines.experiment_tables import (
     MEAN,
@@ -56,7 +56,7 @@ class ExperimentSettings(TrainConfig):
     seeds: int = Field(3, ge=1)
     """How many seeds, from `seed` on."""
     methods: tuple[str, ...] | None = None
-    """What to compare with SMEC; default: all."""
+    """What to compare with SMEC; default: all that are installed."""
     direction: Literal["queries-to-corpus", "corpus-to-queries"] = "queries-to-corpus"
     """What searches what; corpus-to-queries turns the judgements round, as image to text on a text to image set."""
 
@@ -90,13 +90,16 @@ def run(settings: ExperimentSettings) -> dict[str, Any]:
     methods = _methods(settings)
     config, out = settings.method(), Path(settings.out)
     seeds = range(settings.seed, settings.seed + settings.seeds)
-    datasets = {_name(uri): _open(uri, settings) for uri in settings.data}
+    turned = "-reversed" if settings.direction == "corpus-to-queries" else ""
+    datasets = {_name(uri) + turned: _open(uri, settings) for uri in settings.data}
     names = [MEAN, *map(file_name, datasets)]
     if len(set(names)) <= len(settings.data):
         raise InputError(
             f"data: files are named after the datasets, which must differ, also from {MEAN!r}: {', '.join(names[1:])}; "
             "rename a folder"
         )
+    if settings.experiment == "compare" and settings.methods is None and FAISS_PCA not in methods:
+        say(f"FAISS is not installed: {FAISS_PCA} is left out")
     out.mkdir(parents=True, exist_ok=True)
     connect(1)
     found: dict[str, Any] = {}
@@ -109,7 +112,7 @@ def run(settings: ExperimentSettings) -> dict[str, Any]:
         else:
             measures = MEASURED[settings.experiment]
             found[name] = {one.__name__: _measure(source, config, seeds, one, kept) for one in measures}
-    page = _page(settings.experiment, found, config.dims, seeds)
+    page = _page(settings.experiment, found, seeds)
     written = write_page(page, out, _command(settings), [_describe(*one) for one in datasets.items()], seeds)
     for table in page.tables:
         show(rich_table(table))
@@ -138,7 +141,7 @@ def _methods(settings: ExperimentSettings) -> Mapping[str, Peer]:
     return queue_sizes() if settings.experiment == "queue-size" else {}
 
 
-def _page(experiment: str, found: Mapping[str, Any], dims: tuple[int, ...], seeds: Sequence[int]) -> Page:
+def _page(experiment: str, found: Mapping[str, Any], seeds: Sequence[int]) -> Page:
     if experiment == "ware":
         return ware_page({name: one["achievement_rates"] for name, one in found.items()})
     if experiment == "gradient-variance":
@@ -146,7 +149,7 @@ def _page(experiment: str, found: Mapping[str, Any], dims: tuple[int, ...], seed
             {name: one[measure] for name, one in found.items()} for measure in ("gradient_variance", "gradient_by_dim")
         )
         return gradient_page(by_step, by_dim)
-    results = Results(found, dims, seeds)
+    results = Results(found, seeds)
     return {"compare": compare_page, "ablation": ablation_page, "queue-size": queue_page}[experiment](results)
 
 

@@ -27,9 +27,9 @@ COMPARED: dict[str, Peer] = {
     "smec-paper": Smec(PAPER_PRESET),
     SMEC: Smec({}),
 }
-"""The methods of `compare`. The published forms have the settings of their papers; the tuned ones SMEC's temperature
-and number of steps. All see the same batches of judgements, stop on the same dev queries, and learn again from all
-labels for as long as that was good for; without a guard, as smec-paper, they learn from all labels at once."""
+"""The methods of `compare`. Those that learn from judgements draw them in the same way, stop on the same dev queries,
+and learn again from all labels for as long as that was good for; without a guard, as smec-paper, they learn from all
+labels at once."""
 
 PARTS: dict[str, dict[str, Any]] = {
     "SMRL": {"schedule": "parallel"},
@@ -61,6 +61,8 @@ def compared(names: tuple[str, ...] | None) -> dict[str, Peer]:
     for name in names:
         if name not in COMPARED:
             raise InputError(f"methods: {name} is unknown; known: {', '.join(COMPARED)}")
+    if not set(names) - {SMEC}:
+        raise InputError(f"methods: name at least one to compare {SMEC} with")
     return {name: peer for name, peer in COMPARED.items() if name in {*names, SMEC}}
 
 

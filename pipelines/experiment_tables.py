@@ -20,6 +20,8 @@ from smec_core.metrics import MEASURES
 from smec_core.significance import query_interval, randomisation_p, seed_interval
 
 SIGNIFICANT = 0.05
+SHOWN = 5e-5
+"""What is smaller reads 0.0000."""
 MEAN = "mean"
 _TITLES = {"ndcg@10": "nDCG@10", "recall@10": "recall@10", "recall@100": "recall@100", "mrr@10": "MRR@10"}
 
@@ -30,12 +32,10 @@ class Results:
 
     Attributes:
         found: by dataset and method, a training a seed.
-        dims: the dims that all datasets have, descending.
         seeds: of the trainings.
     """
 
     found: Mapping[str, Mapping[str, Sequence[Scored]]]
-    dims: tuple[int, ...]
     seeds: Sequence[int]
 
     def scores(self) -> pd.DataFrame:
@@ -100,29 +100,28 @@ def _by_dim(scores: pd.DataFrame) -> pd.DataFrame:
         for dim in sorted(set(of_method["dim"]), reverse=True):
             value_S = of_method[of_method["dim"] == dim]["value"].to_numpy()
             half = seed_interval(value_S)
-            row[str(dim)] = f"{value_S.mean():.4f}" + ("" if not half or np.isnan(half) else f" ± {half:.4f}")
+            row[str(dim)] = f"{value_S.mean():.4f}" + (f" ± {half:.4f}" if half >= SHOWN else "")
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def gain_table(results: Results, dataset: str, base: str | None = None) -> ResultTable:
-    """Gains of SMEC over every other method, or of every other method over one, each query's being its mean over seeds.
+def gain_table(results: Results, dataset: str, over_smec: bool = False) -> ResultTable:
+    """Gains of SMEC over every other method, or of every other over SMEC, each query's being its mean over seeds.
 
     Half the 95 % interval over the queries follows, and * where the paired randomisation test gives p < .05.
     """
     methods = results.found[dataset]
     rows = []
     for name, trainings in methods.items():
-        if name == (base or SMEC):
+        if name == SMEC:
             continue
         row = {"method": name}
         for dim in sorted(next(iter(trainings)).values[MAIN_MEASURE], reverse=True):
-            pair = (trainings, methods[base]) if base else (methods[SMEC], trainings)
-            gain_Q = gains(*pair, dim)
+            gain_Q = gains(trainings, methods[SMEC], dim) * (1 if over_smec else -1)
             star = "*" if randomisation_p(gain_Q) < SIGNIFICANT else ""
             row[str(dim)] = f"{gain_Q.mean():+.4f} ± {query_interval(gain_Q):.4f}{star}"
         rows.append(row)
-    caption = f"nDCG@10 less that of {base}" if base else "nDCG@10 of SMEC less that of the others"
+    caption = "nDCG@10 less that of SMEC" if over_smec else "nDCG@10 of SMEC less that of the others"
     return ResultTable(
         f"{file_name(dataset)}-gains",
         f"{caption}, {dataset}; ± 95 % over queries, * p < {SIGNIFICANT:g} by a paired randomisation test of the means "
@@ -197,13 +196,14 @@ def compare_page(results: Results) -> Page:
     findings = [finding for dataset in results.found for finding in _standing(results, dataset)]
     return Page(
         "SMEC beside other ways to make embeddings small",
-        "Every method learns from the same vectors and train judgements and is scored on test. What is stopped, is "
-        "stopped on the same dev queries and then trained again with their judgements, too; smec-paper learns from "
-        "them from the start, for a fixed number of steps. The adaptors' published forms have temperature 1 and "
-        "Matryoshka-Adaptor's steps and patience; their tuned forms have SMEC's temperature, do not hold on to the "
-        "original, and may take as many steps as SMEC may for one kind of projection (Matryoshka-Adaptor in each of "
+        "All methods see the same vectors and are scored on test; those that learn from judgements have the same, stop "
+        "on the same dev queries and learn, where refit is on, again with those of dev; smec-paper has them from the "
+        "start, for a fixed number of steps. The adaptors' published forms have temperature 1 and Matryoshka-Adaptor's "
+        "steps and patience; their tuned forms have SMEC's temperature, only the ranking loss where they learn from "
+        "judgements, and may take as many steps as SMEC may for one kind of projection (Matryoshka-Adaptor in each of "
         "its two phases, Search-Adaptor divided among its dims). parallel-mrl is SMEC with the losses of all dims at "
-        "once in place of its stages, as long as all stages together.",
+        "once in place of its stages, as long as all stages together. Below, p is that of a paired randomisation test "
+        "against the method that is best on test, not corrected for that choice.",
         findings,
         tables,
         _quality_figures(results),
@@ -214,18 +214,19 @@ def compare_page(results: Results) -> Page:
 def _standing(results: Results, dataset: str) -> list[str]:
     """How SMEC stands against the best of the others at every dim."""
     methods = results.found[dataset]
-    above, level, below = [], [], []
+    above: list[str] = []
+    level: list[str] = []
+    below: list[str] = []
     for dim in sorted(methods[SMEC][0].values[MAIN_MEASURE], reverse=True):
         value = {name: float(np.mean([one.mean(dim) for one in some])) for name, some in methods.items()}
         best = max((name for name in methods if name != SMEC), key=lambda name: value[name])
         gain_Q = gains(methods[SMEC], methods[best], dim)
-        told = f"{dim} ({gain_Q.mean():+.4f} against {best}, p {randomisation_p(gain_Q):.3f})"
-        if not gain_Q.any():
+        gain, p = float(gain_Q.mean()), randomisation_p(gain_Q)
+        told = f"{dim} ({gain:+.4f} against {best}, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})"
+        if abs(gain) < SHOWN:
             level.append(f"{dim} ({best})")
-        elif gain_Q.mean() > 0:
-            above.append(told)
         else:
-            below.append(told)
+            (above if gain > 0 else below).append(told)
     found = {
         "SMEC has the highest mean nDCG@10": above,
         "SMEC is level with the best of the others": level,
@@ -240,7 +241,7 @@ def ablation_page(results: Results) -> Page:
         f"{part}: " + ", ".join(f"{name}={value}" for name, value in changed.items()) for part, changed in PARTS.items()
     )
     tables = quality_tables(results, (MAIN_MEASURE,))
-    tables += [gain_table(results, dataset, SMEC) for dataset in results.found]
+    tables += [gain_table(results, dataset, over_smec=True) for dataset in results.found]
     return Page(
         "What each part of SMEC brings",
         "From plain MRL upwards the parts are added one by one; `without` takes one away from all. Off means "
@@ -267,7 +268,7 @@ def queue_page(results: Results) -> Page:
                     "queue_size": name,
                     "dataset": str(dataset),
                     "ms a step": f"{mean[dataset, name]:.1f}",
-                    "MiB": f"{mebibytes:.1f}",
+                    "vectors, MiB": f"{mebibytes:.1f}",
                 }
             )
     return Page(
@@ -279,8 +280,8 @@ def queue_page(results: Results) -> Page:
             *quality_tables(results, (MAIN_MEASURE,)),
             ResultTable(
                 "cost",
-                "Time of the whole training (all candidates, dev scores) by step, and the bytes of the memory over all "
-                "workers",
+                "Time of the whole training (all candidates, dev scores) divided by its steps, and the size of the "
+                "vectors in the memory, over all workers",
                 pd.DataFrame(rows),
             ),
         ],
@@ -304,7 +305,8 @@ def ware_page(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Page:
         "Which dims are kept",
         "WARE says how much the similarity of judged pairs depends on a dim. Truncation and ADS choose among the dims "
         "as they come (or after a random rotation, which leaves them in no order); PCA and MRL make new dims, of which "
-        "the first are taken, so their rate says whether the important ones come first.",
+        "the first are taken, so their rate says whether the important ones come first. ADS and MRL are trained from "
+        "the dims as they are, without a guard, on train and dev.",
         [],
         tables,
         {},
@@ -319,9 +321,10 @@ def gradient_page(
     frame, sizes = _frame(by_step), _frame(by_dim)
     tables, figures, findings = [], {}, []
     keys, values = ["dataset", "dim", "block", "schedule"], ["mean_gradient", "variance", "best_epoch"]
-    mean = frame.groupby([*keys, "epoch"], sort=False, as_index=False)[values].mean()
     # seeds stop after different epochs
-    ends = frame.groupby([*keys, "seed"], sort=False).agg(["first", "last"])[values].groupby(keys, sort=False).mean()
+    is_of_all = frame.groupby([*keys, "epoch"])["seed"].transform("nunique") == frame["seed"].nunique()
+    mean = frame[is_of_all].groupby([*keys, "epoch"], sort=False, as_index=False)[values].mean()
+    ends = frame.groupby([*keys, "seed"], sort=False)[values].agg(["first", "last"]).groupby(keys, sort=False).mean()
     for dataset in by_step:
         rows = []
         for key, some in ends.loc[[dataset]].iterrows():

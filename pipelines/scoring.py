@@ -7,7 +7,9 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -125,16 +127,17 @@ def train_and_score(
     device = "cuda" if gpus else "cpu"
     found: dict[tuple[str, int], Scored] = {}
     paths: dict[tuple[str, int], Path] = {}
-    waiting: dict[ray.ObjectRef, tuple[str, int]] = {}
-    for seed in seeds:
-        seeded = config.model_copy(update={"seed": seed})
-        for name, peer in methods.items():
-            if kept is not None:
-                paths[name, seed] = kept.path(name, repr(peer), seeded)
-                if (content := kept.read(paths[name, seed])) is not None:
-                    found[name, seed] = Scored.from_json(content)
-                    continue
-            waiting[task.remote(source, peer, seeded, judgements, int(cpus), device)] = name, seed
+    seeded = {seed: config.model_copy(update={"seed": seed}) for seed in seeds}
+    if kept is not None:
+        for name, seed in product(methods, seeds):
+            paths[name, seed] = kept.path(name, repr(methods[name]), seeded[seed])
+            if (content := kept.read(paths[name, seed])) is not None:
+                found[name, seed] = Scored.from_json(content)
+    waiting = {
+        task.remote(source, methods[name], seeded[seed], judgements, int(cpus), device): (name, seed)
+        for seed, name in product(seeds, methods)
+        if (name, seed) not in found
+    }
     if found:
         say(f"{len(found)} of {len(found) + len(waiting)} trainings are finished already")
     for (name, seed), scored in as_finished(waiting):
@@ -147,7 +150,7 @@ def train_and_score(
 
 
 def as_finished(waiting: dict[ray.ObjectRef, Key]) -> Iterator[tuple[Key, Any]]:
-    """Results of tasks as they come, each taken out of `waiting`; where one fails, the others are cancelled.
+    """Results of tasks as they come, each taken out of `waiting`; what is left, whatever ends it, is cancelled.
 
     Raises:
         SmecError: a task failed.
@@ -161,7 +164,9 @@ def as_finished(waiting: dict[ray.ObjectRef, Key]) -> Iterator[tuple[Key, Any]]:
         raise unwrap(error) from error
     finally:
         for ref in waiting:
-            ray.cancel(ref, force=True)
+            # what ended it is what is to be told
+            with suppress(Exception):
+                ray.cancel(ref, force=True)
 
 
 def gains(found: Sequence[Scored], base: Sequence[Scored], dim: int, measure: str = MAIN_MEASURE) -> np.ndarray:

@@ -12,8 +12,8 @@ def initial_logits(d_in: int, ordered: bool) -> Tensor:
 
     Args:
         d_in: dims to choose from.
-        ordered: whether the dims come strongest first (a PCA start), which the logits then respect;
-            else all dims start equal.
+        ordered: whether the first dims are to be kept at first, since they are the strongest (a PCA start) or trained
+            already (looked ahead to); else all dims start equal.
     """
     return torch.linspace(2, -2, d_in) if ordered else torch.zeros(d_in)
 

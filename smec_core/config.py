@@ -32,7 +32,8 @@ class TrainConfig(BaseModel):
     chooses among the dims as they are), or auto: both free and rotation, the rotation kept unless free is better on
     dev by more than the error of the difference."""
     init: Literal["pca", "identity", "random"] = "pca"
-    """Where a projection starts: uncentred PCA rotation of the kept block, identity, or a random rotation."""
+    """Where a projection starts: uncentred PCA rotation of the kept block, identity, or a random rotation; the dims
+    that the stage before has looked ahead to are mixed with none above them."""
     hidden_dim: int = Field(512, ge=1)
     """Width of the MLP of projection=residual_mlp; nothing else reads it."""
 
@@ -57,7 +58,7 @@ class TrainConfig(BaseModel):
 
     exclude_self: bool = False
     """A query is itself a document, the one with its id, which is neither a result nor a negative of its own: for
-    duplicate questions, or images searched by images."""
+    duplicate questions, or images searched by images. Without judgements it changes nothing."""
     batch_size: int = Field(128, ge=1)
     """Queries in a global step, over all workers."""
     positives: int = Field(2, ge=1)

@@ -46,7 +46,8 @@ class StageTraining:
         start_II = _start(run, spec, y_docs) if resumed is None else torch.eye(spec.d_in)
         self.candidates = [Candidate(run, spec, kind, start_II, run.group) for kind in spec.kinds]
         self.active = list(self.candidates)
-        self.memory = CrossBatchMemory(run.config.queue_size, run.x_docs.dim, run.group, run.config.memory, run.device)
+        slots = run.config.queue_size if run.config.unsupervised_weight(run.labelled) else 0
+        self.memory = CrossBatchMemory(slots, run.x_docs.dim, run.group, run.config.memory, run.device)
         self.epoch = self.batch = 0
         if resumed is not None and resumed.progress is not None:
             self._restore(resumed)

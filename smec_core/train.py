@@ -35,7 +35,8 @@ class StageReached(NamedTuple):
 
     Attributes:
         place: of the stage in the whole chain, from 1: the same for all trainings to these dims, also without D -> D.
-        scores: dev score of every prefix; those without a stage yet are scored as PCA of the block that is kept so far.
+        scores: dev score of every prefix; those without a stage yet are scored as PCA of the block that is kept so far,
+            where what a stage has looked ahead to is rotated among itself only.
         seconds: of training so far.
     """
 
@@ -249,9 +250,8 @@ class _Chain:
         kinds, stop = (self._kinds(d_in, dim), None) if plan is None else ([plan[number][0]], plan[number][1])
         floors = {prefix: score - self.config.guard_tolerance for prefix, score in reached.items()}
         parallel = self.prefixes if self.config.schedule == "parallel" else ()
-        looks_ahead = d_in > dim and self._looks_ahead
-        ahead = tuple(shape[1] for shape in self.shapes[number + 1 :]) if looks_ahead else ()
-        spec = StageSpec(number, d_in, dim, kinds, self.epochs, stop, floors, parallel, ahead, self._prepared(number))
+        ahead, prepared = self._ahead(number), self._prepared(number)
+        spec = StageSpec(number, d_in, dim, kinds, self.epochs, stop, floors, parallel, ahead, prepared)
         resumed, self.resumed = self.resumed, None
         was_resumed, before = resumed is not None, 0.0
         if resumed is not None and resumed.progress is not None:
@@ -293,9 +293,13 @@ class _Chain:
         )
 
     def _prepared(self, number: int) -> tuple[int, ...]:
-        """What the stage before has trained of this stage's dims by looking ahead, ascending."""
-        is_first = number == 0 or self.shapes[number - 1][0] == self.shapes[number - 1][1]
-        return () if is_first or not self._looks_ahead else tuple(dim for _, dim in reversed(self.shapes[number:]))
+        """Dims that the stage before has trained by looking ahead, ascending."""
+        return self._ahead(number - 1)[::-1] if number else ()
+
+    def _ahead(self, number: int) -> tuple[int, ...]:
+        """Smaller dims that a stage trains, too, descending."""
+        d_in, dim = self.shapes[number]
+        return tuple(dim for _, dim in self.shapes[number + 1 :]) if self._looks_ahead and d_in > dim else ()
 
     @property
     def _looks_ahead(self) -> bool:

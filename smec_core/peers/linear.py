@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from smec_core.config import TrainConfig
+from smec_core.errors import SmecError
 from smec_core.pca import principal_rotation
 from smec_core.peers.peer import Fitted
 from smec_core.train import TrainingData
@@ -53,9 +54,15 @@ class FaissPca:
     """The same by FAISS, as a check of ours."""
 
     def fit(self, data: TrainingData, config: TrainConfig) -> Fitted:
-        """Trains a faiss.PCAMatrix on the corpus and its negatives, whose mean is zero: FAISS centres what it gets."""
-        import faiss
+        """Trains a faiss.PCAMatrix on the corpus and its negatives, whose mean is zero: FAISS centres what it gets.
 
+        Raises:
+            SmecError: FAISS is not installed here.
+        """
+        try:
+            import faiss
+        except ImportError as error:
+            raise SmecError('method faiss-pca needs FAISS: pip install "smec-ray[export]", or leave it out') from error
         dim = data.docs.dim
         x_ND = torch.cat(list(data.docs.own_blocks())).cpu()
         pca = faiss.PCAMatrix(dim, dim)

@@ -1,12 +1,14 @@
 """What a user reads and a scheduler sees: one line and an exit code for each kind of bad input."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -200,3 +202,28 @@ def test_evaluate_names_the_splits_there_are(dataset: Path, tmp_path: Path) -> N
     code, _, errors = smec("evaluate", "--data", str(dataset), "--model", str(tmp_path / "model"), "--split", "dev")
     assert code == 2
     assert "there is no qrels/dev.parquet; splits present: train, test" in errors
+
+
+def test_a_model_that_was_trained_without_the_queries_themselves_is_evaluated_so(dataset: Path, tmp_path: Path) -> None:
+    from smec_core.model import Model
+
+    # each document asks for its nearest other one
+    documents = pq.read_table(dataset / "corpus")
+    pq.write_table(documents, dataset / "queries.parquet")
+    shutil.rmtree(dataset / "queries", ignore_errors=True)
+    ids = documents["id"].to_pylist()
+    x_ND = np.array(documents["embedding"].to_pylist())
+    x_ND /= np.linalg.norm(x_ND, axis=1, keepdims=True)
+    nearest = (x_ND @ x_ND.T - 2 * np.eye(len(x_ND))).argmax(1)
+    judged = {"query_id": ids, "doc_id": [ids[row] for row in nearest], "score": [1] * len(ids)}
+    shutil.rmtree(dataset / "qrels")
+    (dataset / "qrels").mkdir()
+    pq.write_table(pa.table(judged), dataset / "qrels" / "test.parquet")
+    found = []
+    for exclude_self in (False, True):
+        model = tmp_path / f"model-{exclude_self}"
+        Model([], 8, {"dims": [8], "train": {"exclude_self": exclude_self}}, {}).save(model)
+        code, _, _ = smec("evaluate", "--data", str(dataset), "--model", str(model), "--json", str(tmp_path / "f.json"))
+        assert code == 0
+        found.append(json.loads((tmp_path / "f.json").read_text())["mrr@10"]["8"])
+    assert found == [pytest.approx(0.5), 1]

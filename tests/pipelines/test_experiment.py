@@ -162,32 +162,35 @@ def test_without_faiss_its_pca_is_left_out(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_findings_tell_above_from_level_and_below() -> None:
-    values = {"smec": (0.5, 0.5, 0.4), "pca": (0.4, 0.5, 0.5), "truncation": (0.1, 0.1, 0.1)}
+    # at 4, SMEC wins at as many queries as it loses at
+    turn_Q = np.tile((0.1, -0.1), 25)
+    means = {"smec": (0.5, 0.5, 0.4), "pca": (0.4, 0.5, 0.5), "truncation": (0.1, 0.1, 0.1)}
     found = {
-        name: [Scored({"ndcg@10": dict(zip((8, 4, 2), (np.full(50, v) for v in of), strict=True))}, 1.0, 1, 1)]
-        for name, of in values.items()
+        name: [Scored({"ndcg@10": {8: np.full(50, a), 4: turn_Q * (name == "smec") + b, 2: np.full(50, c)}}, 1.0, 1, 1)]
+        for name, (a, b, c) in means.items()
     }
-    assert _standing(Results({"d": found}, (8, 4, 2), range(1)), "d") == [
-        "d: SMEC has the highest mean nDCG@10 at 8 (+0.1000 against pca, p 0.000).",
+    assert _standing(Results({"d": found}, range(1)), "d") == [
+        "d: SMEC has the highest mean nDCG@10 at 8 (+0.1000 against pca, p < 0.001).",
         "d: SMEC is level with the best of the others at 4 (pca).",
-        "d: SMEC is below the best of the others at 2 (-0.1000 against pca, p 0.000).",
+        "d: SMEC is below the best of the others at 2 (-0.1000 against pca, p < 0.001).",
     ]
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_where_one_task_fails_the_others_are_cancelled(tmp_path: Path) -> None:
+def test_where_one_task_fails_the_others_are_cancelled() -> None:
     @ray.remote(num_cpus=1)
     def task(fails: bool) -> None:
         if fails:
             raise InputError("bad")
         time.sleep(600)
 
-    waiting = {task.remote(fails): fails for fails in (False, True)}
-    sleeping = next(ref for ref, fails in waiting.items() if not fails)
+    waiting = {task.remote(fails): fails for fails in (True, False, False, False)}
+    others = [ref for ref, fails in waiting.items() if not fails]
     with pytest.raises(InputError, match="bad"):
         list(as_finished(waiting))
-    with pytest.raises(ray.exceptions.RayError):
-        ray.get(sleeping, timeout=60)
+    for ref in others:
+        with pytest.raises((ray.exceptions.TaskCancelledError, ray.exceptions.WorkerCrashedError)):
+            ray.get(ref, timeout=60)
 
 
 def test_data_without_test_judgements_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from smec_core.model import Model
 from tests.pipelines.tracking.recording import EVALUATION, step
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow store without runs; making one takes MLflow seconds, copying it none."""
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
@@ -31,7 +31,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, empty_store: Pa
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def model() -> Model:
     generator = torch.Generator().manual_seed(0)
     stages = [
@@ -51,7 +51,7 @@ def model() -> Model:
     return Model(stages, 8, config, metrics)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def model_folder(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("training") / "model"
     model.save(folder)

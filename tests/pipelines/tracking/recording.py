@@ -16,7 +16,7 @@ EVALUATION = {
     "ndcg@10": SCORES,
     "recall@10": {"8": 0.8, "4": 0.7},
     "recall@100": {"8": 0.9, "4": 0.85},
-    "mrr": {"8": 0.6, "4": 0.5},
+    "mrr@10": {"8": 0.6, "4": 0.5},
     "baselines": {"truncation": {"8": 0.6, "4": 0.3}, "pca": {"8": 0.6, "4": 0.5}, "full": 0.6},
 }
 CONFIG = {"dims": (4,), "lr": 0.001, "data": "s3://AKIA:hunter2@bucket/set?region=x", "notes": "long " * 2000}
@@ -40,7 +40,7 @@ def steps_of(run: Run, client: MlflowClient, name: str = "first/4/free/loss") ->
 
 def only_run(client: MlflowClient) -> Run:
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    assert len(runs) == 1
+    assert len(runs) == 1, f"{len(runs)} runs"
     return runs[0]
 
 

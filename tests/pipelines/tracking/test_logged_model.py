@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 
 from smec_core.model import Model
-from tests.pipelines.tracking.recording import (
-    start,
-)
+from tests.pipelines.tracking.recording import start
 from tests.pipelines.tracking.servers import PATIENCE_SECONDS, serving
 
 pytestmark = pytest.mark.server

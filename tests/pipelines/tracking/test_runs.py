@@ -15,7 +15,6 @@ from mlflow import MlflowClient
 
 import smec_core
 from pipelines.run_folder import RunFolder
-from pipelines.tracking import mask
 from smec_core.model import Model
 from tests.pipelines.tracking.recording import (
     CONFIG,
@@ -252,18 +251,3 @@ def test_a_training_without_judgements_is_recorded_by_neighbour_recall(
     assert metrics["held_out/neighbour_recall_at_10/4"] == 0.62
     assert metrics["held_out/neighbour_recall_at_10/pca/4"] == 0.4
     assert "arning" not in capfd.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("text", "masked"),
-    [
-        ("http://me:pass@host:5000/x", "http://***@host:5000/x"),
-        ("postgresql://me:p/a@ss@host/db", "postgresql://***@host/db"),
-        ("request to https://token@host failed", "request to https://***@host failed"),
-        ("postgresql://host/db?user=me&password=hunter2&x=1", "postgresql://host/db?user=me&password=***&x=1"),
-        ("s3://bucket/folder@v2", "s3://bucket/folder@v2"),
-        ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
-    ],
-)
-def test_credentials_are_masked_and_nothing_else(text: str, masked: str) -> None:
-    assert mask(text) == masked
