@@ -99,7 +99,7 @@ def test_several_datasets_have_a_mean_and_either_direction(tmp_path: Path) -> No
         update={"direction": "corpus-to-queries", "data": (str(first),), "out": str(tmp_path / "t")}
     )
     page_tables = experiment.run(turned)["tables"]
-    assert page_tables["first-ndcg-10"][0]["8"] != tables["first-ndcg-10"][0]["8"]
+    assert page_tables["first-reversed-ndcg-10"][0]["8"] != tables["first-ndcg-10"][0]["8"]
     assert "--set direction=corpus-to-queries" in (tmp_path / "t" / "README.md").read_text()
 
 
