@@ -69,7 +69,7 @@ def write_page(
     """
     out.mkdir(parents=True, exist_ok=True)
     for name, frame in page.data.items():
-        frame.to_csv(out / f"{name}.csv", index=False, float_format="%.6f")
+        frame.to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
     for table in page.tables:
         table.frame.to_csv(out / f"{table.name}.csv", index=False)
         table.frame.to_latex(out / f"{table.name}.tex", index=False, escape=True, caption=table.caption)

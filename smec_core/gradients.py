@@ -7,6 +7,7 @@ gradients of different weights differ in size and vary more.
 Shapes: B queries, N documents, D input dims, d dims of a prefix.
 """
 
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -26,15 +27,15 @@ from smec_core.train import TrainingData, train
 FREE = {"projection": "free", "lookahead": 0.0, "gumbel_noise": 0.0, "ads_lr_factor": 0.0}
 """One free matrix whose rows keep their places: what is compared is the schedule alone."""
 BATCHES = 16
-_Key = tuple[int, int, int, int]
-"""The larger dim, first and last row of the block, epoch."""
+_Block = tuple[int, int, int]
+"""The larger dim, first and last row."""
 
 
 class _Moments:
-    """Mean size and variance over steps of the gradient of a block of rows."""
+    """Mean size and variance over the steps of an epoch of the gradient of a block of rows."""
 
-    def __init__(self, like: Tensor) -> None:
-        self.steps, self.size = 0, 0.0
+    def __init__(self, epoch: int, like: Tensor) -> None:
+        self.epoch, self.steps, self.size = epoch, 0, 0.0
         self.sum, self.squares = torch.zeros_like(like).double(), torch.zeros_like(like).double()
 
     def add(self, gradient: Tensor) -> None:
@@ -46,7 +47,35 @@ class _Moments:
     def figures(self) -> dict[str, float]:
         mean = self.sum / self.steps
         variance = (self.squares / self.steps - mean.square()).clamp_min(0)
-        return {"mean_gradient": self.size / self.steps, "variance": variance.mean().item()}
+        return {"epoch": self.epoch, "mean_gradient": self.size / self.steps, "variance": variance.mean().item()}
+
+
+class _Watch:
+    """Collects the moments of some blocks, and of each only those of its latest epoch."""
+
+    def __init__(self, blocks: Mapping[int, Sequence[tuple[int, int]]], is_parallel: bool) -> None:
+        self._blocks, self._is_parallel = blocks, is_parallel
+        self._open: dict[_Block, _Moments] = {}
+        self._done: list[tuple[_Block, dict[str, float]]] = []
+
+    def __call__(self, gradient: Gradient) -> None:
+        for big in self._blocks if self._is_parallel else {gradient.dim} & self._blocks.keys():
+            for low, high in self._blocks[big]:
+                key, rows = (big, low, high), gradient.weight_II[low:high]
+                if key not in self._open or self._open[key].epoch != gradient.epoch:
+                    self._close(key)
+                    self._open[key] = _Moments(gradient.epoch, rows)
+                self._open[key].add(rows)
+
+    def _close(self, key: _Block) -> None:
+        if key in self._open:
+            self._done.append((key, self._open.pop(key).figures()))
+
+    def figures(self) -> list[tuple[_Block, dict[str, float]]]:
+        """Figures of every block and epoch, epoch by epoch."""
+        for key in list(self._open):
+            self._close(key)
+        return self._done
 
 
 def gradient_variance(data: TrainingData, config: TrainConfig) -> list[dict[str, Any]]:
@@ -61,23 +90,13 @@ def gradient_variance(data: TrainingData, config: TrainConfig) -> list[dict[str,
     blocks = {big: [(0, small), (small, big)] for small, big in pairwise(dims)}
     records = []
     for schedule in ("parallel", "sequential"):
-        found: dict[_Key, _Moments] = {}
-
-        def watch(
-            gradient: Gradient, is_parallel: bool = schedule == "parallel", found: dict[_Key, _Moments] = found
-        ) -> None:
-            for big in blocks if is_parallel else {gradient.dim} & blocks.keys():
-                for low, high in blocks[big]:
-                    block = gradient.weight_II[low:high]
-                    found.setdefault((big, low, high, gradient.epoch), _Moments(block)).add(block)
-
+        watch = _Watch(blocks, schedule == "parallel")
         settings = TrainConfig.model_validate(config.model_dump() | FREE | {"schedule": schedule, "refit": False})
         trained = train(data, settings, NullTracker(), on_gradient=watch)
         epochs = {stage["dim"]: stage["epochs"] for stage in trained.metrics["stages"]}
-        for (big, low, high, epoch), moments in found.items():
+        for (big, low, high), figures in watch.figures():
             best = epochs[dims[0] if schedule == "parallel" else big]
-            record = {"schedule": schedule, "dim": big, "block": f"{low}-{high}", "epoch": epoch, "best_epoch": best}
-            records.append(record | moments.figures())
+            records.append({"schedule": schedule, "dim": big, "block": f"{low}-{high}", "best_epoch": best} | figures)
     return records
 
 
