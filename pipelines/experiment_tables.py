@@ -291,22 +291,28 @@ def queue_page(results: Results) -> Page:
 
 
 def ware_page(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Page:
-    """Achievement rates of ADS, truncation, PCA and MRL."""
+    """Achievement rates of ADS, truncation, PCA and MRL, and the quality of what they keep."""
     frame = _frame(records)
     tables = []
     for (dataset, order), some in frame.groupby(["dataset", "dims"], sort=False):
-        pivot = some.pivot_table(index="method", columns="dim", values="rate", sort=False)
-        pivot.loc["a random choice"] = some.groupby("dim", sort=False)["chance"].first()
-        pivot = pivot[sorted(pivot.columns, reverse=True)].map(lambda rate: f"{rate:.3f}")
-        pivot.columns = [str(dim) for dim in pivot.columns]
-        caption = f"Share of the most important dims by WARE that are kept, {dataset}, dims {order}"
-        tables.append(ResultTable(f"{file_name(f'{dataset}-{order}')}-rates", caption, pivot.reset_index()))
+        name = file_name(f"{dataset}-{order}")
+        where = f"{dataset}, dims {order}"
+        for value, caption in (
+            ("rate", f"Share of the most important dims by WARE that are kept, {where}"),
+            ("ndcg@10", f"nDCG@10 on dev of the dims that are kept, {where}"),
+        ):
+            pivot = some.pivot_table(index="method", columns="dim", values=value, sort=False)
+            if value == "rate":
+                pivot.loc["a random choice"] = some.groupby("dim", sort=False)["chance"].first()
+            pivot = pivot[sorted(pivot.columns, reverse=True)].map(lambda one: f"{one:.3f}")
+            pivot.columns = [str(dim) for dim in pivot.columns]
+            tables.append(ResultTable(f"{name}-{file_name(value)}", caption, pivot.reset_index()))
     return Page(
         "Which dims are kept",
         "WARE says how much the similarity of judged pairs depends on a dim. Truncation and ADS choose among the dims "
-        "as they come (or after a random rotation, which leaves them in no order); PCA and MRL make new dims, of which "
-        "the first are taken, so their rate says whether the important ones come first. ADS and MRL are trained from "
-        "the dims as they are, without a guard, on train and dev.",
+        "as they come (or after a random rotation, which leaves them in no order), and so does taking those of the "
+        "largest WARE; PCA and MRL make new dims, of which the first are taken, so their rate says whether the "
+        "important ones come first. ADS and MRL are trained from the dims as they are, without a guard, on train.",
         [],
         tables,
         {},

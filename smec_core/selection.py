@@ -3,15 +3,19 @@
 Shapes: M pairs, D dims.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from smec_core.adapter import FrozenStage, apply_chain
 from smec_core.config import TrainConfig
 from smec_core.importance import achievement_rate, ware
 from smec_core.pca import principal_rotation
+from smec_core.peers.peer import score
 from smec_core.tracker import NullTracker
 from smec_core.train import TrainingData, train
 
@@ -19,24 +23,25 @@ MOST_PAIRS = 2000
 
 
 def achievement_rates(data: TrainingData, config: TrainConfig) -> list[dict[str, Any]]:
-    """How many of the most important dims each way of choosing keeps, at every dim.
+    """How many of the most important dims each way of choosing keeps, and how good the kept dims are, at every dim.
 
     Ways to choose among the dims as they come: truncation takes the first, ADS those that a training of selection alone
-    keeps. Ways that make new dims, of which the first are taken: PCA, and a matrix that MRL has trained. WARE is taken
-    of the dims that each chooses among, over the judged pairs. Both the data and a random rotation of it, whose dims
-    come in no order, are looked at.
+    keeps, WARE the most important ones. Ways that make new dims, of which the first are taken: PCA, and a matrix that
+    MRL has trained. WARE is taken of the dims that each chooses among, over the judged pairs. Both the data and a
+    random rotation of it, whose dims come in no order, are looked at.
 
     Returns:
-        A record for each of `as they are` and `rotated`, method, and dim: its achievement `rate`, and the `chance` of a
-        random choice.
+        A record for each of `as they are` and `rotated`, method, and dim: its achievement `rate`, the `chance` of a
+        random choice, and the mean `ndcg@10` of the kept dims on dev.
     """
-    assert data.train is not None
+    assert data.train is not None and data.dev is not None
     judged = data.train
     relevant_J = judged.score_J > 0
     pairs = [
         rows.take(torch.from_numpy(row_M[relevant_J][:MOST_PAIRS]))
         for rows, row_M in ((data.queries, judged.query_row_Q[judged.query_J]), (data.docs, judged.doc_row_J))
     ]
+    first_D = torch.arange(data.docs.dim)
     records = []
     for order in ("as they are", "rotated"):
         rotation_DD = torch.eye(data.docs.dim)
@@ -44,26 +49,31 @@ def achievement_rates(data: TrainingData, config: TrainConfig) -> list[dict[str,
             noise_DD = torch.randn(rotation_DD.shape, generator=torch.Generator().manual_seed(config.seed))
             rotation_DD = torch.linalg.qr(noise_DD)[0]
         turn = FrozenStage(data.docs.dim, "rotation", {"weight": rotation_DD})
-        turned = replace(data, docs=data.docs.through(turn), queries=data.queries.through(turn))
-        of_dims = [x_MD @ rotation_DD.T for x_MD in pairs]
+        # without dev, so that nothing is trained on it
+        turned = replace(data, docs=data.docs.through(turn), queries=data.queries.through(turn), dev=None)
         selection = train(turned, _changed(config, projection="selection"), NullTracker()).stages
-        mrl = train(turned, _changed(config, projection="free", schedule="parallel"), NullTracker())
-        selected = apply_chain(selection, torch.arange(data.docs.dim).float()[None])[0].long()
+        mrl = train(turned, _changed(config, projection="free", schedule="parallel"), NullTracker()).stages
         pca_DD = principal_rotation(turned.docs, data.node.group)
-        chosen = {
-            "truncation": (of_dims, torch.arange(data.docs.dim)),
-            "ADS": (of_dims, selected),
-            "PCA": ([x_MD @ pca_DD.T for x_MD in of_dims], torch.arange(data.docs.dim)),
-            "MRL": ([apply_chain(mrl.stages, x_MD) for x_MD in of_dims], torch.arange(data.docs.dim)),
+        sides = [turn.apply(x_MD) for x_MD in pairs]
+        chosen: dict[str, tuple[Sequence[FrozenStage], Tensor]] = {
+            "truncation": ([], first_D),
+            "ADS": ([], apply_chain(selection, first_D.float()[None])[0].long()),
+            "WARE": ([], ware(*sides).argsort(descending=True)),
+            "PCA": ([FrozenStage(data.docs.dim, "rotation", {"weight": pca_DD})], first_D),
+            "MRL": (mrl, first_D),
         }
-        for method, (sides, order_D) in chosen.items():
-            ware_D = ware(*sides)
+        for method, (stages, order_D) in chosen.items():
+            ware_D = ware(*(apply_chain(stages, x_MD) for x_MD in sides))
+            ndcg = score(partial(_kept, stages, order_D), turned, config.dims, data.dev)["ndcg@10"]
             for dim in config.dims:
                 rate = achievement_rate(order_D[:dim], ware_D)
-                records.append(
-                    {"dims": order, "method": method, "dim": dim, "rate": rate, "chance": dim / data.docs.dim}
-                )
+                record = {"dims": order, "method": method, "dim": dim, "rate": rate, "chance": dim / data.docs.dim}
+                records.append(record | {"ndcg@10": float(ndcg[dim].mean())})
     return records
+
+
+def _kept(stages: Sequence[FrozenStage], order_D: Tensor, x_ND: Tensor, dim: int) -> Tensor:
+    return apply_chain(stages, x_ND)[:, order_D[:dim]]
 
 
 def _changed(config: TrainConfig, **changed: Any) -> TrainConfig:

@@ -109,7 +109,7 @@ def test_several_datasets_have_a_mean_and_either_direction(tmp_path: Path) -> No
     [
         ("ablation", "pairs-ndcg-10", 14),
         ("queue-size", "pairs-ndcg-10", 6),
-        ("ware", "pairs-rotated-rates", 5),
+        ("ware", "pairs-rotated-rate", 6),
         ("gradient-variance", "pairs-gradients", 4),
     ],
 )
