@@ -293,7 +293,7 @@ def queue_page(results: Results) -> Page:
 def ware_page(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Page:
     """Achievement rates of ADS, truncation, PCA and MRL, and the quality of what they keep."""
     frame = _frame(records)
-    tables = []
+    tables, findings = [], []
     for (dataset, order), some in frame.groupby(["dataset", "dims"], sort=False):
         name = file_name(f"{dataset}-{order}")
         where = f"{dataset}, dims {order}"
@@ -307,13 +307,17 @@ def ware_page(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Page:
             pivot = pivot[sorted(pivot.columns, reverse=True)].map(lambda one: f"{one:.3f}")
             pivot.columns = [str(dim) for dim in pivot.columns]
             tables.append(ResultTable(f"{name}-{file_name(value)}", caption, pivot.reset_index()))
+        quality = some.groupby(["method", "dim"])[MAIN_MEASURE].mean().unstack("method")
+        best = quality[["truncation", "ADS", "WARE"]].idxmax(axis=1).sort_index(ascending=False)
+        told = [f"{method} at {', '.join(map(str, best.index[best == method]))}" for method in dict.fromkeys(best)]
+        findings.append(f"{where}: of the choices among the dims as they come, the best on dev: {'; '.join(told)}.")
     return Page(
         "Which dims are kept",
         "WARE says how much the similarity of judged pairs depends on a dim. Truncation and ADS choose among the dims "
         "as they come (or after a random rotation, which leaves them in no order), and so does taking those of the "
         "largest WARE; PCA and MRL make new dims, of which the first are taken, so their rate says whether the "
         "important ones come first. ADS and MRL are trained from the dims as they are, without a guard, on train.",
-        [],
+        findings,
         tables,
         {},
         {"rates": frame},
