@@ -1,5 +1,6 @@
 """`smec experiment`: the paper's comparisons on any dataset; figures, tables and a page are made by one command."""
 
+import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,8 @@ Measure = Callable[[TrainingData, TrainConfig], list[Record]]
 
 TRAININGS = ".trainings"
 """In the folder of the results: finished trainings, from which a rerun goes on."""
+ABOUT = "experiment.json"
+"""In the folder of the results: which experiment on which data it holds."""
 
 
 class ExperimentSettings(TrainConfig):
@@ -100,7 +103,7 @@ def run(settings: ExperimentSettings) -> dict[str, Any]:
         )
     if settings.experiment == "compare" and settings.methods is None and FAISS_PCA not in methods:
         say(f"FAISS is not installed: {FAISS_PCA} is left out")
-    out.mkdir(parents=True, exist_ok=True)
+    _claim(out, {"experiment": settings.experiment, "data": sorted(datasets)})
     connect(1)
     found: dict[str, Any] = {}
     for name, dataset in datasets.items():
@@ -121,6 +124,22 @@ def run(settings: ExperimentSettings) -> dict[str, Any]:
     say(f"page: {written}")
     tables = {table.name: table.frame.to_dict(orient="records") for table in page.tables}
     return {"findings": list(page.findings), "tables": tables}
+
+
+def _claim(out: Path, about: Record) -> None:
+    """Makes the folder that of one experiment on some data; its page and tables would replace those of another.
+
+    Raises:
+        InputError: it holds the results of another one.
+    """
+    file = out / ABOUT
+    if file.exists() and (other := json.loads(file.read_text())) != about:
+        raise InputError(
+            f"out: {out} holds {other['experiment']} on {', '.join(other['data'])}; take another folder for "
+            f"{about['experiment']} on {', '.join(about['data'])}"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(about))
 
 
 MEASURED: dict[str, tuple[Measure, ...]] = {

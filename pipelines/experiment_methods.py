@@ -57,7 +57,7 @@ def compared(names: tuple[str, ...] | None) -> dict[str, Peer]:
     if names is None:
         return {name: peer for name, peer in COMPARED.items() if has_faiss or name != FAISS_PCA}
     if FAISS_PCA in names and not has_faiss:
-        raise InputError(f'methods: {FAISS_PCA} needs FAISS: pip install "smec-ray[export]", or leave it out')
+        raise InputError(f"methods: {FAISS_PCA} needs FAISS: pip install faiss-cpu, or leave it out")
     for name in names:
         if name not in COMPARED:
             raise InputError(f"methods: {name} is unknown; known: {', '.join(COMPARED)}")

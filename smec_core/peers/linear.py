@@ -62,7 +62,7 @@ class FaissPca:
         try:
             import faiss
         except ImportError as error:
-            raise SmecError('method faiss-pca needs FAISS: pip install "smec-ray[export]", or leave it out') from error
+            raise SmecError("method faiss-pca needs FAISS: pip install faiss-cpu, or leave it out") from error
         dim = data.docs.dim
         x_ND = torch.cat(list(data.docs.own_blocks())).cpu()
         pca = faiss.PCAMatrix(dim, dim)

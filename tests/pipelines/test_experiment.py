@@ -83,6 +83,10 @@ def test_finished_trainings_are_not_run_again(
     assert "2 of 4 trainings are finished already" in " ".join(capsys.readouterr().err.split())
     after = {file.name: file.stat().st_mtime_ns for file in (tmp_path / ".trainings").iterdir()}
     assert len(after) == 4 and before.items() <= after.items()
+    # its page is not that of another experiment
+    for changes in ({"experiment": "ware", "methods": None}, {"direction": "corpus-to-queries"}):
+        with pytest.raises(InputError, match=r"out: .* holds compare on pairs; take another folder for "):
+            experiment.run(settings.model_copy(update=changes))
     # other settings are other trainings
     experiment.run(settings.model_copy(update={"lr": 0.01}))
     assert len(list((tmp_path / ".trainings").iterdir())) == 6
