@@ -153,7 +153,7 @@ def test_the_report_of_a_study(study: Path, tmp_path: Path) -> None:
 def test_a_failed_trial_keeps_its_cause_and_the_study_goes_on(dataset: Path, tmp_path: Path) -> None:
     space = tmp_path / "space.yaml"
     space.write_text("queue_size: {choice: [100, 100000000000000]}")
-    summary = tune.run(_settings(dataset, space, tmp_path / "out", trials=6))
+    summary = tune.run(_settings(dataset, space, tmp_path / "out", trials=6, alpha=0.1))
     failed = [one for one in summary["trials"] if one["state"] == "failed"]
     assert failed and summary["states"]["failed"] == len(failed) < 6
     assert all("memory" in one["error"] for one in failed)
