@@ -12,18 +12,10 @@ from pydantic import Field, field_validator
 
 from pipelines.cluster import connect
 from pipelines.console import say, show
+from pipelines.experiment_insights import gradient_page, ware_page
 from pipelines.experiment_methods import FAISS_PCA, ablation, compared, queue_sizes
-from pipelines.experiment_page import Page, rich_table, write_page
-from pipelines.experiment_tables import (
-    MEAN,
-    Results,
-    ablation_page,
-    compare_page,
-    file_name,
-    gradient_page,
-    queue_page,
-    ware_page,
-)
+from pipelines.experiment_page import Page, file_name, rich_table, write_page
+from pipelines.experiment_tables import MEAN, Results, ablation_page, compare_page, queue_page
 from pipelines.scoring import Kept, as_finished, train_and_score
 from pipelines.source import Source, read_once
 from smec_core import __version__

@@ -41,7 +41,7 @@ class Page:
         findings: what is to be seen, a sentence each.
         tables: shown on the page, and written as CSV and LaTeX.
         figures: by file name.
-        data: CSV files by name: everything that the tables are made of.
+        data: CSV files by name: what the tables and figures are made of.
     """
 
     title: str
@@ -91,6 +91,11 @@ def write_page(
     path = out / "README.md"
     path.write_text(text)
     return path
+
+
+def file_name(text: str) -> str:
+    """A name as it stands in names of files."""
+    return "".join(letter if letter.isalnum() else "-" for letter in text).strip("-")
 
 
 def rich_table(table: ResultTable) -> Table:

@@ -15,7 +15,7 @@ import ray
 from pipelines import experiment
 from pipelines.experiment import ExperimentSettings
 from pipelines.experiment_methods import ablation, compared
-from pipelines.experiment_tables import Results, _standing
+from pipelines.experiment_tables import Results, standing
 from pipelines.scoring import Kept, Scored, as_finished
 from smec_core.config import TrainConfig
 from smec_core.errors import InputError
@@ -173,7 +173,7 @@ def test_findings_tell_above_from_level_and_below() -> None:
         name: [Scored({"ndcg@10": {8: np.full(50, a), 4: turn_Q * (name == "smec") + b, 2: np.full(50, c)}}, 1.0, 1, 1)]
         for name, (a, b, c) in means.items()
     }
-    assert _standing(Results({"d": found}, range(1)), "d") == [
+    assert standing(Results({"d": found}, range(1)), "d") == [
         "d: SMEC has the highest mean nDCG@10 at 8 (+0.1000 against pca, p < 0.001).",
         "d: SMEC is level with the best of the others at 4 (pca).",
         "d: SMEC is below the best of the others at 2 (-0.1000 against pca, p < 0.001).",

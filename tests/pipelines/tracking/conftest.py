@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from mlflow import MlflowClient
 from smec_core.adapter import FrozenStage
 from smec_core.model import Model
 from tests.pipelines.tracking.recording import EVALUATION, step
+from tests.pipelines.tracking.servers import serving
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +31,20 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, empty_store: Pa
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/direct.db")
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def server(
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """A tracking server with a password, which MLflow is told to use; its address, and what kills it."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    shutil.copy(empty_store, folder / "server.db")
+    store = ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", f"{folder}/server"]
+    with serving(["server", *store], folder) as (address, kill):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://someone:hunter2@{address}")
+        yield address, kill
 
 
 @pytest.fixture(scope="session")

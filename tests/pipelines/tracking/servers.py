@@ -1,7 +1,6 @@
 """Real MLflow servers, which a test can kill."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -10,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -58,10 +57,3 @@ def wait_until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.1)
-
-
-def tracking_server(folder: Path, empty_store: Path) -> AbstractContextManager[tuple[str, Callable[[], None]]]:
-    folder.mkdir()
-    shutil.copy(empty_store, folder / "server.db")
-    store = ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", f"{folder}/server"]
-    return serving(["server", *store], folder)

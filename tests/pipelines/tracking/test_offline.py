@@ -1,6 +1,7 @@
 """A training's run in MLflow where the server or the store fails."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -21,7 +22,7 @@ from tests.pipelines.tracking.recording import (
     step,
     steps_of,
 )
-from tests.pipelines.tracking.servers import tracking_server, wait_until
+from tests.pipelines.tracking.servers import wait_until
 
 pytestmark = pytest.mark.server
 
@@ -29,23 +30,21 @@ pytestmark = pytest.mark.server
 def test_a_server_killed_in_mid_run_costs_one_warning_and_a_local_copy_of_the_rest(
     model: Model,
     model_folder: Path,
-    empty_store: Path,
+    server: tuple[str, Callable[[], None]],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    with tracking_server(tmp_path / "server", empty_store) as (address, kill):
-        server_store = MlflowClient(f"sqlite:///{tmp_path}/server/server.db")
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://someone:hunter2@{address}")
-        recorder = start(tmp_path / "state")
-        server_run = recorder.run_id
-        for number in range(1, 6):
-            recorder.log(step(number))
-        wait_until(lambda: server_store.get_metric_history(server_run, "first/4/free/loss"))
-        kill()
-        for number in range(6, 11):
-            recorder.log(step(number))
-        recorder.finish(model_folder)
+    address, kill = server
+    server_store = MlflowClient(f"sqlite:///{tmp_path}/server/server.db")
+    recorder = start(tmp_path / "state")
+    server_run = recorder.run_id
+    for number in range(1, 6):
+        recorder.log(step(number))
+    wait_until(lambda: server_store.get_metric_history(server_run, "first/4/free/loss"))
+    kill()
+    for number in range(6, 11):
+        recorder.log(step(number))
+    recorder.finish(model_folder)
 
     offline = offline_client(tmp_path / "state")
     run = only_run(offline)

@@ -26,7 +26,7 @@ from tests.pipelines.tracking.recording import (
     step,
     steps_of,
 )
-from tests.pipelines.tracking.servers import PATIENCE_SECONDS, tracking_server
+from tests.pipelines.tracking.servers import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.server
 
@@ -36,61 +36,59 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 def test_a_training_is_one_run_on_the_server_and_its_password_is_nowhere(
     model: Model,
     model_folder: Path,
-    empty_store: Path,
+    server: tuple[str, Callable[[], None]],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    with tracking_server(tmp_path / "server", empty_store) as (address, _):
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://someone:hunter2@{address}")
-        recorder = start(tmp_path / "state", tags={"smec.data_fingerprint": "fedcba98"})
-        for number in range(1, 11):
-            recorder.log(step(number))
-        recorder.log({"pass": "first", "stage": 4, "projection": "free", "epoch": 1, "step": 10, "dev_ndcg@10": 0.61})
-        for number in range(11, 21):
-            recorder.log(step(number, projection="rotation"))
-        for number in range(21, 31):
-            recorder.log(step(number, **{"pass": "refit"}))
-        recorder.finish(model_folder)
+    address, _ = server
+    recorder = start(tmp_path / "state", tags={"smec.data_fingerprint": "fedcba98"})
+    for number in range(1, 11):
+        recorder.log(step(number))
+    recorder.log({"pass": "first", "stage": 4, "projection": "free", "epoch": 1, "step": 10, "dev_ndcg@10": 0.61})
+    for number in range(11, 21):
+        recorder.log(step(number, projection="rotation"))
+    for number in range(21, 31):
+        recorder.log(step(number, **{"pass": "refit"}))
+    recorder.finish(model_folder)
 
-        client = MlflowClient()
-        run = only_run(client)
-        assert recorder.run_id == run.info.run_id
-        assert (run.info.run_name, run.info.status) == ("nightly", "FINISHED")
-        assert client.get_experiment(run.info.experiment_id).name == "smec"
-        assert run.data.params["dims"] == "(4,)"
-        assert CONFIG["notes"].startswith(run.data.params["notes"])  # type: ignore[attr-defined]
-        assert run.data.tags["smec.data_fingerprint"] == "fedcba98"
-        assert run.data.tags["smec.version"] == smec_core.__version__
-        assert run.data.tags["smec.model_fingerprint"] == model.fingerprint
+    client = MlflowClient()
+    run = only_run(client)
+    assert recorder.run_id == run.info.run_id
+    assert (run.info.run_name, run.info.status) == ("nightly", "FINISHED")
+    assert client.get_experiment(run.info.experiment_id).name == "smec"
+    assert run.data.params["dims"] == "(4,)"
+    assert CONFIG["notes"].startswith(run.data.params["notes"])  # type: ignore[attr-defined]
+    assert run.data.tags["smec.data_fingerprint"] == "fedcba98"
+    assert run.data.tags["smec.version"] == smec_core.__version__
+    assert run.data.tags["smec.model_fingerprint"] == model.fingerprint
 
-        # curves of candidates and passes stay apart
-        assert steps_of(run, client, "first/4/free/loss") == list(range(1, 11))
-        assert steps_of(run, client, "first/4/rotation/loss") == list(range(11, 21))
-        assert steps_of(run, client, "refit/4/free/loss") == list(range(21, 31))
-        assert run.data.metrics["first/4/free/seconds/data"] == 0.1
-        assert run.data.metrics["first/4/free/dev_ndcg_at_10"] == 0.61
-        assert run.data.metrics["test/ndcg_at_10/4"] == 0.62
-        assert run.data.metrics["test/ndcg_at_10/pca/4"] == 0.5
-        assert run.data.metrics["test/ndcg_at_10/full"] == 0.6
-        assert run.data.metrics["test/recall_at_100/8"] == 0.9
-        assert run.data.metrics["dev/ndcg_at_10/8"] == 0.7
-        assert run.data.metrics["stages/4/dev_score"] == 1.4
-        assert run.data.metrics["training/seconds"] == 12.5
+    # curves of candidates and passes stay apart
+    assert steps_of(run, client, "first/4/free/loss") == list(range(1, 11))
+    assert steps_of(run, client, "first/4/rotation/loss") == list(range(11, 21))
+    assert steps_of(run, client, "refit/4/free/loss") == list(range(21, 31))
+    assert run.data.metrics["first/4/free/seconds/data"] == 0.1
+    assert run.data.metrics["first/4/free/dev_ndcg_at_10"] == 0.61
+    assert run.data.metrics["test/ndcg_at_10/4"] == 0.62
+    assert run.data.metrics["test/ndcg_at_10/pca/4"] == 0.5
+    assert run.data.metrics["test/ndcg_at_10/full"] == 0.6
+    assert run.data.metrics["test/recall_at_100/8"] == 0.9
+    assert run.data.metrics["dev/ndcg_at_10/8"] == 0.7
+    assert run.data.metrics["stages/4/dev_score"] == 1.4
+    assert run.data.metrics["training/seconds"] == 12.5
 
-        files = files_of(client, run.info.run_id)
-        assert {"evaluation.csv", "pictures/quality.png", "pictures/loss.png"} <= files
-        assert {f"model_folder/{file.name}" for file in model_folder.iterdir()} <= files
-        table = Path(client.download_artifacts(run.info.run_id, "evaluation.csv", str(tmp_path)))
-        rows = list(csv.DictReader(table.open()))
-        assert [(row["dim"], row["ndcg@10"], row["ndcg@10 pca"], row["ndcg@10 full"]) for row in rows] == [
-            ("8", "0.71", "0.6", "0.6"),
-            ("4", "0.62", "0.5", "0.6"),
-        ]
-        x_ND = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
-        served = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/model")
-        np.testing.assert_array_equal(served.predict(x_ND, params={"dim": 4}), model.encode(x_ND, 4))
-        assert mlflow.active_run() is None
+    files = files_of(client, run.info.run_id)
+    assert {"evaluation.csv", "pictures/quality.png", "pictures/loss.png"} <= files
+    assert {f"model_folder/{file.name}" for file in model_folder.iterdir()} <= files
+    table = Path(client.download_artifacts(run.info.run_id, "evaluation.csv", str(tmp_path)))
+    rows = list(csv.DictReader(table.open()))
+    assert [(row["dim"], row["ndcg@10"], row["ndcg@10 pca"], row["ndcg@10 full"]) for row in rows] == [
+        ("8", "0.71", "0.6", "0.6"),
+        ("4", "0.62", "0.5", "0.6"),
+    ]
+    x_ND = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+    served = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/model")
+    np.testing.assert_array_equal(served.predict(x_ND, params={"dim": 4}), model.encode(x_ND, 4))
+    assert mlflow.active_run() is None
 
     printed = capfd.readouterr()
     assert recorder.uri == f"http://***@{address}"
