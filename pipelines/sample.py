@@ -346,7 +346,7 @@ def describe(record: dict[str, Any]) -> str:
     counts = ", ".join(f"{name} {count}" for name, count in record["pairs_of_source"].items())
     return (
         f"{record['pairs']} pairs ({record['train_queries']} train, {record['test_queries']} test queries), "
-        f"{record['settings']['dim']} dims, fingerprint {record['fingerprint']}; from {counts}"
+        f"{record['settings']['dim']} dims; from {counts}"
     )
 
 

@@ -49,7 +49,9 @@ def resolve(
     try:
         return kind(**values)
     except ValidationError as error:
-        raise InputError("; ".join(_explain(problem, origin) for problem in error.errors())) from error
+        # of each key the first only: what else is wrong with a value often follows from that
+        firsts = {problem["loc"][:1]: problem for problem in reversed(error.errors())}
+        raise InputError("; ".join(_explain(problem, origin) for problem in reversed(firsts.values()))) from error
 
 
 class _Loader(yaml.SafeLoader):

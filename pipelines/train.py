@@ -15,8 +15,8 @@ import torch
 import smec_core
 from pipelines.checkpoints import remove_checkpoints
 from pipelines.cluster_settings import JobSettings
-from pipelines.console import say
-from pipelines.evaluate import on_cluster
+from pipelines.console import say, show
+from pipelines.evaluate import on_cluster, quality_table
 from pipelines.fit import fit
 from pipelines.lease import Lease
 from pipelines.model_folder import check_replaceable, replace_folder
@@ -93,8 +93,10 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         # hours may have passed
         check_replaceable(out)
         replace_folder(out, run_folder.fetch_model)
+    metrics = load(out).metrics
+    show(quality_table(metrics["evaluation"]))
     say(f"model: {out}")
-    return load(out).metrics
+    return metrics
 
 
 def _train_on_ray(
