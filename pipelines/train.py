@@ -28,6 +28,7 @@ from smec_core.dataset import Dataset
 from smec_core.errors import InputError
 from smec_core.evaluation import Parts, default_split, evaluate
 from smec_core.model import Model, load
+from smec_core.quantize import learn_int8_scales
 from smec_core.schedule import prefix_dims
 from smec_core.train import stage_shapes
 from smec_core.trained import Trained
@@ -166,6 +167,7 @@ def _evaluated(
         model = Model(trained.stages, dataset.dim, record, trained.metrics)
     else:
         model = base.extended(trained.stages[len(base.stages) :], record, trained.metrics)
+    model.config["int8_scales"] = learn_int8_scales(model, dataset.corpus)
     split = default_split(dataset)
     say(f"evaluating on {'nearest documents' if split is None else split}")
     model.metrics["evaluation"] = evaluate(dataset, model, split, baselines=True, parts=parts)

@@ -142,6 +142,18 @@ class Model:
         z_Nw = torch.cat([v_Nw[:, :block] @ self._added_II.to(v_Nw.device).T, v_Nw[:, block:]], dim=1)
         return F.normalize(z_Nw[:, :dim], dim=1)
 
+    def int8_scale(self, dim: int) -> float:
+        """What 1 is worth in an int8 vector of `dim` dims.
+
+        Raises:
+            InputError: none was learnt for that many dims.
+        """
+        scales = self.config.get("int8_scales", {})
+        if str(dim) not in scales:
+            known = ", ".join(scales) or "none, because an earlier version trained it: train again in a new --storage"
+            raise InputError(f"dim is {dim}, but for int8 vectors this model has scales for {known}")
+        return float(scales[str(dim)])
+
     def extended(self, added: Sequence[FrozenStage], config: dict[str, Any], metrics: dict[str, Any]) -> "Model":
         """The model that goes on with further stages where this one ends; this one stays as it is.
 
@@ -166,7 +178,7 @@ class Model:
         rotations = [_nearest_rotation(stage, len(self.stages) + number) for number, stage in enumerate(added)]
         base = Base(self.fingerprint, self.dims, len(self.stages))
         dims = sorted({*self.dims, *config["dims"]}, reverse=True)
-        record = {**config, "dims": dims, "base": base._asdict()}
+        record = {**config, "dims": dims, "base": base._asdict(), "int8_scales": self.config.get("int8_scales", {})}
         return Model([*self.stages, *rotations], self.input_dim, record, metrics)
 
     def _tensor_bytes(self) -> bytes:
