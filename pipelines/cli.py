@@ -222,8 +222,13 @@ def compress(
         str | None, typer.Option("--input", help="Parquet file, folder or URI with id, embedding.")
     ] = None,
     output: Annotated[str | None, typer.Option(help="Published folder; each run adds a version.")] = None,
-    dim: Annotated[int | None, typer.Option(help="Dims to keep.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32 or float16.")] = None,
+    dim: Annotated[
+        str | None, typer.Option(help="Dims to keep: 96, or 384,96 for a folder of files each.", metavar="DIMS")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16, int8 or binary (with int8 to rescore).")] = None,
+    on_bad_row: Annotated[
+        str | None, typer.Option(help="fail, or quarantine: set bad rows apart, with the reason.")
+    ] = None,
     upgrade: Annotated[
         bool | None, typer.Option("--upgrade", help="The input holds vectors of the model that this one extends.")
     ] = None,
@@ -238,7 +243,7 @@ def compress(
     [dim]Example: smec compress --model models/products --input data/products/corpus --output vectors --dim 96[/dim]
     """
     flags = {"model": model, "input": input_, "output": output, "dim": dim, "dtype": dtype, "workers": workers}
-    _run("compress", flags | {"upgrade": upgrade, "gpu": gpu}, config, assign, json_file)
+    _run("compress", flags | {"on_bad_row": on_bad_row, "upgrade": upgrade, "gpu": gpu}, config, assign, json_file)
 
 
 @app.command()

@@ -1,38 +1,30 @@
-"""`smec compress`: embedding shards in, nested vectors out, file by file, into a new version of a published folder.
+"""`smec compress`: embedding shards in, nested vectors out, into a new version of a published folder.
 
-One task is one input file, streamed through an actor in batches into one output file of the same name, so that rows
-keep their order and memory depends neither on the corpus nor on a file's size.
+A task is one input file, or a piece of a large one, streamed through an actor in batches into an output file of the
+same name, so that rows keep their order and memory depends neither on the corpus nor on a file's size.
 
 With --upgrade the shards hold what the model's base encoded, and only the stages added since are applied.
-
-Shapes: N rows, D input dims (with --upgrade: dims stored), d dims kept.
 """
 
 import hashlib
 import json
-import posixpath
 import time
-import warnings
-from collections.abc import Iterator
 from typing import Any, Literal
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipelines.compress_pieces import QUARANTINE, CompressPiece, Job, Piece, cut
 from pipelines.console import say, warn
-from pipelines.file_tasks import RowProgress, actor_pool, record, report_errors, run_file_tasks
-from pipelines.publish import CURRENT, MANIFEST, PLAN, Draft, PublishedFile, current, describe_file, new_file
-from pipelines.stored_files import exists
+from pipelines.file_tasks import RowProgress, actor_pool, run_file_tasks
+from pipelines.publish import Draft, PublishedFile, current, manifest_of
+from pipelines.upgrade import check_dims, check_stored, stored_type, version_in_force
+from pipelines.vector_types import VectorType, vector_bytes
+from smec_core.config import Dims
 from smec_core.errors import InputError, SmecError
 from smec_core.model import Model, load
-from smec_core.parquet import ROW_GROUP_ROWS, Block, EmbeddingTable, ParquetPart, embedding_column
+from smec_core.parquet import EmbeddingTable
 from smec_core.uri import open_filesystem, public_uri
-
-ROW_GROUP_BYTES = 32 << 20
 
 
 class CompressSettings(BaseModel):
@@ -46,206 +38,187 @@ class CompressSettings(BaseModel):
     """Parquet file, or folder or URI of Parquet files, with the columns id and embedding; other columns are kept.
     With `upgrade` also a published folder, of which the version in force is taken."""
     output: str
-    """Published folder or URI: every run adds a version (v0001, ...) and points CURRENT at it."""
-    dim: int | None = Field(None, ge=1)
-    """Dims to keep; one of the model's dims keeps its measured quality. With `upgrade` by default those stored."""
+    """Published folder or URI: every run adds a version (v0001, ...) and points CURRENT at it, unless the one in force
+    is the same already."""
+    dim: Dims | None = None
+    """Dims to keep, one or several, as 384,96; the model's dims keep their measured quality. Vectors of one dim are
+    nested: cut them to a smaller one and normalise. Several have a folder of files each, 384/ and 96/. With `upgrade`
+    by default those stored."""
     upgrade: bool = False
     """The input is what the model that this one extends (`smec train --from`) made of the originals, not these."""
-    dtype: Literal["float32", "float16"] = "float32"
-    """Number type of the vectors written."""
+    dtype: VectorType = "float32"
+    """Number type of the vectors written. int8 has one scale for all numbers of a vector (the model's, by dim), so
+    cosines need none. binary is the signs as bits, with int8 vectors beside (column `rescore`) to rank results by."""
+    on_bad_row: Literal["fail", "quarantine"] = "fail"
+    """A row without a sound id and vector ends the run, or goes to _quarantine/ of the version, with the reason."""
+    max_bad_rows: float = Field(0.01, ge=0, le=1)
+    """Share of the rows that may be set apart; more than that publishes nothing."""
     batch_rows: int = Field(8192, ge=1)
     """Rows an actor holds and multiplies at a time."""
+    rows_per_file: int = Field(500_000, ge=1)
+    """Files of more rows are cut between row groups into several, for workers to share."""
     workers: int | None = Field(None, ge=1)
-    """Actors side by side; by default one per CPU of the cluster, and never more than there are files."""
+    """Actors side by side; by default one per CPU of the cluster, and never more than there are pieces."""
     gpu: Literal["auto", "on", "off"] = "auto"
     """Multiply on GPUs: auto uses what the cluster has, its GPUs shared evenly by the actors."""
-
-
-class CompressFile:
-    """Ray actor that compresses one file a call, and skips one that an earlier, killed run has finished."""
-
-    def __init__(
-        self, model: Model, table: EmbeddingTable, draft: Draft, settings: CompressSettings, gpu: bool
-    ) -> None:
-        self.model = model
-        self.table = table
-        self.draft = draft
-        self.settings = settings
-        self.device = "cuda" if gpu else "cpu"
-        # Arrow's memory is read-only, and nothing here writes to it
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-
-    def __call__(self, task: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Takes {"file": its number in the table}, gives records as `run_file_tasks` reads them."""
-        part = self.table.files[task["file"]]
-        return report_errors(self._compress(part), part.path)
-
-    def _compress(self, part: ParquetPart) -> Iterator[dict[str, Any]]:
-        target = f"{self.draft.folder}/{posixpath.basename(part.path)}"
-        filesystem = self.draft.filesystem
-        if _rows_of(filesystem, target) != part.rows:
-            yield from self._write(part, filesystem, target)
-        rows = _rows_of(filesystem, target)
-        if rows != part.rows:
-            raise SmecError(f"{part.path}: {part.rows} rows, but {rows} reached {target}; run again")
-        yield record(done=describe_file(filesystem, target, part.rows))
-
-    def _write(self, part: ParquetPart, filesystem: pafs.FileSystem, target: str) -> Iterator[dict[str, Any]]:
-        schema = self._output_schema(pq.read_schema(part.path, filesystem=self.table.filesystem))
-        plain = [name for name in schema.names if name != "embedding"]
-        stop = part.start + part.rows
-        pending: list[pa.Table] = []
-        with new_file(filesystem, target) as sink, pq.ParquetWriter(sink, schema, use_dictionary=plain) as writer:
-            for block in self.table.blocks(part.start, stop, self.settings.batch_rows, columns=schema.names):
-                pending.append(self._encode(block, schema, part))
-                rows = sum(len(table) for table in pending)
-                full = rows >= ROW_GROUP_ROWS or sum(table.nbytes for table in pending) >= ROW_GROUP_BYTES
-                if full or block.row + len(block.ids) == stop:
-                    writer.write_table(pa.concat_tables(pending), row_group_size=rows)
-                    pending.clear()
-                    yield record(rows=rows)
-
-    def _output_schema(self, schema: pa.Schema) -> pa.Schema:
-        value = pa.from_numpy_dtype(np.dtype(self.settings.dtype))
-        index = schema.get_field_index("embedding")
-        # what other libraries note about the columns (pandas, datasets) no longer holds
-        return schema.set(index, pa.field("embedding", pa.list_(value, self.settings.dim))).remove_metadata()
-
-    def _encode(self, block: Block, schema: pa.Schema, part: ParquetPart) -> pa.Table:
-        if block.ids.null_count:
-            row = block.row - part.start + block.ids.is_null().index(True).as_py()
-            raise InputError(f"{part.path}: row {row}, column id: is null; every row needs an id")
-        x_ND = torch.from_numpy(block.vectors_ND).to(self.device)
-        encode = self.model.upgrade if self.settings.upgrade else self.model.encode
-        z_Nd = encode(x_ND, self.settings.dim).cpu().numpy().astype(self.settings.dtype, copy=False)
-        columns = [embedding_column(z_Nd) if name == "embedding" else block.table[name] for name in schema.names]
-        return pa.table(columns, schema=schema)
 
 
 def run(settings: CompressSettings) -> dict[str, Any]:
     """Compresses every input file and publishes the result as a new version.
 
     Returns:
-        rows, files, bytes_per_vector, seconds (from the first task to the published version), rows_per_s (rows
-        compressed in that time), version, path.
+        rows, quarantined, files, bytes_per_vector, seconds (from the first task to the published version), rows_per_s
+        (rows compressed in that time), version, path.
 
     Raises:
         InputError: settings, model and data do not fit together, or a row cannot be compressed; nothing is published.
         SmecError: a worker failed; nothing is published, and the next run goes on where this one stopped.
     """
     model = load(settings.model)
-    source = _version_in_force(settings.input) if settings.upgrade else settings.input
-    table = EmbeddingTable.open(source)
-    dim = _upgraded_dim(settings, model, table) if settings.upgrade else _encoded_dim(settings, model, table)
-    settings = settings.model_copy(update={"input": source, "dim": dim})
-    if dim not in model.dims:
-        trained = ", ".join(map(str, model.dims))
-        warn(f"the model was trained for {trained} dims; its quality at {dim} is unmeasured")
-    workers, gpus = actor_pool(len(table.files), settings.workers, settings.gpu, share_gpus=True)
-    draft = Draft.open(settings.output, _plan(settings, dim, model, table))
+    source = version_in_force(settings.input) if settings.upgrade else settings.input
+    if (done := _upgraded(settings, model, source)) is not None:
+        return done
+    quarantine = settings.on_bad_row == "quarantine"
+    width = model.input_dim if quarantine and not settings.upgrade else None
+    table = EmbeddingTable.open(source, width)
+    if settings.upgrade:
+        check_stored(model, settings.model, table)
+        dims = check_dims(model, table, settings.dim)
+    else:
+        dims = _encoded_dims(settings, model, table)
+    settings = settings.model_copy(update={"input": source})
+    _check_quality(model, dims, settings.dtype)
+    plan = _plan(settings, dims, model, table)
+    if (done := _published(settings.output, plan)) is not None:
+        return done
+    pieces = cut(table, settings.rows_per_file)
+    workers, gpus = actor_pool(len(pieces), settings.workers, settings.gpu, share_gpus=True)
+    draft = Draft.open(settings.output, plan)
+    job = Job(
+        model,
+        table,
+        draft.filesystem,
+        draft.folder,
+        dims,
+        settings.dtype,
+        settings.upgrade,
+        quarantine,
+        settings.batch_rows,
+    )
     started = time.perf_counter()
     try:
-        files, rows = _compress_files(model, table, draft, settings, workers, gpus)
+        files, rows = _compress_pieces(job, pieces, workers, gpus)
+        bad = _check_bad_rows(job, files, settings.max_bad_rows)
     except InputError:
         # the input must change first, and then this is another job
         draft.discard()
         raise
-    manifest = draft.publish(files)
+    manifest = draft.publish(files, {"rows": table.rows - bad, "quarantined": bad})
     seconds = time.perf_counter() - started
-    size = dim * np.dtype(settings.dtype).itemsize
-    done = "upgraded" if settings.upgrade else "compressed"
-    say(f"{done} {table.rows:,} rows to {dim} dims, {size} bytes a vector: {public_uri(draft.uri)}")
-    return {
-        "rows": manifest["rows"],
-        "files": len(files),
-        "bytes_per_vector": size,
-        "seconds": round(seconds, 3),
-        "rows_per_s": round(rows / seconds, 1),
-        "version": draft.name,
-        "path": draft.uri,
-    }
+    verb = "upgraded" if settings.upgrade else "compressed"
+    size = _bytes_per_vector(manifest)
+    kept = ", ".join(map(str, dims))
+    say(f"{verb} {manifest['rows']:,} rows to {kept} dims, {size} bytes a vector: {public_uri(draft.uri)}")
+    if bad:
+        warn(f"{bad:,} rows are no sound vectors; they lie in {public_uri(draft.uri)}/{QUARANTINE}, with the reasons")
+    return _figures(manifest, draft.uri, seconds, rows)
 
 
-def _encoded_dim(settings: CompressSettings, model: Model, table: EmbeddingTable) -> int:
+def _encoded_dims(settings: CompressSettings, model: Model, table: EmbeddingTable) -> tuple[int, ...]:
     """Dims to keep of the model's encoding of original embeddings."""
     if settings.dim is None:
         raise InputError("dim: is required; give --dim or set it in --config")
     if table.dim != model.input_dim:
         raise InputError(f"{settings.input}: {table.dim} dims, but the model {settings.model} takes {model.input_dim}")
-    if settings.dim > model.input_dim:
-        raise InputError(f"dim is {settings.dim}, but the model has {model.input_dim}; trained dims: {model.dims}")
+    if settings.dim[0] > model.input_dim:
+        raise InputError(f"dim is {settings.dim[0]}, but the model has {model.input_dim}; trained dims: {model.dims}")
     return settings.dim
 
 
-def _version_in_force(uri: str) -> str:
-    """The version that a published folder has in force, and any other path or URI as it is."""
-    filesystem, root = open_filesystem(uri)
-    return current(uri) if exists(filesystem, f"{root.rstrip('/')}/{CURRENT}") else uri
+def _check_quality(model: Model, dims: tuple[int, ...], dtype: VectorType) -> None:
+    for dim in dims:
+        if dtype in ("int8", "binary"):
+            model.int8_scale(dim)
+        if dim not in model.dims:
+            trained = ", ".join(map(str, model.dims))
+            warn(f"the model was trained for {trained} dims; its quality at {dim} is unmeasured")
 
 
-def _upgraded_dim(settings: CompressSettings, model: Model, table: EmbeddingTable) -> int:
-    """Dims to keep of stored vectors, once it is clear that the model's base made them."""
-    if model.base is None:
-        raise InputError(
-            f"{settings.model}: extends no other model, so it upgrades no vectors; leave out --upgrade and give the "
-            "original embeddings"
-        )
-    base = model.base.fingerprint[:12]
-    folder = posixpath.dirname(table.files[0].path)
-    manifest = _read_manifest(table.filesystem, folder)
-    if manifest is None:
-        say(f"{folder}: no {MANIFEST} says which model made these vectors; they are taken as those of the base {base}")
-    elif manifest["model_fingerprint"] == model.fingerprint:
-        raise InputError(f"{folder}: the model {settings.model} made these vectors itself; there is nothing to upgrade")
-    elif manifest["model_fingerprint"] != model.base.fingerprint:
-        raise InputError(
-            f"{folder}: the model {manifest['model_fingerprint'][:12]} ({manifest['model']}) made these vectors, but "
-            f"{settings.model} upgrades those of its base {base}; give vectors of that, or the original embeddings"
-        )
-    if _value_type(table) == pa.float16():
-        warn("the stored vectors are float16; upgraded, they keep the rounding of that")
-    # refuses widths and dims that do not fit
-    return int(model.upgrade(np.empty((0, table.dim), np.float32), settings.dim).shape[1])
-
-
-def _read_manifest(filesystem: pafs.FileSystem, folder: str) -> dict[str, Any] | None:
-    """The manifest of a published version, None for a folder that is none."""
-    path = f"{folder}/{MANIFEST}"
-    if not exists(filesystem, path):
-        if exists(filesystem, f"{folder}/{PLAN}"):
-            raise InputError(f"{folder}: a version that is not finished (no {MANIFEST}); give one that is published")
+def _published(output: str, plan: dict[str, Any]) -> dict[str, Any] | None:
+    """Figures of the version in force, where the same plan made it."""
+    try:
+        uri = current(output)
+        manifest = manifest_of(*open_filesystem(uri)) or {}
+    except InputError:
+        # nothing there yet, or what this run is to mend
         return None
-    with filesystem.open_input_stream(path) as source:
-        try:
-            manifest = json.loads(source.read())
-        except ValueError as error:
-            raise InputError(f"{path}: is damaged ({error}); publish the version again") from error
-    if not isinstance(manifest, dict) or not {"model", "model_fingerprint"} <= manifest.keys():
-        raise InputError(f"{path}: is not a manifest of smec compress; give a folder with the Parquet files only")
-    return manifest
+    if any(manifest.get(key) != value for key, value in json.loads(json.dumps(plan)).items()):
+        return None
+    return _nothing_to_do(manifest, uri)
 
 
-def _compress_files(
-    model: Model, table: EmbeddingTable, draft: Draft, settings: CompressSettings, workers: int, gpus: float
-) -> tuple[list[PublishedFile], int]:
-    """Runs the tasks; returns the files in table order and how many rows were compressed, not found finished."""
-    # the largest file first: the last task to end decides when all end
-    order = sorted(range(len(table.files)), key=lambda number: -table.files[number].rows)
-    arguments = {"model": model, "table": table, "draft": draft, "settings": settings, "gpu": gpus > 0}
+def _upgraded(settings: CompressSettings, model: Model, source: str) -> dict[str, Any] | None:
+    """Figures of the version in force, where an earlier run has upgraded it in place."""
+    if not settings.upgrade or public_uri(settings.input) != public_uri(settings.output) or source == settings.input:
+        return None
+    manifest = manifest_of(*open_filesystem(source)) or {}
+    asked = (model.fingerprint, settings.dtype)
+    if "upgraded_from" not in manifest or (manifest["model_fingerprint"], manifest["dtype"]) != asked:
+        return None
+    if settings.dim is not None and settings.dim != _stored_dims(manifest):
+        return None
+    return _nothing_to_do(manifest, source)
+
+
+def _nothing_to_do(manifest: dict[str, Any], uri: str) -> dict[str, Any]:
+    say(f"{public_uri(uri)} holds these vectors already; there is nothing to do")
+    return _figures(manifest, uri, 0.0, 0)
+
+
+def _compress_pieces(job: Job, pieces: list[Piece], workers: int, gpus: float) -> tuple[list[PublishedFile], int]:
+    """Runs the tasks; returns the files by name and how many rows were compressed, not found finished."""
+    # the largest first: the last task to end decides when all end
+    order = sorted(pieces, key=lambda piece: piece.start - piece.stop)
+    tasks = [piece._asdict() for piece in order]
     files: dict[str, PublishedFile] = {}
-    progress = RowProgress("compressed", table.rows)
-    for rows, done in run_file_tasks(CompressFile, arguments, [{"file": number} for number in order], workers, gpus):
+    progress = RowProgress("compressed", job.table.rows)
+    for rows, done in run_file_tasks(CompressPiece, {"job": job, "gpu": gpus > 0}, tasks, workers, gpus):
         progress.add(rows)
         if done:
             files[done.name] = done
-    names = [posixpath.basename(part.path) for part in table.files]
-    missing = [name for name in names if name not in files]
-    if missing or sum(file.rows for file in files.values()) != table.rows:
-        raise SmecError(f"{public_uri(draft.uri)}: not all rows arrived (missing files: {missing[:3]}); run again")
-    return [files[name] for name in names], progress.rows
+    bad = sum(file.rows for file in files.values() if _is_quarantine(file))
+    for dim in job.dims:
+        names = [job.targets(piece)[dim] for piece in pieces]
+        missing = [name for name in names if name not in files]
+        if missing or sum(files[name].rows for name in names) + bad != job.table.rows:
+            raise SmecError(f"{job.folder}: not all rows arrived (missing files: {missing[:3]}); run again")
+    return sorted(files.values()), progress.rows
 
 
-def _plan(settings: CompressSettings, dim: int, model: Model, table: EmbeddingTable) -> dict[str, Any]:
+def _is_quarantine(file: PublishedFile) -> bool:
+    return file.name.startswith(f"{QUARANTINE}/")
+
+
+def _check_bad_rows(job: Job, files: list[PublishedFile], share: float) -> int:
+    """How many rows were set apart.
+
+    Raises:
+        InputError: more than the share that may be.
+    """
+    apart = [file for file in files if _is_quarantine(file)]
+    bad = sum(file.rows for file in apart)
+    if bad > share * job.table.rows:
+        path = f"{job.folder}/{apart[0].name}"
+        first = pq.read_table(path, columns=["row", "reason"], filesystem=job.filesystem).slice(0, 1).to_pylist()[0]
+        name = apart[0].name.removeprefix(f"{QUARANTINE}/")
+        raise InputError(
+            f"{bad:,} of {job.table.rows:,} rows are no sound vectors, more than max_bad_rows={share:g}; the first: "
+            f"{name}: row {first['row']}, {first['reason']}"
+        )
+    return bad
+
+
+def _plan(settings: CompressSettings, dims: tuple[int, ...], model: Model, table: EmbeddingTable) -> dict[str, Any]:
     """Everything that decides the version's bytes; an unfinished version with the same plan is taken up again."""
     infos = table.filesystem.get_file_info([part.path for part in table.files])
     stamps = [(info.base_name, info.size, info.mtime_ns) for info in infos]
@@ -256,27 +229,37 @@ def _plan(settings: CompressSettings, dim: int, model: Model, table: EmbeddingTa
         "model": public_uri(settings.model),
         "model_fingerprint": model.fingerprint,
         "input_dim": model.input_dim,
-        "dim": dim,
-        "dims": sorted({dim, *(prefix for prefix in model.dims if prefix <= dim)}, reverse=True),
+        "dim": dims[0],
+        "dims": sorted({*dims, *(prefix for prefix in model.dims if prefix <= dims[0])}, reverse=True),
+        "folders": [str(dim) for dim in dims] if len(dims) > 1 else [],
         "dtype": settings.dtype,
+        "on_bad_row": settings.on_bad_row,
+        "rows_per_file": settings.rows_per_file,
     }
+    if settings.dtype in ("int8", "binary"):
+        plan["int8_scales"] = {str(dim): model.int8_scale(dim) for dim in dims}
     if settings.upgrade and model.base is not None:
-        stored = {"dim": table.dim, "dtype": _value_type(table).to_pandas_dtype().__name__}
+        stored = {"dim": table.dim, "dtype": stored_type(table).to_pandas_dtype().__name__}
         plan["upgraded_from"] = {"model_fingerprint": model.base.fingerprint, **stored}
     return plan
 
 
-def _value_type(table: EmbeddingTable) -> pa.DataType:
-    """Number type of the vectors in the first file."""
-    kind = pq.read_schema(table.files[0].path, filesystem=table.filesystem).field("embedding").type
-    return kind.value_type
+def _bytes_per_vector(manifest: dict[str, Any]) -> int:
+    return sum(vector_bytes(dim, manifest["dtype"]) for dim in _stored_dims(manifest))
 
 
-def _rows_of(filesystem: pafs.FileSystem, path: str) -> int:
-    """Rows by the footer; -1 where there is no finished Parquet file."""
-    if not exists(filesystem, path):
-        return -1
-    try:
-        return int(pq.read_metadata(path, filesystem=filesystem).num_rows)
-    except pa.ArrowInvalid:
-        return -1
+def _stored_dims(manifest: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(map(int, manifest["folders"])) or (manifest["dim"],)
+
+
+def _figures(manifest: dict[str, Any], uri: str, seconds: float, rows: int) -> dict[str, Any]:
+    return {
+        "rows": manifest["rows"],
+        "quarantined": manifest["quarantined"],
+        "files": len(manifest["files"]),
+        "bytes_per_vector": _bytes_per_vector(manifest),
+        "seconds": round(seconds, 3),
+        "rows_per_s": round(rows / seconds, 1) if seconds else 0.0,
+        "version": manifest["version"],
+        "path": uri,
+    }

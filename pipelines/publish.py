@@ -1,7 +1,7 @@
 """Published folders: finished versions beside each other, and a small file that names the one in force.
 
-    OUT/v0001/*.parquet, manifest.json     a finished version; nothing in it changes any more
-    OUT/v0002/*.parquet, plan.json         unfinished: a run is writing it, or was killed; never pointed at
+    OUT/v0001/**.parquet, manifest.json    a finished version; nothing in it changes any more
+    OUT/v0002/**.parquet, plan.json        unfinished: a run is writing it, or was killed; never pointed at
     OUT/CURRENT                            "v0001": the version in force, written last
 
 Object stores cannot rename, so what makes a version valid is its manifest, and what puts it in force is CURRENT: two
@@ -15,7 +15,7 @@ import os
 import posixpath
 import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ READ_BYTES = 8 << 20
 
 
 class PublishedFile(NamedTuple):
-    """A file of a version as its manifest lists it; `sha256` is of the file's bytes, in hex."""
+    """A file of a version as its manifest lists it: its path there, and the sha256 (hex) of its bytes."""
 
     name: str
     rows: int
@@ -52,6 +52,8 @@ def new_file(filesystem: pafs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
     local = isinstance(filesystem, pafs.LocalFileSystem)
     # unique, because a worker of a killed run may still be writing the same file
     target = f"{path}.{uuid.uuid4().hex[:8]}.tmp" if local else path
+    if local:
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
     try:
         with filesystem.open_output_stream(target) as sink:
             yield sink
@@ -73,6 +75,12 @@ def describe_file(filesystem: pafs.FileSystem, path: str, rows: int) -> Publishe
     return PublishedFile(posixpath.basename(path), rows, size, digest.hexdigest())
 
 
+def is_published(out: str) -> bool:
+    """Whether a path or URI is a published folder that has a version in force."""
+    filesystem, root = open_filesystem(out)
+    return exists(filesystem, f"{root.rstrip('/')}/{CURRENT}")
+
+
 def current(out: str) -> str:
     """Path or URI of the version in force of a published folder.
 
@@ -86,6 +94,26 @@ def current(out: str) -> str:
     if not VERSION.fullmatch(name) or not exists(filesystem, f"{root}/{name}/{MANIFEST}"):
         raise InputError(f"{public_uri(out)}: {CURRENT} names {name!r}, which is no finished version; publish again")
     return join_uri(out, name)
+
+
+def manifest_of(filesystem: pafs.FileSystem, folder: str) -> dict[str, Any] | None:
+    """The manifest of a published version, None for a folder that is none.
+
+    Raises:
+        InputError: the version is not finished, or its manifest cannot be read.
+    """
+    path = f"{folder}/{MANIFEST}"
+    if not exists(filesystem, path):
+        if exists(filesystem, f"{folder}/{PLAN}"):
+            raise InputError(f"{folder}: a version that is not finished (no {MANIFEST}); give one that is published")
+        return None
+    try:
+        manifest = read_json(filesystem, path)
+    except ValueError as error:
+        raise InputError(f"{path}: is damaged ({error}); publish the version again") from error
+    if not isinstance(manifest, dict) or not {"model", "model_fingerprint"} <= manifest.keys():
+        raise InputError(f"{path}: is not a manifest of smec compress; give a folder with the Parquet files only")
+    return manifest
 
 
 class Draft:
@@ -130,8 +158,15 @@ class Draft:
             raise InputError(f"{public_uri(out)}: cannot be written to ({first_line(error)})") from error
         return draft
 
-    def publish(self, files: Sequence[PublishedFile]) -> dict[str, Any]:
+    def publish(self, files: Sequence[PublishedFile], counts: Mapping[str, int]) -> dict[str, Any]:
         """Writes the manifest, then CURRENT, and removes what the manifest does not list.
+
+        Args:
+            files: all files of the version.
+            counts: what the manifest says of their rows.
+
+        Returns:
+            The manifest.
 
         Raises:
             SmecError: a listed file is missing, or another run has taken the folder over.
@@ -140,8 +175,10 @@ class Draft:
             raise SmecError(
                 f"{public_uri(self.uri)}: another run published or replaced this version meanwhile; run again"
             )
-        infos = self.filesystem.get_file_info(pafs.FileSelector(self.folder))
-        sizes = {info.base_name: info.size for info in infos}
+        infos = self.filesystem.get_file_info(pafs.FileSelector(self.folder, recursive=True))
+        sizes = {
+            posixpath.relpath(info.path, self.folder): info.size for info in infos if info.type == pafs.FileType.File
+        }
         for file in files:
             if sizes.get(file.name) != file.bytes:
                 raise SmecError(
@@ -152,7 +189,7 @@ class Draft:
             "version": self.name,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             **self._plan,
-            "rows": sum(file.rows for file in files),
+            **counts,
             "files": [file._asdict() for file in files],
         }
         self._write(f"{self.name}/{MANIFEST}", json.dumps(manifest, indent=1))

@@ -1,13 +1,33 @@
 """Everything that decides what a training run computes, in one typed record."""
 
 import math
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Projection = Literal["free", "rotation", "residual_mlp", "selection"]
 
 STAGE_STEPS = 500
+
+
+def _parse_dims(value: Any) -> Any:
+    if isinstance(value, int):
+        return (value,)
+    if isinstance(value, str):
+        return tuple(part for part in value.replace(" ", "").split(",") if part)
+    return value
+
+
+def _check_dims(dims: tuple[int, ...]) -> tuple[int, ...]:
+    if any(d < 1 for d in dims):
+        raise ValueError("every dim must be at least 1")
+    if len(set(dims)) < len(dims):
+        raise ValueError("a dim is named twice")
+    return tuple(sorted(dims, reverse=True))
+
+
+Dims = Annotated[tuple[int, ...], Field(min_length=1), BeforeValidator(_parse_dims), AfterValidator(_check_dims)]
+"""Numbers of dims, the largest first; also read from one number or from "384,96"."""
 
 
 class TrainConfig(BaseModel):
@@ -15,7 +35,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
-    dims: tuple[int, ...] = Field(min_length=1)
+    dims: Dims
     """Target dims, each a usable prefix of the one nested vector; the input dim is always added in front."""
     seed: int = Field(0, ge=0)
     """Seed of every random choice: order, negatives, Gumbel noise, initialisation, baselines."""
@@ -91,24 +111,6 @@ class TrainConfig(BaseModel):
     refit: bool = True
     """Replay the whole chain on train + dev with each stage's kind and number of epochs as found on dev. Without
     judgements there is none: held-out documents have nothing to teach that the others have not."""
-
-    @field_validator("dims", mode="before")
-    @classmethod
-    def _parse_dims(cls, value: Any) -> Any:
-        if isinstance(value, int):
-            return (value,)
-        if isinstance(value, str):
-            return tuple(part for part in value.replace(" ", "").split(",") if part)
-        return value
-
-    @field_validator("dims")
-    @classmethod
-    def _check_dims(cls, dims: tuple[int, ...]) -> tuple[int, ...]:
-        if any(d < 1 for d in dims):
-            raise ValueError("every dim must be at least 1")
-        if len(set(dims)) < len(dims):
-            raise ValueError("a dim is named twice")
-        return tuple(sorted(dims, reverse=True))
 
     @model_validator(mode="after")
     def _check_memory(self) -> Self:

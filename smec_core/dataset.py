@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from smec_core.config import TrainConfig
 from smec_core.errors import InputError, one_line
 from smec_core.judgements import Judgements
-from smec_core.parquet import EmbeddingTable, find_parquet
+from smec_core.parquet import EmbeddingTable
+from smec_core.parquet_files import find_parquet
 from smec_core.uri import join_uri, open_filesystem, public_uri
 
 SPLITS = ("train", "dev", "test")

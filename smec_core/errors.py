@@ -9,6 +9,19 @@ class InputError(SmecError):
     """Bad usage or bad input: a file, row, column or config key that must be mended first (exit code 2)."""
 
 
+class RowError(InputError):
+    """A row of a file that cannot be used, and why."""
+
+    def __init__(self, file: str, row: int, column: str, why: str) -> None:
+        # all of them as arguments, so that it can be pickled
+        super().__init__(file, row, column, why)
+        self.place = f"{file}: row {row}"
+        self.reason = f"column {column}: {why}"
+
+    def __str__(self) -> str:
+        return f"{self.place}, {self.reason}"
+
+
 class LeaseError(SmecError):
     """Another training has the run of this name, or took it over (exit code 4)."""
 

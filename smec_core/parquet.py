@@ -3,7 +3,6 @@
 Shapes: N rows, D embedding dims.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -13,19 +12,35 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from smec_core.errors import InputError, one_line
+from smec_core.errors import InputError, RowError, one_line
+from smec_core.parquet_files import (
+    NULL_VECTOR,
+    find_parquet,
+    open_parquet,
+    read_any_batches,
+    read_batches,
+    row_groups,
+)
 from smec_core.uri import open_filesystem, public_uri
 
 ROW_GROUP_ROWS = 65_536
-READ_BUFFER_BYTES = 8 << 20
 
 
 class ParquetPart(NamedTuple):
-    """One file of a table; `start` is the global row of its first row."""
+    """One file of a table; `start` is the global row of its first row, `groups` are the rows of its row groups."""
 
     path: str
     rows: int
     start: int
+    groups: tuple[int, ...] = ()
+
+
+class Batch(NamedTuple):
+    """Consecutive rows of a file as they are stored, not checked; `row` is the file's row of the first."""
+
+    part: ParquetPart
+    row: int
+    rows: pa.RecordBatch
 
 
 class Block(NamedTuple):
@@ -36,15 +51,19 @@ class Block(NamedTuple):
     vectors_ND: np.ndarray
     table: pa.Table
 
+    @classmethod
+    def of(cls, batch: Batch, dim: int) -> "Block":
+        """Checks a batch of vectors of `dim` dims.
 
-def find_parquet(filesystem: pafs.FileSystem, path: str) -> list[str]:
-    """Parquet files of a folder (`path`) or the one file (`path` or `path`.parquet), sorted; empty for none."""
-    infos = filesystem.get_file_info([path, f"{path}.parquet"])
-    if infos[0].type == pafs.FileType.Directory:
-        found = filesystem.get_file_info(pafs.FileSelector(path))
-        files = (info for info in found if info.type == pafs.FileType.File and info.base_name.endswith(".parquet"))
-        return sorted(info.path for info in files if not info.base_name.startswith((".", "_")))
-    return [info.path for info in infos if info.type == pafs.FileType.File][:1]
+        Raises:
+            RowError: null id, null, NaN or infinite values, a zero vector, or a differing dim.
+        """
+        part, row, rows = batch
+        ids = pc.cast(rows["id"], pa.string())
+        if ids.null_count:
+            raise RowError(part.path, row + ids.is_null().index(True).as_py(), "id", "is null; every row needs an id")
+        vectors_ND = vectors_of(rows["embedding"], dim, part.path, row)
+        return cls(part.start + row, ids, vectors_ND, pa.Table.from_batches([rows]))
 
 
 class EmbeddingTable:
@@ -57,8 +76,8 @@ class EmbeddingTable:
         self.rows = sum(part.rows for part in files)
 
     @classmethod
-    def open(cls, uri: str) -> "EmbeddingTable":
-        """Reads footers only, and the first row for the dim.
+    def open(cls, uri: str, dim: int | None = None) -> "EmbeddingTable":
+        """Reads footers only, and, where no `dim` is given, the first row of each file for it.
 
         Raises:
             InputError: nothing there, unreadable, empty, or a missing or wrongly typed column.
@@ -72,26 +91,21 @@ class EmbeddingTable:
         dims: dict[str, int] = {}
         start = 0
         for file in paths:
-            with _open_parquet(filesystem, file) as parquet:
+            with open_parquet(filesystem, file) as parquet:
                 _check_schema(file, parquet.schema_arrow)
-                rows = parquet.metadata.num_rows
-                if rows:
-                    first = next(_read_batches(parquet, file, 1, ["embedding"], _row_groups(parquet, 0, 1)[0]))[
-                        "embedding"
-                    ]
-                    dims[file] = int(_row_dims(first)[0])
-                    if not first[0].is_valid or not dims[file]:
-                        raise InputError(
-                            f"{file}: row 0, column embedding: is null or has 0 dims; every row needs a vector"
-                        )
-            parts.append(ParquetPart(file, rows, start))
-            start += rows
-        if not dims:
+                groups = range(parquet.metadata.num_row_groups)
+                rows = tuple(parquet.metadata.row_group(group).num_rows for group in groups)
+                if sum(rows) and dim is None:
+                    dims[file] = _first_dim(parquet, file)
+            parts.append(ParquetPart(file, sum(rows), start, rows))
+            start += sum(rows)
+        if not start:
             raise InputError(f"{public_uri(uri)}: holds no rows")
-        dim = next(iter(dims.values()))
         for file, other in dims.items():
+            dim = dim or other
             if other != dim:
                 raise InputError(f"{file}: row 0, column embedding: {other} dims, but {next(iter(dims))} has {dim}")
+        assert dim is not None
         return cls(filesystem, parts, dim)
 
     def ids(self) -> pa.ChunkedArray:
@@ -102,7 +116,7 @@ class EmbeddingTable:
         """
         chunks = []
         for part in self.files:
-            with _open_parquet(self.filesystem, part.path) as parquet:
+            with open_parquet(self.filesystem, part.path) as parquet:
                 try:
                     ids = pc.cast(parquet.read(columns=["id"])["id"], pa.string())
                 except (pa.ArrowException, OSError) as error:
@@ -136,23 +150,41 @@ class EmbeddingTable:
         """Rows `start` to `stop` in global order, read a batch at a time; only the row groups that hold them are read.
 
         Raises:
-            InputError: null, NaN or infinite values, a zero vector, or a differing dim, with file and row.
+            RowError: a row that is no sound vector, with its place and what is wrong with it.
+        """
+        for batch in self.batches(start, stop, batch_rows, columns):
+            yield Block.of(batch, self.dim)
+
+    def batches(
+        self,
+        start: int = 0,
+        stop: int | None = None,
+        batch_rows: int = 8192,
+        columns: Sequence[str] = (),
+        any_row: bool = False,
+    ) -> Iterator[Batch]:
+        """The same rows, not checked; with `any_row` vectors come as lists of any length, so that none is unreadable.
+
+        Raises:
+            InputError: rows that cannot be read; without `any_row` a null in a column of fixed-size lists is one.
         """
         stop = self.rows if stop is None else stop
         wanted = list(dict.fromkeys(["id", "embedding", *columns]))
         for part in self.files:
             if part.start + part.rows <= start or part.start >= stop:
                 continue
-            with _open_parquet(self.filesystem, part.path) as parquet:
-                groups, row = _row_groups(parquet, start - part.start, stop - part.start)
-                for batch in _read_batches(parquet, part.path, batch_rows, wanted, groups, row):
-                    low, high = max(start - part.start - row, 0), min(stop - part.start - row, len(batch))
-                    if low < high:
-                        piece = batch.slice(low, high - low)
-                        vectors_ND = vectors_of(piece["embedding"], self.dim, part.path, row + low)
-                        ids = pc.cast(piece["id"], pa.string())
-                        yield Block(part.start + row + low, ids, vectors_ND, pa.Table.from_batches([piece]))
-                    row += len(batch)
+            low, high = start - part.start, stop - part.start
+            with open_parquet(self.filesystem, part.path) as parquet:
+                groups, row = row_groups(parquet, low, high)
+                if any_row:
+                    read = read_any_batches(parquet, self.filesystem, part.path, batch_rows, wanted, groups, row)
+                else:
+                    read = read_batches(parquet, part.path, batch_rows, wanted, groups, row)
+                for rows in read:
+                    first, last = max(low - row, 0), min(high - row, len(rows))
+                    if first < last:
+                        yield Batch(part, row + first, rows.slice(first, last - first))
+                    row += len(rows)
 
 
 def vectors_of(column: pa.Array, dim: int, file: str, row: int) -> np.ndarray:
@@ -160,9 +192,9 @@ def vectors_of(column: pa.Array, dim: int, file: str, row: int) -> np.ndarray:
 
     def refuse(bad_N: np.ndarray, why: str) -> None:
         if bad_N.any():
-            raise InputError(f"{file}: row {row + int(bad_N.argmax())}, column embedding: {why}")
+            raise RowError(file, row + int(bad_N.argmax()), "embedding", why)
 
-    refuse(column.is_null().to_numpy(zero_copy_only=False), "is null; every row needs a vector")
+    refuse(column.is_null().to_numpy(zero_copy_only=False), NULL_VECTOR)
     dims_N = _row_dims(column)
     refuse(dims_N != dim, f"has {dims_N[(dims_N != dim).argmax()] if len(dims_N) else 0} dims, but the table has {dim}")
     if isinstance(column, pa.ExtensionArray):
@@ -202,33 +234,12 @@ def write_embeddings(
     pq.write_table(pa.table(columns), path, filesystem=filesystem, use_dictionary=False, row_group_size=ROW_GROUP_ROWS)
 
 
-def _open_parquet(filesystem: pafs.FileSystem, path: str) -> pq.ParquetFile:
-    try:
-        # pre-buffering would keep all that was read of a file in memory until it is closed
-        return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=False, buffer_size=READ_BUFFER_BYTES)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
-
-
-def _read_batches(
-    parquet: pq.ParquetFile, path: str, batch_rows: int, columns: list[str], groups: list[int], row: int = 0
-) -> Iterator[pa.RecordBatch]:
-    """Batches of some row groups; `row` is the file's row of the first."""
-    batches = parquet.iter_batches(batch_rows, row_groups=groups, columns=columns)
-    while True:
-        try:
-            batch = next(batches, None)
-        except (pa.ArrowException, OSError) as error:
-            # how pyarrow meets a null in a FixedSizeList column
-            null = re.search(r"Expected all lists to be of size=\d+ but index (\d+) had size=0", str(error))
-            if null:
-                place = f"row {row + int(null[1]) - 1}, column embedding"
-                raise InputError(f"{path}: {place}: is null; every row needs a vector") from error
-            raise InputError(f"{path}: rows from {row} on cannot be read ({one_line(error)})") from error
-        if batch is None:
-            return
-        yield batch
-        row += len(batch)
+def _first_dim(parquet: pq.ParquetFile, file: str) -> int:
+    first = next(read_batches(parquet, file, 1, ["embedding"], row_groups(parquet, 0, 1)[0]))["embedding"]
+    dim = int(_row_dims(first)[0])
+    if not first[0].is_valid or not dim:
+        raise RowError(file, 0, "embedding", "is null or has 0 dims; every row needs a vector")
+    return dim
 
 
 def _check_schema(file: str, schema: pa.Schema) -> None:
@@ -258,17 +269,3 @@ def _row_dims(column: pa.Array) -> np.ndarray:
     if pa.types.is_fixed_size_list(column.type):
         return np.full(len(column), column.type.list_size)
     return pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-
-
-def _row_groups(parquet: pq.ParquetFile, start: int, stop: int) -> tuple[list[int], int]:
-    """Row groups that hold rows `start` to `stop` of a file, and the file's row of the first of them."""
-    groups: list[int] = []
-    first = row = 0
-    for group in range(parquet.metadata.num_row_groups):
-        rows = parquet.metadata.row_group(group).num_rows
-        if row < stop and row + rows > start:
-            if not groups:
-                first = row
-            groups.append(group)
-        row += rows
-    return groups, first

@@ -21,7 +21,7 @@ def write(draft: Draft, name: str, text: str) -> PublishedFile:
 
 def publish(out: Path, plan: dict[str, object], text: str) -> dict[str, object]:
     draft = Draft.open(str(out), plan)
-    return draft.publish([write(draft, "a.parquet", text)])
+    return draft.publish([write(draft, "a.parquet", text)], {"rows": len(text)})
 
 
 def test_versions_stay_and_current_moves(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_unfinished_version_is_taken_up_only_by_the_same_job(tmp_path: Path) -> 
 
     again = Draft.open(str(tmp_path), PLAN)
     assert again.name == "v0002"
-    again.publish([write(again, "a.parquet", "whole")])
+    again.publish([write(again, "a.parquet", "whole")], {"rows": 5})
     assert current(str(tmp_path)).endswith("v0002")
     assert sorted(path.name for path in (tmp_path / "v0002").iterdir()) == ["a.parquet", "manifest.json"]
 
@@ -67,7 +67,7 @@ def test_version_whose_files_changed_is_not_published(tmp_path: Path) -> None:
     file = write(draft, "a.parquet", "two")
     (tmp_path / "v0002/a.parquet").write_text("tampered")
     with pytest.raises(SmecError, match=r"v0002/a\.parquet: was changed or removed"):
-        draft.publish([file])
+        draft.publish([file], {"rows": 3})
     assert current(str(tmp_path)).endswith("v0001")
     assert not (tmp_path / "v0002/manifest.json").exists()
 
@@ -75,9 +75,9 @@ def test_version_whose_files_changed_is_not_published(tmp_path: Path) -> None:
 def test_a_version_is_published_once(tmp_path: Path) -> None:
     one, other = Draft.open(str(tmp_path), PLAN), Draft.open(str(tmp_path), PLAN)
     files = [write(one, "a.parquet", "one")]
-    one.publish(files)
+    one.publish(files, {"rows": 3})
     with pytest.raises(SmecError, match="another run published"):
-        other.publish(files)
+        other.publish(files, {"rows": 3})
 
 
 def test_discarded_version_leaves_nothing(tmp_path: Path) -> None:

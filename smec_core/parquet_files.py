@@ -1,0 +1,102 @@
+"""Single Parquet files: found, opened, and read by row groups, batch by batch."""
+
+import io
+import re
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from smec_core.errors import InputError, RowError, one_line
+
+READ_BUFFER_BYTES = 8 << 20
+NULL_VECTOR = "is null; every row needs a vector"
+
+
+def find_parquet(filesystem: pafs.FileSystem, path: str) -> list[str]:
+    """Parquet files of a folder (`path`) or the one file (`path` or `path`.parquet), sorted; empty for none."""
+    infos = filesystem.get_file_info([path, f"{path}.parquet"])
+    if infos[0].type == pafs.FileType.Directory:
+        found = filesystem.get_file_info(pafs.FileSelector(path))
+        files = (info for info in found if info.type == pafs.FileType.File and info.base_name.endswith(".parquet"))
+        return sorted(info.path for info in files if not info.base_name.startswith((".", "_")))
+    return [info.path for info in infos if info.type == pafs.FileType.File][:1]
+
+
+def open_parquet(filesystem: pafs.FileSystem, path: str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    """Opens a file; `metadata` stands in for its footer.
+
+    Raises:
+        InputError: it is not a readable Parquet file.
+    """
+    try:
+        # pre-buffering would keep all that was read of a file in memory until it is closed
+        return pq.ParquetFile(
+            path, filesystem=filesystem, metadata=metadata, pre_buffer=False, buffer_size=READ_BUFFER_BYTES
+        )
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
+
+
+def read_batches(
+    parquet: pq.ParquetFile, path: str, batch_rows: int, columns: list[str], groups: list[int], row: int = 0
+) -> Iterator[pa.RecordBatch]:
+    """Batches of some row groups; `row` is the file's row of the first.
+
+    Raises:
+        RowError: a null in a column of fixed-size lists, which pyarrow cannot read.
+        InputError: rows that cannot be read.
+    """
+    batches = parquet.iter_batches(batch_rows, row_groups=groups, columns=columns)
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pa.ArrowException, OSError) as error:
+            # how pyarrow meets a null in a FixedSizeList column
+            null = re.search(r"Expected all lists to be of size=\d+ but index (\d+) had size=0", str(error))
+            if null:
+                raise RowError(path, row + int(null[1]) - 1, "embedding", NULL_VECTOR) from error
+            raise InputError(f"{path}: rows from {row} on cannot be read ({one_line(error)})") from error
+        if batch is None:
+            return
+        yield batch
+        row += len(batch)
+
+
+def read_any_batches(
+    parquet: pq.ParquetFile,
+    filesystem: pafs.FileSystem,
+    path: str,
+    batch_rows: int,
+    columns: list[str],
+    groups: list[int],
+    row: int = 0,
+) -> Iterator[pa.RecordBatch]:
+    """As `read_batches`, but the column embedding comes as lists of any length, with nulls where it has some."""
+    footer = io.BytesIO()
+    parquet.metadata.write_metadata_file(footer)
+    # what pyarrow reads where the note of Arrow's types is not found
+    footer = io.BytesIO(footer.getvalue().replace(b"ARROW:schema", b"arrow_schema"))
+    others = [name for name in columns if name != "embedding"]
+    with open_parquet(filesystem, path, pq.read_metadata(footer)) as plain:
+        for rows, vectors in zip(
+            read_batches(parquet, path, batch_rows, others, groups, row),
+            read_batches(plain, path, batch_rows, ["embedding"], groups, row),
+            strict=True,
+        ):
+            yield rows.append_column("embedding", vectors["embedding"]).select(columns)
+
+
+def row_groups(parquet: pq.ParquetFile, start: int, stop: int) -> tuple[list[int], int]:
+    """Row groups that hold rows `start` to `stop` of a file, and the file's row of the first of them."""
+    groups: list[int] = []
+    first = row = 0
+    for group in range(parquet.metadata.num_row_groups):
+        rows = parquet.metadata.row_group(group).num_rows
+        if row < stop and row + rows > start:
+            if not groups:
+                first = row
+            groups.append(group)
+        row += rows
+    return groups, first

@@ -1,0 +1,118 @@
+"""Rows that are no sound vectors: named, or set apart."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import smec_core
+from smec_core.errors import InputError
+from smec_core.parquet import embedding_column
+from tests.pipelines.compress.corpora import DIM, compress, read, vectors, write_corpus
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+@pytest.mark.parametrize(
+    ("value", "why"), [(np.nan, "NaN or infinity"), (np.inf, "NaN or infinity"), (0.0, "zero vector")]
+)
+def test_bad_row_is_named_and_nothing_is_published(tmp_path: Path, model: Path, value: float, why: str) -> None:
+    source = write_corpus(tmp_path / "in", [300, 300])
+    bad_ND = vectors(300)
+    bad_ND[217] = value
+    pq.write_table(
+        pa.table({"id": [f"x{row}" for row in range(300)], "embedding": embedding_column(bad_ND)}),
+        source / "part-01.parquet",
+        row_group_size=100,
+    )
+    with pytest.raises(InputError, match=rf"part-01\.parquet: row 217, column embedding: .*{why}") as caught:
+        compress(model, source, tmp_path / "out", batch_rows=50)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_null_id_is_named(tmp_path: Path, model: Path) -> None:
+    table = pa.table({"id": ["a", "b", None], "embedding": embedding_column(vectors(3))})
+    pq.write_table(table, tmp_path / "corpus.parquet")
+    with pytest.raises(InputError, match=r"corpus\.parquet: row 2, column id: is null"):
+        compress(model, tmp_path / "corpus", tmp_path / "out")
+
+
+BAD_ROWS: dict[int, list[float | None] | None] = {
+    3: None,
+    40: [np.nan] * DIM,
+    41: [0.0] * DIM,
+    42: [np.inf, *[1.0] * (DIM - 1)],
+    99: [1.0, 2.0],
+    250: [None] * DIM,
+}
+REASONS = {
+    3: "column embedding: is null; every row needs a vector",
+    7: "column id: is null; every row needs an id",
+    40: "column embedding: holds NaN or infinity; mend or remove the row",
+    41: "column embedding: is a zero vector, which has no direction; remove the row",
+    42: "column embedding: holds NaN or infinity; mend or remove the row",
+    99: "column embedding: has 2 dims, but the table has 16",
+    250: "column embedding: holds a null value",
+}
+
+
+def write_bad(folder: Path, fixed: bool) -> Path:
+    """A sound file, and one with the bad rows; those of another length only where lists need not be of one."""
+    write_corpus(folder, [300, 300], year=lambda count: pa.array(range(count), pa.int16()))
+    table = pq.read_table(folder / "part-01.parquet")
+    rows = table["embedding"].to_pylist()
+    for row, value in BAD_ROWS.items():
+        if not fixed or value is None or len(value) == DIM:
+            rows[row] = value
+    kind = pa.list_(pa.float32(), DIM) if fixed else pa.list_(pa.float32())
+    ids = table["id"].to_pylist()
+    ids[7] = None
+    table = pa.table({"id": pa.array(ids, pa.string()), "embedding": pa.array(rows, kind), "year": table["year"]})
+    pq.write_table(table, folder / "part-01.parquet", row_group_size=100)
+    return folder
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["lists", "fixed-size lists"])
+def test_bad_rows_are_set_apart_with_the_reason(tmp_path: Path, model: Path, fixed: bool) -> None:
+    source = write_bad(tmp_path / "in", fixed)
+    expected = {row: why for row, why in REASONS.items() if not fixed or row != 99}
+    figures = compress(model, source, tmp_path / "out", on_bad_row="quarantine", max_bad_rows=0.05, batch_rows=64)
+    assert (figures["rows"], figures["quarantined"], figures["files"]) == (600 - len(expected), len(expected), 3)
+    assert [path.name for path in (tmp_path / "out/v0001/_quarantine").iterdir()] == ["part-01.parquet"]
+    apart = pq.read_table(tmp_path / "out/v0001/_quarantine/part-01.parquet")
+    assert dict(zip(apart["row"].to_pylist(), apart["reason"].to_pylist(), strict=True)) == expected
+    assert apart["year"].to_pylist() == list(expected)
+    assert apart.schema.field("year").type == pa.int16()
+    assert apart["embedding"].to_pylist()[2:3] == [pytest.approx([np.nan] * DIM, nan_ok=True)]
+
+    ids, out_Nd = read(figures["path"])
+    sound = [row for row in range(300) if row not in expected]
+    assert ids == [f"d{row}" for row in range(300)] + [f"d{300 + row}" for row in sound]
+    x_ND = np.concatenate([vectors(300, 0), vectors(300, 1)[sound]])
+    np.testing.assert_allclose(out_Nd, smec_core.load(model).encode(x_ND, 8), atol=1e-6)
+    manifest = json.loads((tmp_path / "out/v0001/manifest.json").read_text())
+    assert (manifest["rows"], manifest["quarantined"]) == (figures["rows"], figures["quarantined"])
+
+
+def test_too_many_bad_rows_publish_nothing(tmp_path: Path, model: Path) -> None:
+    source = write_bad(tmp_path / "in", fixed=False)
+    first = r"part-01\.parquet: row 3, column embedding: is null"
+    with pytest.raises(
+        InputError, match=rf"7 of 600 rows are no sound vectors, more than max_bad_rows=0\.01; the first: {first}"
+    ):
+        compress(model, source, tmp_path / "out", on_bad_row="quarantine")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_file_of_other_dims_is_set_apart_as_a_whole(tmp_path: Path, model: Path) -> None:
+    source = write_corpus(tmp_path / "in", [5, 300])
+    ids = [f"n{row}" for row in range(5)]
+    narrow = pa.table({"id": ids, "embedding": embedding_column(np.ones((5, 3), np.float32))})
+    pq.write_table(narrow, source / "part-00.parquet")
+    figures = compress(model, source, tmp_path / "out", on_bad_row="quarantine", max_bad_rows=0.1)
+    assert (figures["rows"], figures["quarantined"]) == (300, 5)
+    assert read(figures["path"])[0] == [f"d{5 + row}" for row in range(300)]
