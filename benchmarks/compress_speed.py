@@ -1,0 +1,164 @@
+"""Speed of `smec compress` against a plain loop: read with pyarrow, multiply with numpy, write with pyarrow.
+
+    python benchmarks/compress_speed.py [--rows 1000000] [--dtype float32]
+
+All on one generated corpus, 768 dims to 96: the plain loop on one core, then `smec compress` with one and two workers
+of one thread each, each in a process of its own. Rates leave the start of Ray out, but not that of the actors. Peak
+memory is sampled from /proc for half of the corpus and for all of it: it must not grow.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.processes import peak_mib
+
+INPUT_DIM, DIM, FILES = 768, 96, 8
+ROW_GROUP_ROWS = 25_000
+BATCH_ROWS = 8192
+
+
+def write_corpus(folder: Path, rows: int, files: int) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from smec_core.parquet import embedding_column
+
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    schema = pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.float32(), INPUT_DIM))])
+    for file in range(files):
+        with pq.ParquetWriter(folder / f"{file}.parquet", schema, use_dictionary=["id"]) as writer:
+            for start in range(0, rows // files, ROW_GROUP_ROWS):
+                stop = min(start + ROW_GROUP_ROWS, rows // files)
+                ids = pa.array([f"document-{file}-{row}" for row in range(start, stop)])
+                vectors_ND = rng.standard_normal((stop - start, INPUT_DIM), dtype=np.float32)
+                writer.write_table(pa.table([ids, embedding_column(vectors_ND)], schema=schema))
+
+
+def write_model(folder: Path) -> None:
+    from smec_core.adapter import FrozenStage
+    from smec_core.model import Model
+
+    rotation = torch.linalg.qr(torch.randn(INPUT_DIM, INPUT_DIM, generator=torch.Generator().manual_seed(0)))[0]
+    stage = FrozenStage(DIM, "rotation", {"weight": rotation, "logits": torch.arange(INPUT_DIM, 0, -1).float()})
+    scales = {str(dim): 5 / dim**0.5 / 127 for dim in (INPUT_DIM, DIM)}
+    Model([stage], INPUT_DIM, {"dims": [INPUT_DIM, DIM], "int8_scales": scales}, {}).save(folder)
+
+
+def plain(model: str, corpus: str, out: str) -> None:
+    """The loop to compare with: no checks, no progress, no manifest."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    import smec_core
+
+    pa.set_cpu_count(1)
+    matrix = smec_core.load(model).matrix_DD
+    assert matrix is not None
+    a_Dd = np.ascontiguousarray(matrix[:DIM].numpy().T)
+    Path(out).mkdir()
+    rows, started = 0, time.perf_counter()
+    for path in sorted(Path(corpus).glob("*.parquet")):
+        schema = pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.float32(), DIM))])
+        with (
+            pq.ParquetFile(path, pre_buffer=False, buffer_size=8 << 20) as file,
+            pq.ParquetWriter(f"{out}/{path.name}", schema, use_dictionary=["id"]) as writer,
+        ):
+            for batch in file.iter_batches(BATCH_ROWS, use_threads=False):
+                x_ND = batch["embedding"].flatten().to_numpy(zero_copy_only=False).reshape(-1, INPUT_DIM)
+                z_Nd = x_ND @ a_Dd
+                z_Nd /= np.linalg.norm(z_Nd, axis=1, keepdims=True)
+                vectors = pa.FixedSizeListArray.from_arrays(pa.array(z_Nd.reshape(-1)), DIM)
+                writer.write_table(pa.table([batch["id"], vectors], schema=schema))
+                rows += len(batch)
+    print(json.dumps({"rows_per_s": rows / (time.perf_counter() - started)}))
+
+
+def compress(model: str, corpus: str, out: str, workers: int, dtype: str) -> None:
+    import ray
+
+    from pipelines.compress import CompressSettings, run
+
+    ray.init(num_cpus=max(2, workers), include_dashboard=False, log_to_driver=False, logging_level="error")
+    settings = CompressSettings.model_validate(
+        {"model": model, "input": corpus, "output": out, "dim": DIM, "dtype": dtype, "workers": workers, "gpu": "off"}
+    )
+    print(json.dumps(run(settings)))
+
+
+def measure(*job: str) -> dict[str, float]:
+    """Runs a job in a process of its own; returns its figures and its peak memory in MiB."""
+    # as Ray sets it for an actor of one CPU
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, "--job", *job]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    held = peak_mib(process, "ray::MapWorker")
+    if process.returncode:
+        raise SystemExit(f"{' '.join(job)} failed with exit code {process.returncode}")
+    assert process.stdout is not None
+    figures = json.loads(process.stdout.read().splitlines()[-1])
+    return {
+        "rows_per_s": figures["rows_per_s"],
+        "driver": held["driver"]["anonymous"],
+        "actor": held["actor"]["anonymous"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the corpus")
+    parser.add_argument("--dtype", default="float32", help="number type that smec compress writes")
+    parser.add_argument("--folder", help="where to put the corpus; default: the temporary folder")
+    parser.add_argument("--job", nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.job:
+        name, *paths = arguments.job
+        if name == "plain":
+            plain(*paths)
+        else:
+            compress(*paths[:3], int(paths[3]), paths[4])
+        return
+    with tempfile.TemporaryDirectory(prefix="smec-", dir=arguments.folder) as made:
+        folder = Path(made)
+        model, corpus, half = folder / "model", folder / "corpus", folder / "half"
+        write_model(model)
+        write_corpus(corpus, arguments.rows, FILES)
+        half.mkdir()
+        for path in sorted(corpus.iterdir())[: FILES // 2]:
+            (half / path.name).hardlink_to(path)
+        jobs = {
+            "plain loop": ("plain", str(model), str(corpus), str(folder / "plain")),
+            "1 worker": ("compress", str(model), str(corpus), str(folder / "one"), "1", arguments.dtype),
+            "2 workers": ("compress", str(model), str(corpus), str(folder / "two"), "2", arguments.dtype),
+            "2 workers, half the rows": (
+                "compress",
+                str(model),
+                str(half),
+                str(folder / "half-out"),
+                "2",
+                arguments.dtype,
+            ),
+        }
+        figures = {name: measure(*job) for name, job in jobs.items()}
+    print(f"{arguments.rows:,} rows, {INPUT_DIM} dims to {DIM} as {arguments.dtype}; peak MiB of anonymous memory")
+    print(f"{'':26}{'rows/s':>10}{'of plain':>10}{'driver':>9}{'actor':>9}")
+    for name, one in figures.items():
+        ratio = one["rows_per_s"] / figures["plain loop"]["rows_per_s"]
+        print(f"{name:26}{one['rows_per_s']:>10,.0f}{ratio:>10.2f}{one['driver']:>9.0f}{one['actor']:>9.0f}")
+    two = figures["2 workers"]["rows_per_s"] / figures["1 worker"]["rows_per_s"]
+    print(f"2 workers are {two:.2f} times one")
+
+
+if __name__ == "__main__":
+    main()
