@@ -96,12 +96,12 @@ class Model:
         dim = self.input_dim if dim is None else dim
         if not 1 <= dim <= self.input_dim:
             raise InputError(f"dim is {dim}; this model gives 1 to {self.input_dim}, trained for {self.dims}")
-        x_ND = F.normalize(x_ND.float(), dim=1)
         if self.matrix_DD is None:
+            x_ND = F.normalize(x_ND.float(), dim=1)
             z_Nd = apply_chain([stage.to(x_ND.device) for stage in self.stages], x_ND)[:, :dim]
         else:
-            z_Nd = x_ND @ self.matrix_DD[:dim].to(x_ND.device).T
-        return F.normalize(z_Nd, dim=1)
+            z_Nd = x_ND.float() @ self.matrix_DD[:dim].to(x_ND.device).T
+        return _unit(z_Nd)
 
     @overload
     def upgrade(self, v_Nw: np.ndarray, dim: int | None = None) -> np.ndarray: ...
@@ -241,6 +241,12 @@ def load(folder: str | Path) -> Model:
     except (KeyError, TypeError, ValueError) as error:
         problem = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
         raise InputError(f"{folder}: config.json and adapter.safetensors do not fit together ({problem})") from error
+
+
+def _unit(z_Nd: Tensor) -> Tensor:
+    """Rows at norm 1, whatever their scale: the squares of a float32 vector may leave the range of float32."""
+    norm_N1 = torch.linalg.vector_norm(z_Nd, dim=1, keepdim=True, dtype=torch.float64)
+    return (z_Nd / norm_N1.clamp_min(torch.finfo(torch.float32).tiny)).float()
 
 
 def _read_stage(number: int, dim: int, projection: Projection, tensors: dict[str, Tensor]) -> FrozenStage:

@@ -116,6 +116,12 @@ def test_killed_run_leaves_current_alone_and_the_next_one_ends_its_work(tmp_path
     expected = smec_core.load(model).encode(np.concatenate([vectors(400, file) for file in range(60)]), 8)
     np.testing.assert_allclose(out_Nd, expected, atol=1e-6)
 
+    undisturbed = compress(model, source, tmp_path / "other", dim=8)
+    files = [
+        json.loads(Path(path, "manifest.json").read_text())["files"] for path in (figures["path"], undisturbed["path"])
+    ]
+    assert files[0] == files[1], "the same bytes"
+
 
 def test_damaged_file_is_named_in_one_line(tmp_path: Path, model: Path) -> None:
     source = write_corpus(tmp_path / "in", [300])
