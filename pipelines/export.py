@@ -101,8 +101,8 @@ def run(settings: ExportSettings) -> dict[str, Any]:
         figures["bytes"] = place(out, settings.to, origin, write)
     except OSError as error:
         raise InputError(f"out: {out} cannot be written ({error.strerror or error})") from error
-    size, error = figures["bytes"], figures["max_error"]
-    say(f"exported to {settings.to}, {dim} dims, {size:,} bytes, within {error:.0e} of encode: {out}")
+    size, difference = figures["bytes"], figures["max_error"]
+    say(f"exported to {settings.to}, {dim} dims, {size:,} bytes, within {difference:.0e} of encode: {out}")
     return figures
 
 

@@ -1,6 +1,7 @@
 """Exports as their users meet them: each is read by the tool it is for, and gives what `encode` gives."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from smec_core.adapter import MLP_TENSORS, FrozenStage
 from smec_core.errors import InputError, SmecError
 from smec_core.model import Model
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 FORMATS = ("onnx", "faiss", "numpy")
 TEXTS = ["a cat that purrs", "the sea is salt water", "wie spät ist es?"]
 
@@ -104,7 +106,7 @@ def test_faiss_index_takes_originals_and_finds_what_encode_finds(
     out = tmp_path / "model.faiss"
     figures = export(model, "faiss", out, dim=dim)
     docs_ND, queries_QD = vectors(300), vectors(9, seed=1)
-    index = faiss.read_index(str(out))
+    index: Any = faiss.read_index(str(out))
     assert (index.d, index.ntotal, index.is_trained) == (48, 0, True)
     index.add(docs_ND)
     scores_QK, found_QK = index.search(queries_QD, 4)
@@ -124,8 +126,7 @@ def test_another_faiss_index_goes_behind_the_transforms(tmp_path: Path, model: P
     import faiss
 
     export(model, "faiss", tmp_path / "model.faiss", dim=8)
-    # as README shows it
-    empty = faiss.read_index(str(tmp_path / "model.faiss"))
+    empty: Any = faiss.read_index(str(tmp_path / "model.faiss"))
     index = faiss.IndexPreTransform(faiss.index_factory(8, kind, faiss.METRIC_INNER_PRODUCT))
     for number in reversed(range(empty.chain.size())):
         index.prepend_transform(empty.chain.at(number))
@@ -226,6 +227,22 @@ def test_sentence_transformer_gives_nested_vectors_of_text(tmp_path: Path, encod
     small = SentenceTransformer(str(out), device="cpu")
     assert small.get_embedding_dimension() == 24
     assert_as_encode(model, x_ND, small.encode(TEXTS), [24])
+
+
+def test_examples_in_the_readme_run(tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = (REPOSITORY / "README.md").read_text().split("### Use the model elsewhere")[1].split("\n### ")[0]
+    commands = re.findall(r"^    smec (.*)$", section, re.MULTILINE)
+    examples = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert (len(commands), len(examples)) == (4, 5)
+    monkeypatch.chdir(tmp_path)
+    write_model(Path("model"), [384, 96, 24])
+    for command in commands:
+        result = CliRunner().invoke(app, [str(encoder) if word == "NAME" else word for word in command.split()])
+        assert result.exit_code == 0, result.stderr
+    np.save("vectors.npy", vectors(500, 384))
+    script = ["import numpy as np", "vectors = np.load('vectors.npy')", *examples]
+    done = subprocess.run([sys.executable, "-c", "\n".join(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_encoder_that_cuts_its_vectors_or_is_in_half_precision(tmp_path: Path, encoder: Path) -> None:
