@@ -124,14 +124,16 @@ def _exporter(to: str) -> Any:
 
 
 def _check(model: Model, x_ND: np.ndarray, z_Nd: np.ndarray, dims: Sequence[int], to: str) -> float:
-    """The largest difference of vectors, cut and normalised again, from what the model makes of the same originals.
+    """The largest difference of vectors, also cut and normalised again, from what the model makes of the originals.
 
     Raises:
         SmecError: it is more than TOLERANCE.
     """
     errors = {}
     for dim in dims:
-        cut_Nd = z_Nd[:, :dim] / np.linalg.norm(z_Nd[:, :dim], axis=1, keepdims=True)
+        cut_Nd = z_Nd[:, :dim]
+        if dim < z_Nd.shape[1]:
+            cut_Nd = cut_Nd / np.linalg.norm(cut_Nd, axis=1, keepdims=True)
         errors[dim] = float(np.abs(cut_Nd - model.encode(x_ND, dim)).max())
         # false for NaN, too
         if not errors[dim] <= TOLERANCE:

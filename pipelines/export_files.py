@@ -31,7 +31,8 @@ def check_replaceable(out: Path, to: str) -> None:
     if out.is_dir() and to not in FOLDERS:
         raise InputError(f"out: {out} is a folder, and --to {to} writes a file; name one, as {out / 'model'}.{to}")
     record_file = _record_file(out, to)
-    if not out.exists() and not record_file.exists():
+    is_empty_folder = out.is_dir() and not any(out.iterdir())
+    if is_empty_folder or not (out.exists() or record_file.exists()):
         return
     advice = "nothing of it is overwritten; name another, or remove it first"
     record = _read_record(record_file, to)
@@ -114,8 +115,9 @@ def _files(out: Path, to: str) -> Iterator[tuple[str, Path]]:
         return
     for path in sorted(out.rglob("*")):
         # Python's cache of the loader appears where that is imported from the folder
-        if path.is_file() and path != _record_file(out, to) and "__pycache__" not in path.parts:
-            yield path.relative_to(out).as_posix(), path
+        name = path.relative_to(out)
+        if path.is_file() and path != _record_file(out, to) and "__pycache__" not in name.parts:
+            yield name.as_posix(), path
 
 
 def _sha256(path: Path) -> str:

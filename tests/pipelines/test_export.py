@@ -141,6 +141,7 @@ def test_another_faiss_index_goes_behind_the_transforms(tmp_path: Path, model: P
 
 def test_numpy_folder_works_where_there_is_no_torch_and_no_smec(tmp_path: Path, model: Path) -> None:
     folder = tmp_path / "small"
+    folder.mkdir()
     figures = export(model, "numpy", folder)
     x_ND = vectors(30)
     np.save(tmp_path / "x.npy", x_ND)
