@@ -247,6 +247,37 @@ def compress(
 
 
 @app.command()
+def export(
+    model: Annotated[str | None, typer.Option(help="Model folder.")] = None,
+    to: Annotated[str | None, typer.Option(help="onnx, faiss, sentence-transformers or numpy.")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="File (onnx, faiss) or folder to write; an earlier export there is replaced.")
+    ] = None,
+    dim: Annotated[int | None, typer.Option(help="Dims to keep; default: all, to be cut by whoever uses it.")] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="sentence-transformers only: the model that made the original vectors, by name or path."),
+    ] = None,
+    config: Config = None,
+    assign: Assign = None,
+    json_file: Json = None,
+) -> None:
+    """Export a model to another tool, and check there that it gives the same vectors at every dim.
+
+    onnx: a graph, embeddings in, unit vectors out. faiss: an empty index that takes original embeddings.
+    sentence-transformers: the encoder with the model behind it, text in. numpy: a matrix and a small file that reads
+    it, for query services without torch.
+
+    An export that differs from the model by more than 1e-5 fails and leaves nothing.
+    All but numpy need the extra export of this package.
+
+    [dim]Example: smec export --model models/products --to onnx --out products.onnx --dim 96[/dim]
+    """
+    flags = {"model": model, "to": to, "out": out, "dim": dim, "encoder": encoder}
+    _run("export", flags, config, assign, json_file)
+
+
+@app.command()
 def report(
     folder: Annotated[str, typer.Argument(help="Model folder, or a study's.")],
     out: Annotated[str | None, typer.Option(help="HTML file to write.")] = None,

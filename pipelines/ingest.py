@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.console import say
+from pipelines.encoder import hub_is_offline, load_encoder
 from pipelines.file_tasks import RowProgress, actor_pool, record, report_errors, run_file_tasks
 from pipelines.publish import MANIFEST, PublishedFile, describe_file, first_line, new_file
 from smec_core.errors import InputError, SmecError
@@ -158,24 +159,6 @@ class EncodeShard:
             line = rows[int(bad_N.argmax())][0]
             raise SmecError(f"{file}: line {line}: the encoder gave NaN or a zero vector for this text")
         return vectors_ND
-
-
-def load_encoder(name: str, device: str, offline: bool) -> Any:
-    """Loads a sentence-transformers model.
-
-    Raises:
-        InputError: there is no such model, or it cannot be loaded.
-    """
-    import transformers
-    from sentence_transformers import SentenceTransformer
-
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        return SentenceTransformer(name, device=device, local_files_only=offline)
-    # whatever the many loaders behind this one raise, what the user can do about it is the same
-    except Exception as error:
-        where = "this folder or in the local cache (HF_HUB_OFFLINE is set)" if offline else "this folder or on the hub"
-        raise InputError(f"encoder {name}: no sentence-transformers model in {where}: {first_line(error)}") from error
 
 
 def parse_line(raw: bytes, file: str, line: int) -> tuple[str, str]:
@@ -318,13 +301,12 @@ def _encode_all(
     except OSError as error:
         raise InputError(f"{public_uri(settings.output)}: cannot be written to ({first_line(error)})") from error
     workers, gpus = actor_pool(len(shards), settings.workers, settings.gpu, share_gpus=False)
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
     arguments = {
         "settings": settings,
         "source": source,
         "target": target,
         "judged": judged,
-        "offline": offline,
+        "offline": hub_is_offline(),
         "gpu": gpus > 0,
     }
     files, progress = [], RowProgress("encoded", total)

@@ -191,7 +191,7 @@ def test_help_needs_no_heavy_import() -> None:
     assert printed.strip() == "[]"
     code, text, _ = smec("--help")
     assert code == 0
-    for command in ("sample", "check", "ingest", "train", "evaluate", "compress", "report"):
+    for command in ("sample", "check", "ingest", "train", "evaluate", "compress", "export", "report"):
         assert command in text
 
 
