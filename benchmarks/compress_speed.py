@@ -9,6 +9,7 @@ memory is sampled from /proc for half of the corpus and for all of it: it must n
 
 import argparse
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -90,7 +91,7 @@ def compress(model: str, corpus: str, out: str, workers: int, dtype: str) -> Non
 
     from pipelines.compress import CompressSettings, run
 
-    ray.init(num_cpus=max(2, workers), include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(num_cpus=max(2, workers), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     settings = CompressSettings.model_validate(
         {"model": model, "input": corpus, "output": out, "dim": DIM, "dtype": dtype, "workers": workers, "gpu": "off"}
     )
@@ -127,7 +128,8 @@ def main() -> None:
         if name == "plain":
             plain(*paths)
         else:
-            compress(*paths[:3], int(paths[3]), paths[4])
+            model_path, corpus_path, out, workers, dtype = paths
+            compress(model_path, corpus_path, out, int(workers), dtype)
         return
     with tempfile.TemporaryDirectory(prefix="smec-", dir=arguments.folder) as made:
         folder = Path(made)
