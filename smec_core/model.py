@@ -246,7 +246,7 @@ def load(folder: str | Path) -> Model:
 def _unit(z_Nd: Tensor) -> Tensor:
     """Rows at norm 1, whatever their scale: the squares of a float32 vector may leave the range of float32."""
     norm_N1 = torch.linalg.vector_norm(z_Nd, dim=1, keepdim=True, dtype=torch.float64)
-    return (z_Nd / norm_N1.clamp_min(torch.finfo(torch.float32).tiny)).float()
+    return z_Nd / norm_N1.clamp_min(torch.finfo(torch.float32).tiny).float()
 
 
 def _read_stage(number: int, dim: int, projection: Projection, tensors: dict[str, Tensor]) -> FrozenStage:
