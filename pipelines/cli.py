@@ -243,9 +243,7 @@ def compress(
 
 @app.command()
 def serve(
-    model: Annotated[
-        str | None, typer.Option(help="Model folder; on a cluster, on a path that all nodes reach.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model folder; on a cluster, one that all nodes reach.")] = None,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on; default: 127.0.0.1, this machine only.")
     ] = None,

@@ -87,9 +87,8 @@ def check(inputs: Any, dim: int | None, model: Model, max_rows: int) -> Query:
     """
     dim = model.input_dim if dim is None else dim
     if isinstance(dim, bool) or not isinstance(dim, int | np.integer) or not 1 <= dim <= model.input_dim:
-        raise QueryError(
-            f"dim: give 1 to {model.input_dim}, or leave it out for all; trained are {_listed(model.dims)}", "dim"
-        )
+        trained = ", ".join(map(str, model.dims))
+        raise QueryError(f"dim: give 1 to {model.input_dim}, or leave it out for all; trained are {trained}", "dim")
     try:
         # what float32 cannot hold becomes infinity and is refused below
         with np.errstate(over="ignore"):
@@ -161,7 +160,3 @@ def _wrong_width(found: str, model: Model) -> QueryError:
 
 def _too_many(found: str, max_rows: int) -> QueryError:
     return QueryError(f"inputs: {found}, but a request takes at most {max_rows} rows; send several", "rows", 413)
-
-
-def _listed(dims: Sequence[int]) -> str:
-    return ", ".join(map(str, dims))

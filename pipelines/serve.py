@@ -66,7 +66,7 @@ class ServeSettings(ApplicationSettings):
     """Port to listen on: by default 8000, or where Serve listens already on the cluster."""
     name: str = Field("smec", min_length=1)
     """Application on the cluster; the one of this name is replaced."""
-    route: str = Field("/", pattern="^/")
+    route: str = Field("/", pattern="^/([^{}]*[^/{}])?$")
     """Path under which it answers, for several applications on one cluster."""
 
 
@@ -84,7 +84,7 @@ def app(settings: ApplicationSettings) -> "Application":
     _require_serve()
     from pipelines.serve_replica import Encoder
 
-    deployment = Encoder.options(
+    deployment = Encoder.options(  # type: ignore[attr-defined]
         num_replicas=settings.replicas,
         ray_actor_options={"num_cpus": settings.threads},
         # one batch is multiplied while the next one gathers
@@ -105,14 +105,14 @@ def run(settings: ServeSettings) -> dict[str, Any]:
     """Serves a model: in the foreground on a Ray of its own, or as an application that stays on RAY_ADDRESS's cluster.
 
     Returns:
-        url, model (its fingerprint).
+        url, name; of an application that stays.
 
     Raises:
         InputError: no model folder, or a host or port that cannot be had.
         SmecError: Ray Serve is not installed, or the application did not start or has ended.
     """
     application = app(settings)
-    own = not os.environ.get("RAY_ADDRESS")
+    own = not (ray.is_initialized() or os.environ.get("RAY_ADDRESS"))
     if own:
         _check_port(settings.host or HOST, settings.port or PORT)
     connect(settings.replicas * settings.threads)
@@ -171,9 +171,8 @@ def _deploy(application: "Application", settings: ServeSettings) -> dict[str, An
         target = serve.RunTarget(application, settings.name, settings.route)
         serve.run_many([target], wait_for_applications_running=False)
     except RayServeException as error:
-        raise InputError(
-            f"route {settings.route}: {_last_line(str(error))}; choose another with --set route=/..."
-        ) from error
+        problem = _last_line(str(error))
+        raise InputError(f"route {settings.route}: {problem}; choose another with --set route=/...") from error
     said = ""
     while (status := serve.status().applications[settings.name]).status != ApplicationStatus.RUNNING:
         message = _message(status)
@@ -198,7 +197,6 @@ def _listen(settings: ServeSettings) -> "HTTPOptions":
     """
     from ray import serve
     from ray.serve.config import HTTPOptions
-    from ray.serve.schema import ApplicationStatusOverview
 
     # no public way tells where Serve listens
     from ray.serve.context import _get_global_client
@@ -215,8 +213,8 @@ def _listen(settings: ServeSettings) -> "HTTPOptions":
     http = running.http_config
     if (settings.host or http.host, settings.port or http.port) != (http.host, http.port):
         raise InputError(
-            f"host, port: Serve on this cluster listens on {http.host}:{http.port} already, for all applications; leave "
-            "them out, or end Serve there first (serve shutdown)"
+            f"host, port: Serve on this cluster listens on {http.host}:{http.port} already, for all applications; "
+            "leave them out, or end Serve there first (serve shutdown)"
         )
     return http
 
@@ -241,9 +239,11 @@ def _watch(name: str) -> NoReturn:
     while True:
         time.sleep(WATCH_SECONDS)
         try:
-            status = serve.status().applications[name]
-        except (ray.exceptions.RayError, RayServeException, KeyError) as error:
-            raise SmecError(f"the application has ended ({_last_line(str(error))}); start it again") from error
+            status = serve.status().applications.get(name)
+        except (ray.exceptions.RayError, RayServeException) as error:
+            raise SmecError(f"Ray has ended ({_last_line(str(error))}); start smec serve again") from error
+        if status is None:
+            raise SmecError(f"the application {name} was removed; start smec serve again")
         message = "" if status.status == ApplicationStatus.RUNNING else _message(status)
         if message and message != said:
             warn(message)
