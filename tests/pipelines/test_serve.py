@@ -136,7 +136,6 @@ def test_another_process_gets_what_encode_gives_and_each_bad_request_its_cure(
     sent = [request(number, DIM) for number in range(400)]
     good = [one for one in sent if not one.cure]
     assert exported("ray_smec_serve_rows_total") == sum(len(one.x_ND) for one in good)
-    assert exported("ray_smec_serve_batch_rows_sum") == sum(len(one.x_ND) for one in good)
     assert exported("ray_smec_serve_batch_rows_count") < len(good), "no two requests were multiplied together"
     assert exported("ray_smec_serve_latency_ms_count") == 400
     assert exported("ray_smec_serve_errors_total") == len(sent) - len(good)
