@@ -240,7 +240,9 @@ def test_a_serve_config_file_builds_the_application(url: str, models: tuple[Path
     arguments = {"model": str(models[1]), "max_rows": "4"}
     target = {"name": "configured", "route_prefix": "/configured", "import_path": "pipelines.serve:app"}
     config = ServeDeploySchema.model_validate({"applications": [{**target, "args": arguments}]})
-    _get_global_client().deploy_apps(config, _blocking=True)
+    controller = _get_global_client()
+    assert controller is not None
+    controller.deploy_apps(config, _blocking=True)
     try:
         info = get(f"{url}/configured/info")[1]
         assert (info["model"], info["max_rows"]) == (smec_core.load(models[1]).fingerprint, 4)
