@@ -278,6 +278,30 @@ def export(
 
 
 @app.command()
+def serve(
+    model: Annotated[str | None, typer.Option(help="Model folder; on a cluster, one that all nodes reach.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; default: 127.0.0.1, this machine only.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; default: 8000.")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Processes that answer; 1.")] = None,
+    config: Config = None,
+    assign: Assign = None,
+) -> None:
+    """Serve a model on Ray Serve: original embeddings in, nested vectors out, over HTTP and by Serve handle.
+
+    POST /encode takes {"inputs": [[...], ...], "dim": 96}; GET /healthz and /info. There is no login: whoever reaches
+    the port may use it. Runs until Ctrl-C. On the cluster of RAY_ADDRESS it returns when the application runs there,
+    and in place of one that is there already, without a pause: so a new model takes over.
+
+    pipelines/serve.py lists the settings (batch size and wait, rows a request).
+
+    [dim]Example: smec serve --model models/products --replicas 2[/dim]
+    """
+    _run("serve", {"model": model, "host": host, "port": port, "replicas": replicas}, config, assign, None)
+
+
+@app.command()
 def report(
     folder: Annotated[str, typer.Argument(help="Model folder, or a study's.")],
     out: Annotated[str | None, typer.Option(help="HTML file to write.")] = None,
