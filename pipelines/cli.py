@@ -65,19 +65,31 @@ def check(
 
 @app.command()
 def ingest(
-    source: Annotated[str, typer.Argument(metavar="BEIR_DIR", help="corpus.jsonl, queries.jsonl, qrels/*.tsv.")],
-    data: Annotated[str, typer.Argument(help="Dataset folder to make.")],
+    source: Annotated[str, typer.Argument(metavar="TEXT_DIR", help="Folder or URI: corpus, queries and qrels.")],
+    data: Annotated[str, typer.Argument(help="Dataset folder or URI to make.")],
     encoder: Annotated[str | None, typer.Option(help="sentence-transformers model, by name or path.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Encoders side by side; default: one a GPU, else a CPU.")] = None,
     gpu: Gpu = None,
     config: Config = None,
     assign: Assign = None,
     json_file: Json = None,
 ) -> None:
-    """Embed text in BEIR format into a dataset, on Ray Data.
+    """Embed text with judgements into a dataset, on Ray Data.
+
+    TEXT_DIR is a BEIR folder (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv), or has Parquet as on the Hugging Face hub:
+    corpus/*.parquet, queries/*.parquet (_id or id, title, text), qrels/SPLIT.tsv or qrels/SPLIT-*.parquet. Queries that
+    no qrels name are left out.
+
+    The encoder's own prompts for queries and documents are used; --set query_prompt='"query: "' and document_prompt
+    give others. Further settings: batch_size, rows_per_file.
+
+    A killed run goes on with the same command: until it is finished, the dataset lies in DATA.partial. Once it is there,
+    the same command does nothing, and one with another text, encoder or setting is refused.
 
     [dim]Example: smec ingest beir/scifact data/scifact --encoder sentence-transformers/all-mpnet-base-v2[/dim]
     """
-    _run("ingest", {"source": source, "output": data, "encoder": encoder, "gpu": gpu}, config, assign, json_file)
+    flags = {"source": source, "output": data, "encoder": encoder, "workers": workers, "gpu": gpu}
+    _run("ingest", flags, config, assign, json_file)
 
 
 @app.command()

@@ -1,43 +1,31 @@
-"""`smec ingest`: text in BEIR format to a dataset of embeddings, on a pool of Ray actors that each hold the encoder.
-
-    SOURCE/corpus.jsonl                     {"_id": "...", "title": "...", "text": "..."}, one a line
-    SOURCE/queries.jsonl                    {"_id": "...", "text": "..."}
-    SOURCE/qrels/{train,dev,test}.tsv       query-id, corpus-id, score
+"""`smec ingest`: text with judgements to a dataset of embeddings, on a pool of Ray actors that each hold the encoder.
 
 The driver reads all text once, so that what is malformed is refused before anything is encoded, and notes where each
-shard begins; a task is one shard, from its lines to its Parquet file.
+shard begins; a task is one shard, from its rows to its Parquet file. What decides the dataset's bytes is a plan: of the
+same plan a finished dataset is left as it is, and an unfinished one gone on with (pipelines/ingest_draft.py).
 """
 
 import datetime
-import hashlib
 import importlib.util
-import io
-import json
-import os
 import time
-import uuid
-from collections.abc import Iterator
-from pathlib import Path
+from _thread import interrupt_main
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.console import say
-from pipelines.encoder import hub_is_offline, load_encoder
-from pipelines.file_tasks import RowProgress, actor_pool, record, report_errors, run_file_tasks
-from pipelines.publish import MANIFEST, PublishedFile, describe_file, first_line, new_file
-from smec_core.errors import InputError, SmecError
-from smec_core.parquet import write_embeddings
+from pipelines.file_tasks import RowProgress, actor_pool, run_file_tasks
+from pipelines.ingest_draft import JOB, DatasetDraft, digest_of
+from pipelines.ingest_encoder import Encoder
+from pipelines.ingest_rows import Place
+from pipelines.ingest_text import Scan, Shard, Texts, find_texts, qrels_fingerprint, read_qrels, scan
+from pipelines.ingest_worker import EncodeShard
+from pipelines.lease import Lease
+from pipelines.publish import PublishedFile, describe_file, new_file
+from smec_core.errors import InputError, SmecError, one_line
 from smec_core.uri import open_filesystem, public_uri
-
-SPLITS = ("train", "dev", "test")
-QRELS_SCHEMA = pa.schema([("query_id", pa.string()), ("doc_id", pa.string()), ("score", pa.int32())])
-# the encoder sorts this many texts by length, so that a batch holds little padding
-SORTED_TEXTS = 1024
 
 
 class IngestSettings(BaseModel):
@@ -46,311 +34,193 @@ class IngestSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     source: str
-    """Folder or URI in BEIR format: corpus.jsonl, queries.jsonl and qrels/{train,dev,test}.tsv."""
+    """Folder or URI of text: corpus, queries (each .jsonl as BEIR has it, or Parquet) and qrels (.tsv or Parquet)."""
     output: str
-    """Folder or URI of the dataset to write; it must not exist yet."""
+    """Folder or URI of the dataset to write. A finished one of the same text, encoder and settings is left as it is,
+    an unfinished one gone on with; anything else there is refused."""
     encoder: str
     """sentence-transformers model: a folder, or a name on the Hugging Face hub."""
+    query_prompt: str | None = None
+    """Text to put before each query; by default the prompt that the encoder's configuration names `query`."""
+    document_prompt: str | None = None
+    """Text to put before each document; by default the encoder's prompt `document` or `passage`."""
     batch_size: int = Field(64, ge=1)
     """Texts that the encoder takes at a time."""
     rows_per_file: int = Field(8192, ge=1)
-    """Rows of a Parquet file; one file is one task, so fewer rows spread a small corpus over more workers."""
+    """Rows of a Parquet file; one file is one task, so fewer rows spread a small corpus over more workers, and lose
+    less to a kill."""
     workers: int | None = Field(None, ge=1)
     """Encoders side by side; by default one per GPU, or one per CPU of the cluster where there is none."""
     gpu: Literal["auto", "on", "off"] = "auto"
     """Encode on GPUs: auto uses what the cluster has, one for each encoder."""
 
 
-class Shard(NamedTuple):
-    """Lines `first` to `last` of a .jsonl file, the byte at which they begin, and which Parquet file they become."""
+class Source(NamedTuple):
+    """All that was read of the text before anything is encoded."""
 
-    kind: str
-    number: int
-    offset: int
-    first: int
-    last: int
+    texts: dict[str, Texts]
+    scans: dict[str, Scan]
+    qrels: dict[str, pa.Table]
+    judged: frozenset[str]
 
-    @property
-    def target(self) -> str:
-        """Path in the dataset."""
-        return f"{self.kind}/{self.number:05d}.parquet"
-
-
-class Texts(NamedTuple):
-    """What the first reading of a .jsonl file found; `sha256` is of its bytes."""
-
-    shards: list[Shard]
-    rows: int
-    sha256: str
-
-
-class Place(NamedTuple):
-    """A folder on a file system."""
-
-    filesystem: pafs.FileSystem
-    path: str
-
-    def lines(self, name: str, offset: int = 0) -> Iterator[bytes]:
-        """Lines of a file in the folder, from a byte on.
+    @classmethod
+    def read(cls, uri: str, rows_per_file: int) -> "Source":
+        """Finds and validates everything in a folder.
 
         Raises:
-            InputError: the file is missing.
+            InputError: something is missing or malformed, with file and row.
         """
+        filesystem, path = open_filesystem(uri)
+        place = Place(filesystem, path.rstrip("/"))
         try:
-            raw = self.filesystem.open_input_file(f"{self.path}/{name}")
-        except FileNotFoundError:
-            raise InputError(f"{self.path}/{name}: no such file; BEIR format needs it") from None
-        with raw:
-            raw.seek(offset)
-            yield from io.BufferedReader(raw, 1 << 20)
+            texts = {kind: find_texts(place, kind) for kind in ("corpus", "queries")}
+            qrels = read_qrels(place)
+            judged = frozenset(name for table in qrels.values() for name in table["query_id"].to_pylist())
+            scans = {
+                kind: scan(found, kind, rows_per_file, judged if kind == "queries" else None)
+                for kind, found in texts.items()
+            }
+        except OSError as error:
+            raise InputError(f"{public_uri(uri)}: cannot be read ({one_line(error)})") from error
+        return cls(texts, scans, qrels, judged)
 
+    @property
+    def shards(self) -> list[Shard]:
+        """Of corpus and queries."""
+        return [shard for found in self.scans.values() for shard in found.shards]
 
-class EncodeShard:
-    """Ray actor that encodes one shard a call; its first call loads the encoder."""
+    @property
+    def rows(self) -> int:
+        """Texts to encode."""
+        return sum(found.rows for found in self.scans.values())
 
-    def __init__(
-        self, settings: IngestSettings, source: Place, target: Place, judged: frozenset[str], offline: bool, gpu: bool
-    ) -> None:
-        self.settings = settings
-        self.source = source
-        self.target = target
-        self.judged = judged
-        self.offline = offline
-        self.device = "cuda" if gpu else "cpu"
-        self._encoder: Any = None
-
-    def __call__(self, task: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Takes a shard as a dict, gives records as `run_file_tasks` reads them."""
-        shard = Shard(**task)
-        return report_errors(self._encode(shard), f"{self.target.path}/{shard.target}")
-
-    def _encode(self, shard: Shard) -> Iterator[dict[str, Any]]:
-        if self._encoder is None:
-            self._encoder = load_encoder(self.settings.encoder, self.device, self.offline)
-        rows = list(self._rows(shard))
-        vectors = []
-        for start in range(0, len(rows), SORTED_TEXTS):
-            piece = rows[start : start + SORTED_TEXTS]
-            vectors.append(self._vectors(piece, f"{self.source.path}/{shard.kind}.jsonl"))
-            yield record(rows=len(piece))
-        path = f"{self.target.path}/{shard.target}"
-        write_embeddings(path, [name for _, name, _ in rows], np.concatenate(vectors), self.target.filesystem)
-        yield record(done=describe_file(self.target.filesystem, path, len(rows))._replace(name=shard.target))
-
-    def _rows(self, shard: Shard) -> Iterator[tuple[int, str, str]]:
-        name = f"{shard.kind}.jsonl"
-        lines = self.source.lines(name, shard.offset)
-        for number, raw in zip(range(shard.first, shard.last + 1), lines, strict=False):
-            if raw.strip():
-                key, text = parse_line(raw, f"{self.source.path}/{name}", number)
-                if shard.kind == "corpus" or key in self.judged:
-                    yield number, key, text
-
-    def _vectors(self, rows: list[tuple[int, str, str]], file: str) -> np.ndarray:
-        vectors_ND = self._encoder.encode(
-            [text for _, _, text in rows],
-            batch_size=self.settings.batch_size,
-            normalize_embeddings=True,
-            show_progress_bar=False,
-        ).astype(np.float32, copy=False)
-        # the comparison is false for NaN, too
-        bad_N = ~(np.einsum("nd,nd->n", vectors_ND, vectors_ND) > 0)
-        if bad_N.any():
-            line = rows[int(bad_N.argmax())][0]
-            raise SmecError(f"{file}: line {line}: the encoder gave NaN or a zero vector for this text")
-        return vectors_ND
-
-
-def parse_line(raw: bytes, file: str, line: int) -> tuple[str, str]:
-    """Id and text (title first) of one line in BEIR format; `line` counts from 1.
-
-    Raises:
-        InputError: the line is not such a record.
-    """
-    try:
-        entry = json.loads(raw)
-    except ValueError as error:
-        raise InputError(f"{file}: line {line}: not JSON ({first_line(error)})") from None
-    key, text, title = (entry.get(name) for name in ("_id", "text", "title")) if isinstance(entry, dict) else [None] * 3
-    if not isinstance(key, str) or not key:
-        raise InputError(f"{file}: line {line}: needs an _id that is a string")
-    if not isinstance(text, str) or not isinstance(title, str | None):
-        raise InputError(f"{file}: line {line}: text must be a string, and title, where there is one, too")
-    return key, f"{title or ''} {text}".strip()
-
-
-def scan(source: Place, kind: str, rows_per_file: int, judged: frozenset[str] | None = None) -> Texts:
-    """Validates a .jsonl file and cuts it into shards; with `judged`, rows of other ids do not count.
-
-    Raises:
-        InputError: a malformed line, an id seen before, or no rows at all.
-    """
-    file = f"{source.path}/{kind}.jsonl"
-    shards: list[Shard] = []
-    seen: set[str] = set()
-    digest = hashlib.sha256()
-    offset = rows = line = 0
-    begin = (0, 1)
-    for line, raw in enumerate(source.lines(f"{kind}.jsonl"), start=1):
-        digest.update(raw)
-        offset += len(raw)
-        if not raw.strip():
-            continue
-        key, _ = parse_line(raw, file, line)
-        if key in seen:
-            raise InputError(f"{file}: line {line}: _id {key!r} was seen before; remove one")
-        seen.add(key)
-        if judged is None or key in judged:
-            rows += 1
-            if rows % rows_per_file == 0:
-                shards.append(Shard(kind, len(shards), *begin, line))
-                begin = (offset, line + 1)
-    if rows % rows_per_file:
-        shards.append(Shard(kind, len(shards), *begin, line))
-    if not rows:
-        raise InputError(f"{file}: {'no rows' if judged is None else 'none of its queries occurs in qrels'}")
-    return Texts(shards, rows, digest.hexdigest())
-
-
-def read_qrels(source: Place) -> dict[str, pa.Table]:
-    """Judgements of every split that is there.
-
-    Raises:
-        InputError: no split at all, or a malformed line.
-    """
-    found = source.filesystem.get_file_info([f"{source.path}/qrels/{split}.tsv" for split in SPLITS])
-    present = [split for split, info in zip(SPLITS, found, strict=True) if info.type == pafs.FileType.File]
-    if not present:
-        raise InputError(f"{source.path}/qrels: no train.tsv, dev.tsv or test.tsv; BEIR format needs one at least")
-    return {split: _read_split(source, f"qrels/{split}.tsv") for split in present}
-
-
-def _read_split(source: Place, name: str) -> pa.Table:
-    rows: list[dict[str, Any]] = []
-    for line, raw in enumerate(source.lines(name), start=1):
-        try:
-            query, document, score = raw.decode().strip("\r\n").split("\t")
-            if line > 1 or score != "score":
-                rows.append({"query_id": query, "doc_id": document, "score": int(score)})
-        except ValueError:
-            raise InputError(
-                f"{source.path}/{name}: line {line}: needs query-id, corpus-id and a whole score, separated by tabs"
-            ) from None
-    return pa.Table.from_pylist(rows, QRELS_SCHEMA)
+    def fingerprints(self) -> dict[str, Any]:
+        """Rows and hash of each part, by content."""
+        parts = {kind: {"rows": found.rows, "sha256": found.sha256} for kind, found in self.scans.items()}
+        return parts | {
+            f"qrels/{split}": {"rows": len(table), "sha256": qrels_fingerprint(table)}
+            for split, table in self.qrels.items()
+        }
 
 
 def run(settings: IngestSettings) -> dict[str, Any]:
-    """Encodes a BEIR folder into a dataset, which appears when it is whole.
+    """Encodes text into a dataset, which appears when it is whole.
 
     Only queries that a qrels file names are kept: others can neither train nor test.
 
     Returns:
-        corpus and queries (rows), qrels (rows by split), dim, seconds, rows_per_s, path.
+        corpus and queries (rows), qrels (rows by split), dim, encoder_fingerprint, encoded (rows that this run had to
+        encode), seconds, rows_per_s (of those), path.
 
     Raises:
-        InputError: malformed text or qrels, an output that exists, or an encoder that cannot be loaded.
-        SmecError: sentence-transformers is not installed, or a worker failed.
+        InputError: malformed text or qrels, an output that is another's, or an encoder that there is not.
+        LeaseError: another process writes this dataset.
+        SmecError: sentence-transformers is not installed, or a worker failed; the same command goes on from there.
     """
     if importlib.util.find_spec("sentence_transformers") is None:
         raise SmecError("smec ingest needs sentence-transformers: pip install 'smec-ray[ingest]'")
-    source = Place(*open_filesystem(settings.source))
-    place = Place(*open_filesystem(settings.output))
-    if place.filesystem.get_file_info(place.path).type != pafs.FileType.NotFound:
-        raise InputError(f"{public_uri(settings.output)}: exists already; choose another folder, or remove it first")
     started = time.perf_counter()
-    qrels = read_qrels(source)
-    judged = frozenset(name for table in qrels.values() for name in table["query_id"].to_pylist())
-    texts = {
-        "corpus": scan(source, "corpus", settings.rows_per_file),
-        "queries": scan(source, "queries", settings.rows_per_file, judged),
-    }
-    local = isinstance(place.filesystem, pafs.LocalFileSystem)
-    # an object store has no rename: there, the manifest tells a finished dataset from an unfinished one
-    target = Place(place.filesystem, f"{place.path}.partial-{uuid.uuid4().hex[:8]}") if local else place
-    try:
-        files = _encode_all(settings, source, target, texts, judged)
-        manifest = _write_rest(settings, target, texts, qrels, files)
-        if local:
-            os.rename(target.path, place.path)
-    except BaseException:
-        _remove(target)
-        raise
+    draft = DatasetDraft(settings.output)
+    draft.check_free()
+    source = Source.read(settings.source, settings.rows_per_file)
+    encoder = Encoder.find(settings.encoder)
+    plan = _plan(settings, source, encoder)
+    manifest, encoded = draft.finished(plan), 0
+    if manifest is None:
+        draft.create()
+        with Lease(draft.state, interrupt_main, f"dataset {draft.uri}", "written", "folder") as lease:
+            # another process may have finished it meanwhile
+            manifest = draft.finished(plan)
+            if manifest is None:
+                manifest, encoded = _write(settings, source, encoder, plan, draft, lease)
+    draft.clean()
     seconds = time.perf_counter() - started
-    rows = {kind: found.rows for kind, found in texts.items()}
-    say(f"encoded {rows['corpus']:,} documents and {rows['queries']:,} queries: {public_uri(settings.output)}")
+    rows = {kind: found.rows for kind, found in source.scans.items()}
+    contents = f"{rows['corpus']:,} documents and {rows['queries']:,} queries, {manifest['dim']} dims: {draft.uri}"
+    say(f"encoded {contents}" if encoded else f"nothing to do: holds these already, {contents}")
     return {
         **rows,
         "qrels": manifest["qrels"],
         "dim": manifest["dim"],
+        "encoder_fingerprint": encoder.fingerprint,
+        "encoded": encoded,
         "seconds": round(seconds, 3),
-        "rows_per_s": round(sum(rows.values()) / seconds, 1),
+        "rows_per_s": round(encoded / seconds, 1),
         "path": settings.output,
     }
 
 
+def _plan(settings: IngestSettings, source: Source, encoder: Encoder) -> dict[str, Any]:
+    """Everything that decides the dataset's bytes."""
+    return {
+        "job": JOB,
+        "text": source.fingerprints(),
+        "encoder_fingerprint": encoder.fingerprint,
+        "query_prompt": settings.query_prompt,
+        "document_prompt": settings.document_prompt,
+        "batch_size": settings.batch_size,
+        "rows_per_file": settings.rows_per_file,
+    }
+
+
+def _write(
+    settings: IngestSettings, source: Source, encoder: Encoder, plan: dict[str, Any], draft: DatasetDraft, lease: Lease
+) -> tuple[dict[str, Any], int]:
+    """Encodes what is not yet there and publishes the dataset; returns its manifest, and the rows encoded."""
+    left = draft.begin(plan)
+    files, encoded = _encode_all(settings, source, encoder, plan, draft, left)
+    for split, table in source.qrels.items():
+        path = draft.target.join(f"qrels/{split}.parquet")
+        with new_file(draft.target.filesystem, path) as sink:
+            pq.write_table(table, sink)
+        described = describe_file(draft.target.filesystem, path, len(table))
+        files.append(described._replace(name=f"qrels/{split}.parquet"))
+    schema = pq.read_schema(draft.target.join(files[0].name), filesystem=draft.target.filesystem)
+    manifest = {
+        "format": 1,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "source": public_uri(settings.source),
+        "encoder": settings.encoder,
+        **plan,
+        "dim": schema.field("embedding").type.list_size,
+        "qrels": {split: len(table) for split, table in source.qrels.items()},
+        "files": [file._asdict() for file in files],
+    }
+    lease.check()
+    draft.publish(manifest, files)
+    return manifest, encoded
+
+
 def _encode_all(
-    settings: IngestSettings, source: Place, target: Place, texts: dict[str, Texts], judged: frozenset[str]
-) -> list[PublishedFile]:
-    if Path(settings.encoder).is_dir():
-        settings = settings.model_copy(update={"encoder": str(Path(settings.encoder).absolute())})
-    shards = [shard for found in texts.values() for shard in found.shards]
-    total = sum(found.rows for found in texts.values())
-    try:
-        for kind in ("corpus", "queries", "qrels"):
-            target.filesystem.create_dir(f"{target.path}/{kind}")
-    except OSError as error:
-        raise InputError(f"{public_uri(settings.output)}: cannot be written to ({first_line(error)})") from error
+    settings: IngestSettings,
+    source: Source,
+    encoder: Encoder,
+    plan: dict[str, Any],
+    draft: DatasetDraft,
+    left: list[str],
+) -> tuple[list[PublishedFile], int]:
+    """Runs the tasks; returns all files of vectors, sorted, and how many rows were encoded, not found finished."""
+    shards, total = source.shards, source.rows
+    done_before = sum(shard.rows for shard in shards if shard.target in left)
+    if done_before:
+        say(f"going on with an unfinished dataset: {done_before:,} of {total:,} rows are encoded already")
     workers, gpus = actor_pool(len(shards), settings.workers, settings.gpu, share_gpus=False)
+    say(f"encoding {total - done_before:,} rows with {encoder.name}, {workers} on {'GPU' if gpus else 'CPU'}")
     arguments = {
-        "settings": settings,
-        "source": source,
-        "target": target,
-        "judged": judged,
-        "offline": hub_is_offline(),
+        "encoder": encoder,
+        "texts": source.texts,
+        "judged": source.judged,
+        "target": draft.target,
+        "plan_digest": digest_of(plan),
+        "prompts": {"corpus": settings.document_prompt, "queries": settings.query_prompt},
+        "batch_size": settings.batch_size,
         "gpu": gpus > 0,
     }
-    files, progress = [], RowProgress("encoded", total)
+    files, progress = [], RowProgress("encoded", total - done_before)
     for rows, done in run_file_tasks(EncodeShard, arguments, [shard._asdict() for shard in shards], workers, gpus):
         progress.add(rows)
         if done:
             files.append(done)
     if len(files) != len(shards) or sum(file.rows for file in files) != total:
-        raise SmecError(f"{public_uri(settings.source)}: changed while it was read; run again")
-    return sorted(files)
-
-
-def _write_rest(
-    settings: IngestSettings,
-    target: Place,
-    texts: dict[str, Texts],
-    qrels: dict[str, pa.Table],
-    files: list[PublishedFile],
-) -> dict[str, Any]:
-    """Writes the judgements and, last, the manifest."""
-    for split, table in qrels.items():
-        path = f"{target.path}/qrels/{split}.parquet"
-        pq.write_table(table, path, filesystem=target.filesystem)
-        files.append(describe_file(target.filesystem, path, len(table))._replace(name=f"qrels/{split}.parquet"))
-    schema = pq.read_schema(f"{target.path}/{files[0].name}", filesystem=target.filesystem)
-    manifest = {
-        "format": 1,
-        "job": "ingest",
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "source": public_uri(settings.source),
-        "text": {kind: {"rows": found.rows, "sha256": found.sha256} for kind, found in texts.items()},
-        "encoder": settings.encoder,
-        "dim": schema.field("embedding").type.list_size,
-        "qrels": {split: len(table) for split, table in qrels.items()},
-        "files": [file._asdict() for file in files],
-    }
-    with new_file(target.filesystem, f"{target.path}/{MANIFEST}") as sink:
-        sink.write(json.dumps(manifest, indent=1).encode())
-    return manifest
-
-
-def _remove(place: Place) -> None:
-    try:
-        place.filesystem.delete_dir(place.path)
-    except OSError:
-        # nothing there yet, or a worker is still writing; what stays has no manifest
-        return
+        raise SmecError(f"{draft.uri}: not all shards were written; run again")
+    return sorted(files), progress.rows

@@ -1,4 +1,4 @@
-"""The lease on a run's folder: of several trainings of one name, one at a time.
+"""The lease on a run's folder: of several trainings of one name, or ingests into one dataset, one at a time.
 
     STORAGE/NAME/lease.json     who holds it; written anew every RENEW_SECONDS, removed at the end
     STORAGE/NAME/lease.lock     on local file systems: held for the instant in which lease.json is read and written
@@ -77,20 +77,31 @@ class Holder(NamedTuple):
 
 
 class Lease:
-    """The right to train a run, held while a `with` block lasts.
+    """The right to train a run, or to write a dataset, held while a `with` block lasts.
 
     Attributes:
         lost: whether another process took it over. The block must then end without writing anything more.
     """
 
-    def __init__(self, run_folder: RunFolder, on_lost: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        run_folder: RunFolder,
+        on_lost: Callable[[], object],
+        what: str | None = None,
+        doing: str = "trained",
+        other: str = "--name",
+    ) -> None:
         """Prepares the lease; entering takes it.
 
         Args:
             run_folder: the run, its folder made.
             on_lost: called once, from another thread, when the lease is found lost.
+            what: what is held, in messages; by default the run.
+            doing: what its holder does with it, in messages.
+            other: what the user can choose another of, in messages.
         """
         self._run_folder, self._on_lost = run_folder, on_lost
+        self._what, self._doing, self._other = what or f"run {run_folder.name}", doing, other
         self._me = Holder.this_process()
         self._taken_by: Holder | None = None
         self._lost, self._released = threading.Event(), threading.Event()
@@ -106,8 +117,8 @@ class Lease:
         if self.lost:
             by = f" by {_who(self._taken_by)}" if self._taken_by else ""
             raise LeaseError(
-                f"run {self._run_folder.name}: its lease in {public_uri(self._run_folder.uri)} was taken over{by}, "
-                "because this process had not renewed it in time; this training stops, the other one goes on"
+                f"{self._what}: its lease in {public_uri(self._run_folder.uri)} was taken over{by}, "
+                "because this process had not renewed it in time; this process stops, the other one goes on"
             )
 
     def __enter__(self) -> Self:
@@ -152,7 +163,7 @@ class Lease:
                 watched, watched_since = found, time.monotonic()
                 if not is_here:
                     say(
-                        f"run {self._run_folder.name} is held by {_who(found)}; "
+                        f"{self._what} is held by {_who(found)}; "
                         f"watching for up to {TTL_SECONDS:.0f} s whether that one is still alive"
                     )
             time.sleep(WATCH_SECONDS)
@@ -175,8 +186,8 @@ class Lease:
         else:
             stop = f"stop it there (its lease is renewed until {found.until})"
         return (
-            f"run {self._run_folder.name} is being trained by {_who(found)} since {found.since}; "
-            f"wait for it, {stop}, or choose another --name"
+            f"{self._what} is being {self._doing} by {_who(found)} since {found.since}; "
+            f"wait for it, {stop}, or choose another {self._other}"
         )
 
     def _renew_until_released(self) -> None:
