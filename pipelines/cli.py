@@ -76,15 +76,18 @@ def ingest(
 ) -> None:
     """Embed text with judgements into a dataset, on Ray Data.
 
-    TEXT_DIR is a BEIR folder (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv), or has Parquet as on the Hugging Face hub:
-    corpus/*.parquet, queries/*.parquet (_id or id, title, text), qrels/SPLIT.tsv or qrels/SPLIT-*.parquet. Queries that
-    no qrels name are left out.
+    TEXT_DIR is a BEIR folder (corpus.jsonl, queries.jsonl, qrels/test.tsv),
+    or holds Parquet as datasets on the Hugging Face hub do: corpus/*.parquet,
+    queries/*.parquet (_id or id, title, text), qrels/test.tsv or .parquet.
+    Queries that no qrels name are left out.
 
-    The encoder's own prompts for queries and documents are used; --set query_prompt='"query: "' and document_prompt
-    give others. Further settings: batch_size, rows_per_file.
+    The encoder's own prompts for queries and documents are used;
+    --set query_prompt='"query: "' (and document_prompt) gives another.
+    Further settings: batch_size, rows_per_file.
 
-    A killed run goes on with the same command: until it is finished, the dataset lies in DATA.partial. Once it is there,
-    the same command does nothing, and one with another text, encoder or setting is refused.
+    A killed run goes on with the same command; until the dataset is whole, it
+    lies in DATA.partial. Where it is there already, nothing is done; one of
+    another text, encoder or setting is refused.
 
     [dim]Example: smec ingest beir/scifact data/scifact --encoder sentence-transformers/all-mpnet-base-v2[/dim]
     """

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pipelines.ingest_rows import QRELS_SCHEMA, SCORES, START, Position, Text
+from pipelines.ingest_rows import MAX_SCORE, QRELS_SCHEMA, START, Position, Text
 from pipelines.publish import first_line
 from smec_core.errors import InputError
 
@@ -73,7 +73,7 @@ def read_tsv(filesystem: pafs.FileSystem, path: str) -> pa.Table:
             query, document, score = raw.decode().strip("\r\n").split("\t")
             if line == 1 and score == "score":
                 continue
-            if int(score) not in SCORES:
+            if abs(int(score)) > MAX_SCORE:
                 raise ValueError(score)
             rows.append({"query_id": query, "doc_id": document, "score": int(score)})
         except ValueError:

@@ -111,8 +111,8 @@ class DatasetDraft:
             if changed and any(name.endswith(".parquet") for name in names):
                 both = "" if self._is_local else f" and {self.uri}"
                 raise InputError(
-                    f"{public_uri(self.state.uri)}: holds an unfinished dataset of another {_listed(changed)}; give the "
-                    f"same again to go on with it, or remove it{both} to start anew"
+                    f"{public_uri(self.state.uri)}: holds an unfinished dataset of another {_listed(changed)}; "
+                    f"give the same again to go on with it, or remove it{both} to start anew"
                 )
             if changed:
                 self.state.write_json(PLAN, plan)

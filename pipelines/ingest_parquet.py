@@ -3,18 +3,19 @@
     corpus, queries     _id or id, text, and title where there is one
     judgements          query-id, corpus-id, score, or query_id, doc_id, score
 
-Ids are strings; whole numbers, which CSV readers make of them, are taken as written.
+Ids are strings; whole numbers, which CSV readers make of them, are taken as written. Shapes: P judgements.
 """
 
 import posixpath
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from pipelines.ingest_rows import QRELS_SCHEMA, SCORES, START, Position, Text
+from pipelines.ingest_rows import MAX_SCORE, QRELS_SCHEMA, START, Position, Text
 from smec_core.errors import InputError, one_line
 
 READ_ROWS = 1024
@@ -126,10 +127,12 @@ def _scores(column: pa.ChunkedArray, path: str, name: str) -> pa.ChunkedArray:
         raise InputError(f"{path}: column {name} is {column.type}; it must be a number")
     if column.null_count:
         raise InputError(f"{path}: row {_first(pc.is_null(column))}, column {name}: is null")
-    for row, score in enumerate(column.to_pylist()):
-        # NaN and infinity are in no range
-        if score not in SCORES:
-            raise InputError(f"{path}: row {row}, column {name}: {score} is no whole score")
+    scores_P = pc.cast(column, pa.float64(), safe=False).to_numpy()
+    # the comparisons are false for NaN, too
+    bad_P = ~((scores_P == np.floor(scores_P)) & (np.abs(scores_P) <= MAX_SCORE))
+    if bad_P.any():
+        row = int(bad_P.argmax())
+        raise InputError(f"{path}: row {row}, column {name}: {column[row]} is no whole score")
     return pc.cast(column, pa.int32())
 
 

@@ -8,7 +8,7 @@ import pyarrow.fs as pafs
 from smec_core.errors import InputError
 
 QRELS_SCHEMA = pa.schema([("query_id", pa.string()), ("doc_id", pa.string()), ("score", pa.int32())])
-SCORES = range(-(2**31), 2**31)
+MAX_SCORE = 2**31 - 1
 
 
 class Place(NamedTuple):

@@ -1,5 +1,6 @@
-"""Datasets on disk for the tests of jobs."""
+"""Datasets on disk, and text to make them of, for the tests of jobs."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -34,3 +35,27 @@ def write_qrels(folder: Path, split: str, judgements: Judgements) -> None:
         "score": pa.array(judgements.score_J.astype(np.int32)),
     }
     pq.write_table(pa.table(rows), folder / "qrels" / f"{split}.parquet")
+
+
+DOCUMENTS = [
+    {"_id": "cat", "title": "Cats", "text": "Small carnivores that purr."},
+    {"_id": "sea", "title": "", "text": "The sea is salt water."},
+    {"_id": "sun", "text": "A star."},
+]
+QUERIES = [{"_id": "q1", "text": "animals that purr"}, {"_id": "q2", "text": "salt"}, {"_id": "q3", "text": "unjudged"}]
+QRELS = "query-id\tcorpus-id\tscore\nq1\tcat\t2\nq2\tsea\t1\nq2\tsun\t0\n"
+
+
+def write_beir(folder: Path, documents: str = "", queries: str = "", **qrels: str) -> Path:
+    """Text in BEIR's own format; three documents, three queries and the judgements of two by default."""
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text(documents or json_lines(DOCUMENTS))
+    (folder / "queries.jsonl").write_text(queries or json_lines(QUERIES))
+    for split, text in (qrels or {"test": QRELS}).items():
+        (folder / f"qrels/{split}.tsv").write_text(text)
+    return folder
+
+
+def json_lines(records: list[dict[str, str]]) -> str:
+    """One record a line."""
+    return "".join(json.dumps(record) + "\n" for record in records)
