@@ -43,13 +43,13 @@ class DatasetDraft:
             InputError: no folder that could have another beside it.
         """
         self.uri = public_uri(output)
-        filesystem, path = open_filesystem(output)
-        self._output = Place(filesystem, path.rstrip("/"))
-        self._is_local = isinstance(filesystem, pafs.LocalFileSystem)
         folder, mark, options = output.partition("?") if "://" in output else (str(Path(output).absolute()), "", "")
         parent, _, name = folder.rstrip("/").rpartition("/")
         if not name or parent.endswith(("/", ":")):
             raise InputError(f"{self.uri}: cannot be the dataset's folder; name one within it")
+        filesystem, path = open_filesystem(output)
+        self._output = Place(filesystem, path.rstrip("/"))
+        self._is_local = isinstance(filesystem, pafs.LocalFileSystem)
         self.state = RunFolder(f"{parent or '/'}{mark}{options}", f"{name}.partial")
         self.target = Place(filesystem, f"{self.state.path}/data") if self._is_local else self._output
 
