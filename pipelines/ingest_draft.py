@@ -24,7 +24,6 @@ from smec_core.errors import InputError, SmecError, one_line
 from smec_core.uri import open_filesystem, public_uri
 
 JOB = "ingest"
-FOLDERS = ("corpus", "queries", "qrels")
 
 
 class DatasetDraft:
@@ -102,9 +101,6 @@ class DatasetDraft:
             InputError: files of another plan are there, which starting anew would lose, or it cannot be written to.
         """
         try:
-            if self._is_local:
-                for folder in FOLDERS:
-                    self.target.filesystem.create_dir(self.target.join(folder))
             names = sorted(self._sizes())
             before = self._read_plan()
             changed = [key for key in plan if (before or {}).get(key) != plan[key]]
