@@ -328,6 +328,24 @@ def test_worker_with_another_encoder_under_the_name_stops(tmp_path: Path, encode
         found.load("cpu")
 
 
+def test_name_on_the_hub_stands_for_a_commit(tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = "1" * 40, "2" * 40
+    repository = tmp_path / "models--team--encoder"
+    for commit, prompts in ((first, {}), (second, {"query": "query: "})):
+        with_prompts(encoder, repository / f"snapshots/{commit}", prompts)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(first)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("SENTENCE_TRANSFORMERS_HOME", str(tmp_path))
+    found = Encoder.find("team/encoder")
+    assert found.fingerprint == f"commit:{first}"
+    # the team changes its model under the same name
+    (repository / "refs/main").write_text(second)
+    assert Encoder.find("team/encoder").fingerprint == f"commit:{second}"
+    assert not found.load("cpu").prompts["query"], "the driver found one commit, its worker loaded another"
+    assert Encoder.find("team/encoder").load("cpu").prompts["query"] == "query: "
+
+
 def test_encoder_that_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     source = write_beir(tmp_path / "beir")
