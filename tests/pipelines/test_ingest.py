@@ -309,7 +309,7 @@ def test_text_that_changes_while_it_is_read(tmp_path: Path) -> None:
     source = Source.read(str(beir), 16)
     text = (beir / "corpus.jsonl").read_text()
     (beir / "corpus.jsonl").write_text(text.replace("sea", "tea"))
-    prompts = {"corpus": None, "queries": None}
+    prompts: dict[str, str | None] = {"corpus": None, "queries": None}
     place = Place(pafs.LocalFileSystem(), str(tmp_path / "data"))
     encoder = Encoder("none", "sha256:0", True)
     actor = EncodeShard(encoder, source.texts, source.judged, place, "plan", prompts, 8, gpu=False)
