@@ -12,8 +12,8 @@ def hub_is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
-def load_encoder(name: str, device: str, offline: bool) -> Any:
-    """Loads a sentence-transformers model.
+def load_encoder(name: str, device: str, offline: bool, revision: str | None = None) -> Any:
+    """Loads a sentence-transformers model, of a name on the hub at a commit where one is given.
 
     Raises:
         InputError: there is no such model, or it cannot be loaded.
@@ -23,7 +23,7 @@ def load_encoder(name: str, device: str, offline: bool) -> Any:
 
     transformers.utils.logging.disable_progress_bar()
     try:
-        return SentenceTransformer(name, device=device, local_files_only=offline)
+        return SentenceTransformer(name, device=device, revision=revision, local_files_only=offline)
     # whatever the many loaders behind this one raise, what the user can do about it is the same
     except Exception as error:
         where = "this folder or in the local cache (HF_HUB_OFFLINE is set)" if offline else "this folder or on the hub"

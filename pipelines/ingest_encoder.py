@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipelines.encoder import hub_is_offline, load_encoder
 from pipelines.publish import first_line
 from smec_core.errors import InputError, SmecError
 
@@ -36,7 +37,7 @@ class Encoder(NamedTuple):
         Raises:
             InputError: there is no such model.
         """
-        is_offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+        is_offline = hub_is_offline()
         folder = Path(name)
         if folder.is_dir():
             if not any((folder / file).is_file() for file in MODEL_FILES):
@@ -63,19 +64,11 @@ class Encoder(NamedTuple):
         if device == "cpu":
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
         import torch
-        import transformers
-        from sentence_transformers import SentenceTransformer
 
         if device == "cpu":
             # an actor has one CPU, and the last bits of a vector may depend on how many threads made it
             torch.set_num_threads(1)
-        transformers.utils.logging.disable_progress_bar()
-        revision = None if is_folder else commit
-        try:
-            model = SentenceTransformer(self.name, device=device, revision=revision, local_files_only=self.is_offline)
-        # whatever the many loaders behind this one raise, what the user can do about it is the same
-        except Exception as error:
-            raise InputError(f"encoder {self.name}: cannot be loaded ({first_line(error)})") from error
+        model = load_encoder(self.name, device, self.is_offline, None if is_folder else commit)
         # models that are none of transformers have no config
         loaded = getattr(model.config, "_commit_hash", None)
         if not is_folder and loaded is not None:
