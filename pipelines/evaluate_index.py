@@ -95,6 +95,14 @@ def search_paths(settings: "EvaluateSettings", model: Model) -> list[SearchPath]
         for path in [path for path in paths if path.first.dtype == dtype and path.first.dim > most]:
             warn(f"{settings.index} indexes {dtype} vectors of {most} dims at most; {path.first.dim} dims are left out")
             paths.remove(path)
+    for path in paths:
+        for form in (path.first, path.second):
+            if form is not None and form.dtype == "int8" and not (store.narrows and form is path.first):
+                model.int8_scale(form.dim)  # refuses before anything is encoded
+    if store.most_rows is not None and settings.shortlist > store.most_rows:
+        raise InputError(
+            f"shortlist: is {settings.shortlist}, but {settings.index} gives {store.most_rows} rows at most"
+        )
     if not paths:
         raise InputError(f"index: {settings.index} holds none of the model's dims as {settings.dtype}")
     return paths

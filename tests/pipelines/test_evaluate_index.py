@@ -96,6 +96,7 @@ def test_the_query_itself_is_no_result(tmp_path: Path) -> None:
     write_embeddings(str(data / "queries.parquet"), ids, x_ND)
     unit_ND = x_ND / np.linalg.norm(x_ND, axis=1, keepdims=True)
     nearest = (unit_ND @ unit_ND.T - 2 * np.eye(len(x_ND))).argmax(1)
+    (data / "qrels" / "train.parquet").unlink()
     judged = {"query_id": ids, "doc_id": [ids[row] for row in nearest], "score": [1] * len(ids)}
     pq.write_table(pa.table(judged), data / "qrels" / "test.parquet")
     Model([], 8, {"dims": [8]}, {}).save(tmp_path / "model")
@@ -113,6 +114,10 @@ def test_the_query_itself_is_no_result(tmp_path: Path) -> None:
         (["--index", "exact", "--funnel", "32:8"], "funnel: the first dims must be fewer than the second"),
         (["--index", "exact", "--funnel", "8:64"], "funnel: 64 dims, but the model has 32"),
         (["--index", "exact", "--shortlist", "5"], "shortlist: Input should be greater than or equal to 10"),
+        (
+            ["--index", "pgvector", "--funnel", "8:32", "--shortlist", "1001"],
+            "shortlist: is 1001, but pgvector gives 1000",
+        ),
         (["--index", "exact", "--baselines"], "index: goes without --baselines"),
         (["--index", "elsewhere"], "index: Input should be 'exact', 'faiss-hnsw', 'lance' or 'pgvector'"),
         (["--index", "lance", "--dtype", "int8"], "dtype: LanceDB searches no int8 vectors"),
