@@ -36,7 +36,7 @@ class PgVector:
     cost = None
 
     def __init__(self, path: SearchPath, vectors: NestedVectors, connection: psycopg.Connection[Any]) -> None:
-        self._path, self._connection = path, connection
+        self._path, self._connection, self._width = path, connection, 0
         held = path.second or path.first
         self._execute(
             "CREATE TABLE documents (row bigint NOT NULL, embedding {} NOT NULL)", _type(held.dtype, held.dim)
@@ -58,7 +58,11 @@ class PgVector:
     def search(self, q_QD: np.ndarray, k: int) -> np.ndarray:
         """See `SearchIndex`."""
         wanted = k if self._path.second is None else self._path.shortlist
-        self._execute("SET hnsw.ef_search = {}", sql.Literal(min(2 * wanted, WIDEST_SEARCH)))
+        width = min(2 * wanted, WIDEST_SEARCH)
+        if width != self._width:
+            # not with every query: it is a trip to the server, whose time would count
+            self._execute("SET hnsw.ef_search = {}", sql.Literal(width))
+            self._width = width
         first, second = self._path.first, self._path.second
         statement = self._statement(k)
         found = []
