@@ -218,16 +218,34 @@ def evaluate(
     exclude_self: Annotated[
         bool | None, typer.Option("--exclude-self", help="Never return the document with the query's own id.")
     ] = None,
+    index: Annotated[
+        str | None, typer.Option(help="Measure searches in this store: exact, faiss-hnsw, lance, pgvector.")
+    ] = None,
+    funnel: Annotated[
+        str | None, typer.Option(metavar="A:B", help="Search by A dims, order the shortlist by B; with --index.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, float16, int8, or binary, which rescores a shortlist; with --index.")
+    ] = None,
+    shortlist: Annotated[int | None, typer.Option(help="Rows to order again; 100; with --index.")] = None,
     config: Config = None,
     assign: Assign = None,
     json_file: Json = None,
 ) -> None:
-    """Score a model at every prefix: nDCG@10, recall, MRR.
+    """Score a model at every prefix: nDCG@10, recall, MRR. With --index: whole searches in a real vector store.
+
+    --index measures quality, bytes a vector, the size of the index and milliseconds a query: of each of the model's
+    dims, or of a funnel search beside the two plain ones it is made of. All but exact need the extra `stores` of
+    smec-ray. pgvector loads into a schema of its own, which it drops, on the server that PGHOST, PGUSER,
+    PGPASSWORD, PGDATABASE name.
 
     [dim]Example: smec evaluate --data data/products --model models/products --baselines --json figures.json[/dim]
+
+    [dim]Example: smec evaluate --data data/products --model models/products --index faiss-hnsw --funnel 48:384[/dim]
     """
     flags = {"data": data, "model": model, "split": split, "baselines": baselines, "exclude_self": exclude_self}
-    _run("evaluate", flags | {"workers": workers}, config, assign, json_file)
+    search = {"index": index, "funnel": funnel, "dtype": dtype, "shortlist": shortlist}
+    _run("evaluate", flags | {"workers": workers} | search, config, assign, json_file)
 
 
 @app.command()

@@ -1,17 +1,34 @@
 """`smec evaluate`: the quality of a stored model at every prefix, beside truncation, PCA and the full embeddings."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from rich.table import Table
 
 from pipelines.console import show
+from pipelines.indexes.store import Dtype, StoreName
 from smec_core.dataset import Dataset
 from smec_core.evaluation import Parts, default_split, evaluate, in_one_part
 from smec_core.group import rows_of_rank
 from smec_core.model import load
+
+
+def _funnel(value: Any) -> Any:
+    """Reads 48:384."""
+    if not isinstance(value, str):
+        return value
+    try:
+        first, last = (int(dim) for dim in value.split(":"))
+    except ValueError:
+        raise ValueError("must be two dims, as 48:384") from None
+    if not 1 <= first < last:
+        raise ValueError("the first dims must be fewer than the second, as 48:384")
+    return first, last
+
+
+Funnel = Annotated[tuple[int, int], BeforeValidator(_funnel)]
 
 
 class EvaluateSettings(BaseModel):
@@ -33,14 +50,40 @@ class EvaluateSettings(BaseModel):
     """Never return the document that has the query's own id; always so for a model that was trained that way."""
     workers: int = Field(1, ge=1)
     """Ray tasks that search parts of the corpus side by side; 1: this process searches it, without Ray."""
+    index: StoreName | None = None
+    """Measure whole searches in this vector store: quality, bytes and time. pgvector takes the server from libpq's own
+    environment variables (PGHOST, PGUSER, PGPASSWORD, ...)."""
+    funnel: Funnel | None = None
+    """With `index`: search by the first dims, order the shortlist by the second ones as float32; 48:384. By default
+    each of the model's dims is searched plainly."""
+    dtype: Dtype = "float32"
+    """With `index`: number type that all vectors are searched as; binary (signs) is followed by rescoring a shortlist
+    with int8 vectors, in pgvector with float16."""
+    shortlist: int = Field(100, ge=10)
+    """With `index`: rows that rescoring or the second half of a funnel is given."""
+    threads: int = Field(1, ge=1)
+    """With `index`: threads of exact search and FAISS; with more than one, FAISS's graph is another one every time."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        given = self.model_fields_set
+        if self.index is None and (found := given & {"funnel", "dtype", "shortlist", "threads"}):
+            raise ValueError(f"{sorted(found)[0]}: needs --index, the store to search")
+        if self.index is not None and (self.baselines or self.workers > 1):
+            raise ValueError("index: goes without --baselines and --workers; evaluate those apart")
+        return self
 
 
 def run(settings: EvaluateSettings) -> dict[str, Any]:
-    """Evaluates a model, prints the table and returns the figures."""
+    """Evaluates a model, or whole searches with it, prints the table and returns the figures."""
     model = load(settings.model)
     exclude_self = settings.exclude_self or bool(model.config.get("train", {}).get("exclude_self"))
     dataset = Dataset.open(settings.data, settings.max_unknown, exclude_self)
     split = settings.split or default_split(dataset)
+    if settings.index is not None:
+        from pipelines import evaluate_index
+
+        return evaluate_index.run(settings, dataset, model, split)
     parts = in_one_part if settings.workers == 1 else on_cluster(settings.workers)
     report = evaluate(dataset, model, split, settings.baselines, parts)
     show(quality_table(report))

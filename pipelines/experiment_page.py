@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import pandas as pd
@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from rich.table import Table
 
+_UNDATED: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {}}
 PACKAGES = ("smec-ray", "torch", "ray", "numpy", "faiss-cpu")
 
 
@@ -42,6 +43,7 @@ class Page:
         tables: shown on the page, and written as CSV and LaTeX.
         figures: by file name.
         data: CSV files by name: what the tables and figures are made of.
+        picture: format of the figures.
     """
 
     title: str
@@ -50,6 +52,7 @@ class Page:
     tables: Sequence[ResultTable]
     figures: Mapping[str, Figure]
     data: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    picture: Literal["svg", "png"] = "svg"
 
 
 def write_page(
@@ -62,7 +65,7 @@ def write_page(
         out: the folder.
         command: the command that made it.
         datasets: `name`, `dim`, `corpus`, `queries`, `train`, `test` of each dataset.
-        seeds: of the trainings.
+        seeds: of the trainings, where the page is about those.
 
     Returns:
         The page's path.
@@ -76,7 +79,7 @@ def write_page(
     for name, figure in page.figures.items():
         # without a date, and with names of its parts that do not change: the same figures make the same file
         with matplotlib.rc_context({"svg.hashsalt": name}):
-            figure.savefig(out / f"{name}.svg", metadata={"Date": None})
+            figure.savefig(out / f"{name}.{page.picture}", dpi=150, metadata=_UNDATED[page.picture])
     environment = Environment(
         loader=PackageLoader("pipelines"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -59,11 +59,7 @@ def evaluate(
     Raises:
         InputError: the split is not there, or the dims do not fit.
     """
-    if dataset.dim != model.input_dim:
-        raise InputError(f"{public_uri(dataset.uri)}: {dataset.dim} dims, but the model takes {model.input_dim}")
-    if split is not None and split not in dataset.splits:
-        present = ", ".join(dataset.splits) or "none"
-        raise InputError(f"{public_uri(dataset.uri)}: there is no qrels/{split}.parquet; splits present: {present}")
+    check_fit(dataset, model, split)
     systems: dict[str, Encode] = {"model": model.encode}
     if baselines:
         rotation_DD = _corpus_gram(dataset, parts).rotation()
@@ -81,6 +77,19 @@ def evaluate(
         report["baselines"] = {name: scores[name][first] for name in ("truncation", "pca")}
         report["baselines"]["full"] = scores["truncation"][first][str(model.input_dim)]
     return report
+
+
+def check_fit(dataset: Dataset, model: Model, split: str | None) -> None:
+    """Refuses a model of other dims than the dataset, and a split that is not there.
+
+    Raises:
+        InputError: the split is not there, or the dims do not fit.
+    """
+    if dataset.dim != model.input_dim:
+        raise InputError(f"{public_uri(dataset.uri)}: {dataset.dim} dims, but the model takes {model.input_dim}")
+    if split is not None and split not in dataset.splits:
+        present = ", ".join(dataset.splits) or "none"
+        raise InputError(f"{public_uri(dataset.uri)}: there is no qrels/{split}.parquet; splits present: {present}")
 
 
 def _judged_scores(

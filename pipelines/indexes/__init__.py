@@ -1,0 +1,1 @@
+"""Vector stores that `smec evaluate --index` measures, one module a store; `store.py` says what each must give."""
