@@ -14,16 +14,17 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.compress_pieces import QUARANTINE, CompressPiece, Job, Piece, cut
+from pipelines.compress_pieces import QUARANTINE, CompressPiece, Job, Piece, cut, too_many_bad_rows
 from pipelines.console import say, warn
 from pipelines.file_tasks import RowProgress, actor_pool, run_file_tasks
-from pipelines.publish import Draft, PublishedFile, current, manifest_of
-from pipelines.upgrade import check_dims, check_stored, stored_type, version_in_force
+from pipelines.publish import Draft, PublishedFile, current, manifest_of, sizes_of
+from pipelines.upgrade import check_dims, check_stored, stored_type, vectors_of_version, version_in_force
 from pipelines.vector_types import VectorType, vector_bytes
 from smec_core.config import Dims
 from smec_core.errors import InputError, SmecError
 from smec_core.model import Model, load
 from smec_core.parquet import EmbeddingTable
+from smec_core.parquet_files import find_parquet
 from smec_core.uri import open_filesystem, public_uri
 
 
@@ -78,46 +79,51 @@ def run(settings: CompressSettings) -> dict[str, Any]:
     source = version_in_force(settings.input) if settings.upgrade else settings.input
     if (done := _upgraded(settings, model, source)) is not None:
         return done
+    source = vectors_of_version(source) if settings.upgrade else source
+    # before the rows are counted: a file that is replaced meanwhile is then new to the next run
+    stamp = _stamp(source)
     quarantine = settings.on_bad_row == "quarantine"
-    width = model.input_dim if quarantine and not settings.upgrade else None
-    table = EmbeddingTable.open(source, width)
+    table = EmbeddingTable.open(source, model.input_dim if quarantine and not settings.upgrade else None)
     if settings.upgrade:
         check_stored(model, settings.model, table)
         dims = check_dims(model, table, settings.dim)
     else:
         dims = _encoded_dims(settings, model, table)
-    settings = settings.model_copy(update={"input": source})
-    _check_quality(model, dims, settings.dtype)
-    plan = _plan(settings, dims, model, table)
-    if (done := _published(settings.output, plan)) is not None:
+    _check_scales(model, dims, settings.dtype)
+    plan = _plan(settings.model_copy(update={"input": source}), dims, model, table, stamp)
+    allowed = int(settings.max_bad_rows * table.rows)
+    if (done := _published(settings.output, plan, allowed)) is not None:
         return done
     pieces = cut(table, settings.rows_per_file)
     workers, gpus = actor_pool(len(pieces), settings.workers, settings.gpu, share_gpus=True)
     draft = Draft.open(settings.output, plan)
     job = Job(
-        model,
-        table,
-        draft.filesystem,
-        draft.folder,
-        dims,
-        settings.dtype,
-        settings.upgrade,
-        quarantine,
-        settings.batch_rows,
+        model=model,
+        table=table,
+        filesystem=draft.filesystem,
+        folder=draft.folder,
+        dims=dims,
+        dtype=settings.dtype,
+        upgrade=settings.upgrade,
+        max_bad_rows=allowed if quarantine else None,
+        batch_rows=settings.batch_rows,
     )
+    return _publish(job, draft, pieces, workers, gpus)
+
+
+def _publish(job: Job, draft: Draft, pieces: list[Piece], workers: int, gpus: float) -> dict[str, Any]:
     started = time.perf_counter()
     try:
         files, rows = _compress_pieces(job, pieces, workers, gpus)
-        bad = _check_bad_rows(job, files, settings.max_bad_rows)
+        bad = _check_bad_rows(job, files, pieces)
     except InputError:
         # the input must change first, and then this is another job
         draft.discard()
         raise
-    manifest = draft.publish(files, {"rows": table.rows - bad, "quarantined": bad})
+    manifest = draft.publish(files, {"rows": job.table.rows - bad, "quarantined": bad})
     seconds = time.perf_counter() - started
-    verb = "upgraded" if settings.upgrade else "compressed"
-    size = _bytes_per_vector(manifest)
-    kept = ", ".join(map(str, dims))
+    verb = "upgraded" if job.upgrade else "compressed"
+    size, kept = _bytes_per_vector(manifest), ", ".join(map(str, job.dims))
     say(f"{verb} {manifest['rows']:,} rows to {kept} dims, {size} bytes a vector: {public_uri(draft.uri)}")
     if bad:
         warn(f"{bad:,} rows are no sound vectors; they lie in {public_uri(draft.uri)}/{QUARANTINE}, with the reasons")
@@ -135,7 +141,7 @@ def _encoded_dims(settings: CompressSettings, model: Model, table: EmbeddingTabl
     return settings.dim
 
 
-def _check_quality(model: Model, dims: tuple[int, ...], dtype: VectorType) -> None:
+def _check_scales(model: Model, dims: tuple[int, ...], dtype: VectorType) -> None:
     for dim in dims:
         if dtype in ("int8", "binary"):
             model.int8_scale(dim)
@@ -144,22 +150,26 @@ def _check_quality(model: Model, dims: tuple[int, ...], dtype: VectorType) -> No
             warn(f"the model was trained for {trained} dims; its quality at {dim} is unmeasured")
 
 
-def _published(output: str, plan: dict[str, Any]) -> dict[str, Any] | None:
-    """Figures of the version in force, where the same plan made it."""
+def _published(output: str, plan: dict[str, Any], allowed: int) -> dict[str, Any] | None:
+    """Figures of the version in force, where the same plan made it and it is whole."""
     try:
         uri = current(output)
-        manifest = manifest_of(*open_filesystem(uri)) or {}
-    except InputError:
-        # nothing there yet, or what this run is to mend
+        filesystem, folder = open_filesystem(uri)
+        manifest = manifest_of(filesystem, folder) or {}
+        sizes = sizes_of(filesystem, folder)
+    except (InputError, OSError):
+        # nothing there yet, or what this run is to mend, or what the draft will say better
         return None
     if any(manifest.get(key) != value for key, value in json.loads(json.dumps(plan)).items()):
         return None
-    return _nothing_to_do(manifest, uri)
+    whole = all(sizes.get(file["name"]) == file["bytes"] for file in manifest["files"])
+    return _nothing_to_do(manifest, uri) if whole and manifest["quarantined"] <= allowed else None
 
 
 def _upgraded(settings: CompressSettings, model: Model, source: str) -> dict[str, Any] | None:
     """Figures of the version in force, where an earlier run has upgraded it in place."""
-    if not settings.upgrade or public_uri(settings.input) != public_uri(settings.output) or source == settings.input:
+    here, there = (public_uri(uri).rstrip("/") for uri in (settings.input, settings.output))
+    if not settings.upgrade or here != there or source == settings.input:
         return None
     manifest = manifest_of(*open_filesystem(source)) or {}
     asked = (model.fingerprint, settings.dtype)
@@ -199,33 +209,38 @@ def _is_quarantine(file: PublishedFile) -> bool:
     return file.name.startswith(f"{QUARANTINE}/")
 
 
-def _check_bad_rows(job: Job, files: list[PublishedFile], share: float) -> int:
+def _check_bad_rows(job: Job, files: list[PublishedFile], pieces: list[Piece]) -> int:
     """How many rows were set apart.
 
     Raises:
-        InputError: more than the share that may be.
+        InputError: more than may be.
     """
     apart = [file for file in files if _is_quarantine(file)]
     bad = sum(file.rows for file in apart)
-    if bad > share * job.table.rows:
+    if bad > (job.max_bad_rows or 0):
         path = f"{job.folder}/{apart[0].name}"
         first = pq.read_table(path, columns=["row", "reason"], filesystem=job.filesystem).slice(0, 1).to_pylist()[0]
-        name = apart[0].name.removeprefix(f"{QUARANTINE}/")
-        raise InputError(
-            f"{bad:,} of {job.table.rows:,} rows are no sound vectors, more than max_bad_rows={share:g}; the first: "
-            f"{name}: row {first['row']}, {first['reason']}"
-        )
+        part = next(piece.part for piece in pieces if apart[0].name == f"{QUARANTINE}/{piece.name}")
+        raise too_many_bad_rows(job.table.files[part].path, first["row"], first["reason"])
     return bad
 
 
-def _plan(settings: CompressSettings, dims: tuple[int, ...], model: Model, table: EmbeddingTable) -> dict[str, Any]:
-    """Everything that decides the version's bytes; an unfinished version with the same plan is taken up again."""
-    infos = table.filesystem.get_file_info([part.path for part in table.files])
+def _stamp(uri: str) -> str:
+    """Hash (hex) of names, sizes and times of the Parquet files there."""
+    filesystem, path = open_filesystem(uri)
+    infos = filesystem.get_file_info(find_parquet(filesystem, path))
     stamps = [(info.base_name, info.size, info.mtime_ns) for info in infos]
+    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
+
+
+def _plan(
+    settings: CompressSettings, dims: tuple[int, ...], model: Model, table: EmbeddingTable, stamp: str
+) -> dict[str, Any]:
+    """Everything that decides what a version holds; an unfinished version with the same plan is taken up again."""
     plan = {
         "job": "compress",
         "input": public_uri(settings.input),
-        "input_fingerprint": hashlib.sha256(json.dumps(stamps).encode()).hexdigest(),
+        "input_fingerprint": stamp,
         "model": public_uri(settings.model),
         "model_fingerprint": model.fingerprint,
         "input_dim": model.input_dim,

@@ -9,6 +9,7 @@ Shapes: N rows, D input dims (with upgrade: dims stored), d dims kept.
 
 import posixpath
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -52,7 +53,7 @@ class Job(NamedTuple):
         dims: dims to keep, the largest first; several have a folder each.
         dtype: number type to store.
         upgrade: the input is what the model's base encoded.
-        quarantine: bad rows are set apart; else the first one ends the job.
+        max_bad_rows: how many bad rows may be set apart; None: the first one ends the job.
         batch_rows: rows to multiply at a time.
     """
 
@@ -63,7 +64,7 @@ class Job(NamedTuple):
     dims: tuple[int, ...]
     dtype: VectorType
     upgrade: bool
-    quarantine: bool
+    max_bad_rows: int | None
     batch_rows: int
 
     def targets(self, piece: Piece) -> dict[int, str]:
@@ -85,9 +86,9 @@ def cut(table: EmbeddingTable, rows_per_file: int) -> list[Piece]:
         for count, (start, stop) in enumerate(zip(bounds, [*bounds[1:], part.rows], strict=True)):
             name = f"{stem}.parquet" if len(bounds) == 1 else f"{stem}.{count:05d}.parquet"
             pieces.append(Piece(number, part.start + start, part.start + stop, name))
-    names = [piece.name for piece in pieces]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise InputError(f"two input files would become {twice}; rename one")
+    name, times = Counter(piece.name for piece in pieces).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"two input files would become {name}; rename one")
     return pieces
 
 
@@ -138,8 +139,11 @@ class CompressPiece:
     def _write(self, piece: Piece) -> Iterator[dict[str, Any]]:
         job = self.job
         schema = pq.read_schema(self._part(piece).path, filesystem=job.table.filesystem)
+        path = self._part(piece).path
         if job.dtype == "binary" and RESCORE in schema.names:
-            raise InputError(f"{self._part(piece).path}: column {RESCORE}: binary vectors need this name; rename it")
+            raise InputError(f"{path}: column {RESCORE}: binary vectors need this name; rename it")
+        if job.max_bad_rows is not None and (taken := {"row", "reason"} & set(schema.names)):
+            raise InputError(f"{path}: column {min(taken)}: bad rows that are set apart need this name; rename it")
         schemas = {dim: output_schema(schema, dim, job.dtype) for dim in job.dims}
         with ExitStack() as files:
             outputs = {
@@ -147,9 +151,12 @@ class CompressPiece:
                 for dim, target in job.targets(piece).items()
             }
             bad: RowGroups | None = None
-            rows = 0
+            rows = bad_rows = 0
             for found in self._read(piece, schema.names):
                 if isinstance(found, BadRow):
+                    bad_rows += 1
+                    if bad_rows > (job.max_bad_rows or 0):
+                        raise too_many_bad_rows(path, found.row, found.reason)
                     table = quarantined(found)
                     # entered last, and so closed first: without it, files that lack its rows are not whole
                     bad = bad or files.enter_context(_writer(job, f"{QUARANTINE}/{piece.name}", table.schema))
@@ -166,7 +173,7 @@ class CompressPiece:
 
     def _read(self, piece: Piece, columns: Sequence[str]) -> Iterator[Block | BadRow]:
         table = self.job.table
-        if not self.job.quarantine:
+        if self.job.max_bad_rows is None:
             yield from table.blocks(piece.start, piece.stop, self.job.batch_rows, columns)
             return
         for batch in table.batches(piece.start, piece.stop, self.job.batch_rows, columns, any_row=True):
@@ -190,12 +197,14 @@ class RowGroups:
     def __init__(self, writer: pq.ParquetWriter) -> None:
         self._writer = writer
         self._pending: list[pa.Table] = []
+        self._rows = self._bytes = 0
 
     def add(self, table: pa.Table) -> None:
         """Takes some rows, and writes a row group when there are enough."""
         self._pending.append(table)
-        rows, size = (sum(values) for values in zip(*((len(t), t.nbytes) for t in self._pending), strict=True))
-        if rows >= ROW_GROUP_ROWS or size >= ROW_GROUP_BYTES:
+        self._rows += len(table)
+        self._bytes += table.nbytes
+        if self._rows >= ROW_GROUP_ROWS or self._bytes >= ROW_GROUP_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -204,6 +213,7 @@ class RowGroups:
             table = pa.concat_tables(self._pending)
             self._writer.write_table(table, row_group_size=len(table))
             self._pending.clear()
+            self._rows = self._bytes = 0
 
 
 def prefix(z_ND: Tensor, dim: int) -> Tensor:
@@ -219,9 +229,18 @@ def output_schema(schema: pa.Schema, dim: int, dtype: VectorType) -> pa.Schema:
     return pa.schema([*fields[:index], *vector_fields(dim, dtype), *fields[index + 1 :]])
 
 
+def too_many_bad_rows(file: str, row: int, reason: str) -> InputError:
+    """What ends a run that would set more rows apart than the user allows."""
+    return InputError(
+        f"more rows are no sound vectors than max_bad_rows allows; one of them: {file}: row {row}, {reason}; mend "
+        "them, or allow more (--set max_bad_rows=SHARE)"
+    )
+
+
 def quarantined(bad: BadRow) -> pa.Table:
     """One bad row as it was stored, with its row in the input file and the reason."""
-    table = pa.Table.from_batches([bad.stored])
+    # a copy: a slice would keep its whole batch in memory
+    table = pa.Table.from_batches([bad.stored]).take([0])
     return table.append_column("row", pa.array([bad.row])).append_column("reason", pa.array([bad.reason]))
 
 

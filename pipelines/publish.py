@@ -175,10 +175,7 @@ class Draft:
             raise SmecError(
                 f"{public_uri(self.uri)}: another run published or replaced this version meanwhile; run again"
             )
-        infos = self.filesystem.get_file_info(pafs.FileSelector(self.folder, recursive=True))
-        sizes = {
-            posixpath.relpath(info.path, self.folder): info.size for info in infos if info.type == pafs.FileType.File
-        }
+        sizes = sizes_of(self.filesystem, self.folder)
         for file in files:
             if sizes.get(file.name) != file.bytes:
                 raise SmecError(
@@ -199,7 +196,9 @@ class Draft:
         return manifest
 
     def discard(self) -> None:
-        """Removes the version; for runs that cannot be taken up again."""
+        """Removes the version, unless another run has published it; for runs that cannot be taken up again."""
+        if read_json(self.filesystem, f"{self.folder}/{PLAN}") != self._plan:
+            return
         try:
             self.filesystem.delete_dir(self.folder)
         except OSError:
@@ -209,6 +208,12 @@ class Draft:
     def _write(self, name: str, text: str) -> None:
         with new_file(self.filesystem, f"{self._root}/{name}") as sink:
             sink.write(text.encode())
+
+
+def sizes_of(filesystem: pafs.FileSystem, folder: str) -> dict[str, int]:
+    """Bytes of all files in a folder and below, by their path in it."""
+    infos = filesystem.get_file_info(pafs.FileSelector(folder, recursive=True))
+    return {posixpath.relpath(info.path, folder): info.size for info in infos if info.type == pafs.FileType.File}
 
 
 def first_line(error: BaseException) -> str:

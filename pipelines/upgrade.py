@@ -7,15 +7,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.console import say, warn
-from pipelines.publish import MANIFEST, current, is_published, manifest_of
+from pipelines.publish import MANIFEST, VERSION, current, is_published, manifest_of
 from smec_core.errors import InputError
 from smec_core.model import Model
 from smec_core.parquet import EmbeddingTable
+from smec_core.uri import join_uri, open_filesystem
 
 
 def version_in_force(uri: str) -> str:
     """The version that a published folder has in force, and any other path or URI as it is."""
     return current(uri) if is_published(uri) else uri
+
+
+def vectors_of_version(uri: str) -> str:
+    """Where the vectors of a published version lie: in its folder of most dims, where it has a folder for each.
+
+    Raises:
+        InputError: they are of a type that is not upgraded.
+    """
+    manifest = manifest_of(*open_filesystem(uri)) or {}
+    if manifest.get("dtype") in ("int8", "binary"):
+        raise InputError(
+            f"{uri}: {manifest['dtype']} vectors cannot be upgraded; give a float version, or the original embeddings"
+        )
+    folders = manifest.get("folders")
+    return join_uri(uri, folders[0]) if folders else uri
 
 
 def check_stored(model: Model, name: str, table: EmbeddingTable) -> None:
@@ -31,8 +47,11 @@ def check_stored(model: Model, name: str, table: EmbeddingTable) -> None:
         )
     base = model.base.fingerprint[:12]
     folder = posixpath.dirname(table.files[0].path)
-    # a version of several dims has a folder each
-    manifest = manifest_of(table.filesystem, folder) or manifest_of(table.filesystem, posixpath.dirname(folder))
+    version = posixpath.dirname(folder)
+    if posixpath.basename(folder).isdigit() and VERSION.fullmatch(posixpath.basename(version)):
+        # a version of several dims has a folder each
+        folder = version
+    manifest = manifest_of(table.filesystem, folder)
     if manifest is None:
         say(f"{folder}: no {MANIFEST} says which model made these vectors; they are taken as those of the base {base}")
     elif manifest["model_fingerprint"] == model.fingerprint:

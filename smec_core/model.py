@@ -97,7 +97,7 @@ class Model:
         if not 1 <= dim <= self.input_dim:
             raise InputError(f"dim is {dim}; this model gives 1 to {self.input_dim}, trained for {self.dims}")
         if self.matrix_DD is None:
-            x_ND = F.normalize(x_ND.float(), dim=1)
+            x_ND = _unit(x_ND.float())
             z_Nd = apply_chain([stage.to(x_ND.device) for stage in self.stages], x_ND)[:, :dim]
         else:
             z_Nd = x_ND.float() @ self.matrix_DD[:dim].to(x_ND.device).T
@@ -178,7 +178,7 @@ class Model:
         rotations = [_nearest_rotation(stage, len(self.stages) + number) for number, stage in enumerate(added)]
         base = Base(self.fingerprint, self.dims, len(self.stages))
         dims = sorted({*self.dims, *config["dims"]}, reverse=True)
-        record = {**config, "dims": dims, "base": base._asdict(), "int8_scales": self.config.get("int8_scales", {})}
+        record = {**config, "dims": dims, "base": base._asdict()}
         return Model([*self.stages, *rotations], self.input_dim, record, metrics)
 
     def _tensor_bytes(self) -> bytes:

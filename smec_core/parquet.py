@@ -196,7 +196,7 @@ def vectors_of(column: pa.Array, dim: int, file: str, row: int) -> np.ndarray:
 
     refuse(column.is_null().to_numpy(zero_copy_only=False), NULL_VECTOR)
     dims_N = _row_dims(column)
-    refuse(dims_N != dim, f"has {dims_N[(dims_N != dim).argmax()] if len(dims_N) else 0} dims, but the table has {dim}")
+    refuse(dims_N != dim, f"has {dims_N[(dims_N != dim).argmax()] if len(dims_N) else 0} dims, but {dim} are expected")
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
     flat = column.flatten()

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from smec_core.errors import InputError, RowError, one_line
+from smec_core.errors import InputError, RowError, SmecError, one_line
 
 READ_BUFFER_BYTES = 8 << 20
 NULL_VECTOR = "is null; every row needs a vector"
@@ -28,15 +28,18 @@ def open_parquet(filesystem: pafs.FileSystem, path: str, metadata: pq.FileMetaDa
     """Opens a file; `metadata` stands in for its footer.
 
     Raises:
-        InputError: it is not a readable Parquet file.
+        InputError: it is no Parquet file.
+        SmecError: it cannot be read now.
     """
     try:
         # pre-buffering would keep all that was read of a file in memory until it is closed
         return pq.ParquetFile(
             path, filesystem=filesystem, metadata=metadata, pre_buffer=False, buffer_size=READ_BUFFER_BYTES
         )
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowInvalid, FileNotFoundError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
+    except OSError as error:
+        raise SmecError(f"{path}: cannot be read ({one_line(error)})") from error
 
 
 def read_batches(
@@ -46,7 +49,7 @@ def read_batches(
 
     Raises:
         RowError: a null in a column of fixed-size lists, which pyarrow cannot read.
-        InputError: rows that cannot be read.
+        SmecError: rows that cannot be read.
     """
     batches = parquet.iter_batches(batch_rows, row_groups=groups, columns=columns)
     while True:
@@ -56,12 +59,26 @@ def read_batches(
             # how pyarrow meets a null in a FixedSizeList column
             null = re.search(r"Expected all lists to be of size=\d+ but index (\d+) had size=0", str(error))
             if null:
-                raise RowError(path, row + int(null[1]) - 1, "embedding", NULL_VECTOR) from error
-            raise InputError(f"{path}: rows from {row} on cannot be read ({one_line(error)})") from error
+                column = _column_with_null(parquet, columns, groups)
+                why = NULL_VECTOR if column == "embedding" else "a null in a fixed-size list; store it as lists"
+                raise RowError(path, row + int(null[1]) - 1, column, why) from error
+            # a connection that broke and a damaged page look the same
+            raise SmecError(
+                f"{path}: rows from {row} on cannot be read ({one_line(error)}); run again, or write the file anew"
+            ) from error
         if batch is None:
             return
         yield batch
         row += len(batch)
+
+
+def _column_with_null(parquet: pq.ParquetFile, columns: list[str], groups: list[int]) -> str:
+    for column in columns:
+        try:
+            parquet.read_row_groups(groups, columns=[column])
+        except (pa.ArrowException, OSError):
+            return column
+    return "embedding"
 
 
 def read_any_batches(
@@ -80,12 +97,15 @@ def read_any_batches(
     footer = io.BytesIO(footer.getvalue().replace(b"ARROW:schema", b"arrow_schema"))
     others = [name for name in columns if name != "embedding"]
     with open_parquet(filesystem, path, pq.read_metadata(footer)) as plain:
-        for rows, vectors in zip(
-            read_batches(parquet, path, batch_rows, others, groups, row),
-            read_batches(plain, path, batch_rows, ["embedding"], groups, row),
-            strict=True,
-        ):
-            yield rows.append_column("embedding", vectors["embedding"]).select(columns)
+        # one by one: where a column is a dictionary, batches end with their row group, and elsewhere they need not
+        for group in groups:
+            for rows, vectors in zip(
+                read_batches(parquet, path, batch_rows, others, [group], row),
+                read_batches(plain, path, batch_rows, ["embedding"], [group], row),
+                strict=True,
+            ):
+                yield rows.append_column("embedding", vectors["embedding"]).select(columns)
+            row += parquet.metadata.row_group(group).num_rows
 
 
 def row_groups(parquet: pq.ParquetFile, start: int, stop: int) -> tuple[list[int], int]:

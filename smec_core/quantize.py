@@ -24,10 +24,7 @@ SAMPLE_RANGES, SAMPLE_ROWS = 16, 512
 
 
 def learn_int8_scales(model: "Model", table: EmbeddingTable) -> dict[str, float]:
-    """What 1 is worth in an int8 vector at each of a model's dims, by rows from all over a table.
-
-    Dims that the model's config has a scale for keep it: vectors in store go by it.
-    """
+    """What 1 is worth in an int8 vector at each of a model's dims, by rows from all over a table."""
     starts = np.linspace(0, max(0, table.rows - SAMPLE_ROWS), SAMPLE_RANGES).astype(int)
     x_ND = np.concatenate(
         [
@@ -36,12 +33,11 @@ def learn_int8_scales(model: "Model", table: EmbeddingTable) -> dict[str, float]
             for block in table.blocks(int(start), min(int(start) + SAMPLE_ROWS, table.rows))
         ]
     )
-    known = model.config.get("int8_scales", {})
     z_ND = model.encode(x_ND)
     scales = {}
     for dim in model.dims:
         z_Nd = z_ND[:, :dim] / np.linalg.norm(z_ND[:, :dim], axis=1, keepdims=True)
-        scales[str(dim)] = known.get(str(dim)) or float(np.quantile(np.abs(z_Nd), QUANTILE)) / LIMIT
+        scales[str(dim)] = float(np.quantile(np.abs(z_Nd), QUANTILE)) / LIMIT
     return scales
 
 

@@ -119,3 +119,11 @@ def test_uris_keep_their_options_and_hide_their_secrets() -> None:
     uri = "s3://key:secret@bucket/out/?region=eu-west-1"
     assert join_uri(uri, "v0001") == "s3://key:secret@bucket/out/v0001?region=eu-west-1"
     assert public_uri(uri) == "s3://bucket/out/"
+
+
+def test_a_version_that_another_run_has_published_is_not_discarded(tmp_path: Path) -> None:
+    one, other = Draft.open(str(tmp_path), PLAN), Draft.open(str(tmp_path), PLAN)
+    one.publish([write(one, "a.parquet", "one")], {"rows": 3})
+    other.discard()
+    assert (tmp_path / "v0001/a.parquet").read_text() == "one"
+    assert current(str(tmp_path)).endswith("v0001")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smec_core.errors import InputError
+from smec_core.errors import InputError, SmecError
 from smec_core.parquet import EmbeddingTable, embedding_column, unit_rows, write_embeddings
 
 DIM = 4
@@ -294,7 +294,7 @@ def test_damaged_data_behind_a_good_footer_is_refused(tmp_path: Path, column: in
     content = bytearray(path.read_bytes())
     content[chunk.data_page_offset : chunk.data_page_offset + 200] = b"\xff" * 200
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"corpus/0\.parquet"):
+    with pytest.raises(SmecError, match=r"corpus/0\.parquet"):
         table = EmbeddingTable.open(str(path.parent))
         table.ids()
         read(table)

@@ -56,13 +56,6 @@ def test_a_prefix_of_int8_is_int8_of_the_prefix_but_for_rounding(model: Model, t
     assert torch.nn.functional.cosine_similarity(long_Nd, z_Nd).min() > 0.99
 
 
-def test_dims_with_a_scale_keep_it(model: Model, tmp_path: Path) -> None:
-    model.config["int8_scales"] = {"8": 0.5}
-    scales = learn_int8_scales(model, table(tmp_path, 100)[0])
-    assert scales["8"] == 0.5
-    assert scales[str(DIM)] < 0.01
-
-
 def test_dims_without_a_scale_are_refused(model: Model, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"scales for none, because an earlier version trained it"):
         model.int8_scale(8)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +42,8 @@ def test_null_id_is_named(tmp_path: Path, model: Path) -> None:
         compress(model, tmp_path / "corpus", tmp_path / "out")
 
 
+PUBLISHED = {"format", "version", "created", "rows", "quarantined", "files"}
+"""What a manifest says beside its plan."""
 BAD_ROWS: dict[int, list[float | None] | None] = {
     3: None,
     40: [np.nan] * DIM,
@@ -55,7 +58,7 @@ REASONS = {
     40: "column embedding: holds NaN or infinity; mend or remove the row",
     41: "column embedding: is a zero vector, which has no direction; remove the row",
     42: "column embedding: holds NaN or infinity; mend or remove the row",
-    99: "column embedding: has 2 dims, but the table has 16",
+    99: "column embedding: has 2 dims, but 16 are expected",
     250: "column embedding: holds a null value",
 }
 
@@ -100,12 +103,61 @@ def test_bad_rows_are_set_apart_with_the_reason(tmp_path: Path, model: Path, fix
 
 def test_too_many_bad_rows_publish_nothing(tmp_path: Path, model: Path) -> None:
     source = write_bad(tmp_path / "in", fixed=False)
-    first = r"part-01\.parquet: row 3, column embedding: is null"
+    why = r"max_bad_rows allows; one of them: .*in/part-01\.parquet: row \d+, column .*; mend them, or allow more"
+    for share, workers in ((0.01, 1), (0.001, 2)):
+        with pytest.raises(InputError, match=why):
+            compress(model, source, tmp_path / "out", on_bad_row="quarantine", max_bad_rows=share, workers=workers)
+        assert not list((tmp_path / "out").iterdir())
+    # few in each file, too many in all
+    pq.write_table(pq.read_table(source / "part-01.parquet").slice(0, 60), source / "part-02.parquet")
+    with pytest.raises(InputError, match=why):
+        compress(model, source, tmp_path / "out", on_bad_row="quarantine", max_bad_rows=0.012)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_kill_between_the_files_of_a_piece_is_mended(tmp_path: Path, model: Path) -> None:
+    source, out = write_bad(tmp_path / "in", fixed=False), tmp_path / "out"
+    options: dict[str, Any] = {"on_bad_row": "quarantine", "max_bad_rows": 0.05, "dim": "8,4"}
+    whole = compress(model, source, out, **options)
+    version = Path(whole["path"])
+    manifest = json.loads((version / "manifest.json").read_text())
+    plan = {name: manifest[name] for name in manifest if name not in PUBLISHED}
+    for lost in ("_quarantine", "8", "4"):
+        (version / lost / "part-01.parquet").unlink()
+        (version / "manifest.json").unlink()
+        (version / "plan.json").write_text(json.dumps(plan))
+        (out / "CURRENT").unlink()
+        assert compress(model, source, out, **options)["path"] == whole["path"]
+        assert json.loads((version / "manifest.json").read_text())["files"] == manifest["files"], lost
+
+
+def test_bad_rows_among_dictionaries_are_set_apart(tmp_path: Path, model: Path) -> None:
+    labelled = pa.table(
+        {
+            "id": [f"x{row}" for row in range(300)],
+            "embedding": embedding_column(np.where(np.arange(300)[:, None] == 217, np.nan, vectors(300))),
+            "label": pa.array(["a", "b", "c"] * 100).dictionary_encode(),
+        }
+    )
+    pq.write_table(labelled, tmp_path / "corpus.parquet", row_group_size=100)
+    figures = compress(model, tmp_path / "corpus.parquet", tmp_path / "out", on_bad_row="quarantine", batch_rows=64)
+    assert (figures["rows"], figures["quarantined"]) == (299, 1)
+    assert read(figures["path"])[0] == [f"x{row}" for row in range(300) if row != 217]
+
+
+def test_names_that_bad_rows_need_are_refused(tmp_path: Path, model: Path) -> None:
+    source = write_corpus(tmp_path / "in", [3], reason=lambda count: pa.array(range(count)))
     with pytest.raises(
-        InputError, match=rf"7 of 600 rows are no sound vectors, more than max_bad_rows=0\.01; the first: {first}"
+        InputError, match=r"part-00\.parquet: column reason: bad rows that are set apart need this name"
     ):
         compress(model, source, tmp_path / "out", on_bad_row="quarantine")
-    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_null_in_another_column_of_fixed_size_lists_is_named(tmp_path: Path, model: Path) -> None:
+    others = pa.array([[1.0, 2.0], None, [3.0, 4.0]], pa.list_(pa.float32(), 2))
+    source = write_corpus(tmp_path / "in", [3], other=lambda count: others)
+    with pytest.raises(InputError, match=r"row 1, column other: a null in a fixed-size list; store it as lists"):
+        compress(model, source, tmp_path / "out")
 
 
 def test_a_file_of_other_dims_is_set_apart_as_a_whole(tmp_path: Path, model: Path) -> None:

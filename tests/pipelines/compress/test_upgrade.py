@@ -132,3 +132,14 @@ def test_upgrade_in_place_that_runs_again_has_nothing_to_do(tmp_path: Path, mode
     assert not (out / "v0003").exists()
     with pytest.raises(InputError, match="made these vectors itself; there is nothing to upgrade"):
         upgrade(extended, out, out, dim=4)
+
+
+def test_a_version_of_several_dims_is_upgraded_from_its_largest(tmp_path: Path, model: Path, extended: Path) -> None:
+    out = tmp_path / "out"
+    compress(model, write_corpus(tmp_path / "in", [30]), out, dim="8,4")
+    upgrade(extended, out, out)
+    expected = smec_core.load(extended).encode(vectors(30), 8)
+    np.testing.assert_allclose(read(out / "v0002")[1], expected, atol=1e-6)
+    compress(model, tmp_path / "in", tmp_path / "small", dim=8, dtype="int8")
+    with pytest.raises(InputError, match="int8 vectors cannot be upgraded; give a float version, or the original"):
+        upgrade(extended, tmp_path / "small", out)
