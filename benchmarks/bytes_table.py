@@ -16,8 +16,9 @@ from matplotlib.ticker import FuncFormatter
 from pipelines.console import say
 from pipelines.evaluate_index import Bench
 from pipelines.experiment_page import Page, ResultTable, write_page
-from pipelines.indexes.store import Dtype, Form, SearchPath, open_store
+from pipelines.indexes.store import Form, SearchPath, open_store
 from pipelines.pictures import BLUE, GREEN, GREY, INK, ORANGE, finish
+from pipelines.vector_types import VectorType
 from smec_core.dataset import Dataset
 from smec_core.errors import SmecError
 from smec_core.evaluation import check_fit
@@ -32,7 +33,7 @@ def paths_of(model: Model) -> list[tuple[str, SearchPath]]:
     """Every way at every of the model's dims that takes at least LEAST_BYTES."""
     found: list[tuple[str, SearchPath]] = []
     for dim in model.dims:
-        kinds: tuple[Dtype, ...] = ("float32", "float16", "int8", "binary")
+        kinds: tuple[VectorType, ...] = ("float32", "float16", "int8", "binary")
         for kind in kinds:
             found.append((kind, SearchPath(Form(dim, kind))))
         found.append(("binary, rescored by int8", SearchPath(Form(dim, "binary"), Form(dim, "int8"), SHORTLIST)))

@@ -10,6 +10,7 @@ Shapes: N documents, Q queries, d published dims, f first dims, S shortlist.
 """
 
 import argparse
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -37,14 +38,17 @@ def main() -> None:
     # queries go through the model that made the documents' vectors, or the numbers mean nothing to each other
     model = smec_core.load(args.model)
     version = Path(current(args.compressed))
-    manifest = json.loads((version / "manifest.json").read_text())
+    content = (version / "manifest.json").read_bytes()
+    manifest = json.loads(content)
+    # another folder may have a version of this name, too
+    key = f"{version.name}_{hashlib.sha256(content).hexdigest()[:8]}"
     if manifest["model_fingerprint"] != model.fingerprint:
         raise SystemExit(f"{version}: was made by the model {manifest['model']}; give that one as --model")
 
     documents = EmbeddingTable.open(str(version))
     ids = documents.ids().to_pylist()
     docs_Nd = np.concatenate([block.vectors_ND for block in documents.blocks()])
-    index = open_index(args.folder / f"{version.name}-{args.first}.faiss", unit(docs_Nd[:, : args.first]))
+    index = open_index(args.folder / f"{key}-{args.first}.faiss", unit(docs_Nd[:, : args.first]))
 
     queries = EmbeddingTable.open(f"{args.data}/queries")
     query_ids = queries.ids().to_pylist()

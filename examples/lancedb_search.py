@@ -11,6 +11,7 @@ Shapes: N documents, Q queries, d published dims, f first dims, S shortlist.
 """
 
 import argparse
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,12 +40,15 @@ def main() -> None:
     # queries go through the model that made the documents' vectors, or the numbers mean nothing to each other
     model = smec_core.load(args.model)
     version = Path(current(args.compressed))
-    manifest = json.loads((version / "manifest.json").read_text())
+    content = (version / "manifest.json").read_bytes()
+    manifest = json.loads(content)
+    # another folder may have a version of this name, too
+    key = f"{version.name}_{hashlib.sha256(content).hexdigest()[:8]}"
     if manifest["model_fingerprint"] != model.fingerprint:
         raise SystemExit(f"{version}: was made by the model {manifest['model']}; give that one as --model")
 
     documents = EmbeddingTable.open(str(version))
-    name = f"documents_{version.name}_{args.first}"
+    name = f"documents_{key}_{args.first}"
     database = lancedb.connect(args.database)
     if name not in database.list_tables().tables:
         # a table appears when all its rows are there

@@ -14,6 +14,7 @@ Shapes: N documents, Q queries, d published dims.
 """
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,10 @@ def main() -> None:
     # queries go through the model that made the documents' vectors, or the numbers mean nothing to each other
     model = smec_core.load(args.model)
     version = Path(current(args.compressed))
-    manifest = json.loads((version / "manifest.json").read_text())
+    content = (version / "manifest.json").read_bytes()
+    manifest = json.loads(content)
+    # another folder may have a version of this name, too
+    key = f"{version.name}_{hashlib.sha256(content).hexdigest()[:8]}"
     if manifest["model_fingerprint"] != model.fingerprint:
         raise SystemExit(f"{version}: was made by the model {manifest['model']}; give that one as --model")
 
@@ -50,7 +54,7 @@ def main() -> None:
     prefix = sql.SQL("subvector(embedding, 1, {first})::vector({first})").format(first=args.first)
     with psycopg.connect(autocommit=True) as connection:
         register_vector(connection)
-        load(connection, documents, f"documents_{version.name}_{args.first}", prefix)
+        load(connection, documents, f"documents_{key}_{args.first}", prefix)
 
         connection.execute(sql.SQL("SET hnsw.ef_search = {}").format(min(2 * args.shortlist, 1000)))
         statement = sql.SQL(

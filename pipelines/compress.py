@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipelines.compress_pieces import QUARANTINE, CompressPiece, Job, Piece, cut, too_many_bad_rows
 from pipelines.console import say, warn
 from pipelines.file_tasks import RowProgress, actor_pool, run_file_tasks
-from pipelines.publish import Draft, PublishedFile, current, manifest_of, sizes_of
+from pipelines.publish import Draft, PublishedFile, current, holds, manifest_of, promote, sizes_of
 from pipelines.upgrade import check_dims, check_stored, stored_type, vectors_of_version, version_in_force
 from pipelines.vector_types import VectorType, vector_bytes
 from smec_core.config import Dims
@@ -115,7 +115,7 @@ def _publish(job: Job, draft: Draft, pieces: list[Piece], workers: int, gpus: fl
     started = time.perf_counter()
     try:
         files, rows = _compress_pieces(job, pieces, workers, gpus)
-        bad = _check_bad_rows(job, files, pieces)
+        bad = _check_bad_rows(job, files)
     except InputError:
         # the input must change first, and then this is another job
         draft.discard()
@@ -153,14 +153,15 @@ def _check_scales(model: Model, dims: tuple[int, ...], dtype: VectorType) -> Non
 def _published(output: str, plan: dict[str, Any], allowed: int) -> dict[str, Any] | None:
     """Figures of the version in force, where the same plan made it and it is whole."""
     try:
+        promote(output, plan)
         uri = current(output)
         filesystem, folder = open_filesystem(uri)
-        manifest = manifest_of(filesystem, folder) or {}
+        manifest = manifest_of(filesystem, folder)
         sizes = sizes_of(filesystem, folder)
     except (InputError, OSError):
         # nothing there yet, or what this run is to mend, or what the draft will say better
         return None
-    if any(manifest.get(key) != value for key, value in json.loads(json.dumps(plan)).items()):
+    if manifest is None or not holds(manifest, plan):
         return None
     whole = all(sizes.get(file["name"]) == file["bytes"] for file in manifest["files"])
     return _nothing_to_do(manifest, uri) if whole and manifest["quarantined"] <= allowed else None
@@ -209,7 +210,7 @@ def _is_quarantine(file: PublishedFile) -> bool:
     return file.name.startswith(f"{QUARANTINE}/")
 
 
-def _check_bad_rows(job: Job, files: list[PublishedFile], pieces: list[Piece]) -> int:
+def _check_bad_rows(job: Job, files: list[PublishedFile]) -> int:
     """How many rows were set apart.
 
     Raises:
@@ -219,9 +220,9 @@ def _check_bad_rows(job: Job, files: list[PublishedFile], pieces: list[Piece]) -
     bad = sum(file.rows for file in apart)
     if bad > (job.max_bad_rows or 0):
         path = f"{job.folder}/{apart[0].name}"
-        first = pq.read_table(path, columns=["row", "reason"], filesystem=job.filesystem).slice(0, 1).to_pylist()[0]
-        part = next(piece.part for piece in pieces if apart[0].name == f"{QUARANTINE}/{piece.name}")
-        raise too_many_bad_rows(job.table.files[part].path, first["row"], first["reason"])
+        columns = ["file", "row", "reason"]
+        first = pq.read_table(path, columns=columns, filesystem=job.filesystem).slice(0, 1).to_pylist()[0]
+        raise too_many_bad_rows(first["file"], first["row"], first["reason"])
     return bad
 
 

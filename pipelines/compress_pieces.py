@@ -142,7 +142,7 @@ class CompressPiece:
         path = self._part(piece).path
         if job.dtype == "binary" and RESCORE in schema.names:
             raise InputError(f"{path}: column {RESCORE}: binary vectors need this name; rename it")
-        if job.max_bad_rows is not None and (taken := {"row", "reason"} & set(schema.names)):
+        if job.max_bad_rows is not None and (taken := {"file", "row", "reason"} & set(schema.names)):
             raise InputError(f"{path}: column {min(taken)}: bad rows that are set apart need this name; rename it")
         schemas = {dim: output_schema(schema, dim, job.dtype) for dim in job.dims}
         with ExitStack() as files:
@@ -157,7 +157,7 @@ class CompressPiece:
                     bad_rows += 1
                     if bad_rows > (job.max_bad_rows or 0):
                         raise too_many_bad_rows(path, found.row, found.reason)
-                    table = quarantined(found)
+                    table = quarantined(found, path)
                     # entered last, and so closed first: without it, files that lack its rows are not whole
                     bad = bad or files.enter_context(_writer(job, f"{QUARANTINE}/{piece.name}", table.schema))
                     bad.add(table)
@@ -237,11 +237,13 @@ def too_many_bad_rows(file: str, row: int, reason: str) -> InputError:
     )
 
 
-def quarantined(bad: BadRow) -> pa.Table:
-    """One bad row as it was stored, with its row in the input file and the reason."""
+def quarantined(bad: BadRow, file: str) -> pa.Table:
+    """One bad row as it was stored, with the input file, its row there and the reason."""
     # a copy: a slice would keep its whole batch in memory
     table = pa.Table.from_batches([bad.stored]).take([0])
-    return table.append_column("row", pa.array([bad.row])).append_column("reason", pa.array([bad.reason]))
+    for name, value in {"file": file, "row": bad.row, "reason": bad.reason}.items():
+        table = table.append_column(name, pa.array([value]))
+    return table
 
 
 @contextmanager

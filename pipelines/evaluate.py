@@ -8,7 +8,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from rich.table import Table
 
 from pipelines.console import show
-from pipelines.indexes.store import Dtype, StoreName
+from pipelines.indexes.store import StoreName
+from pipelines.vector_types import VectorType
 from smec_core.dataset import Dataset
 from smec_core.evaluation import Parts, default_split, evaluate, in_one_part
 from smec_core.group import rows_of_rank
@@ -56,7 +57,7 @@ class EvaluateSettings(BaseModel):
     funnel: Funnel | None = None
     """With `index`: search by the first dims, order the shortlist by the second ones as float32; 48:384. By default
     each of the model's dims is searched plainly."""
-    dtype: Dtype = "float32"
+    dtype: VectorType = "float32"
     """With `index`: number type that all vectors are searched as; binary (signs) is followed by rescoring a shortlist
     with int8 vectors, in pgvector with float16."""
     shortlist: int = Field(100, ge=10)

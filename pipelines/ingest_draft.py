@@ -79,6 +79,14 @@ class DatasetDraft:
         unfinished = not self._is_local and self.state.read_json(PLAN) is not None
         if there and not unfinished and self._read_manifest() is None:
             raise InputError(f"{self.uri}: exists already; choose another folder, or remove it first")
+        selector = pafs.FileSelector(self.state.path, allow_not_found=True)
+        names = {info.base_name for info in self.state.filesystem.get_file_info(selector)}
+        known = {PLAN, "lease.json", "lease.lock"} | ({"data"} if PLAN in names else set())
+        if strange := sorted(name for name in names - known if not name.endswith(".tmp")):
+            raise InputError(
+                f"{public_uri(self.state.uri)}: is where the dataset is prepared, but holds {strange[0]}, which is not "
+                "of smec ingest; move it away"
+            )
 
     def create(self) -> None:
         """Makes the folder beside the output.

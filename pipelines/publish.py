@@ -116,6 +116,27 @@ def manifest_of(filesystem: pafs.FileSystem, folder: str) -> dict[str, Any] | No
     return manifest
 
 
+def promote(out: str, plan: dict[str, Any]) -> None:
+    """Puts the newest version in force where it is finished with this plan: a run was killed before it did so."""
+    filesystem, root = open_filesystem(out)
+    root = root.rstrip("/")
+    if filesystem.get_file_info(root).type != pafs.FileType.Directory:
+        return
+    *_, name = ("", *_versions(filesystem, root))
+    if not name or read_text(filesystem, f"{root}/{CURRENT}").strip() == name:
+        return
+    if exists(filesystem, f"{root}/{name}/{MANIFEST}") and holds(manifest_of(filesystem, f"{root}/{name}"), plan):
+        with new_file(filesystem, f"{root}/{CURRENT}") as sink:
+            sink.write(f"{name}\n".encode())
+
+
+def holds(manifest: dict[str, Any] | None, plan: dict[str, Any]) -> bool:
+    """Whether a version was made by this plan."""
+    return manifest is not None and all(
+        manifest.get(key) == value for key, value in json.loads(json.dumps(plan)).items()
+    )
+
+
 class Draft:
     """A version that is being written. Only `publish` makes it visible to readers."""
 

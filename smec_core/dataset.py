@@ -57,10 +57,14 @@ class Dataset:
         Raises:
             InputError: anything that breaks the data contract, with file, row and column.
         """
+        filesystem, root = open_filesystem(uri.rstrip("/"))
+        # on an object store `smec ingest` writes in place, beside its plan, and the manifest last
+        paths = [f"{root}.partial/plan.json", f"{root}/manifest.json"]
+        if [info.is_file for info in filesystem.get_file_info(paths)] == [True, False]:
+            raise InputError(f"{public_uri(uri)}: is not finished; run `smec ingest` again, which goes on with it")
         corpus, queries = EmbeddingTable.open(join_uri(uri, "corpus")), EmbeddingTable.open(join_uri(uri, "queries"))
         if corpus.dim != queries.dim:
             raise InputError(f"{public_uri(uri)}: queries have {queries.dim} dims, the corpus has {corpus.dim}")
-        filesystem, root = open_filesystem(uri.rstrip("/"))
         doc_ids, query_ids = corpus.ids(), queries.ids()
         own_doc_of = None
         if exclude_self:

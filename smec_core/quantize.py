@@ -36,7 +36,7 @@ def learn_int8_scales(model: "Model", table: EmbeddingTable) -> dict[str, float]
     z_ND = model.encode(x_ND)
     scales = {}
     for dim in model.dims:
-        z_Nd = z_ND[:, :dim] / np.linalg.norm(z_ND[:, :dim], axis=1, keepdims=True)
+        z_Nd = z_ND[:, :dim] / np.linalg.norm(z_ND[:, :dim], axis=1, keepdims=True).clip(1e-12)
         scales[str(dim)] = float(np.quantile(np.abs(z_Nd), QUANTILE)) / LIMIT
     return scales
 

@@ -28,7 +28,7 @@ class NestedEmbedding:
         self.origin = origin
 
     def encode(self, x: np.ndarray, dim: int | None = None) -> np.ndarray:
-        """Compresses one embedding (D,) or several (N, D), of any scale, to unit vectors of `dim` dims (default: all).
+        """Compresses one embedding (D,) or several (N, D) to unit vectors of `dim` dims (default: all).
 
         Raises:
             ValueError: the input has another shape, or `dim` is out of range.

@@ -17,11 +17,12 @@ from pgvector import Bit, HalfVector, Vector
 from pgvector.psycopg import register_vector
 from psycopg import sql
 
-from pipelines.indexes.store import BATCH_ROWS, Dtype, NestedVectors, SearchPath, padded, unit_prefix
+from pipelines.indexes.store import BATCH_ROWS, NestedVectors, SearchPath, padded, unit_prefix
+from pipelines.vector_types import VectorType
 from smec_core.errors import SmecError, one_line
 
-TYPES: dict[Dtype, str] = {"float32": "vector", "float16": "halfvec", "binary": "bit"}
-CLASSES: dict[Dtype, str] = {
+TYPES: dict[VectorType, str] = {"float32": "vector", "float16": "halfvec", "binary": "bit"}
+CLASSES: dict[VectorType, str] = {
     "float32": "vector_cosine_ops",
     "float16": "halfvec_cosine_ops",
     "binary": "bit_hamming_ops",
@@ -87,7 +88,7 @@ class PgVector:
         return self._connection.execute(sql.SQL(text).format(*parts))
 
 
-def _type(dtype: Dtype, dim: int) -> sql.Composed:
+def _type(dtype: VectorType, dim: int) -> sql.Composed:
     return sql.SQL("{}({})").format(sql.SQL(TYPES[dtype]), dim)
 
 
@@ -104,12 +105,12 @@ def _expression(path: SearchPath) -> sql.Composable:
     return sql.SQL("{}::{}").format(prefix, _type(dtype, dim))
 
 
-def _query(q_1D: np.ndarray, dtype: Dtype, dim: int) -> Any:
+def _query(q_1D: np.ndarray, dtype: VectorType, dim: int) -> Any:
     q_d = unit_prefix(q_1D, dim)[0]
     return _value(np.packbits(q_d > 0) if dtype == "binary" else q_d, dtype, dim)
 
 
-def _value(held: np.ndarray, dtype: Dtype, dim: int) -> Any:
+def _value(held: np.ndarray, dtype: VectorType, dim: int) -> Any:
     if dtype == "binary":
         return Bit(np.unpackbits(held, count=dim).astype(bool))
     return HalfVector(held) if dtype == "float16" else Vector(held)

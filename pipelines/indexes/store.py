@@ -17,10 +17,10 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from pipelines.vector_types import VectorType
 from smec_core.errors import InputError, SmecError
 from smec_core.quantize import to_bits, to_int8
 
-Dtype = Literal["float32", "float16", "int8", "binary"]
 StoreName = Literal["exact", "faiss-hnsw", "lance", "pgvector"]
 BATCH_ROWS = 8192
 
@@ -29,7 +29,7 @@ class Form(NamedTuple):
     """How vectors are held for a pass: cut to `dim`, each number as a `dtype`."""
 
     dim: int
-    dtype: Dtype
+    dtype: VectorType
 
     @property
     def nbytes(self) -> int:
@@ -137,12 +137,12 @@ class Store:
     """
 
     module: str
-    rescoring: Dtype = "int8"
+    rescoring: VectorType = "int8"
     packages: tuple[str, ...] = ()
-    most_dims: Mapping[Dtype, int] = field(default_factory=dict)
+    most_dims: Mapping[VectorType, int] = field(default_factory=dict)
     most_rows: int | None = None
     narrows: bool = False
-    refused: Mapping[Dtype, str] = field(default_factory=dict)
+    refused: Mapping[VectorType, str] = field(default_factory=dict)
 
 
 STORES: dict[StoreName, Store] = {
@@ -165,7 +165,7 @@ STORES: dict[StoreName, Store] = {
 }
 
 
-def open_store(name: StoreName, dtype: Dtype) -> Build:
+def open_store(name: StoreName, dtype: VectorType) -> Build:
     """The function that builds a store.
 
     Raises:

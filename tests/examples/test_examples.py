@@ -10,6 +10,7 @@ import numpy as np
 import psycopg
 import pytest
 import torch
+from psycopg import sql
 
 from pipelines.compress import CompressSettings, run
 from smec_core.adapter import FrozenStage
@@ -94,8 +95,13 @@ def check_database() -> None:
     """The old version's table is still there, and the view's statement goes by the index."""
     with psycopg.connect() as connection:
         for version, dim in VERSIONS.items():
-            statement = f"SELECT count(*), max(vector_dims(embedding)) FROM documents_{version}_{FIRST}"
-            assert connection.execute(statement).fetchone() == (DOCS, dim)
+            tables = connection.execute(
+                "SELECT tablename FROM pg_tables WHERE tablename LIKE %s", (f"documents_{version}_%_{FIRST}",)
+            ).fetchall()
+            assert len(tables) == 1
+            statement = sql.SQL("SELECT count(*), max(vector_dims(embedding)) FROM {}")
+            found = connection.execute(statement.format(sql.Identifier(*tables[0]))).fetchone()
+            assert found == (DOCS, dim)
         # a small table would be read whole
         connection.execute("SET enable_seqscan = off")
         order = f"subvector(embedding, 1, {FIRST})::vector({FIRST}) <=> '[{','.join('1' * FIRST)}]'"

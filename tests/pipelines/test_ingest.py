@@ -377,6 +377,17 @@ def test_output_that_exists_is_not_touched(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["mine.txt"]
 
 
+def test_a_folder_of_the_user_beside_the_output_is_not_touched(tmp_path: Path) -> None:
+    for name in ("notes.txt", "data/mine.txt"):
+        mine = tmp_path / "data.partial" / name
+        mine.parent.mkdir(parents=True)
+        mine.write_text("keep")
+        with pytest.raises(InputError, match=r"data\.partial: is where the dataset is prepared, but holds"):
+            ingest(write_beir(tmp_path / "beir"), tmp_path / "data")
+        assert mine.read_text() == "keep"
+        shutil.rmtree(tmp_path / "data.partial")
+
+
 def test_without_sentence_transformers_the_cure_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(SmecError, match=r"pip install 'smec-ray\[ingest\]'"):

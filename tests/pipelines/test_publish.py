@@ -6,11 +6,11 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
-from pipelines.publish import Draft, PublishedFile, current, describe_file, new_file
+from pipelines.publish import Draft, PublishedFile, current, describe_file, new_file, promote
 from smec_core.errors import InputError, SmecError
 from smec_core.uri import join_uri, public_uri
 
-PLAN = {"job": "test", "dim": 8}
+PLAN = {"job": "test", "dim": 8, "model": "m", "model_fingerprint": "0123"}
 
 
 def write(draft: Draft, name: str, text: str) -> PublishedFile:
@@ -127,3 +127,15 @@ def test_a_version_that_another_run_has_published_is_not_discarded(tmp_path: Pat
     other.discard()
     assert (tmp_path / "v0001/a.parquet").read_text() == "one"
     assert current(str(tmp_path)).endswith("v0001")
+
+
+def test_a_kill_before_current_is_written_is_mended_by_the_same_plan_only(tmp_path: Path) -> None:
+    publish(tmp_path, PLAN, "one")
+    publish(tmp_path, {**PLAN, "dim": 4}, "two")
+    (tmp_path / "CURRENT").write_text("v0001\n")
+    promote(str(tmp_path), PLAN)
+    assert current(str(tmp_path)).endswith("v0001")
+    promote(str(tmp_path), {**PLAN, "dim": 4})
+    assert current(str(tmp_path)).endswith("v0002")
+    promote(str(tmp_path / "missing"), PLAN)
+    assert not (tmp_path / "missing").exists()

@@ -7,7 +7,8 @@ import psycopg
 import pytest
 
 from pipelines.indexes import lance
-from pipelines.indexes.store import STORES, Build, Dtype, Form, NestedVectors, SearchPath, StoreName, open_store
+from pipelines.indexes.store import STORES, Build, Form, NestedVectors, SearchPath, StoreName, open_store
+from pipelines.vector_types import VectorType
 from smec_core.errors import InputError, SmecError
 
 ROWS, QUERIES, DIM, K = 600, 20, 64, 20
@@ -69,7 +70,7 @@ def test_float32_search_finds_the_nearest(name: StoreName, dim: int, vectors: Ne
 @pytest.mark.parametrize(("dtype", "least"), [("float16", 0.97), ("int8", 0.9)])
 @pytest.mark.parametrize("dim", [64, 48, 20])
 def test_smaller_numbers_find_nearly_the_same(
-    name: StoreName, dtype: Dtype, least: float, dim: int, vectors: NestedVectors, q_QD: np.ndarray
+    name: StoreName, dtype: VectorType, least: float, dim: int, vectors: NestedVectors, q_QD: np.ndarray
 ) -> None:
     if dtype in STORES[name].refused:
         with pytest.raises(InputError, match=f"dtype: .* {dtype}"):
@@ -95,7 +96,7 @@ def test_signs_alone_find_less_and_rescoring_mends_it(
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "binary"])
 def test_a_funnel_whose_shortlist_is_everything_is_the_exact_search(
-    name: StoreName, dtype: Dtype, vectors: NestedVectors, q_QD: np.ndarray
+    name: StoreName, dtype: VectorType, vectors: NestedVectors, q_QD: np.ndarray
 ) -> None:
     path = SearchPath(Form(16, dtype), Form(64, "float32"), ROWS)
     found_Qk = search(open_store(name, dtype), path, vectors, q_QD)
@@ -168,7 +169,7 @@ def test_cost_of_exact_search(vectors: NestedVectors) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "binary"])
 def test_lance_with_an_index_finds_nearly_the_same(
-    dtype: Dtype, vectors: NestedVectors, q_QD: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    dtype: VectorType, vectors: NestedVectors, q_QD: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = SearchPath(Form(64, dtype))
     scanned = search(open_store("lance", dtype), path, vectors, q_QD)
