@@ -59,7 +59,7 @@ def run_file_tasks(
     dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     # a record is handed over when it is made, not with the block of 128 MiB that it would be part of
     dataset.context.target_max_block_size = 1
-    pool = ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1)
+    pool = ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2)
     records = dataset.flat_map(worker, fn_constructor_kwargs=arguments, compute=pool, num_cpus=1, num_gpus=gpus)
     try:
         for item in records.iter_rows():
