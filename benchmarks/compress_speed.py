@@ -3,9 +3,9 @@
     python benchmarks/compress_speed.py [--rows 1000000] [--dtype float32]
 
 On one generated corpus, 768 dims to 96: the plain loop on one core, then `smec compress` with one and two workers of
-one thread each, each in a process of its own, on all of the corpus and on half of it. `whole` is the rate of the whole
-run but for Ray's own start; `steady` is that of the second half, which the start of the actors (imports: some seconds)
-is no part of. Peak memory is sampled from /proc: it must not grow from half of the corpus to all.
+one thread each, each in a process of its own, on half of the corpus and on all of it. `whole` is the rate of the whole
+run but for Ray's own start; `steady` is that from the first rows on, which the start of the actors (imports: some
+seconds) is no part of. Peak memory is sampled from /proc: it must not grow from half of the corpus to all.
 """
 
 import argparse
@@ -16,7 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -84,19 +87,31 @@ def plain(model: str, corpus: str, out: str) -> None:
                 vectors = pa.FixedSizeListArray.from_arrays(pa.array(z_Nd.reshape(-1)), DIM)
                 writer.write_table(pa.table([batch["id"], vectors], schema=schema))
                 rows += len(batch)
-    print(json.dumps({"rows_per_s": rows / (time.perf_counter() - started)}))
+    rate = rows / (time.perf_counter() - started)
+    print(json.dumps({"rows_per_s": rate, "steady": rate}))
 
 
 def compress(model: str, corpus: str, out: str, workers: int, dtype: str) -> None:
     import ray
 
     from pipelines.compress import CompressSettings, run
+    from pipelines.file_tasks import run_file_tasks
+
+    arrivals: list[tuple[float, int]] = []
+
+    def timed(*tasks: Any) -> Iterator[Any]:
+        for rows, done in run_file_tasks(*tasks):
+            arrivals.append((time.perf_counter(), rows))
+            yield rows, done
 
     ray.init(num_cpus=max(2, workers), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     settings = CompressSettings.model_validate(
         {"model": model, "input": corpus, "output": out, "dim": DIM, "dtype": dtype, "workers": workers, "gpu": "off"}
     )
-    print(json.dumps(run(settings)))
+    with patch("pipelines.compress.run_file_tasks", timed):
+        figures = run(settings)
+    seconds = arrivals[-1][0] - arrivals[0][0]
+    print(json.dumps(figures | {"steady": (figures["rows"] - arrivals[0][1]) / seconds}))
 
 
 def measure(*job: str) -> dict[str, float]:
@@ -112,6 +127,7 @@ def measure(*job: str) -> dict[str, float]:
     figures = json.loads(process.stdout.read().splitlines()[-1])
     return {
         "rows_per_s": figures["rows_per_s"],
+        "steady": figures["steady"],
         "driver": held["driver"]["anonymous"],
         "actor": held["actor"]["anonymous"],
     }
@@ -153,18 +169,17 @@ def main() -> None:
 def report(found: dict[tuple[str, str], dict[str, float]], rows: int, dtype: str) -> None:
     print(f"{rows:,} rows, {INPUT_DIM} dims to {DIM} as {dtype}; rows/s; peak MiB of anonymous memory, half and all")
     print(f"{'':12}{'whole':>10}{'of plain':>10}{'steady':>10}{'of plain':>10}{'driver':>14}{'actor':>14}")
-    steady = {}
+    plain = found["plain loop", "all"]["steady"]
     for name in dict.fromkeys(name for name, _ in found):
         half, whole = found[name, "half"], found[name, "all"]
-        seconds = rows / whole["rows_per_s"] - rows / 2 / half["rows_per_s"]
-        steady[name] = rows / 2 / seconds
-        plain = found["plain loop", "all"]["rows_per_s"]
-        line = f"{name:12}{whole['rows_per_s']:>10,.0f}{whole['rows_per_s'] / plain:>10.2f}"
-        line += f"{steady[name]:>10,.0f}{steady[name] / steady['plain loop']:>10.2f}"
+        line = f"{name:12}"
+        for rate in (whole["rows_per_s"], whole["steady"]):
+            line += f"{rate:>10,.0f}{rate / plain:>10.2f}"
         for kind in ("driver", "actor"):
             line += f"{half[kind]:>8.0f}{whole[kind]:>6.0f}"
         print(line)
-    print(f"2 workers are {steady['2 workers'] / steady['1 worker']:.2f} times one, steadily")
+    two = found["2 workers", "all"]["steady"] / found["1 worker", "all"]["steady"]
+    print(f"2 workers are {two:.2f} times one, from the first rows on")
 
 
 if __name__ == "__main__":

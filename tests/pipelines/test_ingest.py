@@ -378,12 +378,13 @@ def test_output_that_exists_is_not_touched(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_the_user_beside_the_output_is_not_touched(tmp_path: Path) -> None:
+    source = write_beir(tmp_path / "beir")
     for name in ("notes.txt", "data/mine.txt"):
         mine = tmp_path / "data.partial" / name
         mine.parent.mkdir(parents=True)
         mine.write_text("keep")
         with pytest.raises(InputError, match=r"data\.partial: is where the dataset is prepared, but holds"):
-            ingest(write_beir(tmp_path / "beir"), tmp_path / "data")
+            ingest(source, tmp_path / "data")
         assert mine.read_text() == "keep"
         shutil.rmtree(tmp_path / "data.partial")
 
