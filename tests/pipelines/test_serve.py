@@ -250,6 +250,11 @@ def test_a_serve_config_file_builds_the_application(url: str, models: tuple[Path
         serve.delete("configured")
 
 
+def take_interrupts() -> None:
+    """As at a terminal: a shell's background jobs, the tests among them, ignore Ctrl-C, and hand that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_the_command_answers_what_is_under_way_and_ends(
     models: tuple[Path, Path], tmp_path: Path, stop: signal.Signals, code: int
@@ -259,7 +264,9 @@ def test_the_command_answers_what_is_under_way_and_ends(
     # long enough for the signal to come while the request waits
     log, slow = tmp_path / "log", ["--set", "batch_wait_ms=4000"]
     with log.open("w") as output:
-        server = subprocess.Popen([*command, *slow], stdout=output, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(
+            [*command, *slow], stdout=output, stderr=subprocess.STDOUT, preexec_fn=take_interrupts
+        )
     try:
         deadline = time.monotonic() + WAIT_SECONDS
         while "serving at" not in log.read_text() and server.poll() is None and time.monotonic() < deadline:
