@@ -46,6 +46,8 @@ def main() -> None:
         raise SystemExit(f"{version}: was made by the model {manifest['model']}; give that one as --model")
 
     documents = EmbeddingTable.open(str(version))
+    if args.first > documents.dim:
+        raise SystemExit(f"--first is {args.first}, but {version} has {documents.dim} dims")
     ids = documents.ids().to_pylist()
     docs_Nd = np.concatenate([block.vectors_ND for block in documents.blocks()])
     index = open_index(args.folder / f"{key}-{args.first}.faiss", unit(docs_Nd[:, : args.first]))

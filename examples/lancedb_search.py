@@ -48,6 +48,8 @@ def main() -> None:
         raise SystemExit(f"{version}: was made by the model {manifest['model']}; give that one as --model")
 
     documents = EmbeddingTable.open(str(version))
+    if args.first > documents.dim:
+        raise SystemExit(f"--first is {args.first}, but {version} has {documents.dim} dims")
     name = f"documents_{key}_{args.first}"
     database = lancedb.connect(args.database)
     if name not in database.list_tables().tables:

@@ -51,6 +51,8 @@ def main() -> None:
         raise SystemExit(f"{version}: was made by the model {manifest['model']}; give that one as --model")
 
     documents = EmbeddingTable.open(str(version))
+    if args.first > documents.dim:
+        raise SystemExit(f"--first is {args.first}, but {version} has {documents.dim} dims")
     prefix = sql.SQL("subvector(embedding, 1, {first})::vector({first})").format(first=args.first)
     with psycopg.connect(autocommit=True) as connection:
         register_vector(connection)

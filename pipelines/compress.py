@@ -222,7 +222,7 @@ def _check_bad_rows(job: Job, files: list[PublishedFile]) -> int:
         path = f"{job.folder}/{apart[0].name}"
         columns = ["file", "row", "reason"]
         first = pq.read_table(path, columns=columns, filesystem=job.filesystem).slice(0, 1).to_pylist()[0]
-        raise too_many_bad_rows(first["file"], first["row"], first["reason"])
+        raise too_many_bad_rows(job, bad, first["file"], first["row"], first["reason"])
     return bad
 
 

@@ -156,7 +156,7 @@ class CompressPiece:
                 if isinstance(found, BadRow):
                     bad_rows += 1
                     if bad_rows > (job.max_bad_rows or 0):
-                        raise too_many_bad_rows(path, found.row, found.reason)
+                        raise too_many_bad_rows(job, bad_rows, path, found.row, found.reason)
                     table = quarantined(found, path)
                     # entered last, and so closed first: without it, files that lack its rows are not whole
                     bad = bad or files.enter_context(_writer(job, f"{QUARANTINE}/{piece.name}", table.schema))
@@ -229,11 +229,12 @@ def output_schema(schema: pa.Schema, dim: int, dtype: VectorType) -> pa.Schema:
     return pa.schema([*fields[:index], *vector_fields(dim, dtype), *fields[index + 1 :]])
 
 
-def too_many_bad_rows(file: str, row: int, reason: str) -> InputError:
+def too_many_bad_rows(job: Job, bad: int, file: str, row: int, reason: str) -> InputError:
     """What ends a run that would set more rows apart than the user allows."""
     return InputError(
-        f"more rows are no sound vectors than max_bad_rows allows; one of them: {file}: row {row}, {reason}; mend "
-        "them, or allow more (--set max_bad_rows=SHARE)"
+        f"at least {bad:,} of {job.table.rows:,} rows are no sound vectors, and max_bad_rows allows "
+        f"{job.max_bad_rows:,}; one of them: {file}: row {row}, {reason}; mend them, or allow more "
+        "(--set max_bad_rows=SHARE)"
     )
 
 

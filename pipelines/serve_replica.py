@@ -118,7 +118,7 @@ class Encoder:
             "input_dim": self.model.input_dim,
             "dims": self.model.dims,
             "max_rows": self.max_rows,
-            "metrics": self.model.metrics,
+            "evaluation": self.model.metrics.get("evaluation", {}),
         }
 
     async def _body(self, request: Request) -> bytes:

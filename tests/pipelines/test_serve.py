@@ -32,6 +32,7 @@ serve = pytest.importorskip("ray.serve", reason="Ray Serve is not installed (ext
 
 pytestmark = pytest.mark.ray
 
+EVALUATION = {"split": "test", "ndcg@10": {"32": 0.7, "16": 0.6, "8": 0.5}}
 DIM = 32
 WAIT_SECONDS = 120
 
@@ -43,7 +44,7 @@ def write_model(folder: Path, seed: int) -> Path:
         FrozenStage(dim, "free", {"weight": torch.randn(d_in, d_in, generator=generator), "logits": torch.ones(d_in)})
         for d_in, dim in ((32, 16), (16, 8))
     ]
-    Model(stages, DIM, {"dims": [32, 16, 8]}, {"ndcg@10": {"8": 0.5}}).save(folder)
+    Model(stages, DIM, {"dims": [32, 16, 8]}, {"evaluation": EVALUATION}).save(folder)
     return folder
 
 
@@ -162,7 +163,7 @@ def test_info_says_what_the_model_is(url: str, models: tuple[Path, Path]) -> Non
         "input_dim": DIM,
         "dims": [32, 16, 8],
         "max_rows": 16,
-        "metrics": {"ndcg@10": {"8": 0.5}},
+        "evaluation": EVALUATION,
     }
 
 

@@ -103,7 +103,10 @@ def test_bad_rows_are_set_apart_with_the_reason(tmp_path: Path, model: Path, fix
 
 def test_too_many_bad_rows_publish_nothing(tmp_path: Path, model: Path) -> None:
     source = write_bad(tmp_path / "in", fixed=False)
-    why = r"max_bad_rows allows; one of them: .*in/part-01\.parquet: row \d+, column .*; mend them, or allow more"
+    why = (
+        r"at least \d+ of \d+ rows are no sound vectors, and max_bad_rows allows \d; "
+        r"one of them: .*in/part-01\.parquet: row \d+, column .*; mend them, or allow more"
+    )
     for share, workers in ((0.01, 1), (0.001, 2)):
         with pytest.raises(InputError, match=why):
             compress(model, source, tmp_path / "out", on_bad_row="quarantine", max_bad_rows=share, workers=workers)
