@@ -14,42 +14,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.generated import write_corpus, write_model
 from benchmarks.processes import peak_mib
 
 INPUT_DIM, DIM, FILES, WORKERS = 128, 32, 2, 2
 ROW_GROUP_ROWS = 10_000
-
-
-def write_corpus(folder: Path, rows: int) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from smec_core.parquet import embedding_column
-
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    schema = pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.float32(), INPUT_DIM))])
-    for file in range(FILES):
-        with pq.ParquetWriter(folder / f"{file}.parquet", schema, use_dictionary=["id"]) as writer:
-            for start in range(0, rows // FILES, ROW_GROUP_ROWS):
-                stop = min(start + ROW_GROUP_ROWS, rows // FILES)
-                ids = pa.array([f"document-{file}-{row}" for row in range(start, stop)])
-                vectors_ND = rng.standard_normal((stop - start, INPUT_DIM), dtype=np.float32)
-                writer.write_table(pa.table([ids, embedding_column(vectors_ND)], schema=schema))
-
-
-def write_model(folder: Path) -> None:
-    from smec_core.adapter import FrozenStage
-    from smec_core.model import Model
-
-    rotation = torch.linalg.qr(torch.randn(INPUT_DIM, INPUT_DIM, generator=torch.Generator().manual_seed(0)))[0]
-    stage = FrozenStage(DIM, "rotation", {"weight": rotation, "logits": torch.arange(INPUT_DIM, 0, -1).float()})
-    Model([stage], INPUT_DIM, {"dims": [INPUT_DIM, DIM]}, {}).save(folder)
 
 
 def compress(model: str, corpus: str, out: str) -> None:
@@ -86,10 +57,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="smec-") as name:
         folder = Path(name)
-        write_model(folder / "model")
+        write_model(folder / "model", INPUT_DIM, DIM)
         results = []
         for rows in (arguments.rows, arguments.rows * arguments.factor):
-            write_corpus(folder / f"corpus-{rows}", rows)
+            write_corpus(folder / f"corpus-{rows}", rows, INPUT_DIM, FILES, ROW_GROUP_ROWS)
             results.append(measure(folder / "model", folder / f"corpus-{rows}", folder / f"out-{rows}"))
     small, large = results
     print(f"{INPUT_DIM} dims to {DIM}, {FILES} files, {WORKERS} actors; peak MiB")

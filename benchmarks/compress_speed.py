@@ -22,43 +22,15 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.generated import write_corpus, write_model
 from benchmarks.processes import peak_mib
 
 INPUT_DIM, DIM, FILES = 768, 96, 8
 ROW_GROUP_ROWS = 25_000
 BATCH_ROWS = 8192
-
-
-def write_corpus(folder: Path, rows: int, files: int) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from smec_core.parquet import embedding_column
-
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    schema = pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.float32(), INPUT_DIM))])
-    for file in range(files):
-        with pq.ParquetWriter(folder / f"{file}.parquet", schema, use_dictionary=["id"]) as writer:
-            for start in range(0, rows // files, ROW_GROUP_ROWS):
-                stop = min(start + ROW_GROUP_ROWS, rows // files)
-                ids = pa.array([f"document-{file}-{row}" for row in range(start, stop)])
-                vectors_ND = rng.standard_normal((stop - start, INPUT_DIM), dtype=np.float32)
-                writer.write_table(pa.table([ids, embedding_column(vectors_ND)], schema=schema))
-
-
-def write_model(folder: Path) -> None:
-    from smec_core.adapter import FrozenStage
-    from smec_core.model import Model
-
-    rotation = torch.linalg.qr(torch.randn(INPUT_DIM, INPUT_DIM, generator=torch.Generator().manual_seed(0)))[0]
-    stage = FrozenStage(DIM, "rotation", {"weight": rotation, "logits": torch.arange(INPUT_DIM, 0, -1).float()})
-    scales = {str(dim): 5 / dim**0.5 / 127 for dim in (INPUT_DIM, DIM)}
-    Model([stage], INPUT_DIM, {"dims": [INPUT_DIM, DIM], "int8_scales": scales}, {}).save(folder)
 
 
 def plain(model: str, corpus: str, out: str) -> None:
@@ -151,8 +123,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="smec-", dir=arguments.folder) as made:
         folder = Path(made)
         model, corpus, half = folder / "model", folder / "corpus", folder / "half"
-        write_model(model)
-        write_corpus(corpus, arguments.rows, FILES)
+        write_model(model, INPUT_DIM, DIM)
+        write_corpus(corpus, arguments.rows, INPUT_DIM, FILES, ROW_GROUP_ROWS)
         half.mkdir()
         for path in sorted(corpus.iterdir())[: FILES // 2]:
             (half / path.name).hardlink_to(path)

@@ -18,15 +18,13 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from pipelines.file_tasks import record, report_errors
 from pipelines.publish import describe_file, new_file
 from pipelines.stored_files import exists
 from pipelines.vector_types import RESCORE, VectorType, vector_columns, vector_fields
 from smec_core.errors import InputError, SmecError
-from smec_core.model import Model
+from smec_core.model import Model, unit_prefix
 from smec_core.parquet import ROW_GROUP_ROWS, Block, EmbeddingTable, ParquetPart
 from smec_core.quarantine import BadRow, separate
 
@@ -185,7 +183,7 @@ class CompressPiece:
         z_Nd = job.model.upgrade(x_ND, job.dims[0]) if job.upgrade else job.model.encode(x_ND, job.dims[0])
         tables = {}
         for dim, schema in schemas.items():
-            columns = vector_columns(prefix(z_Nd, dim), job.dtype, job.model)
+            columns = vector_columns(unit_prefix(z_Nd, dim), job.dtype, job.model)
             stored = [columns[name] if name in columns else block.table[name] for name in schema.names]
             tables[dim] = pa.table(stored, schema=schema)
         return tables
@@ -214,11 +212,6 @@ class RowGroups:
             self._writer.write_table(table, row_group_size=len(table))
             self._pending.clear()
             self._rows = self._bytes = 0
-
-
-def prefix(z_ND: Tensor, dim: int) -> Tensor:
-    """Unit vectors of the first `dim` numbers."""
-    return z_ND if z_ND.shape[1] == dim else F.normalize(z_ND[:, :dim], dim=1)
 
 
 def output_schema(schema: pa.Schema, dim: int, dtype: VectorType) -> pa.Schema:

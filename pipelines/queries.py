@@ -8,11 +8,10 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, FailFast, ValidationError
 
 from smec_core.errors import InputError
-from smec_core.model import Model
+from smec_core.model import Model, unit_prefix
 
 NUMBER_BYTES = 64
 """Most bytes of JSON that a number may take: 26 as programs write it, more where it is indented."""
@@ -129,10 +128,7 @@ def encode_together(model: Model, queries: Sequence[Query]) -> list[np.ndarray]:
     dim = max(query.dim for query in queries)
     z_Rd = torch.from_numpy(model.encode(np.concatenate([query.x_ND for query in queries]), dim))
     pieces = z_Rd.split([len(query.x_ND) for query in queries])
-    return [
-        (piece if query.dim == dim else F.normalize(piece[:, : query.dim], dim=1)).numpy()
-        for query, piece in zip(queries, pieces, strict=True)
-    ]
+    return [unit_prefix(piece, query.dim).numpy() for query, piece in zip(queries, pieces, strict=True)]
 
 
 def _explain(problem: str, place: tuple[int | str, ...], message: str) -> QueryError:

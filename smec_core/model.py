@@ -243,6 +243,11 @@ def load(folder: str | Path) -> Model:
         raise InputError(f"{folder}: config.json and adapter.safetensors do not fit together ({problem})") from error
 
 
+def unit_prefix(z_ND: Tensor, dim: int) -> Tensor:
+    """The first `dim` numbers of unit vectors (N, D), as unit vectors (N, dim)."""
+    return z_ND if z_ND.shape[1] == dim else _unit(z_ND[:, :dim])
+
+
 def _unit(z_Nd: Tensor) -> Tensor:
     """Rows at norm 1, whatever their scale: the squares of a float32 vector may leave the range of float32."""
     norm_N1 = torch.linalg.vector_norm(z_Nd, dim=1, keepdim=True, dtype=torch.float64)
