@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from pydantic import Field
 
 import smec_core
 from pipelines.checkpoints import remove_checkpoints
@@ -43,6 +44,8 @@ class TrainSettings(JobSettings):
     base: str | None = None
     """Model folder to add smaller dims to (flag --from): the dims below its smallest become rotations of its smallest
     block, so that the dims it has keep their results."""
+    hold_out: float = Field(0.0, ge=0, lt=1)
+    """Share of the queries, by a hash of their id, that are neither learnt from nor chosen by, whatever the split."""
 
 
 def run(settings: TrainSettings) -> dict[str, Any]:
@@ -58,6 +61,8 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     """
     config = settings.method()
     dataset = Dataset.open(settings.data, exclude_self=settings.exclude_self)
+    if settings.hold_out:
+        dataset = dataset.holding_out(settings.hold_out)
     base = None if settings.base is None else load(settings.base)
     if base is not None and (base.input_dim != dataset.dim or not base.stages):
         raise InputError(
@@ -72,9 +77,11 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     stage_shapes(dataset.dim, config, labelled, base.stages if base else ())
     out = Path(settings.out)
     check_replaceable(out)
-    identity = {"train": config.model_dump(mode="json"), "data": dataset.fingerprint}
+    identity: dict[str, Any] = {"train": config.model_dump(mode="json"), "data": dataset.fingerprint}
     if base is not None:
         identity["base"] = base.fingerprint
+    if settings.hold_out:
+        identity["hold_out"] = settings.hold_out
     name = settings.name or f"smec-{digest(identity)}"
     beside = out.absolute().parent / ".smec-runs"
     run_folder = RunFolder(settings.storage or str(beside), name)

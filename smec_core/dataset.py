@@ -5,7 +5,7 @@ Shapes: N rows, D dims, J judgements.
 
 import hashlib
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from smec_core.parquet_files import find_parquet
 from smec_core.uri import join_uri, open_filesystem, public_uri
 
 SPLITS = ("train", "dev", "test")
+HELD_OUT = "held_out"
 MIN_TRAIN_QUERIES = 20
 _HASH_BYTES = 1 << 22
 _COLUMN_NAMES = {"query_id": ("query_id", "query-id"), "doc_id": ("doc_id", "corpus-id"), "score": ("score",)}
@@ -88,7 +89,7 @@ class Dataset:
         """Hash (16 hex digits) of the bytes of every file: other data, another fingerprint."""
         filesystem, root = open_filesystem(self.uri.rstrip("/"))
         files = [part.path for table in (self.corpus, self.queries) for part in table.files]
-        files += [f"{root}/qrels/{split}.parquet" for split in self.splits]
+        files += [f"{root}/qrels/{split}.parquet" for split in SPLITS if split in self.splits]
         total = hashlib.blake2b(digest_size=8)
         for path in files:
             total.update(path.removeprefix(root).encode() + b"\0")
@@ -124,6 +125,32 @@ class Dataset:
                 )
             seen = np.union1d(seen, turned.query_row_Q)
         return replace(self, corpus=self.queries, queries=self.corpus, splits=splits)
+
+    def holding_out(self, share: float) -> "Dataset":
+        """The same data with a share of its judged queries, of all splits, kept apart in a split of their own.
+
+        Which they are is decided by a hash of the query id: the same in every version of the data, whatever split a
+        query is in there. They are left out of train and dev.
+
+        Args:
+            share: of the queries.
+
+        Raises:
+            InputError: no query is held out.
+        """
+        id_Q = self.queries.ids().to_pylist()
+        out_Q = np.array([_hash_share(name, b"held out") < share for name in id_Q])
+        held_out = [judged.select(out_Q[judged.query_row_Q]) for judged in self.splits.values()]
+        kept = {
+            name: judged if name == "test" else judged.select(~out_Q[judged.query_row_Q])
+            for name, judged in self.splits.items()
+        }
+        merged = reduce(Judgements.merge, held_out).with_positives() if held_out else None
+        if not merged:
+            raise InputError(f"{public_uri(self.uri)}: none of the judged queries is held out by a share of {share}")
+        # a dev split that has lost all its queries is none
+        kept = {name: judged for name, judged in kept.items() if name != "dev" or len(judged)}
+        return replace(self, splits={**kept, HELD_OUT: merged})
 
     def train_judgements(self) -> Judgements | None:
         """Judgements of the train queries that have a relevant document; None without train judgements.
@@ -180,15 +207,16 @@ class Dataset:
                     "queries": len(judged.with_positives()),
                     "judgements": len(judged.doc_row_J),
                     "relevant": int((judged.score_J > 0).sum()),
-                    "unknown": self.unknown_judgements[name],
+                    "unknown": self.unknown_judgements.get(name, 0),
                 }
                 for name, judged in self.splits.items()
             },
         }
 
 
-def _hash_share(name: str) -> float:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) / 2**64
+def _hash_share(name: str, what_for: bytes = b"") -> float:
+    """A number from 0 to 1 by which ids are chosen, another one for each purpose."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8, person=what_for).digest()) / 2**64
 
 
 def _read_qrels(

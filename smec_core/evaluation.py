@@ -3,18 +3,18 @@
 Shapes: Q queries, N documents of a block, D dims.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from smec_core.convergence import HELD_OUT_DOCS, NEIGHBOURS
-from smec_core.dataset import Dataset
+from smec_core.dataset import HELD_OUT, Dataset
 from smec_core.errors import InputError
 from smec_core.judgements import Judgements
-from smec_core.metrics import SEARCH_DEPTH, PrefixSearch, gains_of, measure, recall
+from smec_core.metrics import SEARCH_DEPTH, PrefixSearch, gains_of, measure, ndcg, recall
 from smec_core.model import Model
 from smec_core.parquet import EmbeddingTable, unit_rows
 from smec_core.pca import Gram
@@ -25,14 +25,26 @@ Parts = Callable[[Callable[[int, int], Any], int], list[Any]]
 """Runs some work on ranges of so many rows, which together are all of them; gives its results in order."""
 
 
+class Sides(NamedTuple):
+    """What embeds the two sides of a search; cosines between the two must mean something at every prefix."""
+
+    queries: Encode
+    documents: Encode
+
+    @classmethod
+    def same(cls, encode: Encode) -> "Sides":
+        """One encoder for both."""
+        return cls(encode, encode)
+
+
 def in_one_part(work: Callable[[int, int], Any], rows: int) -> list[Any]:
     """All rows at once, in this process."""
     return [work(0, rows)]
 
 
 def default_split(dataset: Dataset) -> str | None:
-    """The split to evaluate on where none is named: test, else dev; None for a dataset without either."""
-    return next((split for split in ("test", "dev") if split in dataset.splits), None)
+    """The split to evaluate on where none is named: test, else dev, else what was held out; None without any."""
+    return next((split for split in ("test", "dev", HELD_OUT) if split in dataset.splits), None)
 
 
 def evaluate(
@@ -62,8 +74,7 @@ def evaluate(
     check_fit(dataset, model, split)
     systems: dict[str, Encode] = {"model": model.encode}
     if baselines:
-        rotation_DD = _corpus_gram(dataset, parts).rotation()
-        systems |= {"truncation": lambda x_ND: x_ND, "pca": lambda x_ND: x_ND @ rotation_DD.T}
+        systems |= baseline_encoders(dataset, parts)
     if split is None:
         scores = _neighbour_scores(dataset, systems, model.dims, parts)
         report: dict[str, Any] = {"split": None, "queries": min(HELD_OUT_DOCS, dataset.corpus.rows)}
@@ -92,6 +103,35 @@ def check_fit(dataset: Dataset, model: Model, split: str | None) -> None:
         raise InputError(f"{public_uri(dataset.uri)}: there is no qrels/{split}.parquet; splits present: {present}")
 
 
+def baseline_encoders(dataset: Dataset, parts: Parts = in_one_part) -> dict[str, Encode]:
+    """Truncation of the frozen embeddings, and PCA of the corpus, as encoders whose prefixes are to be compared."""
+    rotation_DD = _corpus_gram(dataset, parts).rotation()
+    return {"truncation": lambda x_ND: x_ND, "pca": lambda x_ND: x_ND @ rotation_DD.T}
+
+
+def query_scores(
+    dataset: Dataset,
+    systems: Mapping[str, Sides],
+    dims: Sequence[int],
+    judgements: Judgements,
+    parts: Parts = in_one_part,
+) -> dict[str, dict[int, np.ndarray]]:
+    """nDCG@10 (Q) of each judged query, by system and prefix.
+
+    Args:
+        dataset: what to search and with what.
+        systems: the systems to compare, by name; the two sides may be embedded by different models.
+        dims: prefixes to score.
+        judgements: those of the queries.
+        parts: how the pass over the corpus is divided.
+    """
+    found = _judged_results(dataset, systems, dims, judgements, parts)
+    return {
+        name: {dim: ndcg(gains_of(row_Qk, judgements), judgements).numpy() for dim, row_Qk in by_dim.items()}
+        for name, by_dim in found.items()
+    }
+
+
 def _judged_scores(
     dataset: Dataset,
     systems: Mapping[str, Encode],
@@ -99,16 +139,26 @@ def _judged_scores(
     judgements: Judgements,
     parts: Parts,
 ) -> dict[str, dict[str, dict[str, float]]]:
+    sides = {name: Sides.same(encode) for name, encode in systems.items()}
+    scores = {}
+    for name, found in _judged_results(dataset, sides, dims, judgements, parts).items():
+        by_dim = {dim: measure(rows, judgements) for dim, rows in found.items()}
+        scores[name] = {key: {str(dim): by_dim[dim][key] for dim in dims} for key in by_dim[dims[0]]}
+    return scores
+
+
+def _judged_results(
+    dataset: Dataset, systems: Mapping[str, Sides], dims: Sequence[int], judgements: Judgements, parts: Parts
+) -> dict[str, dict[int, Tensor]]:
+    """Rows (Q, SEARCH_DEPTH) of the documents that each judged query finds, by system and prefix."""
     x_QD = read_rows(dataset.queries, judgements.query_row_Q)
     own = judgements.own_doc_row_Q
     own_row_Q = None if own is None else torch.from_numpy(own)
-    searches = {name: PrefixSearch(encode(x_QD), dims, SEARCH_DEPTH, own_row_Q) for name, encode in systems.items()}
-    _search_corpus(dataset, systems, searches, parts)
-    scores = {}
-    for name, search in searches.items():
-        by_dim = {dim: measure(rows, judgements) for dim, rows in search.results().items()}
-        scores[name] = {key: {str(dim): by_dim[dim][key] for dim in dims} for key in by_dim[dims[0]]}
-    return scores
+    searches = {
+        name: PrefixSearch(sides.queries(x_QD), dims, SEARCH_DEPTH, own_row_Q) for name, sides in systems.items()
+    }
+    _search_corpus(dataset, {name: sides.documents for name, sides in systems.items()}, searches, parts)
+    return {name: search.results() for name, search in searches.items()}
 
 
 def _neighbour_scores(

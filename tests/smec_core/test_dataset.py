@@ -310,3 +310,33 @@ def test_queries_that_are_documents_are_known_by_their_id(folder: Path) -> None:
     turned = dataset.reversed().splits["train"]
     assert turned.own_doc_row_Q is not None
     assert turned.own_doc_row_Q.tolist() == [row if row < QUERIES else -1 for row in turned.query_row_Q]
+
+
+def held_out_ids(folder: Path) -> set[str]:
+    dataset = Dataset.open(str(folder)).holding_out(0.3)
+    ids = dataset.queries.ids().to_pylist()
+    found = {name: {ids[row] for row in judged.query_row_Q} for name, judged in dataset.splits.items()}
+    assert not found["held_out"] & (found["train"] | found.get("dev", set()))
+    return found["held_out"]
+
+
+def test_held_out_queries_are_the_same_whatever_else_there_is(folder: Path) -> None:
+    write_qrels(folder, "test", [("q3", "d3", 1), ("q4", "d4", 1)])
+    before = held_out_ids(folder)
+    (folder / "qrels" / "test.parquet").unlink()
+    write_qrels(folder, "train", train_pairs(QUERIES)[:-5])
+    after = held_out_ids(folder)
+
+    assert 0.1 * QUERIES < len(before) < 0.5 * QUERIES
+    assert after <= before
+    assert after >= before - {query for query, _, _ in train_pairs(QUERIES)[-5:]} - {"q3", "q4"}
+
+
+def test_a_fingerprint_does_not_depend_on_what_is_held_out(folder: Path) -> None:
+    dataset = Dataset.open(str(folder))
+    assert dataset.holding_out(0.3).fingerprint == dataset.fingerprint
+
+
+def test_a_share_that_holds_out_no_query_is_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match="none of the judged queries is held out by a share of 1e-09"):
+        Dataset.open(str(folder)).holding_out(1e-9)

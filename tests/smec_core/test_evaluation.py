@@ -11,7 +11,7 @@ import torch
 from smec_core.adapter import FrozenStage
 from smec_core.dataset import Dataset
 from smec_core.errors import InputError
-from smec_core.evaluation import default_split, evaluate, in_one_part, read_rows
+from smec_core.evaluation import Sides, default_split, evaluate, in_one_part, query_scores, read_rows
 from smec_core.group import Group, rows_of_rank
 from smec_core.model import Model
 from smec_core.parquet import write_embeddings
@@ -120,3 +120,20 @@ def test_pca_of_scifact_scores_as_measured(data_dir: Callable[[str], Path]) -> N
     dataset = Dataset.open(str(data_dir("scifact")))
     report = evaluate(dataset, identity([768, 96]), "test", baselines=True)
     assert report["baselines"]["pca"]["96"] == pytest.approx(0.5825, abs=0.0005)
+
+
+def test_queries_of_one_model_search_the_documents_of_another(data: Generated, stored: Dataset) -> None:
+    turn = torch.linalg.qr(torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(1)))[0]
+    judged = stored.splits["test"]
+    sides = {
+        "plain": Sides.same(lambda x_ND: x_ND),
+        "turned": Sides.same(lambda x_ND: x_ND @ turn.T),
+        "mixed": Sides(lambda x_ND: x_ND @ turn.T, lambda x_ND: x_ND),
+    }
+    found = query_scores(stored, sides, [DIM, 4], judged)
+
+    assert all(value_Q.shape == (len(judged),) for by_dim in found.values() for value_Q in by_dim.values())
+    np.testing.assert_allclose(found["turned"][DIM], found["plain"][DIM])
+    assert found["mixed"][DIM].mean() < found["plain"][DIM].mean() - 0.2
+    means = evaluate(stored, identity([DIM, 4]), "test")["ndcg@10"]
+    assert means == pytest.approx({str(dim): value_Q.mean() for dim, value_Q in found["plain"].items()})
