@@ -47,8 +47,9 @@ class TrainSettings(JobSettings):
     block, so that the dims it has keep their results."""
     warm_start: str | None = None
     """Model folder, that of the champion, whose weights the training starts at (flag --warm-start): one pass on train +
-    dev, in which each stage takes as many epochs as it took there. What is kept of each stage, the kinds of projection
-    and the epochs are the champion's, so tau, gumbel_noise, ads_lr_factor, init and the guard's settings do nothing."""
+    dev, in which each stage takes as many epochs as the champion kept, but at least a quarter of the most. The kinds of
+    projection and the dims that each stage keeps are the champion's, so tau, gumbel_noise, ads_lr_factor, init and what
+    the guard goes by (guard, patience, guard_tolerance, refit) do nothing."""
     hold_out: float = Field(0.0, ge=0, lt=1)
     """Share of the queries, by a hash of their id, that are neither learnt from nor chosen by, whatever the split."""
 

@@ -5,6 +5,7 @@ Runs in one process or on every rank of a process group; nothing here knows Ray 
 Shapes: D input dims.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,9 @@ from smec_core.stage import StageTraining
 from smec_core.tracker import Tracker
 from smec_core.trained import StageOutcome, Trained
 from smec_core.warm import WarmStart
+
+LEAST_WARM_SHARE = 0.25
+"""Of the most epochs of a stage, what it takes in a warm start at least, however few the champion kept."""
 
 
 class StageReached(NamedTuple):
@@ -82,8 +86,9 @@ def train(
 ) -> Trained:
     """Trains the chain (paper section 3.1, with the guard and the replay). Collective.
 
-    A warm start is one pass on train + dev without a guard: the champion has learnt from what is dev now, so that on
-    dev no state of the challenger could be told from its start.
+    A warm start is one pass on train + dev without a guard: the champion has learnt from what is dev now, so that dev
+    would always like the start best. Each stage takes the epochs that the champion kept, over which its learning rate
+    runs a whole cycle, but at least LEAST_WARM_SHARE of the most epochs of a stage, and at most all of those.
 
     Args:
         data: what this rank holds.
@@ -300,9 +305,9 @@ class _Chain:
         kinds, stop = (self._kinds(d_in, dim), None) if plan is None else ([plan[number][0]], plan[number][1])
         epochs, start, old_docs = self.epochs, None, None
         if self.warm_start is not None and stop is not None:
-            # epochs of the champion's data, which may have been far less
-            stop = min(stop, self.epochs)
-            epochs, start = max(stop, 1), self.warm_start.stages[number]
+            # what gained nothing on the champion's data, which may have been far less, would else never learn again
+            stop = min(max(stop, math.ceil(LEAST_WARM_SHARE * self.epochs)), self.epochs)
+            epochs, start = stop, self.warm_start.stages[number]
             old_docs = self.warm_start.through(number, self.data.node.device) if self.config.compatible else None
         floors = {prefix: score - self.config.guard_tolerance for prefix, score in reached.items()}
         parallel = self.prefixes if self.config.schedule == "parallel" else ()

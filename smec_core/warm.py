@@ -23,7 +23,7 @@ class WarmStart:
         input_dim: D.
         dims: its usable prefixes, D first, descending.
         stages: its chain; each stage of the challenger starts at the one in its place, with the dims in their places.
-        epochs: that each stage was trained for.
+        epochs: that each stage of the champion kept.
     """
 
     input_dim: int
@@ -57,10 +57,7 @@ class WarmStart:
                 f"warm_start: {name}/metrics.json does not tell how long each of the {len(shapes)} stages was "
                 f"trained ({why}); train all its dims at once, without warm_start and --from"
             )
-        stages = [
-            _exact(stage) if stage.projection == "rotation" and one["epochs"] else stage
-            for stage, one in zip(model.stages, told, strict=True)
-        ]
+        stages = [_exact(stage) if stage.projection == "rotation" else stage for stage in model.stages]
         return cls(model.input_dim, model.dims, stages, [int(one["epochs"]) for one in told])
 
     @property
