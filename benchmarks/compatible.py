@@ -135,7 +135,7 @@ def measure(dataset: Dataset, config: TrainConfig, split: str, models: Path) -> 
 def page_of(frame: pd.DataFrame, name: str, split: str, queries: int, weight: float) -> Page:
     """Table, picture and what is to be seen in them."""
     by_dim = frame.groupby(["system", "dim"], sort=False)["ndcg@10"].mean().unstack("dim")
-    # of each dim, and of their mean
+    by_dim = by_dim[sorted(by_dim.columns, reverse=True)]
     by_dim.insert(0, "mean", by_dim.mean(axis=1))
     dims = [dim for dim in by_dim.columns if dim != "mean"]
 
