@@ -7,9 +7,12 @@ from pydantic import BaseModel, Field, field_validator
 
 from smec_core.config import TrainConfig
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Names that are a folder of their own, and nothing else."""
+
 
 class ClusterSettings(BaseModel):
-    """On what to train, and where the state goes meanwhile."""
+    """On what to train."""
 
     workers: str = Field("1", coerce_numbers_to_str=True)
     """Ray Train workers; they share every step, so the result does not depend on their number but for rounding. MIN:MAX
@@ -18,8 +21,6 @@ class ClusterSettings(BaseModel):
     """CPUs, and torch threads, of each worker."""
     gpu: Literal["auto", "on", "off"] = "auto"
     """Train on GPUs, one a worker: auto where the cluster has enough."""
-    storage: str | None = None
-    """Folder or URI that all nodes reach, where runs keep their state; default: .smec-runs beside the model."""
     checkpoint_every: int = Field(100, ge=1)
     """Steps from one checkpoint to the next; one is also made after every stage. The last two are kept."""
     max_failures: int = Field(3, ge=0)
@@ -34,8 +35,6 @@ class ClusterSettings(BaseModel):
     tier: Literal["memory", "mapped", "streamed"] | None = None
     """Where the vectors are kept: in memory, in mapped files, or streamed from the dataset whenever others are needed,
     which is slow; default: the first that they fit in."""
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Run name; default: a hash of settings and data. A finished run of this name is returned, not trained again."""
 
     @field_validator("workers")
     @classmethod
@@ -66,6 +65,10 @@ class JobSettings(ClusterSettings, TrainConfig):
     """Dataset folder or URI: corpus, queries and qrels in Parquet."""
     out: str
     """Folder to write."""
+    storage: str | None = None
+    """Folder or URI that all nodes reach, where runs keep their state; default: .smec-runs beside the model."""
+    name: str | None = Field(None, pattern=NAME)
+    """Run name; default: a hash of settings and data. A finished run of this name is returned, not trained again."""
 
     @field_validator("out")
     @classmethod

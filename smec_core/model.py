@@ -14,13 +14,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save
 from torch import Tensor
 
 from smec_core.adapter import MLP_TENSORS, FrozenStage, apply_chain, fold
 from smec_core.card import model_card
 from smec_core.config import Projection
-from smec_core.errors import InputError
+from smec_core.errors import InputError, one_line
+from smec_core.uri import open_filesystem, public_uri
 
 FORMAT = 1
 ROTATION_ERROR = 1e-2
@@ -209,18 +211,27 @@ class Model:
 def load(folder: str | Path) -> Model:
     """Reads a model folder.
 
+    Args:
+        folder: a path or URI.
+
     Raises:
         InputError: not a model folder, or one whose files do not fit together.
     """
-    folder = Path(folder)
+    filesystem, path = open_filesystem(str(folder))
+    folder = public_uri(str(folder))
+    content = {}
+    for name in ("config.json", "metrics.json", "adapter.safetensors"):
+        try:
+            with filesystem.open_input_stream(f"{path.rstrip('/')}/{name}", compression=None) as stream:
+                content[name] = stream.read()
+        except FileNotFoundError as error:
+            raise InputError(f"{folder}: not a model folder ({name} is missing)") from error
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be read ({one_line(error)})") from error
     try:
-        config = json.loads((folder / "config.json").read_text())
-        metrics = json.loads((folder / "metrics.json").read_text())
-        tensors = load_file(folder / "adapter.safetensors")
-    except FileNotFoundError as error:
-        missing = Path(error.filename or "adapter.safetensors").name
-        raise InputError(f"{folder}: not a model folder ({missing} is missing)") from error
-    except (ValueError, OSError, SafetensorError) as error:
+        config, metrics = (json.loads(content[name]) for name in ("config.json", "metrics.json"))
+        tensors = load_tensors(content["adapter.safetensors"])
+    except (ValueError, SafetensorError) as error:
         raise InputError(f"{folder}: a damaged model folder ({error})") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise InputError(f"{folder}/config.json: not a config of format {FORMAT}, which is what this version reads")
