@@ -10,19 +10,20 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from smec_core.errors import InputError, LeaseError, SmecError
+from smec_core.errors import GateError, InputError, LeaseError, SmecError
 
 app = typer.Typer(
     name="smec",
     help="Learns one small nested vector from your embeddings and judgements, and compresses your corpus with it.",
-    epilog="Exit codes: 0 done, 1 failed, 2 bad usage or bad input, 4 another process has the run, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 failed, 2 bad usage or bad input, 3 a new model was refused, "
+    "4 another process has the run, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 
-EXIT_CODES = {InputError: 2, LeaseError: 4}
+EXIT_CODES = {InputError: 2, GateError: 3, LeaseError: 4}
 
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings, one key: value a line.")]
 Assign = Annotated[
@@ -280,6 +281,42 @@ def compress(
 
 
 @app.command()
+def retrain(
+    config: Config = None,
+    assign: Assign = None,
+    json_file: Json = None,
+) -> None:
+    """Train a challenger on the data as it is now, and release it where it beats the champion; for schedulers.
+
+    Reads and validates the data, measures its drift, trains, compares champion, challenger, truncation and PCA on
+    queries that no champion was ever trained on, and where the gate holds: compresses the corpus into a new version,
+    sets the alias `champion` in MLflow's registry, and puts the version in force. Nothing new: it ends at once. Killed
+    anywhere, the old release stays in force, and the same command goes on.
+
+    pipelines/retrain_settings.py lists the settings; README.md has an example.
+
+    [dim]Example: smec retrain --config retrain.yaml[/dim]
+
+    [dim]Exit codes: 0 released, or nothing to do; 2 bad data; 3 the gate refused; 4 another one is running.[/dim]
+    """
+    _run("retrain", {}, config, assign, json_file)
+
+
+@app.command()
+def rollback(
+    to: Annotated[str | None, typer.Option(help="Published version, as v0003; default: the one before.")] = None,
+    config: Config = None,
+    assign: Assign = None,
+    json_file: Json = None,
+) -> None:
+    """Put an earlier release of smec retrain in force again: its model and its vectors, together.
+
+    [dim]Example: smec rollback --config retrain.yaml[/dim]
+    """
+    _run("rollback", {"to": to}, config, assign, json_file)
+
+
+@app.command()
 def export(
     model: Annotated[str | None, typer.Option(help="Model folder.")] = None,
     to: Annotated[str | None, typer.Option(help="onnx, faiss, sentence-transformers or numpy.")] = None,
@@ -382,6 +419,8 @@ def _run(
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
+        if json_file is not None and isinstance(error, GateError):
+            _write_json(json_file, error.figures)
         _fail(error)
 
 

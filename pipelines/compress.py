@@ -6,8 +6,6 @@ same name, so that rows keep their order and memory depends neither on the corpu
 With --upgrade the shards hold what the model's base encoded, and only the stages added since are applied.
 """
 
-import hashlib
-import json
 import time
 from typing import Any, Literal
 
@@ -24,7 +22,7 @@ from smec_core.config import Dims
 from smec_core.errors import InputError, SmecError
 from smec_core.model import Model, load
 from smec_core.parquet import EmbeddingTable
-from smec_core.parquet_files import find_parquet
+from smec_core.parquet_files import find_parquet, stamp_of
 from smec_core.uri import open_filesystem, public_uri
 
 
@@ -88,7 +86,8 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
         return done
     source = vectors_of_version(source) if settings.upgrade else source
     # before the rows are counted: a file that is replaced meanwhile is then new to the next run
-    stamp = _stamp(source)
+    filesystem, path = open_filesystem(source)
+    stamp = stamp_of(filesystem, find_parquet(filesystem, path))
     quarantine = settings.on_bad_row == "quarantine"
     table = EmbeddingTable.open(source, model.input_dim if quarantine and not settings.upgrade else None)
     if settings.upgrade:
@@ -226,14 +225,6 @@ def _check_bad_rows(job: Job, files: list[PublishedFile]) -> int:
         first = pq.read_table(path, columns=columns, filesystem=job.filesystem).slice(0, 1).to_pylist()[0]
         raise too_many_bad_rows(job, bad, first["file"], first["row"], first["reason"])
     return bad
-
-
-def _stamp(uri: str) -> str:
-    """Hash (hex) of names, sizes and times of the Parquet files there."""
-    filesystem, path = open_filesystem(uri)
-    infos = filesystem.get_file_info(find_parquet(filesystem, path))
-    stamps = [(info.base_name, info.size, info.mtime_ns) for info in infos]
-    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
 
 
 def _plan(

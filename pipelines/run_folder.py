@@ -68,7 +68,7 @@ class RunFolder:
         """
         # a process with another working directory finds it, too
         storage = storage if "://" in storage else str(Path(storage).absolute())
-        self.name = name
+        self._storage, self.name = storage, name
         self.uri = join_uri(storage, name)
         self.filesystem, root = open_filesystem(storage)
         self.storage_path = root.rstrip("/")
@@ -78,6 +78,10 @@ class RunFolder:
     def local_path(self) -> Path | None:
         """The folder on a local or mounted file system; None on an object store."""
         return Path(self.path) if isinstance(self.filesystem, pafs.LocalFileSystem) else None
+
+    def sibling(self, name: str) -> "RunFolder":
+        """The folder of another run in the same storage."""
+        return RunFolder(self._storage, name)
 
     def create(self) -> None:
         """Makes the folder where it is missing.
@@ -136,6 +140,13 @@ class RunFolder:
             ):
                 shutil.copyfileobj(source, sink, READ_BYTES)
         self.write_json(FINISHED, {"format": 1, "files": [file._asdict() for file in files]})
+
+    def remove(self) -> None:
+        """Removes the folder with all that is in it; killed in the middle it leaves no run that passes for finished."""
+        if self.is_finished:
+            self.filesystem.delete_file(f"{self.path}/{FINISHED}")
+        if self.filesystem.get_file_info(self.path).type == pafs.FileType.Directory:
+            self.filesystem.delete_dir(self.path)
 
     def fetch_model(self, folder: Path) -> None:
         """Copies the finished model into a local folder.

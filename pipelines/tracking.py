@@ -32,6 +32,7 @@ from pipelines.run_folder import RunFolder
 from smec_core.tracker import Record
 
 FLUSH_SECONDS = 2.0
+EXPERIMENT = "smec"
 STATE_FILE = "mlflow_run.json"
 OFFLINE_FOLDER = "mlflow-offline"
 # What the user set stands. MLflow's own patience, 7 retries of up to 120 s each, would hold a training up for minutes.
@@ -82,7 +83,7 @@ class MlflowRecorder:
         config: Mapping[str, Any],
         run_folder: RunFolder,
         scratch: Path,
-        experiment: str = "smec",
+        experiment: str = EXPERIMENT,
         tags: Mapping[str, str] | None = None,
         parent: "MlflowRecorder | None" = None,
     ) -> Self:
@@ -96,12 +97,7 @@ class MlflowRecorder:
             tags: more tags for the run.
             parent: the recorder of the run that this one is a part of; stores that it has given up are not tried again.
         """
-        for variable, value in ENVIRONMENT.items():
-            os.environ.setdefault(variable, value)
-        # Else MLflow prints the run's address to stdout, password and all.
-        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for every retry
+        prepare_mlflow()
         parent_tag = {"mlflow.parentRunId": parent.run_id} if parent else {}
         recorder = cls(config, run_folder, scratch.absolute(), experiment, {**(tags or {}), **parent_tag})
         if parent is not None:
@@ -216,9 +212,9 @@ class MlflowRecorder:
             tags["smec.continues"] = f"run {state.get('run_id', '(none)')} at {self._server}"
             self._offline_folder.mkdir(parents=True, exist_ok=True)
         client = MlflowClient(store)
-        run = _kept_run(client, state.get(key))
+        run = kept_run(client, state.get(key))
         if run is None:
-            experiment = _experiment(client, os.environ.get("MLFLOW_EXPERIMENT_NAME") or self._experiment, artifacts)
+            experiment = experiment_named(client, self._experiment, artifacts)
             run = client.create_run(experiment.experiment_id, run_name=self._run_folder.name)
             self._run_folder.write_json(STATE_FILE, {**state, key: run.info.run_id})
         else:
@@ -234,13 +230,24 @@ class MlflowRecorder:
         return _OpenRun(client, run.info.run_id, last_step)
 
 
+def prepare_mlflow() -> None:
+    """Sets how patient MLflow is, and what it says; what the user has set stands."""
+    for variable, value in ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    # Else MLflow prints the run's address to stdout, password and all.
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for every retry
+
+
 def mask(text: str) -> str:
     """The text, with *** for the credentials of every URI in it."""
     text = re.sub(r"://(?:[^\s'\"/@]*:[^\s'\"]*|[^\s'\"/]*)@", "://***@", text)
     return re.sub(r"(?i)([?&;][^=&;\s]*(?:pass|pwd|secret|token|key|odbc)[^=&;\s]*=)[^&;\s'\"]+", r"\1***", text)
 
 
-def _kept_run(client: MlflowClient, run_id: str | None) -> Run | None:
+def kept_run(client: MlflowClient, run_id: str | None) -> Run | None:
+    """A run, where the server has it and it was not deleted."""
     if run_id is None:
         return None
     try:
@@ -252,7 +259,9 @@ def _kept_run(client: MlflowClient, run_id: str | None) -> Run | None:
     return run if run.info.lifecycle_stage == "active" else None
 
 
-def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> Experiment:
+def experiment_named(client: MlflowClient, name: str = EXPERIMENT, artifacts: str | None = None) -> Experiment:
+    """The experiment of a name, made where it is missing; the environment's MLFLOW_EXPERIMENT_NAME wins."""
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or name
     found = client.get_experiment_by_name(name)
     if found is None:
         try:

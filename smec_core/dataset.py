@@ -18,7 +18,7 @@ from smec_core.config import TrainConfig
 from smec_core.errors import InputError, one_line
 from smec_core.judgements import Judgements
 from smec_core.parquet import EmbeddingTable
-from smec_core.parquet_files import find_parquet
+from smec_core.parquet_files import find_parquet, stamp_of
 from smec_core.uri import join_uri, open_filesystem, public_uri
 
 SPLITS = ("train", "dev", "test")
@@ -212,6 +212,13 @@ class Dataset:
                 for name, judged in self.splits.items()
             },
         }
+
+
+def dataset_stamp(uri: str) -> str:
+    """Hash (hex) of names, sizes and times of a dataset's files: where it is the same, nothing has changed."""
+    filesystem, root = open_filesystem(uri.rstrip("/"))
+    parts = ["corpus", "queries", *(f"qrels/{split}" for split in SPLITS)]
+    return stamp_of(filesystem, [path for part in parts for path in find_parquet(filesystem, f"{root}/{part}")])
 
 
 def hash_share(name: str, what_for: bytes = b"") -> float:

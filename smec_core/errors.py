@@ -1,5 +1,8 @@
 """The kinds of failure that a user can act on; anything else is a defect."""
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class SmecError(Exception):
     """A run failed. The message is one line: what failed and what to do (exit code 1)."""
@@ -24,6 +27,14 @@ class RowError(InputError):
 
 class LeaseError(SmecError):
     """Another training has the run of this name, or took it over (exit code 4)."""
+
+
+class GateError(SmecError):
+    """A new model was refused, and the one before it stays in force (exit code 3)."""
+
+    def __init__(self, message: str, figures: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.figures = figures
 
 
 def one_line(error: BaseException) -> str:

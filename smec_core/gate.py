@@ -34,6 +34,9 @@ class GateSettings(BaseModel):
     """The most that any dim may lose against the champion, PCA, or the frozen embeddings cut to that dim."""
     significance: float = Field(0.05, gt=0, le=1)
     """The gain on the champion must have a p of at most this, in a paired randomisation test; 1: no test."""
+    max_drop: float = Field(0.1, ge=0, le=1)
+    """The most that the champion itself may lose, mean over the dims, on gate queries that it was promoted by: more
+    than that speaks against the new data, and nothing is trained."""
     max_old_loss: float = Field(0.02, ge=0, le=1)
     """With `compatible`: the most that new queries may lose on old documents against old queries, mean over dims."""
 

@@ -1,0 +1,335 @@
+"""`smec retrain`: trains a challenger on the data as it is now, and releases it where it is better than the champion.
+
+Safe to be run by any scheduler, as often as it likes: where nothing is new, it ends at once. Each step can be done
+again with the same result, so a killed run is simply run again; what is in force changes in the last step only.
+"""
+
+import time
+from _thread import interrupt_main
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from pipelines import compress, train
+from pipelines.compress import CompressSettings
+from pipelines.console import say, warn
+from pipelines.evaluate import on_cluster
+from pipelines.lease import Lease
+from pipelines.ledger import Ledger, Release
+from pipelines.releases import Service
+from pipelines.retrain_settings import RetrainSettings
+from pipelines.run_folder import MODEL, RunFolder
+from pipelines.stored_files import read_json
+from pipelines.train import TrainSettings, digest
+from smec_core import gate
+from smec_core.dataset import HELD_OUT, Dataset, dataset_stamp
+from smec_core.drift import SAME_COSINE, Drift, Reference
+from smec_core.errors import GateError, InputError, SmecError
+from smec_core.evaluation import Parts, Sides, baseline_encoders, query_scores
+from smec_core.model import Model, load
+from smec_core.schedule import prefix_dims
+from smec_core.uri import join_uri, open_filesystem, public_uri
+
+PROMOTED, REFUSED, UNCHANGED, NOTHING_NEW = "promoted", "refused", "unchanged", "nothing new"
+"""How a run ends. Unchanged: the new data gave the champion itself again."""
+
+
+def run(settings: RetrainSettings) -> dict[str, Any]:
+    """Runs a cycle where data or settings are new.
+
+    Returns:
+        The cycle's record: `outcome`, `drift`, `gate`, `release` and others; `outcome` is `nothing new` where there
+        was nothing to do.
+
+    Raises:
+        GateError: the challenger, or the data, was refused.
+        InputError: bad settings or data, or vectors of another embedding model.
+        LeaseError: another process retrains this series.
+        SmecError: something failed; what was in force stays so, and the next run goes on.
+    """
+    folder = RunFolder(settings.storage, settings.name)
+    folder.create()
+    with Lease(folder, interrupt_main, f"series {settings.name}", "retrained", "name") as lease:
+        service = Service(settings, Ledger(folder), lease)
+        service.follow_last_decision()
+        cycle = _Cycle(service)
+        record = cycle.unless_nothing_new()
+        if record is None:
+            record = cycle.decide()
+            service.follow_last_decision()
+    if record["outcome"] == REFUSED:
+        stays = "what was in force stays so" if record["champion"] else "nothing is released"
+        raise GateError(f"{settings.name}: {record['reason']}; {stays}", record)
+    if record["outcome"] != NOTHING_NEW:
+        say(f"{settings.name}: {record['reason']}")
+    return record
+
+
+class _Cycle:
+    """One cycle of a series: what is known when it starts, and its steps."""
+
+    def __init__(self, service: Service) -> None:
+        self.settings, self.ledger, self.lease = service.settings, service.ledger, service.lease
+        self.registry = service.registry
+        self.identity = digest(self.settings.identity())
+        self.started = time.monotonic()
+
+    def unless_nothing_new(self) -> dict[str, Any] | None:
+        """A record that says so, where neither data nor settings are new since the last decision."""
+        self.stamp = dataset_stamp(self.settings.data)
+        self.number = 1
+        last = self.ledger.last_cycle()
+        if last is not None:
+            self.number = last["cycle"] + 1
+            if last["identity"] == self.identity and last["stamp"] == self.stamp:
+                return self._nothing_new(last)
+        self.dataset = Dataset.open(self.settings.data, exclude_self=self.settings.train.exclude_self)
+        if last is not None and last["identity"] == self.identity and last["data"] == self.dataset.fingerprint:
+            return self._nothing_new(last)
+        return None
+
+    def _nothing_new(self, last: dict[str, Any]) -> dict[str, Any]:
+        say(
+            f"{self.settings.name}: data and settings are those of cycle {last['cycle']} ({last['reason']}); "
+            "there is nothing to do"
+        )
+        return {**last, "outcome": NOTHING_NEW}
+
+    def decide(self) -> dict[str, Any]:
+        """Reads, trains and compares; writes the decision, with all that it needs.
+
+        Returns:
+            The cycle's record.
+        """
+        settings = self.settings
+        dataset = self.dataset.holding_out(settings.gate.fraction)
+        if dataset.train_judgements() is None:
+            raise InputError(f"{public_uri(settings.data)}: there is no qrels/train; retraining needs judgements")
+        say(f"{settings.name}, cycle {self.number}: reading {dataset.corpus.rows:,} documents")
+        reference = Reference.of(dataset)
+        champion = self.ledger.releases().champion
+        drift = None if champion is None else self._drift(champion, reference)
+        dims = prefix_dims(dataset.dim, settings.train.dims)
+        parts = on_cluster(settings.train.worker_range[0], settings.train.cpus_per_worker)
+        scores = self._scores_before(dataset, champion, dims, parts)
+        known = self._known_queries(dataset, champion, scores)
+        record: dict[str, Any] = {
+            "cycle": self.number,
+            "identity": self.identity,
+            "stamp": self.stamp,
+            "data": dataset.fingerprint,
+            "encoder": self._encoder(),
+            "champion": None if champion is None else champion.fingerprint,
+            "drift": None if drift is None else asdict(drift),
+            "known_queries": known,
+        }
+        if known is not None and known["then"] - known["now"] > settings.gate.max_drop:
+            problem = (
+                f"refused: the champion itself reaches {known['now']:.4f} nDCG@10 on {known['queries']} gate queries "
+                f"on which it reached {known['then']:.4f}; look at the new judgements and embeddings"
+            )
+            return self._close(record, REFUSED, problem, None)
+        return self._challenge(dataset, record, reference, champion, scores, parts)
+
+    def _challenge(
+        self,
+        dataset: Dataset,
+        record: dict[str, Any],
+        reference: Reference,
+        champion: Release | None,
+        scores: dict[str, dict[int, np.ndarray]],
+        parts: Parts,
+    ) -> dict[str, Any]:
+        run_folder, challenger = self._train(dataset, champion)
+        record |= {"run": run_folder.name, "challenger": challenger.fingerprint}
+        if champion is not None and challenger.fingerprint == champion.fingerprint:
+            reason = "unchanged: the new data give the champion again"
+            return self._close(record, UNCHANGED, reason, self._refresh(champion, reason))
+        tags = {"smec.data_fingerprint": dataset.fingerprint, "smec.cycle": str(self.number)}
+        registry_version = self.registry.register(run_folder, challenger.fingerprint, tags)
+        self.registry.challenge(registry_version)
+        say(f"{self.settings.name} version {registry_version} in MLflow's registry is the challenger")
+        judged = dataset.splits[HELD_OUT]
+        dims = tuple(next(iter(scores.values())))
+        sides = {gate.CHALLENGER: Sides.same(challenger.encode)}
+        scores |= query_scores(dataset, sides, dims, judged, parts)
+        verdict = gate.judge(scores, self.settings.gate)
+        say(f"the gate {verdict.reason}")
+        record |= {"gate": verdict.as_json(), "registry_version": registry_version}
+        figures = {f"gate/{name}/{dim}": mean for name, by_dim in verdict.means.items() for dim, mean in by_dim.items()}
+        figures |= {f"drift/{name}": value for name, value in (record["drift"] or {}).items() if value is not None}
+        self.registry.note(registry_version, {"smec.gate": verdict.reason}, figures)
+        if dataset_stamp(self.settings.data) != self.stamp:
+            raise SmecError(f"{public_uri(self.settings.data)}: changed while it was used; run again")
+        if not verdict.holds:
+            release = None if champion is None else self._refresh(champion, verdict.reason)
+            return self._close(record, REFUSED, verdict.reason, release)
+        query_ids = dataset.queries.ids().take(judged.query_row_Q).to_pylist()
+        mean_Q = np.mean(list(scores[gate.CHALLENGER].values()), axis=0)
+        self.ledger.keep_reference(self.number, reference, dict(zip(query_ids, mean_Q.tolist(), strict=True)))
+        version = self._compress(run_folder)
+        release = Release(
+            cycle=self.number,
+            trained_in=self.number,
+            run=run_folder.name,
+            fingerprint=challenger.fingerprint,
+            registry_version=registry_version,
+            output=self.settings.publish.place,
+            version=version,
+            reason=verdict.reason,
+            created=_now(),
+        )
+        return self._close(record, PROMOTED, verdict.reason, release)
+
+    def _close(self, record: dict[str, Any], outcome: str, reason: str, release: Release | None) -> dict[str, Any]:
+        """Writes the decision. From here on it stands, whatever happens."""
+        record |= {
+            "outcome": outcome,
+            "reason": reason,
+            "release": None if release is None else release._asdict(),
+            "decided": _now(),
+            "seconds": round(time.monotonic() - self.started, 3),
+        }
+        self.lease.check()
+        self.ledger.write_cycle(record)
+        return record
+
+    def _drift(self, champion: Release, reference: Reference) -> Drift:
+        """How far the data is from that of the champion.
+
+        Raises:
+            InputError: another embedding model made it.
+        """
+        before, _ = self.ledger.reference(champion.trained_in)
+        advice = (
+            "vectors of two embedding models cannot be compared, so neither the champion nor its documents are of use "
+            "with these: embed with the earlier one, or begin a new series (another `name` and `publish.output`) and "
+            "switch to that as a whole"
+        )
+        encoder = self.ledger.cycle(champion.trained_in)["encoder"]
+        shown = public_uri(self.settings.data)
+        if reference.x_SD.shape[1] != before.x_SD.shape[1]:
+            raise InputError(
+                f"{shown}: {reference.x_SD.shape[1]} dims, but the champion takes {before.x_SD.shape[1]}; {advice}"
+            )
+        if encoder is not None and self._encoder() not in (None, encoder):
+            raise InputError(f"{shown}: manifest.json names another encoder than the champion's data had; {advice}")
+        drift = Drift.between(before, reference)
+        if drift.same_cosine is not None and drift.same_cosine < SAME_COSINE:
+            raise InputError(
+                f"{shown}: the embedding model has changed: half of {drift.common} documents have a cosine of at most "
+                f"{drift.same_cosine:.2f} with their own earlier vector; {advice}"
+            )
+        kept = "-" if drift.neighbours_kept is None else f"{drift.neighbours_kept:.3f}"
+        say(
+            f"drift since the champion's data: mean {drift.mean_shift:.4f}, covariance {drift.covariance_shift:.4f}, "
+            f"neighbours kept {kept}"
+        )
+        return drift
+
+    def _encoder(self) -> str | None:
+        """Fingerprint of the encoder, as `smec ingest` leaves it."""
+        filesystem, root = open_filesystem(self.settings.data.rstrip("/"))
+        manifest = read_json(filesystem, f"{root}/manifest.json")
+        return manifest.get("encoder_fingerprint") if isinstance(manifest, dict) else None
+
+    def _scores_before(
+        self, dataset: Dataset, champion: Release | None, dims: tuple[int, ...], parts: Parts
+    ) -> dict[str, dict[int, np.ndarray]]:
+        """Of the champion, truncation and PCA."""
+        sides = {name: Sides.same(encode) for name, encode in baseline_encoders(dataset, parts).items()}
+        if champion is not None:
+            sides[gate.CHAMPION] = Sides.same(load(_model_uri(self._run_folder(champion))).encode)
+        return query_scores(dataset, sides, dims, dataset.splits[HELD_OUT], parts)
+
+    def _known_queries(
+        self, dataset: Dataset, champion: Release | None, scores: Mapping[str, Mapping[int, np.ndarray]]
+    ) -> dict[str, Any] | None:
+        """What the champion reached when it was promoted and reaches now on the same queries, and on fresh ones."""
+        if champion is None:
+            return None
+        _, then = self.ledger.reference(champion.trained_in)
+        query_ids = dataset.queries.ids().take(dataset.splits[HELD_OUT].query_row_Q).to_pylist()
+        mean_Q = np.mean(list(scores[gate.CHAMPION].values()), axis=0)
+        now = dict(zip(query_ids, mean_Q.tolist(), strict=True))
+        known = [name for name in now if name in then]
+        fresh = [now[name] for name in now if name not in then]
+        if fresh:
+            say(f"the champion reaches {np.mean(fresh):.4f} nDCG@10 on {len(fresh)} fresh gate queries")
+        if not known:
+            warn(
+                "no gate query is one that the champion was promoted by; whether the judgements still fit is not known"
+            )
+            return None
+        return {
+            "queries": len(known),
+            "then": float(np.mean([then[name] for name in known])),
+            "now": float(np.mean([now[name] for name in known])),
+            "fresh_queries": len(fresh),
+            "fresh": float(np.mean(fresh)) if fresh else None,
+        }
+
+    def _train(self, dataset: Dataset, champion: Release | None) -> tuple[RunFolder, Model]:
+        """Trains the challenger, or takes the one that an interrupted cycle has trained."""
+        method, settings = self.settings.method(), self.settings
+        about = {"train": method.model_dump(mode="json"), "data": dataset.fingerprint, "gate": settings.gate.fraction}
+        name = f"{settings.name}-{digest(about)}"
+        cluster = {key: getattr(settings.train, key) for key in type(settings.train).model_fields if key != "start"}
+        run_folder = RunFolder(settings.storage, name)
+        self.ledger.begin_training(run_folder)
+        with TemporaryDirectory() as made:
+            train.run(
+                TrainSettings(
+                    **cluster,
+                    data=settings.data,
+                    out=str(Path(made) / "model"),
+                    storage=settings.storage,
+                    name=name,
+                    hold_out=settings.gate.fraction,
+                )
+            )
+        return run_folder, load(_model_uri(run_folder))
+
+    def _run_folder(self, release: Release) -> RunFolder:
+        return RunFolder(self.settings.storage, release.run)
+
+    def _compress(self, run_folder: RunFolder) -> str:
+        """The finished version of the corpus, which is not in force yet."""
+        settings, publish = self.settings, self.settings.publish
+        figures = compress.compress(
+            CompressSettings(
+                model=_model_uri(run_folder),
+                input=join_uri(settings.data, "corpus"),
+                output=publish.output,
+                dim=publish.dim,
+                dtype=publish.dtype,
+                gpu=settings.train.gpu,
+            )
+        )
+        version: str = figures["version"]
+        return version
+
+    def _refresh(self, champion: Release, reason: str) -> Release | None:
+        """The champion with the corpus as it is now, where that is wanted and new."""
+        if not self.settings.publish.refresh:
+            return None
+        version = self._compress(self._run_folder(champion))
+        output = self.settings.publish.place
+        if (output, version) == (champion.output, champion.version):
+            return None
+        return champion._replace(
+            cycle=self.number, output=output, version=version, reason=f"new corpus ({reason})", created=_now()
+        )
+
+
+def _model_uri(run_folder: RunFolder) -> str:
+    return join_uri(run_folder.uri, MODEL)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
