@@ -110,6 +110,12 @@ class _Cycle:
         dataset = self.dataset.holding_out(settings.gate.fraction)
         if dataset.train_judgements() is None:
             raise InputError(f"{public_uri(settings.data)}: there is no qrels/train; retraining needs judgements")
+        queries = len(dataset.splits[HELD_OUT])
+        if queries < settings.gate.min_queries:
+            raise InputError(
+                f"gate: {queries} judged queries are kept out for it (gate.fraction {settings.gate.fraction}), too few "
+                f"to decide (gate.min_queries {settings.gate.min_queries}); judge more, or give it a larger share"
+            )
         say(f"{settings.name}, cycle {self.number}: reading {dataset.corpus.rows:,} documents")
         reference = Reference.of(dataset)
         champion = self.ledger.releases().champion

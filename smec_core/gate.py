@@ -27,7 +27,7 @@ class GateSettings(BaseModel):
     fraction: float = Field(0.2, gt=0, lt=1)
     """Share of the judged queries, by a hash of their id, that no training learns from and that decide here."""
     min_queries: int = Field(30, ge=2)
-    """Fewer gate queries than this decide nothing."""
+    """With fewer gate queries nothing is trained."""
     min_gain: float = Field(0.0, ge=-1, le=1)
     """Least gain on the champion, mean over the dims."""
     max_loss: float = Field(0.01, ge=0, le=1)
@@ -95,8 +95,6 @@ def judge(scores: Scores, settings: GateSettings) -> Verdict:
     gain_Q = np.mean([challenger[dim] - scores[champion][dim] for dim in challenger], axis=0)
     gain, p = float(gain_Q.mean()), randomisation_p(gain_Q)
     problems = []
-    if queries < settings.min_queries:
-        problems.append(f"{queries} gate queries, {settings.min_queries} are asked for (gate.min_queries)")
     if champion == CHAMPION:
         if gain < settings.min_gain:
             problems.append(f"the mean over the dims gains {gain:+.4f}, {settings.min_gain} is asked for")
