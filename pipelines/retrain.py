@@ -17,23 +17,23 @@ import numpy as np
 
 from pipelines import compress, train
 from pipelines.compress import CompressSettings
-from pipelines.console import say, warn
+from pipelines.console import say
 from pipelines.evaluate import on_cluster
 from pipelines.lease import Lease
 from pipelines.ledger import Ledger, Release
 from pipelines.releases import Service
+from pipelines.retrain_drift import drift_since, encoder_of, known_queries
 from pipelines.retrain_settings import RetrainSettings
 from pipelines.run_folder import MODEL, RunFolder
-from pipelines.stored_files import read_json
 from pipelines.train import TrainSettings, digest
 from smec_core import gate
 from smec_core.dataset import HELD_OUT, Dataset, dataset_stamp
-from smec_core.drift import SAME_COSINE, Drift, Reference
+from smec_core.drift import Reference
 from smec_core.errors import GateError, InputError, SmecError
 from smec_core.evaluation import Parts, Sides, baseline_encoders, query_scores
 from smec_core.model import Model, load
 from smec_core.schedule import prefix_dims
-from smec_core.uri import join_uri, open_filesystem, public_uri
+from smec_core.uri import join_uri, public_uri
 
 PROMOTED, REFUSED, UNCHANGED, NOTHING_NEW = "promoted", "refused", "unchanged", "nothing new"
 """How a run ends. Unchanged: the new data gave the champion itself again."""
@@ -119,17 +119,19 @@ class _Cycle:
         say(f"{settings.name}, cycle {self.number}: reading {dataset.corpus.rows:,} documents")
         reference = Reference.of(dataset)
         champion = self.ledger.releases().champion
-        drift = None if champion is None else self._drift(champion, reference)
+        encoder = encoder_of(settings.data)
+        drift = None if champion is None else drift_since(self.ledger, champion, settings.data, encoder, reference)
         dims = prefix_dims(dataset.dim, settings.train.dims)
         parts = on_cluster(settings.train.worker_range[0], settings.train.cpus_per_worker)
         scores = self._scores_before(dataset, champion, dims, parts)
-        known = self._known_queries(dataset, champion, scores)
+        mean = {name: _by_query(dataset, by_dim) for name, by_dim in scores.items()}
+        known = None if champion is None else known_queries(self.ledger, champion, mean[gate.CHAMPION])
         record: dict[str, Any] = {
             "cycle": self.number,
             "identity": self.identity,
             "stamp": self.stamp,
             "data": dataset.fingerprint,
-            "encoder": self._encoder(),
+            "encoder": encoder,
             "champion": None if champion is None else champion.fingerprint,
             "drift": None if drift is None else asdict(drift),
             "known_queries": known,
@@ -153,9 +155,16 @@ class _Cycle:
     ) -> dict[str, Any]:
         run_folder, challenger = self._train(dataset, champion)
         record |= {"run": run_folder.name, "challenger": challenger.fingerprint}
+        if dataset_stamp(self.settings.data) != self.stamp:
+            raise SmecError(f"{public_uri(self.settings.data)}: changed while it was used; run again")
         if champion is not None and challenger.fingerprint == champion.fingerprint:
             reason = "unchanged: the new data give the champion again"
             return self._close(record, UNCHANGED, reason, self._refresh(champion, reason))
+        if (left := self._rolled_back(champion, challenger)) is not None:
+            reason = (
+                f"refused: it is the very model that was rolled back; smec rollback --to {left.version} returns to it"
+            )
+            return self._close(record, REFUSED, reason, None)
         tags = {"smec.data_fingerprint": dataset.fingerprint, "smec.cycle": str(self.number)}
         registry_version = self.registry.register(run_folder, challenger.fingerprint, tags)
         self.registry.challenge(registry_version)
@@ -170,14 +179,10 @@ class _Cycle:
         figures = {f"gate/{name}/{dim}": mean for name, by_dim in verdict.means.items() for dim, mean in by_dim.items()}
         figures |= {f"drift/{name}": value for name, value in (record["drift"] or {}).items() if value is not None}
         self.registry.note(registry_version, {"smec.gate": verdict.reason}, figures)
-        if dataset_stamp(self.settings.data) != self.stamp:
-            raise SmecError(f"{public_uri(self.settings.data)}: changed while it was used; run again")
         if not verdict.holds:
             release = None if champion is None else self._refresh(champion, verdict.reason)
             return self._close(record, REFUSED, verdict.reason, release)
-        query_ids = dataset.queries.ids().take(judged.query_row_Q).to_pylist()
-        mean_Q = np.mean(list(scores[gate.CHALLENGER].values()), axis=0)
-        self.ledger.keep_reference(self.number, reference, dict(zip(query_ids, mean_Q.tolist(), strict=True)))
+        self.ledger.keep_reference(self.number, reference, _by_query(dataset, scores[gate.CHALLENGER]))
         version = self._compress(run_folder)
         release = Release(
             cycle=self.number,
@@ -205,45 +210,6 @@ class _Cycle:
         self.ledger.write_cycle(record)
         return record
 
-    def _drift(self, champion: Release, reference: Reference) -> Drift:
-        """How far the data is from that of the champion.
-
-        Raises:
-            InputError: another embedding model made it.
-        """
-        before, _ = self.ledger.reference(champion.trained_in)
-        advice = (
-            "vectors of two embedding models cannot be compared, so neither the champion nor its documents are of use "
-            "with these: embed with the earlier one, or begin a new series (another `name` and `publish.output`) and "
-            "switch to that as a whole"
-        )
-        encoder = self.ledger.cycle(champion.trained_in)["encoder"]
-        shown = public_uri(self.settings.data)
-        if reference.x_SD.shape[1] != before.x_SD.shape[1]:
-            raise InputError(
-                f"{shown}: {reference.x_SD.shape[1]} dims, but the champion takes {before.x_SD.shape[1]}; {advice}"
-            )
-        if encoder is not None and self._encoder() not in (None, encoder):
-            raise InputError(f"{shown}: manifest.json names another encoder than the champion's data had; {advice}")
-        drift = Drift.between(before, reference)
-        if drift.same_cosine is not None and drift.same_cosine < SAME_COSINE:
-            raise InputError(
-                f"{shown}: the embedding model has changed: half of {drift.common} documents have a cosine of at most "
-                f"{drift.same_cosine:.2f} with their own earlier vector; {advice}"
-            )
-        kept = "-" if drift.neighbours_kept is None else f"{drift.neighbours_kept:.3f}"
-        say(
-            f"drift since the champion's data: mean {drift.mean_shift:.4f}, covariance {drift.covariance_shift:.4f}, "
-            f"neighbours kept {kept}"
-        )
-        return drift
-
-    def _encoder(self) -> str | None:
-        """Fingerprint of the encoder, as `smec ingest` leaves it."""
-        filesystem, root = open_filesystem(self.settings.data.rstrip("/"))
-        manifest = read_json(filesystem, f"{root}/manifest.json")
-        return manifest.get("encoder_fingerprint") if isinstance(manifest, dict) else None
-
     def _scores_before(
         self, dataset: Dataset, champion: Release | None, dims: tuple[int, ...], parts: Parts
     ) -> dict[str, dict[int, np.ndarray]]:
@@ -252,33 +218,6 @@ class _Cycle:
         if champion is not None:
             sides[gate.CHAMPION] = Sides.same(load(_model_uri(self._run_folder(champion))).encode)
         return query_scores(dataset, sides, dims, dataset.splits[HELD_OUT], parts)
-
-    def _known_queries(
-        self, dataset: Dataset, champion: Release | None, scores: Mapping[str, Mapping[int, np.ndarray]]
-    ) -> dict[str, Any] | None:
-        """What the champion reached when it was promoted and reaches now on the same queries, and on fresh ones."""
-        if champion is None:
-            return None
-        _, then = self.ledger.reference(champion.trained_in)
-        query_ids = dataset.queries.ids().take(dataset.splits[HELD_OUT].query_row_Q).to_pylist()
-        mean_Q = np.mean(list(scores[gate.CHAMPION].values()), axis=0)
-        now = dict(zip(query_ids, mean_Q.tolist(), strict=True))
-        known = [name for name in now if name in then]
-        fresh = [now[name] for name in now if name not in then]
-        if fresh:
-            say(f"the champion reaches {np.mean(fresh):.4f} nDCG@10 on {len(fresh)} fresh gate queries")
-        if not known:
-            warn(
-                "no gate query is one that the champion was promoted by; whether the judgements still fit is not known"
-            )
-            return None
-        return {
-            "queries": len(known),
-            "then": float(np.mean([then[name] for name in known])),
-            "now": float(np.mean([now[name] for name in known])),
-            "fresh_queries": len(fresh),
-            "fresh": float(np.mean(fresh)) if fresh else None,
-        }
 
     def _train(self, dataset: Dataset, champion: Release | None) -> tuple[RunFolder, Model]:
         """Trains the challenger, or takes the one that an interrupted cycle has trained."""
@@ -300,6 +239,12 @@ class _Cycle:
                 )
             )
         return run_folder, load(_model_uri(run_folder))
+
+    def _rolled_back(self, champion: Release | None, challenger: Model) -> Release | None:
+        """The release of the same model that someone has rolled back from."""
+        cycle = champion.cycle if champion else 0
+        later = [release for release in self.ledger.releases().releases if release.cycle > cycle]
+        return next((release for release in later if release.fingerprint == challenger.fingerprint), None)
 
     def _run_folder(self, release: Release) -> RunFolder:
         return RunFolder(self.settings.storage, release.run)
@@ -331,6 +276,12 @@ class _Cycle:
         return champion._replace(
             cycle=self.number, output=output, version=version, reason=f"new corpus ({reason})", created=_now()
         )
+
+
+def _by_query(dataset: Dataset, by_dim: Mapping[int, np.ndarray]) -> dict[str, float]:
+    """Mean over the dims of each gate query, by its id."""
+    query_ids = dataset.queries.ids().take(dataset.splits[HELD_OUT].query_row_Q).to_pylist()
+    return dict(zip(query_ids, np.mean(list(by_dim.values()), axis=0).tolist(), strict=True))
 
 
 def _model_uri(run_folder: RunFolder) -> str:

@@ -60,6 +60,10 @@ def test_more_judgements_make_a_better_model_which_is_released(series: Series) -
     # what was rolled back does not come again by itself
     assert series.retrain()["outcome"] == "nothing new"
     assert series.version == "v0001"
+    # nor when settings are new, but give the same model
+    with pytest.raises(GateError, match="it is the very model that was rolled back; smec rollback --to v0002"):
+        series.retrain("gate.max_drop=0.2")
+    assert series.version == "v0001"
     assert series.rollback("v0002")["version"] == series.version == "v0002"
     with pytest.raises(InputError, match="to: no release has version v0009; kept: v0001, v0002, in force: v0002"):
         series.rollback("v0009")
