@@ -30,6 +30,7 @@ from pipelines.console import warn
 from pipelines.mlflow_files import MOST_METRICS, log_figures, log_files, log_model, metric
 from pipelines.run_folder import RunFolder
 from smec_core.tracker import Record
+from smec_core.uri import mask
 
 FLUSH_SECONDS = 2.0
 EXPERIMENT = "smec"
@@ -238,12 +239,6 @@ def prepare_mlflow() -> None:
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for every retry
-
-
-def mask(text: str) -> str:
-    """The text, with *** for the credentials of every URI in it."""
-    text = re.sub(r"://(?:[^\s'\"/@]*:[^\s'\"]*|[^\s'\"/]*)@", "://***@", text)
-    return re.sub(r"(?i)([?&;][^=&;\s]*(?:pass|pwd|secret|token|key|odbc)[^=&;\s]*=)[^&;\s'\"]+", r"\1***", text)
 
 
 def kept_run(client: MlflowClient, run_id: str | None) -> Run | None:
