@@ -406,10 +406,13 @@ def _run(
     preset: Mapping[str, Any] | None = None,
 ) -> None:
     """Runs a job module with its settings; ends the process with the exit code of what went wrong."""
+    from pipelines.console import adopt_loggers, begin
     from pipelines.settings import resolve
 
     try:
+        begin(job)
         module = importlib.import_module(f"pipelines.{job}")
+        adopt_loggers()
         kind = getattr(module, f"{job.capitalize()}Settings")
         if json_file is not None:
             json_file.parent.mkdir(parents=True, exist_ok=True)
@@ -431,14 +434,14 @@ def _write_json(path: Path, figures: Mapping[str, Any]) -> None:
 
 
 def _fail(error: Exception) -> NoReturn:
-    from pipelines.console import console
+    from pipelines.console import is_json, say_failed
 
-    if os.environ.get("SMEC_DEBUG") == "1":
+    if os.environ.get("SMEC_DEBUG") == "1" and not is_json():
         raise error
     message = str(error)
     if not isinstance(error, SmecError):
         message = f"unexpected {type(error).__name__}: {message}; SMEC_DEBUG=1 shows where"
-    console().print(f"smec: {message}", style="red", markup=False)
+    say_failed(error, message)
     sys.exit(next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1))
 
 

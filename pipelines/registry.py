@@ -16,8 +16,9 @@ from mlflow.exceptions import MlflowException
 
 from pipelines.mlflow_files import log_model, metric
 from pipelines.run_folder import RunFolder
-from pipelines.tracking import STATE_FILE, experiment_named, kept_run, mask, prepare_mlflow
+from pipelines.tracking import STATE_FILE, experiment_named, kept_run, prepare_mlflow
 from smec_core.errors import SmecError, one_line
+from smec_core.uri import mask
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 FINGERPRINT_TAG = "smec.model_fingerprint"

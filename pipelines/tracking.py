@@ -27,9 +27,12 @@ from mlflow.exceptions import MlflowException
 
 import smec_core
 from pipelines.console import warn
+from pipelines.machine import PREFIX, MachineFigures, is_wanted
 from pipelines.mlflow_files import MOST_METRICS, log_figures, log_files, log_model, metric
 from pipelines.run_folder import RunFolder
+from smec_core.errors import one_line
 from smec_core.tracker import Record
+from smec_core.uri import mask
 
 FLUSH_SECONDS = 2.0
 EXPERIMENT = "smec"
@@ -74,6 +77,7 @@ class MlflowRecorder:
         self._stores = [self._server, self._offline]
         self._run: _OpenRun | None = None
         self._waiting: deque[tuple[int, Record]] = deque()
+        self._has_machine = "mlflow.parentRunId" not in tags and is_wanted()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._flush_until_stopped, name="mlflow", daemon=True)
 
@@ -170,8 +174,17 @@ class MlflowRecorder:
         self._thread.join()
 
     def _flush_until_stopped(self) -> None:
+        machine = None
         while not self._stop.wait(FLUSH_SECONDS):
             self._flush()
+            if self._has_machine:
+                try:
+                    machine = machine or MachineFigures()
+                    if figures := machine.sample():
+                        self._send(lambda run, figures=figures: _log_machine(run, figures))  # type: ignore[misc]
+                except Exception as error:
+                    self._has_machine = False
+                    warn(f"MLflow gets no figures of this machine: {one_line(error)}")
 
     def _flush(self) -> None:
         metrics: list[Metric] = []
@@ -240,12 +253,6 @@ def prepare_mlflow() -> None:
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for every retry
 
 
-def mask(text: str) -> str:
-    """The text, with *** for the credentials of every URI in it."""
-    text = re.sub(r"://(?:[^\s'\"/@]*:[^\s'\"]*|[^\s'\"/]*)@", "://***@", text)
-    return re.sub(r"(?i)([?&;][^=&;\s]*(?:pass|pwd|secret|token|key|odbc)[^=&;\s]*=)[^&;\s'\"]+", r"\1***", text)
-
-
 def kept_run(client: MlflowClient, run_id: str | None) -> Run | None:
     """A run, where the server has it and it was not deleted."""
     if run_id is None:
@@ -283,6 +290,12 @@ def _metrics_of(timestamp: int, record: Record) -> list[Metric]:
         for name, value in record.items()
         if not isinstance(value, str) and name not in ("stage", "epoch", "step")
     ]
+
+
+def _log_machine(run: _OpenRun, figures: Mapping[str, float]) -> None:
+    """Logs figures of the machine as the step after the last one that the run has of them."""
+    step = 1 + max((step for name, step in run.last_step.items() if name.startswith(PREFIX)), default=-1)
+    _log_new(run, [metric(name, value, step) for name, value in figures.items()])
 
 
 def _log_new(run: _OpenRun, metrics: list[Metric]) -> None:

@@ -16,7 +16,7 @@ from pydantic import Field
 import smec_core
 from pipelines.checkpoints import remove_checkpoints
 from pipelines.cluster_settings import JobSettings
-from pipelines.console import say, show
+from pipelines.console import context, say, show
 from pipelines.evaluate import on_cluster, quality_table
 from pipelines.fit import fit
 from pipelines.lease import Lease
@@ -91,7 +91,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
             "name another"
         )
     run_folder.create()
-    with Lease(run_folder, on_lost=interrupt_main) as lease:
+    with context(run=name), Lease(run_folder, on_lost=interrupt_main) as lease:
         run_folder.claim(identity)
         if run_folder.is_finished:
             say(f"run {name} is finished already; its model is taken from {public_uri(run_folder.uri)}")
@@ -103,7 +103,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         replace_folder(out, run_folder.fetch_model)
     metrics = load(out).metrics
     show(quality_table(metrics["evaluation"]))
-    say(f"model: {out}")
+    say(f"model: {out}", run=name)
     return metrics
 
 

@@ -1,5 +1,6 @@
 """Paths and URIs: what lies in a folder, where it is, and how it may be shown."""
 
+import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -32,3 +33,9 @@ def public_uri(uri: str) -> str:
         return str(Path(uri).absolute())
     parts = urlsplit(uri)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def mask(text: str) -> str:
+    """The text, with *** for the credentials of every URI in it."""
+    text = re.sub(r"://(?:[^\s'\"/@]*:[^\s'\"]*|[^\s'\"/]*)@", "://***@", text)
+    return re.sub(r"(?i)([?&;][^=&;\s]*(?:pass|pwd|secret|token|key|odbc)[^=&;\s]*=)[^&;\s'\"]+", r"\1***", text)
