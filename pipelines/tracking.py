@@ -27,6 +27,7 @@ from mlflow.exceptions import MlflowException
 
 import smec_core
 from pipelines.console import warn
+from pipelines.masking import mask
 from pipelines.mlflow_files import MOST_METRICS, log_figures, log_files, log_model, metric
 from pipelines.run_folder import RunFolder
 from smec_core.tracker import Record
@@ -232,12 +233,6 @@ class MlflowRecorder:
             client.log_batch(run.info.run_id, params=params[start : start + MOST_PARAMS])
         last_step = {latest.key: latest.step for latest in run.data.to_proto().metrics}
         return _OpenRun(client, run.info.run_id, last_step)
-
-
-def mask(text: str) -> str:
-    """The text, with *** for the credentials of every URI in it."""
-    text = re.sub(r"://(?:[^\s'\"/@]*:[^\s'\"]*|[^\s'\"/]*)@", "://***@", text)
-    return re.sub(r"(?i)([?&;][^=&;\s]*(?:pass|pwd|secret|token|key|odbc)[^=&;\s]*=)[^&;\s'\"]+", r"\1***", text)
 
 
 def _kept_run(client: MlflowClient, run_id: str | None) -> Run | None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.tracking import mask
+from pipelines.masking import mask
 
 
 @pytest.mark.parametrize(
