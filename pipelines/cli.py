@@ -32,6 +32,7 @@ Assign = Annotated[
 Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")]
 Data = Annotated[str | None, typer.Option(help="Dataset folder or URI: corpus, queries, qrels in Parquet.")]
 Gpu = Annotated[str | None, typer.Option(help="auto, on or off.")]
+TrainGpu = Annotated[str | None, typer.Option(help="auto, on, off, or wait: for GPUs that the cluster may start.")]
 
 
 @app.command()
@@ -103,7 +104,7 @@ def train(
     workers: Annotated[
         str | None, typer.Option(metavar="N|MIN:MAX", help="Ray Train workers; a range is elastic.")
     ] = None,
-    gpu: Gpu = None,
+    gpu: TrainGpu = None,
     base: Annotated[
         str | None, typer.Option("--from", metavar="MODEL", help="Model folder to add smaller dims to.")
     ] = None,
@@ -147,7 +148,7 @@ def tune(
     workers: Annotated[
         str | None, typer.Option(metavar="N", help="Workers of each trial; 1 trains within the trial.")
     ] = None,
-    gpu: Gpu = None,
+    gpu: TrainGpu = None,
     confirm: Annotated[
         int | None, typer.Option(help="Seeds with which the best settings and the defaults are compared on test.")
     ] = None,

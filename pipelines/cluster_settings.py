@@ -16,8 +16,8 @@ class ClusterSettings(BaseModel):
     takes as many as the cluster has room for, goes on with fewer when a node is lost, and grows when there are more."""
     cpus_per_worker: int = Field(1, ge=1)
     """CPUs, and torch threads, of each worker."""
-    gpu: Literal["auto", "on", "off"] = "auto"
-    """Train on GPUs, one a worker: auto where the cluster has enough."""
+    gpu: Literal["auto", "on", "wait", "off"] = "auto"
+    """Train on GPUs, one a worker: auto where the cluster has enough now; wait asks its autoscaler for them."""
     storage: str | None = None
     """Folder or URI that all nodes reach, where runs keep their state; default: .smec-runs beside the model."""
     checkpoint_every: int = Field(100, ge=1)
