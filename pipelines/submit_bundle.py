@@ -31,15 +31,40 @@ def check_command(command: Sequence[str]) -> None:
         InputError: it is no command of smec that can be submitted, its usage is wrong, or it names a place that the
             cluster cannot reach.
     """
-    name, *arguments = command
-    parameters = _parse(name, arguments)
+    parameters = parse_command(command)
     for key in PLACES & parameters.keys():
         place = parameters[key]
         if place is not None and not str(place).startswith("/") and "://" not in str(place):
             raise InputError(
-                f"smec {name}: {place} is relative, so it would lie in the job's own folder, which goes away with it; "
-                "give an absolute path that the cluster's machines mount, or a URI"
+                f"smec {command[0]}: {place} is relative, so it would lie in the job's own folder, which goes away "
+                "with it; give an absolute path that the cluster's machines mount, or a URI"
             )
+
+
+def parse_command(command: Sequence[str]) -> Mapping[str, Any]:
+    """The parameters of a command of smec, by the names that the command line's reader gives them.
+
+    Raises:
+        InputError: it is no command that can be submitted, or its usage is wrong.
+    """
+    name, *arguments = command
+    # here and not above: cli.py imports this module when it submits
+    from pipelines.cli import app
+
+    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    known = sorted(commands.keys() - {"submit"})
+    if name not in known:
+        raise InputError(f"{name}: is no command that can be submitted; known: {', '.join(known)}")
+    try:
+        parameters: Mapping[str, Any] = commands[name].make_context(f"smec {name}", list(arguments)).params
+    except typer.Exit as done:  # --help was asked for, and has been answered
+        sys.exit(done.exit_code)
+    except Exception as error:
+        # the class of usage errors is typer's or click's, by typer's version
+        if not hasattr(error, "format_message"):
+            raise
+        raise InputError(f"smec {name}: {error.format_message()}") from error
+    return parameters
 
 
 def write_bundle(command: Sequence[str], folder: Path) -> list[str]:
@@ -63,26 +88,6 @@ def fingerprint(folder: Path) -> str:
         for part in (path.relative_to(folder).as_posix().encode(), path.read_bytes()):
             digest.update(len(part).to_bytes(8, "big") + part)
     return digest.hexdigest()
-
-
-def _parse(name: str, arguments: Sequence[str]) -> Mapping[str, Any]:
-    # here and not above: cli.py imports this module when it submits
-    from pipelines.cli import app
-
-    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    known = sorted(commands.keys() - {"submit"})
-    if name not in known:
-        raise InputError(f"{name}: is no command that can be submitted; known: {', '.join(known)}")
-    try:
-        parameters: Mapping[str, Any] = commands[name].make_context(f"smec {name}", list(arguments)).params
-    except typer.Exit as done:  # --help was asked for, and has been answered
-        sys.exit(done.exit_code)
-    except Exception as error:
-        # the class of usage errors is typer's or click's, by typer's version
-        if not hasattr(error, "format_message"):
-            raise
-        raise InputError(f"smec {name}: {error.format_message()}") from error
-    return parameters
 
 
 def _copy_package(package: str, target: Path) -> None:
