@@ -116,14 +116,18 @@ class JobClient:
             Characters printed by now, and whether that is all: not where the connection was lost.
         """
         skip = printed
-        try:
-            async for text in self._client.tail_job_logs(job_id):
-                new, skip = text[skip:], max(0, skip - len(text))
-                print(new, end="", flush=True)
-                printed += len(new)
-        except (aiohttp.ClientError, OSError, RuntimeError):
-            return printed, False
-        return printed, True
+        log = self._client.tail_job_logs(job_id)
+        while True:
+            # around this alone: that stdout is closed is another matter
+            try:
+                text = await anext(log, None)
+            except (aiohttp.ClientError, OSError, RuntimeError):
+                return printed, False
+            if text is None:
+                return printed, True
+            new, skip = text[skip:], max(0, skip - len(text))
+            print(new, end="", flush=True)
+            printed += len(new)
 
     @contextmanager
     def _one_line_errors(self) -> Iterator[None]:
