@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from smec_core.errors import GateError, InputError, LeaseError, SmecError
+from smec_core.errors import GateError, InputError, SmecError
 
 app = typer.Typer(
     name="smec",
@@ -23,8 +23,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-EXIT_CODES = {InputError: 2, GateError: 3, LeaseError: 4}
-
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings, one key: value a line.")]
 Assign = Annotated[
     list[str] | None,
@@ -33,6 +31,7 @@ Assign = Annotated[
 Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")]
 Data = Annotated[str | None, typer.Option(help="Dataset folder or URI: corpus, queries, qrels in Parquet.")]
 Gpu = Annotated[str | None, typer.Option(help="auto, on or off.")]
+TrainGpu = Annotated[str | None, typer.Option(help="auto, on, off, or wait: for GPUs that the cluster may start.")]
 
 
 @app.command()
@@ -104,7 +103,7 @@ def train(
     workers: Annotated[
         str | None, typer.Option(metavar="N|MIN:MAX", help="Ray Train workers; a range is elastic.")
     ] = None,
-    gpu: Gpu = None,
+    gpu: TrainGpu = None,
     base: Annotated[
         str | None, typer.Option("--from", metavar="MODEL", help="Model folder to add smaller dims to.")
     ] = None,
@@ -148,7 +147,7 @@ def tune(
     workers: Annotated[
         str | None, typer.Option(metavar="N", help="Workers of each trial; 1 trains within the trial.")
     ] = None,
-    gpu: Gpu = None,
+    gpu: TrainGpu = None,
     confirm: Annotated[
         int | None, typer.Option(help="Seeds with which the best settings and the defaults are compared on test.")
     ] = None,
@@ -371,6 +370,51 @@ def serve(
     _run("serve", {"model": model, "host": host, "port": port, "replicas": replicas}, config, assign, None)
 
 
+# what follows the command belongs to it
+@app.command(context_settings={"allow_interspersed_args": False})
+def submit(
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND", help="Command of smec with its arguments.")],
+    address: Annotated[
+        str | None,
+        typer.Option(help="The cluster's dashboard, http://HOST:8265; default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS."),
+    ] = None,
+    job_id: Annotated[
+        str | None,
+        typer.Option("--id", help="Name of the job; default: a hash of command, files, environment and code."),
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[=VALUE]", help="Environment for the job, may be given again. No place for secrets."),
+    ] = None,
+    detach: Annotated[bool | None, typer.Option("--detach", help="Leave once the job is submitted.")] = None,
+    config: Config = None,
+    assign: Assign = None,
+    json_file: Json = None,
+) -> None:
+    """Run a command of smec as a job on a Ray cluster: print its log, end with its exit code.
+
+    Sends this project's code and the files of the command's --config and
+    --space, nothing else. All other paths are those of the cluster's machines:
+    absolute, or URIs. The machines have all other packages installed.
+
+    The job gets MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and each --env.
+    Whoever holds the cluster's token can read them: passwords belong into the
+    environment of the machines.
+
+    A job that runs is followed and not started twice: give the command again
+    after a lost connection. Once it has ended, the same command starts anew.
+    With --id, one that has succeeded is not run again: for schedulers, which
+    name each planned run and may retry it.
+
+    Ctrl-C and --detach leave the job running. A job that was stopped, or was
+    lost with its cluster, gives exit code 1.
+
+    [dim]Example: smec submit --address http://127.0.0.1:8265 -- train --config train.yaml --out /shared/model[/dim]
+    """
+    flags = {"command": command, "address": address, "id": job_id, "env": env or None, "detach": detach}
+    _run("submit", flags, config, assign, json_file)
+
+
 @app.command()
 def report(
     folder: Annotated[str, typer.Argument(help="Model folder, or a study's.")],
@@ -442,7 +486,7 @@ def _fail(error: Exception) -> NoReturn:
     if not isinstance(error, SmecError):
         message = f"unexpected {type(error).__name__}: {message}; SMEC_DEBUG=1 shows where"
     say_failed(error, message)
-    sys.exit(next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1))
+    sys.exit(getattr(error, "exit_code", 1))
 
 
 def main() -> None:

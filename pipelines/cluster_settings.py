@@ -19,8 +19,8 @@ class ClusterSettings(BaseModel):
     takes as many as the cluster has room for, goes on with fewer when a node is lost, and grows when there are more."""
     cpus_per_worker: int = Field(1, ge=1)
     """CPUs, and torch threads, of each worker."""
-    gpu: Literal["auto", "on", "off"] = "auto"
-    """Train on GPUs, one a worker: auto where the cluster has enough."""
+    gpu: Literal["auto", "on", "wait", "off"] = "auto"
+    """Train on GPUs, one a worker: auto where the cluster has enough now; wait asks its autoscaler for them."""
     checkpoint_every: int = Field(100, ge=1)
     """Steps from one checkpoint to the next; one is also made after every stage. The last two are kept."""
     max_failures: int = Field(3, ge=0)
