@@ -4,6 +4,7 @@ Safe to be run by any scheduler, as often as it likes: where nothing is new, it 
 again with the same result, so a killed run is simply run again; what is in force changes in the last step only.
 """
 
+import os
 import time
 from _thread import interrupt_main
 from collections.abc import Mapping
@@ -16,11 +17,13 @@ from typing import Any
 import numpy as np
 
 from pipelines import compress, train
+from pipelines.cluster import connect
 from pipelines.compress import CompressSettings
-from pipelines.console import say
+from pipelines.console import context, say
 from pipelines.evaluate import on_cluster
 from pipelines.lease import Lease
 from pipelines.ledger import Ledger, Release
+from pipelines.metrics import report_retrain
 from pipelines.releases import Service
 from pipelines.retrain_drift import drift_since, encoder_of, known_queries
 from pipelines.retrain_settings import RetrainSettings
@@ -54,7 +57,10 @@ def run(settings: RetrainSettings) -> dict[str, Any]:
     """
     folder = RunFolder(settings.storage, settings.name)
     folder.create()
-    with Lease(folder, interrupt_main, f"series {settings.name}", "retrained", "name") as lease:
+    with (
+        context(run=settings.name),
+        Lease(folder, interrupt_main, f"series {settings.name}", "retrained", "name") as lease,
+    ):
         service = Service(settings, Ledger(folder), lease)
         service.follow_last_decision()
         cycle = _Cycle(service)
@@ -62,12 +68,29 @@ def run(settings: RetrainSettings) -> dict[str, Any]:
         if record is None:
             record = cycle.decide()
             service.follow_last_decision()
+        _report(settings.name, record)
     if record["outcome"] == REFUSED:
         stays = "what was in force stays so" if record["champion"] else "nothing is released"
         raise GateError(f"{settings.name}: {record['reason']}; {stays}", record)
     if record["outcome"] != NOTHING_NEW:
         say(f"{settings.name}: {record['reason']}")
     return record
+
+
+def _report(name: str, record: Mapping[str, Any]) -> None:
+    """Exports the figures to Prometheus, where there is a cluster that goes on after this process."""
+    if os.environ.get("RAY_ADDRESS"):
+        connect(0)
+    now, refused = time.time(), record["outcome"] == REFUSED
+    figures = {"last_run_timestamp_seconds": now, "last_success_timestamp_seconds": None if refused else now}
+    if record["outcome"] != NOTHING_NEW:
+        drift, verdict = record["drift"] or {}, record.get("gate", {"ndcg@10": {}})
+        mean = {system: float(np.mean(list(by_dim.values()))) for system, by_dim in verdict["ndcg@10"].items()}
+        figures |= {"gate_refused": float(refused), "champion_ndcg": mean.get(gate.CHAMPION)}
+        figures |= {"challenger_ndcg": mean.get(gate.CHALLENGER), "drift_mean": drift.get("mean_shift")}
+        figures |= {"drift_covariance": drift.get("covariance_shift")}
+        figures |= {"drift_neighbours_kept": drift.get("neighbours_kept")}
+    report_retrain(name, figures)
 
 
 class _Cycle:

@@ -9,7 +9,6 @@ import pytest
 
 from pipelines.submit import SubmitSettings
 from pipelines.submit_bundle import parse_command
-from tests.deploy.retrain_command import need_retrain
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -35,7 +34,6 @@ def _arguments(task: dict[str, Any], run_id: str) -> list[str]:
 
 
 def test_smec_accepts_the_command(task: dict[str, Any]) -> None:
-    need_retrain()
     command, option, run_id, separator, *inner = _arguments(task, "scheduled__2026-01-02T03:00:00+00:00")
 
     assert [command, option, separator] == ["submit", "--id", "--"]

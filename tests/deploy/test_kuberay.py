@@ -14,7 +14,6 @@ import yaml
 
 from pipelines.serve import ApplicationSettings
 from pipelines.submit_bundle import parse_command
-from tests.deploy.retrain_command import need_retrain
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "deploy/kuberay"
@@ -131,7 +130,6 @@ def test_the_retraining_runs_on_the_same_machines_as_what_is_submitted(retrain: 
 
 
 def test_smec_accepts_the_entrypoint_and_every_machine_mounts_its_files(retrain: dict[str, Any]) -> None:
-    need_retrain()
     program, *command = shlex.split(retrain["entrypoint"])
     assert program == "smec"
     config = str(parse_command(command)["config"])

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 def series(tmp_path: Path) -> Series:
     """A series that has released once, by a part of the judgements."""
     made = Series(tmp_path)
-    made.judge(0.35)
+    made.judge(0.6)
     assert made.retrain()["outcome"] == "promoted"
     return made
 
@@ -43,7 +43,7 @@ def test_more_judgements_make_a_better_model_which_is_released(series: Series) -
     assert record["champion"] == first.tags["smec.model_fingerprint"]
     assert record["drift"]["mean_shift"] == record["drift"]["covariance_shift"] == 0
     assert record["known_queries"]["then"] == pytest.approx(record["known_queries"]["now"])
-    assert record["known_queries"]["fresh_queries"] > 10
+    assert record["known_queries"]["fresh_queries"] > 5
     second = series.champion
     assert second is not None
     assert series.check_whole() == second.tags["smec.model_fingerprint"] == record["challenger"]
@@ -84,19 +84,29 @@ def test_no_gate_query_is_trained_on(series: Series) -> None:
     assert config["data"]["splits"]["train"]["queries"] == len(judged["train"] - held_out)
 
 
-@pytest.mark.parametrize("shuffled", [("train",), ("train", "test")])
-def test_shuffled_judgements_release_nothing(series: Series, shuffled: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("shuffled", "max_drop", "why"),
+    [
+        (("train",), 0.1, "the champion itself reaches"),
+        (("train", "test"), 0.1, "the champion itself reaches"),
+        (("train",), 1, "the mean over the dims gains -"),
+    ],
+)
+def test_shuffled_judgements_release_nothing(
+    series: Series, shuffled: tuple[str, ...], max_drop: float, why: str
+) -> None:
     champion, version = series.champion, series.version
     series.judge(1, shuffled)
 
-    with pytest.raises(GateError, match=r"refused: .*; what was in force stays so") as refused:
-        series.retrain()
+    with pytest.raises(GateError, match=rf"refused: {why}.*; what was in force stays so") as refused:
+        series.retrain(f"gate.max_drop={max_drop}")
 
     assert refused.value.figures["outcome"] == "refused"
+    assert ("gate" in refused.value.figures) == (max_drop == 1)
     assert series.champion == champion
     assert series.version == version
     # the same data are not tried again
-    assert series.retrain()["outcome"] == "nothing new"
+    assert series.retrain(f"gate.max_drop={max_drop}")["outcome"] == "nothing new"
     # and the next good ones are
     series.judge(1)
     assert series.retrain()["outcome"] == "promoted"
@@ -112,7 +122,7 @@ def test_new_documents_are_published_by_the_champion_where_the_challenger_is_no_
 
     assert series.version == "v0002" == refused.value.figures["release"]["version"]
     assert series.champion == champion
-    published = pq.read_table(series.output / "v0002")["id"].to_pylist()
+    published = pq.read_table(list((series.output / "v0002").glob("*.parquet")))["id"].to_pylist()
     assert {"new0", "new19"} <= set(published)
     assert champion is not None and series.check_whole() == champion.tags["smec.model_fingerprint"]
     # from the version of the same model
@@ -158,7 +168,7 @@ def test_without_the_registry_nothing_is_switched(series: Series, monkeypatch: p
 
 
 def test_old_releases_are_removed(series: Series) -> None:
-    for share in (0.7, 1.0):
+    for share in (0.8, 1.0):
         series.judge(share)
         assert series.retrain("publish.keep=2")["outcome"] == "promoted"
 
