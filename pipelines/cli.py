@@ -107,6 +107,12 @@ def train(
     base: Annotated[
         str | None, typer.Option("--from", metavar="MODEL", help="Model folder to add smaller dims to.")
     ] = None,
+    warm_start: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Model folder whose weights the training starts at.")
+    ] = None,
+    compatible: Annotated[
+        bool, typer.Option("--compatible", help="With --warm-start: new queries still find what MODEL compressed.")
+    ] = False,
     storage: Annotated[
         str | None, typer.Option(help="Folder or URI that all nodes reach, for the run's state.")
     ] = None,
@@ -124,10 +130,15 @@ def train(
     Precedence: flag, --set, --config, --preset, default. The same settings and data give the same run name; a finished
     run is returned and not trained again, an interrupted one goes on from its last checkpoint.
 
+    --warm-start goes on from a model of the same dims with the data as it is now, in one pass without a guard, so
+    compare the two before you use the new one. --compatible is --set compatible=1; another number weighs the search of
+    old documents differently.
+
     [dim]Example: smec train --data data/products --dims 384,192,96 --out models/products --workers 4[/dim]
     """
     flags = {"data": data, "dims": dims, "out": out, "workers": workers, "gpu": gpu, "storage": storage, "name": name}
-    _run("train", flags | {"seed": seed, "base": base}, config, assign, json_file, _preset(preset))
+    others = {"seed": seed, "base": base, "warm_start": warm_start, "compatible": _compatible(compatible)}
+    _run("train", flags | others, config, assign, json_file, _preset(preset))
 
 
 @app.command()
@@ -431,6 +442,12 @@ def report(
     [dim]Example: smec report models/products --out report.html[/dim]
     """
     _run("report", {"folder": folder, "out": out}, config, assign, json_file)
+
+
+def _compatible(is_wanted: bool) -> float | None:
+    from smec_core.config import COMPATIBLE
+
+    return COMPATIBLE if is_wanted else None
 
 
 def _preset(name: str | None) -> Mapping[str, Any] | None:

@@ -30,6 +30,7 @@ from smec_core.errors import InputError, SmecError
 from smec_core.tracker import Tracker
 from smec_core.train import StageReached
 from smec_core.trained import Trained
+from smec_core.warm import WarmStart
 
 KEPT_CHECKPOINTS = 2
 RAY_RUN_FILE = "ray_run.json"
@@ -58,6 +59,7 @@ def fit(
     base: Sequence[FrozenStage],
     check: Callable[[], None],
     listener: Listener | None = None,
+    warm_start: WarmStart | None = None,
 ) -> Trained:
     """Runs the training on the cluster, from the run's newest whole checkpoint where there is one.
 
@@ -71,6 +73,7 @@ def fit(
         base: stages that are trained already.
         check: called all the while; raises where the training must stop.
         listener: is told of the workers and of each stage of the first pass, after a resume of earlier ones, too.
+        warm_start: the champion that the stages start from.
 
     Raises:
         InputError: gpu is "on" and the cluster has too few.
@@ -79,7 +82,7 @@ def fit(
     start = begin_start(run_folder)
     checkpoint = start.checkpoint
     if checkpoint is None or not start.is_trained:
-        checkpoint = _train(settings, config, source, run_folder, start, tracker, base, check, listener)
+        checkpoint = _train(settings, config, source, run_folder, start, tracker, base, check, listener, warm_start)
     with checkpoint.as_directory() as stored:
         shutil.copy(Path(stored) / HISTORY_FILE, history)
         trained = Trained.read(Path(stored))
@@ -100,6 +103,7 @@ def _train(
     base: Sequence[FrozenStage],
     check: Callable[[], None],
     listener: Listener | None,
+    warm_start: WarmStart | None,
 ) -> Checkpoint:
     """The last checkpoint of the training."""
     least, most = settings.worker_range
@@ -120,6 +124,7 @@ def _train(
         config=config,
         source=source,
         base=list(base),
+        warm_start=warm_start,
         checkpoint=start.checkpoint,
         queue=queue,
         threads=settings.cpus_per_worker,

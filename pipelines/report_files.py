@@ -71,7 +71,7 @@ class Record(BaseModel):
     The candidates of a stage share their steps: records with the same step hold the same seconds, of all candidates.
     """
 
-    run: Literal["first", "refit"] = Field(alias="pass")
+    run: Literal["first", "refit", "warm"] = Field(alias="pass")
     stage: int
     projection: str
     epoch: int

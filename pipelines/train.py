@@ -31,9 +31,10 @@ from smec_core.evaluation import Parts, default_split, evaluate
 from smec_core.model import Model, load
 from smec_core.quantize import learn_int8_scales
 from smec_core.schedule import prefix_dims
-from smec_core.train import stage_shapes
+from smec_core.train import check_warm_start, stage_shapes
 from smec_core.trained import Trained
 from smec_core.uri import public_uri
+from smec_core.warm import WarmStart
 
 
 class TrainSettings(JobSettings):
@@ -44,6 +45,11 @@ class TrainSettings(JobSettings):
     base: str | None = None
     """Model folder to add smaller dims to (flag --from): the dims below its smallest become rotations of its smallest
     block, so that the dims it has keep their results."""
+    warm_start: str | None = None
+    """Model folder, that of the champion, whose weights the training starts at (flag --warm-start): one pass on train +
+    dev, in which each stage takes as many epochs as the champion kept, but at least a quarter of the most. The kinds of
+    projection and the dims that each stage keeps are the champion's, so tau, gumbel_noise, ads_lr_factor, init and what
+    the guard goes by (guard, patience, guard_tolerance, refit) do nothing."""
     hold_out: float = Field(0.0, ge=0, lt=1)
     """Share of the queries, by a hash of their id, that are neither learnt from nor chosen by, whatever the split."""
 
@@ -73,13 +79,18 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         raise InputError(
             f"base: {settings.base} was trained with schedule=parallel, and dims can be added to stages only"
         )
+    champion = None if settings.warm_start is None else load(settings.warm_start)
+    warm_start = None if champion is None else WarmStart.of(champion, str(settings.warm_start))
     labelled = dataset.train_judgements() is not None
     stage_shapes(dataset.dim, config, labelled, base.stages if base else ())
+    check_warm_start(warm_start, dataset.dim, config, labelled, base.stages if base else ())
     out = Path(settings.out)
     check_replaceable(out)
     identity: dict[str, Any] = {"train": config.model_dump(mode="json"), "data": dataset.fingerprint}
     if base is not None:
         identity["base"] = base.fingerprint
+    if champion is not None and warm_start is not None:
+        identity["warm_start"] = {"fingerprint": champion.fingerprint, "epochs": warm_start.epochs}
     if settings.hold_out:
         identity["hold_out"] = settings.hold_out
     name = settings.name or f"smec-{digest(identity)}"
@@ -97,7 +108,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
             say(f"run {name} is finished already; its model is taken from {public_uri(run_folder.uri)}")
         else:
             scratch = run_folder.local_path or beside / name
-            _train_on_ray(settings, config, dataset, base, run_folder, scratch, lease)
+            _train_on_ray(settings, config, dataset, base, champion, run_folder, scratch, lease)
         # hours may have passed
         check_replaceable(out)
         replace_folder(out, run_folder.fetch_model)
@@ -112,6 +123,7 @@ def _train_on_ray(
     config: TrainConfig,
     dataset: Dataset,
     base: Model | None,
+    champion: Model | None,
     run_folder: RunFolder,
     scratch: Path,
     lease: Lease,
@@ -137,9 +149,12 @@ def _train_on_ray(
             history = Path(made) / "history.jsonl"
             stages = base.stages if base else ()
             source = Source(dataset.corpus, dataset.queries, dataset.training_split(config))
-            trained = fit(settings, config, source, run_folder, recorder, history, stages, lease.check)
+            warm_start = None if champion is None else WarmStart.of(champion, str(settings.warm_start))
+            trained = fit(
+                settings, config, source, run_folder, recorder, history, stages, lease.check, warm_start=warm_start
+            )
             parts = on_cluster(settings.worker_range[0], settings.cpus_per_worker)
-            _evaluated(trained, config, dataset, base, name, parts).save(model_folder)
+            _evaluated(trained, config, dataset, base, champion, name, parts).save(model_folder)
             shutil.copy(history, model_folder)
             lease.check()
             # in this order: what a kill leaves undone is done by the next start, which stops at a stored model
@@ -152,7 +167,13 @@ def _train_on_ray(
 
 
 def _evaluated(
-    trained: Trained, config: TrainConfig, dataset: Dataset, base: Model | None, name: str, parts: Parts
+    trained: Trained,
+    config: TrainConfig,
+    dataset: Dataset,
+    base: Model | None,
+    champion: Model | None,
+    name: str,
+    parts: Parts,
 ) -> Model:
     """The trained chain as a model that knows what made it and how good it is."""
     summary = dataset.summary()
@@ -170,6 +191,8 @@ def _evaluated(
         "versions": {"smec": smec_core.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    if champion is not None:
+        record["warm_start"] = {"fingerprint": champion.fingerprint}
     if base is None:
         model = Model(trained.stages, dataset.dim, record, trained.metrics)
     else:

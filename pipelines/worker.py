@@ -31,6 +31,7 @@ from smec_core.resident import Node, Residency, ResidentRows, Rows, StreamedRows
 from smec_core.tracker import NullTracker, Record
 from smec_core.train import StageReached, TrainingData, train
 from smec_core.trained import TRAINED_FILE
+from smec_core.warm import WarmStart
 
 SEND_SECONDS = 0.5
 RESENT_AT_ONCE = 1000
@@ -48,6 +49,7 @@ class WorkerTask:
         config: settings of the method.
         source: what to learn from.
         base: stages that are trained already.
+        warm_start: the champion that the stages start from.
         checkpoint: what this start of the run goes on from, until there is a newer one.
         queue: takes figures and lines of progress to the driver.
         threads: torch threads.
@@ -61,6 +63,7 @@ class WorkerTask:
     config: TrainConfig
     source: Source
     base: list[FrozenStage]
+    warm_start: WarmStart | None
     checkpoint: ray.train.Checkpoint | None
     queue: Queue
     threads: int
@@ -238,6 +241,7 @@ def train_on_worker(loop: dict[str, WorkerTask]) -> None:
             checkpoints,
             resumed,
             on_stage,
+            warm_start=task.warm_start,
         )
     except RayFailure:
         raise

@@ -82,6 +82,16 @@ def fold(stages: Sequence[FrozenStage], input_dim: int) -> Tensor | None:
     return matrix_DD.float()
 
 
+def nearest_rotation(weight_II: Tensor) -> Tensor:
+    """The rotation nearest to a weight (I, I) that is one but for rounding."""
+    weight_II = weight_II.double()
+    eye_II = torch.eye(len(weight_II), dtype=weight_II.dtype, device=weight_II.device)
+    # Newton-Schulz steps, each of which squares the error
+    for _ in range(2):
+        weight_II = weight_II @ (3 * eye_II - weight_II.T @ weight_II) / 2
+    return weight_II.float()
+
+
 class Stage(nn.Module):
     """A trainable stage: a projection (paper section 3.1, the sub-FC layer) and the logits of ADS."""
 
@@ -105,6 +115,17 @@ class Stage(nn.Module):
             # a zero last layer: the stage starts as its linear start, like every other kind
             nn.init.zeros_(self.down.weight)
             nn.init.zeros_(self.down.bias)
+
+    @classmethod
+    def resumed(cls, frozen: FrozenStage) -> "Stage":
+        """A trainable stage that starts where a trained one stands, its outputs in stored order."""
+        tensors = frozen.tensors
+        hidden_dim = len(tensors["up"]) if frozen.projection == "residual_mlp" else 1
+        stage = cls(frozen.projection, frozen.dim, tensors["weight"], tensors["logits"], hidden_dim)
+        if frozen.projection == "residual_mlp":
+            layers = {"up.weight": "up", "up.bias": "up_bias", "down.weight": "down", "down.bias": "down_bias"}
+            stage.load_state_dict({name: tensors[stored] for name, stored in layers.items()}, strict=False)
+        return stage
 
     @property
     def is_harmless(self) -> bool:

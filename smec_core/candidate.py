@@ -14,7 +14,7 @@ from torch import Tensor
 from smec_core.adapter import FrozenStage, Stage
 from smec_core.ads import initial_logits, keep_places, sample_selection
 from smec_core.checkpoint import Tree, same_device
-from smec_core.config import Projection
+from smec_core.config import Projection, TrainConfig
 from smec_core.convergence import ERRORS_OF_FREE, ERRORS_OF_HARMLESS, Guard, Scores
 from smec_core.group import Group
 from smec_core.losses import rank_loss, unsupervised_loss
@@ -46,6 +46,7 @@ class Candidate:
         best: the state that counts: the best on dev, without dev the last.
         parallel: prefixes that are trained at once; none for a stage of the chain.
         ahead: smaller dims that a stage of the chain trains, too.
+        is_warm: whether it started from a trained stage, whose dims stay in their places.
         team: the ranks that train it.
         parts_2: ranking and unsupervised loss of the last step, on the ranks of the team.
     """
@@ -57,7 +58,8 @@ class Candidate:
             torch.manual_seed(run.generator(spec.number, 0).initial_seed())
             start_II = torch.eye(spec.d_in) if kind == "selection" else start_II.cpu()
             logits_I = initial_logits(spec.d_in, ordered=is_ordered)
-            self.stage = Stage(kind, spec.dim, start_II, logits_I, config.hidden_dim).to(run.device)
+            stage = Stage(kind, spec.dim, start_II, logits_I, config.hidden_dim)
+        self.stage = (stage if spec.start is None else Stage.resumed(spec.start)).to(run.device)
         lr = config.peak_lr(run.labelled)
         groups = [
             {"params": self.stage.projection_parameters(), "lr": lr},
@@ -70,7 +72,8 @@ class Candidate:
         errors = ERRORS_OF_HARMLESS if self.stage.is_harmless else ERRORS_OF_FREE
         self.guard = Guard(spec.counted, spec.floors, held, config.stage_patience(spec.epochs), errors)
         self.parallel, self.ahead = spec.parallel, spec.ahead
-        self.best = self.average.freeze(bool(self.ahead))
+        self.is_warm = spec.start is not None
+        self.best = self.average.freeze(self._in_place)
         self.team = team
         self.parts_2 = torch.zeros(2)
 
@@ -78,6 +81,11 @@ class Candidate:
     def kind(self) -> Projection:
         """Its kind of projection."""
         return self.stage.projection
+
+    @property
+    def _in_place(self) -> bool:
+        """Whether outputs stay where they are trained: what follows counts on their places."""
+        return bool(self.ahead) or self.is_warm
 
     def train_step(self, run: Run, step: Step, noise_I: Tensor) -> None:
         """Forward, backward, reduce over the team, update; leaves the loss parts in `parts_2`."""
@@ -97,18 +105,17 @@ class Candidate:
     def _losses(self, run: Run, step: Step, noise_I: Tensor) -> tuple[Tensor, Tensor]:
         """Sums of the ranking and of the unsupervised loss over what this rank counts, at the prefixes in training."""
         config, stage = run.config, self.stage
-        order, gate_d = sample_selection(stage.logits, stage.dim, config.tau, 0 * noise_I if self.parallel else noise_I)
-        if self.ahead:
-            place = order[: stage.dim].argsort()
-            order, gate_d = keep_places(order, stage.dim), gate_d[place]
-        new_only = stage.dim < stage.d_in and stage.is_harmless and not self.parallel
+        order, gate_d = self._select(config, noise_I)
+        is_compatible = step.old_NI is not None
+        new_only = stage.dim < stage.d_in and stage.is_harmless and not self.parallel and not is_compatible
         f_RI = stage.project(step.y_RI, order[: stage.dim] if new_only else order)
         queries_BI, docs_LI, items_UI = f_RI.split(step.parts)
         own = [(docs_LI, step.docs), (queries_BI, step.queries)][: 2 if step.counts_all_anchors else 1]
         docs_NI, *gathered = self.team.gather_rows(*own)
 
         whole = torch.ones((), device=run.device)
-        prefixes = [(width, whole) for width in self.parallel if width < stage.d_in or not stage.is_harmless]
+        changes_all = is_compatible or not stage.is_harmless
+        prefixes = [(width, whole) for width in self.parallel if width < stage.d_in or changes_all]
         if not self.parallel:
             prefixes += [] if stage.dim == stage.d_in else [(stage.dim, gate_d)]
             prefixes += [(width, gate_d[:width]) for width in self.ahead]
@@ -123,10 +130,27 @@ class Candidate:
                 rank_sum = rank_sum + share * rank_loss(
                     q_Bd, d_Nd, step.pair_query_P, step.pair_doc_P, step.weight_PN, config.temperature
                 )
+            if step.weight_sum and step.old_NI is not None:
+                old_Nd = F.normalize(step.old_NI[:, :width], dim=1)
+                rank_sum = rank_sum + share * config.compatible * rank_loss(
+                    q_Bd, old_Nd, step.pair_query_P, step.pair_doc_P, step.weight_PN, config.temperature
+                )
             if step.live_pairs:
                 anchors = [*all_q, d_Nd] if step.counts_all_anchors else [q_Bd, d_Nd[step.own_docs]]
                 unsup_sum = unsup_sum + share * unsupervised_loss(torch.cat(anchors), m_Ud, step.pairs)
         return rank_sum, unsup_sum
+
+    def _select(self, config: TrainConfig, noise_I: Tensor) -> tuple[Tensor, Tensor]:
+        """The outputs to keep, first those that are kept, and the gates of these."""
+        stage = self.stage
+        if self.is_warm:
+            # the stages that follow start at weights that were made for these places
+            return torch.arange(stage.d_in, device=noise_I.device), torch.ones(stage.dim, device=noise_I.device)
+        order, gate_d = sample_selection(stage.logits, stage.dim, config.tau, 0 * noise_I if self.parallel else noise_I)
+        if self.ahead:
+            place = order[: stage.dim].argsort()
+            order, gate_d = keep_places(order, stage.dim), gate_d[place]
+        return order, gate_d
 
     def _reduce(self) -> None:
         if self.team.size == 1:
@@ -156,7 +180,7 @@ class Candidate:
         return {f"dev_{run.dev.measure}": values[spec.dim].mean().item(), "dev_score": total}
 
     def _frozen(self, run: Run) -> FrozenStage:
-        frozen = self.average.freeze(bool(self.ahead))
+        frozen = self.average.freeze(self._in_place)
         if self.team.size < run.group.size:
             for tensor in frozen.tensors.values():
                 run.group.from_first_(tensor, self.team.first)

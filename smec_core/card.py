@@ -32,11 +32,12 @@ def model_card(config: dict[str, Any], metrics: dict[str, Any]) -> str:
         ]
         lines.append("")
     data = config.get("data", {})
-    base = config.get("base")
+    base, champion = config.get("base"), config.get("warm_start")
     lines += [
         "## Training",
         "",
         *([f"- extends model {base['fingerprint']}: its dims keep their results"] if base else []),
+        *([f"- started from model {champion['fingerprint']}"] if champion else []),
         f"- data fingerprint: {data.get('fingerprint', 'unknown')}",
         f"- seed: {config.get('train', {}).get('seed', 'unknown')}",
         f"- versions: {', '.join(f'{name} {version}' for name, version in config.get('versions', {}).items())}",

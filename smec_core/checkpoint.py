@@ -30,7 +30,7 @@ class Progress:
     """Where a training stands.
 
     Attributes:
-        pass_name: `first` or `refit`.
+        pass_name: `first`, `refit` or `warm`.
         stage: number of the stage in training, or of the next one.
         epoch: epochs of it that are done.
         batch: steps of the epoch that are done.

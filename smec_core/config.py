@@ -29,6 +29,9 @@ def _check_dims(dims: tuple[int, ...]) -> tuple[int, ...]:
 Dims = Annotated[tuple[int, ...], Field(min_length=1), BeforeValidator(_parse_dims), AfterValidator(_check_dims)]
 """Numbers of dims, the largest first; also read from one number or from "384,96"."""
 
+COMPATIBLE = 1.0
+"""Weight that `smec train --compatible` sets."""
+
 
 class TrainConfig(BaseModel):
     """Settings of the method. Same config, seed, data and number of workers: the same model, bit for bit (CPU)."""
@@ -97,6 +100,11 @@ class TrainConfig(BaseModel):
     dims."""
     ema_decay: float = Field(0.9, ge=0, lt=1)
     """Decay per step of the moving average of a stage's weights, which is what is scored and kept; 0: the last step."""
+
+    compatible: float = Field(0.0, ge=0)
+    """In a warm start: weight, against the ranking loss, of the same loss between new queries and the documents as the
+    champion has them, so that the old compressed documents stay searchable with new queries (backward-compatible
+    training, Shen et al., CVPR 2020, arXiv 2003.11942). 0: they need not."""
 
     guard: bool = True
     """Keep the best state on dev, protect earlier prefixes, stop without gain; off: fixed epochs, last state."""

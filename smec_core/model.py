@@ -18,7 +18,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save
 from torch import Tensor
 
-from smec_core.adapter import MLP_TENSORS, FrozenStage, apply_chain, fold
+from smec_core.adapter import MLP_TENSORS, FrozenStage, apply_chain, fold, nearest_rotation
 from smec_core.card import model_card
 from smec_core.config import Projection
 from smec_core.errors import InputError, one_line
@@ -320,7 +320,4 @@ def _nearest_rotation(stage: FrozenStage, number: int) -> FrozenStage:
             f"the model cannot be extended: stage {number} ({stage.projection}) is no rotation and would change the "
             "results of the dims before it"
         )
-    # Newton-Schulz steps, each of which squares the error
-    for _ in range(2):
-        weight_II = weight_II @ (3 * eye_II - weight_II.T @ weight_II) / 2
-    return FrozenStage(stage.dim, stage.projection, {**stage.tensors, "weight": weight_II.float()})
+    return FrozenStage(stage.dim, stage.projection, {**stage.tensors, "weight": nearest_rotation(weight_II)})

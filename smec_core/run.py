@@ -8,12 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from smec_core.adapter import FrozenStage
 from smec_core.config import Projection, TrainConfig
 from smec_core.convergence import DevSet, Scores
 from smec_core.group import Group
 from smec_core.resident import Node, Rows
 from smec_core.sampling import LabelledSampler, UnlabelledSampler
 from smec_core.tracker import Tracker
+
+PASSES = ("first", "refit", "warm")
 
 
 @dataclass
@@ -33,6 +36,8 @@ class StageSpec:
         ahead: smaller dims that it trains, too.
         prepared: this dim and smaller ones, ascending, where the stage before has trained them already: the start
             mixes none of them with what is above it.
+        start: the champion's stage that it starts from, in a warm start; it keeps the same dims in the same places.
+        old_docs: what that stage of the champion gives for documents (N, D), in compatible training.
     """
 
     number: int
@@ -45,6 +50,8 @@ class StageSpec:
     parallel: tuple[int, ...] = ()
     ahead: tuple[int, ...] = ()
     prepared: tuple[int, ...] = ()
+    start: FrozenStage | None = None
+    old_docs: Callable[[Tensor], Tensor] | None = None
 
     @property
     def counted(self) -> tuple[int, ...]:
@@ -77,7 +84,7 @@ class Run:
         config: settings of the method.
         node: this rank's machine, and all ranks of the run.
         tracker: where figures go (rank 0 only).
-        pass_name: `first` or `refit`.
+        pass_name: one of PASSES.
         x_docs: frozen unit document vectors.
         x_queries: frozen unit query vectors.
         sampler: gives the steps of an epoch.
@@ -113,7 +120,7 @@ class Run:
 
     def key(self, *numbers: int) -> tuple[int, ...]:
         """Seed of a random choice, by the pass and the numbers given."""
-        return (self.config.seed, int(self.pass_name == "refit"), *numbers)
+        return (self.config.seed, PASSES.index(self.pass_name), *numbers)
 
     def generator(self, *numbers: int) -> torch.Generator:
         """A CPU generator seeded by such a key, the same on every rank and device."""

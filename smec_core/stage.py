@@ -43,7 +43,8 @@ class StageTraining:
         """Prepares the stage, or takes it up where a checkpoint left it. Collective."""
         self._run, self._spec, self._y_docs, self._y_queries = run, spec, y_docs, y_queries
         # the start is part of what a candidate restores
-        start_II = _start(run, spec, y_docs) if resumed is None else torch.eye(spec.d_in)
+        is_new = resumed is None and spec.start is None
+        start_II = _start(run, spec, y_docs) if is_new else torch.eye(spec.d_in)
         self.candidates = [Candidate(run, spec, kind, start_II, run.group) for kind in spec.kinds]
         self.active = list(self.candidates)
         slots = run.config.queue_size if run.config.unsupervised_weight(run.labelled) else 0
@@ -106,7 +107,7 @@ class StageTraining:
             clock = Clock()
             for batch in steps:
                 team = self._own[0].team
-                step = load_step(run, team, batch, self.memory, self._y_docs, self._y_queries, clock)
+                step = load_step(run, team, batch, self.memory, self._y_docs, self._y_queries, spec.old_docs, clock)
                 noise_I = gumbel(spec.d_in, run.generator(spec.number, 2, self.epoch, self.batch)).to(run.device)
                 # without judgements, the first step meets an empty memory
                 trained = self.active if step.weight_sum or step.live_pairs else []

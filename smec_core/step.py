@@ -9,6 +9,7 @@ rank, P pairs, I dims the stage takes.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,7 @@ class Step:
         pair_doc_P: place among all documents of its document.
         weight_PN: weight of each (pair, document) in the ranking loss.
         weight_sum: sum of the weights of the global step.
+        old_NI: all documents as the champion's stage gives them; None where training need not be compatible.
     """
 
     y_RI: Tensor
@@ -54,6 +56,7 @@ class Step:
     pair_doc_P: Tensor
     weight_PN: Tensor
     weight_sum: float
+    old_NI: Tensor | None = None
 
     @property
     def parts(self) -> list[int]:
@@ -77,7 +80,14 @@ class Clock:
 
 
 def load_step(
-    run: Run, team: Group, batch: Batch, memory: CrossBatchMemory, y_docs: Rows, y_queries: Rows, clock: Clock
+    run: Run,
+    team: Group,
+    batch: Batch,
+    memory: CrossBatchMemory,
+    y_docs: Rows,
+    y_queries: Rows,
+    old_docs: Callable[[Tensor], Tensor] | None,
+    clock: Clock,
 ) -> Step:
     """Reads the rows of a step, searches the memory for its anchors, then adds its documents to it. Collective.
 
@@ -88,6 +98,7 @@ def load_step(
         memory: the memory.
         y_docs: kept blocks of the documents.
         y_queries: kept blocks of the queries.
+        old_docs: gives the documents as the champion's stage has them, in compatible training.
         clock: takes the time of reading and of searching.
     """
     doc_row_N, query_row_B = torch.from_numpy(batch.doc_row_N), torch.from_numpy(batch.query_row_B)
@@ -126,6 +137,7 @@ def load_step(
         pair_doc_P=torch.from_numpy(batch.pair_doc_P[mine]).to(run.device),
         weight_PN=torch.from_numpy(batch.weight_PN[mine]).to(run.device),
         weight_sum=float(batch.weight_PN.sum()),
+        old_NI=None if old_docs is None else old_docs(x_docs_ND),
     )
     clock.lap("data")
     return step

@@ -5,6 +5,7 @@ Runs in one process or on every rank of a process group; nothing here knows Ray 
 Shapes: D input dims.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,10 @@ from smec_core.schedule import chain_dims, prefix_dims
 from smec_core.stage import StageTraining
 from smec_core.tracker import Tracker
 from smec_core.trained import StageOutcome, Trained
+from smec_core.warm import WarmStart
+
+LEAST_WARM_SHARE = 0.25
+"""Of the most epochs of a stage, what it takes in a warm start at least, however few the champion kept."""
 
 
 class StageReached(NamedTuple):
@@ -77,8 +82,13 @@ def train(
     resumed: Checkpoint | None = None,
     on_stage: OnStage | None = None,
     on_gradient: OnGradient | None = None,
+    warm_start: WarmStart | None = None,
 ) -> Trained:
     """Trains the chain (paper section 3.1, with the guard and the replay). Collective.
+
+    A warm start is one pass on train + dev without a guard: the champion has learnt from what is dev now, so that dev
+    would always like the start best. Each stage takes the epochs that the champion kept, over which its learning rate
+    runs a whole cycle, but at least LEAST_WARM_SHARE of the most epochs of a stage, and at most all of those.
 
     Args:
         data: what this rank holds.
@@ -90,16 +100,18 @@ def train(
         resumed: a checkpoint to go on from, which the same data and settings wrote.
         on_stage: called on every rank after each stage that is trained on dev; after a resume for earlier ones, too.
         on_gradient: called with the gradients of free matrices in the first pass.
+        warm_start: the champion that each stage starts from.
 
     Returns:
         The whole chain, that of the base included.
 
     Raises:
-        InputError: a dim above the data's dims, or one that the base cannot give any more.
+        InputError: a dim above the data's dims, or one that the base cannot give any more; a champion that the
+            settings do not fit.
     """
-    chain = _Chain(data, config, tracker, say, base, checkpoints, resumed, on_stage, on_gradient)
-    first = final = chain.run("first", None)
-    if config.guard and config.refit and data.train is not None:
+    chain = _Chain(data, config, tracker, say, base, checkpoints, resumed, on_stage, on_gradient, warm_start)
+    first = final = chain.run("first", None) if warm_start is None else chain.run("warm", warm_start.plan)
+    if warm_start is None and config.guard and config.refit and data.train is not None:
         final = chain.run("refit", [(outcome.stage.projection, outcome.best.epochs) for outcome in first])
     stages = [outcome.stage for outcome in final]
     seconds = chain.seconds()
@@ -157,6 +169,46 @@ def stage_shapes(input_dim: int, config: TrainConfig, labelled: bool, base: Sequ
     return shapes
 
 
+def check_warm_start(
+    warm_start: WarmStart | None, input_dim: int, config: TrainConfig, labelled: bool, base: Sequence[FrozenStage] = ()
+) -> None:
+    """Refuses settings that a training cannot go on with from this champion.
+
+    Raises:
+        InputError: they do not fit it, or ask for compatibility with none.
+    """
+    if config.compatible and not (warm_start and labelled):
+        needs = "judgements to learn from" if warm_start else "a model to be compatible with; name it with warm_start"
+        raise InputError(f"compatible: needs {needs}, or leave it 0")
+    if warm_start is None:
+        return
+    if base:
+        raise InputError("warm_start: starts all stages anew, which a base model's must not be; give one of the two")
+    if warm_start.input_dim != input_dim:
+        raise InputError(
+            f"warm_start: the model takes {warm_start.input_dim} dims, the data has {input_dim}; name a model that was "
+            "trained on such vectors"
+        )
+    if warm_start.dims != prefix_dims(input_dim, config.dims):
+        raise InputError(
+            f"dims: a warm start keeps the dims of its model, {', '.join(map(str, warm_start.dims))}; give these, or "
+            "train without warm_start"
+        )
+    shapes = stage_shapes(input_dim, config, labelled, ())
+    if warm_start.shapes != shapes:
+        theirs, ours = (" ".join(f"{d_in}->{dim}" for d_in, dim in chain) for chain in (warm_start.shapes, shapes))
+        raise InputError(
+            f"warm_start: the model has the stages {theirs}, these settings {'with' if labelled else 'without'} "
+            f"judgements make {ours}; take schedule and projection from its config.json, or train without warm_start"
+        )
+    kinds = {stage.projection for stage in warm_start.stages}
+    if config.projection != "auto" and kinds != {config.projection}:
+        raise InputError(
+            f"projection: a warm start keeps the kinds of its model, {', '.join(sorted(kinds))}; leave projection at "
+            "auto, or train without warm_start"
+        )
+
+
 class _Chain:
     """Runs the stages of a pass one after the other, each on the block that the one before it kept."""
 
@@ -171,10 +223,13 @@ class _Chain:
         resumed: Checkpoint | None,
         on_stage: OnStage | None,
         on_gradient: OnGradient | None,
+        warm_start: WarmStart | None,
     ) -> None:
         self.data, self.config, self.tracker, self.say = data, config, tracker, say
         self.on_stage, self.on_gradient = on_stage, on_gradient
         self.base = [stage.to(data.node.device) for stage in base]
+        self.warm_start = warm_start
+        check_warm_start(warm_start, data.docs.dim, config, data.train is not None, base)
         self.checkpoints, self.resumed = checkpoints, resumed
         input_dim = data.docs.dim
         self.shapes = stage_shapes(input_dim, config, data.train is not None, base)
@@ -210,7 +265,7 @@ class _Chain:
         if plan is None and "refit" in self.passes:
             return outcomes
         run = self._prepare(pass_name, with_dev=self.config.guard and plan is None)
-        if plan is None:
+        if plan is None or self.warm_start is not None:
             # a replay has more labels and so more steps an epoch, but the same epochs
             self.epochs = self.config.stage_epochs(run.sampler.epoch_steps) * self._stages_in_one
         y_docs, y_queries = self.data.docs, self.data.queries
@@ -248,10 +303,16 @@ class _Chain:
     ) -> StageOutcome:
         d_in, dim = self.shapes[number]
         kinds, stop = (self._kinds(d_in, dim), None) if plan is None else ([plan[number][0]], plan[number][1])
+        epochs, start, old_docs = self.epochs, None, None
+        if self.warm_start is not None and stop is not None:
+            # what gained nothing on the champion's data, which may have been far less, would else never learn again
+            stop = min(max(stop, math.ceil(LEAST_WARM_SHARE * self.epochs)), self.epochs)
+            epochs, start = stop, self.warm_start.stages[number]
+            old_docs = self.warm_start.through(number, self.data.node.device) if self.config.compatible else None
         floors = {prefix: score - self.config.guard_tolerance for prefix, score in reached.items()}
         parallel = self.prefixes if self.config.schedule == "parallel" else ()
         ahead, prepared = self._ahead(number), self._prepared(number)
-        spec = StageSpec(number, d_in, dim, kinds, self.epochs, stop, floors, parallel, ahead, prepared)
+        spec = StageSpec(number, d_in, dim, kinds, epochs, stop, floors, parallel, ahead, prepared, start, old_docs)
         resumed, self.resumed = self.resumed, None
         was_resumed, before = resumed is not None, 0.0
         if resumed is not None and resumed.progress is not None:

@@ -7,10 +7,12 @@ import threading
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import smec_core
 from pipelines import train
 from pipelines.run_folder import RunFolder
 from tests.builders import write_dataset
@@ -37,8 +39,8 @@ SETTINGS = {
 }
 
 
-def settings_of(data: Path, out: Path, storage: str, name: str) -> train.TrainSettings:
-    chosen = SETTINGS | {"data": str(data), "out": str(out), "storage": storage, "name": name}
+def settings_of(data: Path, out: Path, storage: str, name: str, **changes: object) -> train.TrainSettings:
+    chosen = SETTINGS | {"data": str(data), "out": str(out), "storage": storage, "name": name} | changes
     return train.TrainSettings.model_validate(chosen | {"dims": "8,4", "workers": 2})
 
 
@@ -133,6 +135,17 @@ def test_the_driver_is_killed_and_the_same_command_goes_on(dataset: Path, undist
     _kill_drivers(dataset, undisturbed, [tmp_path], str(tmp_path / "runs"), spread(last_step(undisturbed), 1))
 
 
+def test_so_does_that_of_a_warm_start(dataset: Path, undisturbed: Path, tmp_path: Path) -> None:
+    champion = smec_core.load(undisturbed)
+    for stage in champion.metrics["stages"]:
+        stage["epochs"] = 10
+    champion.save(tmp_path / "champion")
+    changes: dict[str, Any] = {"warm_start": str(tmp_path / "champion"), "compatible": 1.0}
+    train.run(settings_of(dataset, tmp_path / "whole", str(tmp_path / "runs"), "whole", **changes))
+    targets = spread(last_step(tmp_path / "whole"), 1)
+    _kill_drivers(dataset, tmp_path / "whole", [tmp_path], str(tmp_path / "runs"), targets, **changes)
+
+
 def _kill_drivers(
     data: Path,
     undisturbed: Path,
@@ -140,6 +153,7 @@ def _kill_drivers(
     storage: str,
     targets: list[int],
     between: Callable[[RunFolder], None] = lambda run_folder: None,
+    **changes: object,
 ) -> None:
     """Kills the driver at some steps and gives the same command again, each time in the next folder if there is one."""
     run_folder = RunFolder(storage, "killed")
@@ -150,7 +164,7 @@ def _kill_drivers(
     for number, target in enumerate([*targets, None]):
         folder = folders[min(number, len(folders) - 1)]
         folder.mkdir(exist_ok=True)
-        settings = settings_of(data, folder / "model", storage, "killed")
+        settings = settings_of(data, folder / "model", storage, "killed", **changes)
         training = Training(arguments_of(settings), folder / f"{number}.log")
         try:
             if target is None:

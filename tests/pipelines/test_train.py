@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import smec_core
-from pipelines import compress, evaluate, train
+from pipelines import compress, evaluate, report, train
 from pipelines.fit import use_gpus
 from pipelines.lease import Holder
 from pipelines.publish import current
@@ -202,6 +202,41 @@ def test_same_settings_give_the_same_bytes(dataset: Path, tmp_path: Path) -> Non
         train.run(settings)
         made.append((tmp_path / storage / "model" / "adapter.safetensors").read_bytes())
     assert made[0] == made[1]
+
+
+def test_a_challenger_starts_at_the_champion_and_says_so(dataset: Path, model_folder: Path, tmp_path: Path) -> None:
+    changes = {"storage": str(tmp_path / "runs"), "warm_start": str(model_folder), "compatible": 1.0, "workers": 2}
+    settings = _settings(dataset, tmp_path / "challenger", **changes)
+    metrics = train.run(settings)
+    champion, challenger = smec_core.load(model_folder), smec_core.load(tmp_path / "challenger")
+    assert challenger.config["warm_start"] == {"fingerprint": champion.fingerprint}
+    assert f"- started from model {champion.fingerprint}" in (tmp_path / "challenger" / "README.md").read_text()
+    assert {json.loads(line)["pass"] for line in _history(tmp_path / "challenger")} == {"warm"}
+    # so that it can be a champion itself
+    train.run(settings.model_copy(update={"warm_start": str(tmp_path / "challenger"), "out": str(tmp_path / "next")}))
+    assert smec_core.load(tmp_path / "next").config["warm_start"] == {"fingerprint": challenger.fingerprint}
+    # the champion names the run: with the same one nothing is trained again
+    again = train.run(settings.model_copy(update={"out": str(tmp_path / "again")}))
+    assert again == metrics
+    assert len(list((tmp_path / "runs").glob("smec-*"))) == 2
+    report.run(report.ReportSettings(folder=str(tmp_path / "challenger"), out=str(tmp_path / "report.html")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"compatible": 1}, "compatible: needs a model to be compatible with; name it with warm_start"),
+        ({"warm_start": "MODEL", "dims": "8"}, "dims: a warm start keeps the dims of its model, 32, 8, 4"),
+        ({"warm_start": "MODEL", "base": "MODEL", "dims": "8,4,2"}, "warm_start: starts all stages anew"),
+    ],
+)
+def test_a_champion_that_does_not_fit_is_refused_before_anything_starts(
+    dataset: Path, model_folder: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    changes = {key: str(model_folder) if value == "MODEL" else value for key, value in changes.items()}
+    with pytest.raises(InputError, match=message):
+        train.run(_settings(dataset, tmp_path / "model", **changes))
+    assert not list(tmp_path.iterdir())
 
 
 def test_mlflow_holds_the_run(dataset: Path, tmp_path: Path) -> None:

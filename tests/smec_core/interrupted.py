@@ -17,6 +17,7 @@ from smec_core.resident import Node, StreamedRows
 from smec_core.tracker import Record
 from smec_core.train import TrainingData, train
 from smec_core.trained import Trained
+from smec_core.warm import WarmStart
 from tests.smec_core.generated import Generated, Records, generate, stream_of
 from tests.smec_core.ranks import Ranks
 
@@ -59,6 +60,7 @@ class Case:
         changes: its settings.
         judged: whether it has judgements.
         has_base: whether it goes on from trained stages.
+        has_champion: whether it starts at the weights of a champion.
         most_held: documents that a node may hold; None for all.
         mapped: folder where its rows are mapped; None for memory.
     """
@@ -66,6 +68,7 @@ class Case:
     changes: dict[str, Any] = field(default_factory=dict)
     judged: bool = True
     has_base: bool = False
+    has_champion: bool = False
     most_held: int | None = None
     mapped: str | None = None
 
@@ -101,6 +104,16 @@ class Case:
         last_II = torch.linalg.qr(torch.randn(DIM, DIM, generator=generator))[0]
         logits_I = torch.randn(DIM, generator=generator)
         return [Stage("free", DIM, start_II, logits_I, 1).freeze(), Stage("free", 6, last_II, logits_I, 1).freeze()]
+
+    def champion(self) -> WarmStart | None:
+        if not self.has_champion:
+            return None
+        generator = torch.Generator().manual_seed(0)
+        weight_II = torch.linalg.qr(torch.randn(DIM, DIM, generator=generator))[0]
+        logits_I = torch.randn(DIM, generator=generator)
+        last = Stage("rotation" if self.judged else "free", 4, weight_II, logits_I, 1).freeze()
+        stages = [Stage("free", DIM, weight_II, logits_I, 1).freeze(), last][0 if self.judged else 1 :]
+        return WarmStart(DIM, (DIM, 4), stages, [2, 1][: len(stages)])
 
 
 @cache
@@ -162,6 +175,7 @@ def run_case(group: Group, case: Case, root: str, resume: int | None = None, int
             base=case.base(),
             checkpoints=checkpoints,
             resumed=resumed,
+            warm_start=case.champion(),
         )
         trained = Trained(trained.stages, without_times(trained.metrics))
     except Interrupted:

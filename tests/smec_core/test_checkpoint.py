@@ -39,6 +39,10 @@ CASES = {
     "fixed_epochs": Case(dict(projection="free", guard=False, init="random")),
     "unlabelled": Case(dict(top_k=5, batch_size=4, negatives=20), judged=False),
     "base": Case(has_base=True),
+    "warm": Case(dict(compatible=0.5), has_champion=True),
+    "warm_unlabelled": Case(
+        dict(projection="free", top_k=5, batch_size=4, negatives=20), judged=False, has_champion=True
+    ),
     "local": Case(dict(memory="local")),
 }
 
@@ -97,7 +101,7 @@ def test_a_training_killed_after_every_checkpoint_gives_the_same_model(ranks: Ra
     check_killed_everywhere(partial(alone, ranks), CASES[name], tmp_path)
 
 
-@pytest.mark.parametrize("name", ["auto", "one_stops_early", "unlabelled", "local"])
+@pytest.mark.parametrize("name", ["auto", "one_stops_early", "unlabelled", "local", "warm"])
 def test_so_does_one_of_two_workers(ranks: Ranks, name: str, tmp_path: Path) -> None:
     check_killed_everywhere(partial(together, ranks, 2), CASES[name], tmp_path)
 

@@ -17,7 +17,9 @@ from smec_core.metrics import PrefixSearch
 from smec_core.pca import principal_rotation
 from smec_core.resident import Node, ResidentRows, Rows
 from smec_core.step import own_pairs
+from smec_core.tracker import NullTracker
 from smec_core.train import train
+from smec_core.warm import WarmStart
 from tests.smec_core.generated import Generated, Records, generate, resident, stream_of
 from tests.smec_core.ranks import MOST, Ranks
 
@@ -108,7 +110,8 @@ def test_the_loss_of_global_memory_is_that_of_one_process(
 def training(group: Group, docs: int, judged: bool, changes: Result) -> Result:
     records = Records()
     config = TrainConfig.model_validate({"dims": (8,), "alpha": 0.1, "queue_size": 100, **changes})
-    trained = train(small_data(docs).training_data(judged, Node(group)), config, records)
+    warm_start = champion() if config.compatible else None
+    trained = train(small_data(docs).training_data(judged, Node(group)), config, records, warm_start=warm_start)
     return {
         "losses": [record["loss"] for record in records.steps],
         "kinds": [record["projection"] for record in records.steps],
@@ -120,6 +123,12 @@ def training(group: Group, docs: int, judged: bool, changes: Result) -> Result:
     }
 
 
+def champion() -> WarmStart:
+    """A trained model, the same wherever it is made."""
+    trained = train(small_data().training_data(), TrainConfig(dims=(8,), epochs=2), NullTracker())
+    return WarmStart(DIM, (DIM, 8), trained.stages, [2] * len(trained.stages))
+
+
 TRAININGS: dict[str, tuple[int, bool, Result]] = {
     # 300 queries: the last step of an epoch has one, and so no query for most ranks
     "labelled": (200, True, dict(projection="free", guard=False, epochs=1, batch_size=23, negatives=40)),
@@ -128,6 +137,8 @@ TRAININGS: dict[str, tuple[int, bool, Result]] = {
     "defaults": (200, True, dict(dims=(8, 4, 2), alpha=None, epochs=2, batch_size=64, negatives=40)),
     # a rate at which a candidate stops before the other
     "one_stops_early": (200, True, dict(epochs=8, patience=1, lr=2e-2, batch_size=64, negatives=40)),
+    # a warm start
+    "compatible": (200, True, dict(compatible=1, epochs=2, batch_size=23, negatives=40)),
     # 40 documents a step: the last step of every epoch has one, and so no document for most ranks
     "unlabelled": (
         41,
