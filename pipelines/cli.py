@@ -292,6 +292,9 @@ def compress(
 
 @app.command()
 def retrain(
+    compatible: Annotated[
+        bool, typer.Option("--compatible", help="New queries still find what the champion compressed.")
+    ] = False,
     config: Config = None,
     assign: Assign = None,
     json_file: Json = None,
@@ -303,13 +306,18 @@ def retrain(
     sets the alias `champion` in MLflow's registry, and puts the version in force. Nothing new: it ends at once. Killed
     anywhere, the old release stays in force, and the same command goes on.
 
+    With --compatible the challenger starts at the champion's weights and learns to find its documents, too: an index
+    can be refreshed bit by bit. The gate then asks for that as well.
+
     pipelines/retrain_settings.py lists the settings; README.md has an example.
 
     [dim]Example: smec retrain --config retrain.yaml[/dim]
 
     [dim]Exit codes: 0 released, or nothing to do; 2 bad data; 3 the gate refused; 4 another one is running.[/dim]
     """
-    _run("retrain", {}, config, assign, json_file)
+    start = "warm" if compatible else None
+    flags = {"train.compatible": _compatible(compatible), "train.start": start}
+    _run("retrain", flags, config, assign, json_file)
 
 
 @app.command()

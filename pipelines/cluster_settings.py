@@ -1,9 +1,9 @@
 """What jobs that train are told about the cluster."""
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import AfterValidator, BaseModel, Field, field_validator
 
 from smec_core.config import TrainConfig
 
@@ -58,25 +58,30 @@ class ClusterSettings(BaseModel):
         return self.worker_range == (1, 1)
 
 
-class JobSettings(ClusterSettings, TrainConfig):
-    """What a job that trains takes: from where, to where, on what, and every setting of the method."""
+class MethodSettings(ClusterSettings, TrainConfig):
+    """How to train, and on what."""
+
+    def method(self) -> TrainConfig:
+        """The settings that decide what is computed."""
+        return TrainConfig(**{name: getattr(self, name) for name in TrainConfig.model_fields})
+
+
+class JobSettings(MethodSettings):
+    """What a job that trains takes: from where, how, on what, and where its state goes."""
 
     data: str
     """Dataset folder or URI: corpus, queries and qrels in Parquet."""
-    out: str
-    """Folder to write."""
     storage: str | None = None
     """Folder or URI that all nodes reach, where runs keep their state; default: .smec-runs beside the model."""
     name: str | None = Field(None, pattern=NAME)
     """Run name; default: a hash of settings and data. A finished run of this name is returned, not trained again."""
 
-    @field_validator("out")
-    @classmethod
-    def _is_path(cls, value: str) -> str:
-        if "://" in value:
-            raise ValueError("must be a path, not a URI; what all nodes must reach goes to --storage")
-        return value
 
-    def method(self) -> TrainConfig:
-        """The settings that decide what is computed."""
-        return TrainConfig(**{name: getattr(self, name) for name in TrainConfig.model_fields})
+def _check_path(value: str) -> str:
+    if "://" in value:
+        raise ValueError("must be a path, not a URI; what all nodes must reach goes to --storage")
+    return value
+
+
+OutFolder = Annotated[str, AfterValidator(_check_path)]
+"""A folder on the machine where the job is started."""

@@ -11,11 +11,13 @@ releases.json, and what others look at (the registry's alias, CURRENT) follows t
 next start does, without deciding again.
 """
 
+import re
 from typing import Any, NamedTuple
 
 import pyarrow.fs as pafs
 
-from pipelines.publish import new_file
+from pipelines.cluster_settings import NAME
+from pipelines.publish import VERSION, new_file
 from pipelines.run_folder import RunFolder
 from smec_core.drift import Reference
 from smec_core.errors import InputError
@@ -79,7 +81,15 @@ class Ledger:
         content = self.folder.read_json(RELEASES)
         if content is None:
             return Releases()
-        return Releases(**{**content, "releases": tuple(Release(**release) for release in content["releases"])})
+        found = Releases(**{**content, "releases": tuple(Release(**release) for release in content["releases"])})
+        for release in found.releases:
+            # they name folders that are removed some day
+            if not re.fullmatch(NAME, release.run) or not VERSION.fullmatch(release.version):
+                file = public_uri(join_uri(self.folder.uri, RELEASES))
+                raise InputError(
+                    f"{file}: {release.run!r} or {release.version!r} is no name of a release; restore the file"
+                )
+        return found
 
     def write_releases(self, releases: Releases) -> None:
         """Replaces them, in one piece."""

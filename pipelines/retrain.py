@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import compress, train
+from pipelines import compress
 from pipelines.cluster import connect
 from pipelines.compress import CompressSettings
 from pipelines.console import context, say
@@ -28,7 +28,7 @@ from pipelines.releases import Service
 from pipelines.retrain_drift import drift_since, encoder_of, known_queries
 from pipelines.retrain_settings import RetrainSettings
 from pipelines.run_folder import MODEL, RunFolder
-from pipelines.train import TrainSettings, digest
+from pipelines.train import Training, TrainingSettings, digest
 from smec_core import gate
 from smec_core.dataset import HELD_OUT, Dataset, dataset_stamp
 from smec_core.drift import Reference
@@ -176,7 +176,7 @@ class _Cycle:
         scores: dict[str, dict[int, np.ndarray]],
         parts: Parts,
     ) -> dict[str, Any]:
-        run_folder, challenger = self._train(dataset, champion)
+        run_folder, challenger = self._train(champion)
         record |= {"run": run_folder.name, "challenger": challenger.fingerprint}
         if dataset_stamp(self.settings.data) != self.stamp:
             raise SmecError(f"{public_uri(self.settings.data)}: changed while it was used; run again")
@@ -195,6 +195,9 @@ class _Cycle:
         judged = dataset.splits[HELD_OUT]
         dims = tuple(next(iter(scores.values())))
         sides = {gate.CHALLENGER: Sides.same(challenger.encode)}
+        if champion is not None and self.settings.train.compatible:
+            old = load(_model_uri(self._run_folder(champion)))
+            sides[gate.OLD_DOCUMENTS] = Sides(queries=challenger.encode, documents=old.encode)
         scores |= query_scores(dataset, sides, dims, judged, parts)
         verdict = gate.judge(scores, self.settings.gate)
         say(f"the gate {verdict.reason}")
@@ -242,25 +245,21 @@ class _Cycle:
             sides[gate.CHAMPION] = Sides.same(load(_model_uri(self._run_folder(champion))).encode)
         return query_scores(dataset, sides, dims, dataset.splits[HELD_OUT], parts)
 
-    def _train(self, dataset: Dataset, champion: Release | None) -> tuple[RunFolder, Model]:
+    def _train(self, champion: Release | None) -> tuple[RunFolder, Model]:
         """Trains the challenger, or takes the one that an interrupted cycle has trained."""
-        method, settings = self.settings.method(), self.settings
-        about = {"train": method.model_dump(mode="json"), "data": dataset.fingerprint, "gate": settings.gate.fraction}
-        name = f"{settings.name}-{digest(about)}"
-        cluster = {key: getattr(settings.train, key) for key in type(settings.train).model_fields if key != "start"}
-        run_folder = RunFolder(settings.storage, name)
+        settings = self.settings
+        values = {name: getattr(settings.train, name) for name in type(settings.train).model_fields if name != "start"}
+        if settings.train.start == "warm" and champion is not None:
+            values["warm_start"] = _model_uri(self._run_folder(champion))
+        else:
+            # there are no old documents yet
+            values["compatible"] = 0.0
+        values |= {"data": settings.data, "storage": settings.storage, "hold_out": settings.gate.fraction}
+        training = Training(TrainingSettings(**values), settings.name)
+        run_folder = RunFolder(settings.storage, training.name)
         self.ledger.begin_training(run_folder)
-        with TemporaryDirectory() as made:
-            train.run(
-                TrainSettings(
-                    **cluster,
-                    data=settings.data,
-                    out=str(Path(made) / "model"),
-                    storage=settings.storage,
-                    name=name,
-                    hold_out=settings.gate.fraction,
-                )
-            )
+        with TemporaryDirectory() as scratch:
+            training.finish(run_folder, Path(scratch))
         return run_folder, load(_model_uri(run_folder))
 
     def _rolled_back(self, champion: Release | None, challenger: Model) -> Release | None:

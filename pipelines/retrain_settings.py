@@ -1,22 +1,28 @@
 """What `smec retrain` and `smec rollback` take."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipelines.cluster_settings import NAME, ClusterSettings
+from pipelines.cluster_settings import NAME, MethodSettings
 from pipelines.vector_types import VectorType
 from smec_core.config import Dims, TrainConfig
 from smec_core.gate import GateSettings
 from smec_core.uri import public_uri
 
 
-class ChallengerSettings(ClusterSettings, TrainConfig):
+class ChallengerSettings(MethodSettings):
     """How challengers are trained: every setting of the method, and on what."""
 
     start: Literal["fresh", "warm"] = "fresh"
-    """warm: from the champion's weights, in one pass, which is faster; fresh where there is no champion yet, or one of
-    other dims or another schedule."""
+    """warm: at the champion's weights and in one pass, which is faster, as `smec train --warm-start`; the first model
+    of a series is trained fresh."""
+
+    @model_validator(mode="after")
+    def _check_compatible(self) -> Self:
+        if self.compatible and self.start != "warm":
+            raise ValueError("compatible: only a warm start can be; set start: warm, or compatible: 0")
+        return self
 
 
 class PublishSettings(BaseModel):
@@ -65,10 +71,6 @@ class RetrainSettings(BaseModel):
         method = self.train.model_dump(mode="json", include={*TrainConfig.model_fields, "start"})
         publish = self.publish.model_dump(mode="json", exclude={"keep"})
         return {"train": method, "publish": publish, "gate": self.gate.model_dump(mode="json")}
-
-    def method(self) -> TrainConfig:
-        """The settings of the method."""
-        return TrainConfig(**{name: getattr(self.train, name) for name in TrainConfig.model_fields})
 
 
 class RollbackSettings(RetrainSettings):

@@ -13,6 +13,7 @@ where STORAGE is what the user names, and NAME the run.
 
 import hashlib
 import json
+import posixpath
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,6 +160,10 @@ class RunFolder:
         """
         for entry in self.read_json(FINISHED)["files"]:
             expected = _StoredFile(**entry)
+            if posixpath.basename(expected.name) != expected.name:
+                raise SmecError(
+                    f"{public_uri(self.uri)}/{FINISHED}: names {expected.name!r}, which is no file of a model"
+                )
             stored = f"{self.path}/{MODEL}/{expected.name}"
             try:
                 with (

@@ -25,6 +25,8 @@ from smec_core.errors import InputError, one_line
 from smec_core.uri import open_filesystem, public_uri
 
 FORMAT = 1
+PICKLES = (b"\x80", b"PK\x03\x04")
+"""How files of pickle and torch.save begin; a safetensors file begins with the length of its small header."""
 ROTATION_ERROR = 1e-2
 """Frobenius norm of W W' - I up to which a weight is a rotation, less the rounding of its training."""
 
@@ -228,6 +230,10 @@ def load(folder: str | Path) -> Model:
             raise InputError(f"{folder}: not a model folder ({name} is missing)") from error
         except OSError as error:
             raise InputError(f"{folder}: cannot be read ({one_line(error)})") from error
+    if content["adapter.safetensors"].startswith(PICKLES):
+        raise InputError(
+            f"{folder}/adapter.safetensors: is a pickle, which runs code when it is read; only safetensors is read here"
+        )
     try:
         config, metrics = (json.loads(content[name]) for name in ("config.json", "metrics.json"))
         tensors = load_tensors(content["adapter.safetensors"])
@@ -240,11 +246,13 @@ def load(folder: str | Path) -> Model:
             _read_stage(number, stage["dim"], stage["projection"], tensors)
             for number, stage in enumerate(config["stages"])
         ]
-        _check_chain(stages, config["input_dim"])
-        model = Model(stages, config["input_dim"], config, metrics)
+        input_dim = config["input_dim"]
+        _check_chain(stages, input_dim)
+        # before anything of that size is made
+        if all(stage.is_linear for stage in stages) and tensors["matrix"].shape != (input_dim, input_dim):
+            raise ValueError(f"matrix is {tuple(tensors['matrix'].shape)}, input_dim {input_dim}")
+        model = Model(stages, input_dim, config, metrics)
         if model.matrix_DD is not None:
-            if tensors["matrix"].shape != model.matrix_DD.shape:
-                raise ValueError(f"matrix is {tuple(tensors['matrix'].shape)}")
             # folded on another machine its last bits can differ, and with them the fingerprint
             # in memory of torch's own: how a product is rounded depends on where its operands lie
             model.matrix_DD = tensors["matrix"].clone()

@@ -11,8 +11,14 @@ from smec_core.errors import InputError
 
 
 def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Resolves a local path or a URI (s3://, gs://, file://) to a file system and a path on it."""
+    """Resolves a local path or a URI (s3://, gs://, file://) to a file system and a path on it.
+
+    Raises:
+        InputError: no such file system, or a URI with ".." in its path, which object stores take for a name.
+    """
     if "://" in uri:
+        if ".." in urlsplit(uri).path.split("/"):
+            raise InputError(f"{public_uri(uri)}: has '..' in its path; write the path out")
         try:
             return pafs.FileSystem.from_uri(uri)
         except (pa.ArrowInvalid, OSError) as error:
