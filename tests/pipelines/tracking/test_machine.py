@@ -82,7 +82,7 @@ def test_a_study_has_them_once_and_not_for_each_trial(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         trial.log(step(number))
         wait_until(partial(has_step, client, trial.run_id, number))
+    wait_until(lambda: CPU in system_names(client.get_run(study.run_id)))
     trial.finish(None)
     study.finish(None)
-    assert CPU in system_names(client.get_run(study.run_id))
     assert not system_names(client.get_run(trial.run_id))
