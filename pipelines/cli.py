@@ -10,19 +10,18 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from smec_core.errors import InputError, LeaseError, SmecError
+from smec_core.errors import GateError, InputError, SmecError
 
 app = typer.Typer(
     name="smec",
     help="Learns one small nested vector from your embeddings and judgements, and compresses your corpus with it.",
-    epilog="Exit codes: 0 done, 1 failed, 2 bad usage or bad input, 4 another process has the run, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 failed, 2 bad usage or bad input, 3 a new model was refused, "
+    "4 another process has the run, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-EXIT_CODES = {InputError: 2, LeaseError: 4}
 
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings, one key: value a line.")]
 Assign = Annotated[
@@ -32,6 +31,7 @@ Assign = Annotated[
 Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")]
 Data = Annotated[str | None, typer.Option(help="Dataset folder or URI: corpus, queries, qrels in Parquet.")]
 Gpu = Annotated[str | None, typer.Option(help="auto, on or off.")]
+TrainGpu = Annotated[str | None, typer.Option(help="auto, on, off, or wait: for GPUs that the cluster may start.")]
 
 
 @app.command()
@@ -103,7 +103,7 @@ def train(
     workers: Annotated[
         str | None, typer.Option(metavar="N|MIN:MAX", help="Ray Train workers; a range is elastic.")
     ] = None,
-    gpu: Gpu = None,
+    gpu: TrainGpu = None,
     base: Annotated[
         str | None, typer.Option("--from", metavar="MODEL", help="Model folder to add smaller dims to.")
     ] = None,
@@ -158,7 +158,7 @@ def tune(
     workers: Annotated[
         str | None, typer.Option(metavar="N", help="Workers of each trial; 1 trains within the trial.")
     ] = None,
-    gpu: Gpu = None,
+    gpu: TrainGpu = None,
     confirm: Annotated[
         int | None, typer.Option(help="Seeds with which the best settings and the defaults are compared on test.")
     ] = None,
@@ -291,6 +291,50 @@ def compress(
 
 
 @app.command()
+def retrain(
+    compatible: Annotated[
+        bool, typer.Option("--compatible", help="New queries still find what the champion compressed.")
+    ] = False,
+    config: Config = None,
+    assign: Assign = None,
+    json_file: Json = None,
+) -> None:
+    """Train a challenger on the data as it is now, and release it where it beats the champion; for schedulers.
+
+    Reads and validates the data, measures its drift, trains, compares champion, challenger, truncation and PCA on
+    queries that no champion was ever trained on, and where the gate holds: compresses the corpus into a new version,
+    sets the alias `champion` in MLflow's registry, and puts the version in force. Nothing new: it ends at once. Killed
+    anywhere, the old release stays in force, and the same command goes on.
+
+    With --compatible the challenger starts at the champion's weights and learns to find its documents, too: an index
+    can be refreshed bit by bit. The gate then asks for that as well.
+
+    pipelines/retrain_settings.py lists the settings; README.md has an example.
+
+    [dim]Example: smec retrain --config retrain.yaml[/dim]
+
+    [dim]Exit codes: 0 released, or nothing to do; 2 bad data; 3 the gate refused; 4 another one is running.[/dim]
+    """
+    start = "warm" if compatible else None
+    flags = {"train.compatible": _compatible(compatible), "train.start": start}
+    _run("retrain", flags, config, assign, json_file)
+
+
+@app.command()
+def rollback(
+    to: Annotated[str | None, typer.Option(help="Published version, as v0003; default: the one before.")] = None,
+    config: Config = None,
+    assign: Assign = None,
+    json_file: Json = None,
+) -> None:
+    """Put an earlier release of smec retrain in force again: its model and its vectors, together.
+
+    [dim]Example: smec rollback --config retrain.yaml[/dim]
+    """
+    _run("rollback", {"to": to}, config, assign, json_file)
+
+
+@app.command()
 def export(
     model: Annotated[str | None, typer.Option(help="Model folder.")] = None,
     to: Annotated[str | None, typer.Option(help="onnx, faiss, sentence-transformers or numpy.")] = None,
@@ -345,6 +389,51 @@ def serve(
     _run("serve", {"model": model, "host": host, "port": port, "replicas": replicas}, config, assign, None)
 
 
+# what follows the command belongs to it
+@app.command(context_settings={"allow_interspersed_args": False})
+def submit(
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND", help="Command of smec with its arguments.")],
+    address: Annotated[
+        str | None,
+        typer.Option(help="The cluster's dashboard, http://HOST:8265; default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS."),
+    ] = None,
+    job_id: Annotated[
+        str | None,
+        typer.Option("--id", help="Name of the job; default: a hash of command, files, environment and code."),
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[=VALUE]", help="Environment for the job, may be given again. No place for secrets."),
+    ] = None,
+    detach: Annotated[bool | None, typer.Option("--detach", help="Leave once the job is submitted.")] = None,
+    config: Config = None,
+    assign: Assign = None,
+    json_file: Json = None,
+) -> None:
+    """Run a command of smec as a job on a Ray cluster: print its log, end with its exit code.
+
+    Sends this project's code and the files of the command's --config and
+    --space, nothing else. All other paths are those of the cluster's machines:
+    absolute, or URIs. The machines have all other packages installed.
+
+    The job gets MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and each --env.
+    Whoever holds the cluster's token can read them: passwords belong into the
+    environment of the machines.
+
+    A job that runs is followed and not started twice: give the command again
+    after a lost connection. Once it has ended, the same command starts anew.
+    With --id, one that has succeeded is not run again: for schedulers, which
+    name each planned run and may retry it.
+
+    Ctrl-C and --detach leave the job running. A job that was stopped, or was
+    lost with its cluster, gives exit code 1.
+
+    [dim]Example: smec submit --address http://127.0.0.1:8265 -- train --config train.yaml --out /shared/model[/dim]
+    """
+    flags = {"command": command, "address": address, "id": job_id, "env": env or None, "detach": detach}
+    _run("submit", flags, config, assign, json_file)
+
+
 @app.command()
 def report(
     folder: Annotated[str, typer.Argument(help="Model folder, or a study's.")],
@@ -386,10 +475,13 @@ def _run(
     preset: Mapping[str, Any] | None = None,
 ) -> None:
     """Runs a job module with its settings; ends the process with the exit code of what went wrong."""
+    from pipelines.console import adopt_loggers, begin
     from pipelines.settings import resolve
 
     try:
+        begin(job)
         module = importlib.import_module(f"pipelines.{job}")
+        adopt_loggers()
         kind = getattr(module, f"{job.capitalize()}Settings")
         if json_file is not None:
             json_file.parent.mkdir(parents=True, exist_ok=True)
@@ -399,6 +491,8 @@ def _run(
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
+        if json_file is not None and isinstance(error, GateError):
+            _write_json(json_file, error.figures)
         _fail(error)
 
 
@@ -409,15 +503,15 @@ def _write_json(path: Path, figures: Mapping[str, Any]) -> None:
 
 
 def _fail(error: Exception) -> NoReturn:
-    from pipelines.console import console
+    from pipelines.console import is_json, say_failed
 
-    if os.environ.get("SMEC_DEBUG") == "1":
+    if os.environ.get("SMEC_DEBUG") == "1" and not is_json():
         raise error
     message = str(error)
     if not isinstance(error, SmecError):
         message = f"unexpected {type(error).__name__}: {message}; SMEC_DEBUG=1 shows where"
-    console().print(f"smec: {message}", style="red", markup=False)
-    sys.exit(next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1))
+    say_failed(error, message)
+    sys.exit(getattr(error, "exit_code", 1))
 
 
 def main() -> None:

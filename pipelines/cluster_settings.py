@@ -1,25 +1,26 @@
 """What jobs that train are told about the cluster."""
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import AfterValidator, BaseModel, Field, field_validator
 
 from smec_core.config import TrainConfig
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Names that are a folder of their own, and nothing else."""
+
 
 class ClusterSettings(BaseModel):
-    """On what to train, and where the state goes meanwhile."""
+    """On what to train."""
 
     workers: str = Field("1", coerce_numbers_to_str=True)
     """Ray Train workers; they share every step, so the result does not depend on their number but for rounding. MIN:MAX
     takes as many as the cluster has room for, goes on with fewer when a node is lost, and grows when there are more."""
     cpus_per_worker: int = Field(1, ge=1)
     """CPUs, and torch threads, of each worker."""
-    gpu: Literal["auto", "on", "off"] = "auto"
-    """Train on GPUs, one a worker: auto where the cluster has enough."""
-    storage: str | None = None
-    """Folder or URI that all nodes reach, where runs keep their state; default: .smec-runs beside the model."""
+    gpu: Literal["auto", "on", "wait", "off"] = "auto"
+    """Train on GPUs, one a worker: auto where the cluster has enough now; wait asks its autoscaler for them."""
     checkpoint_every: int = Field(100, ge=1)
     """Steps from one checkpoint to the next; one is also made after every stage. The last two are kept."""
     max_failures: int = Field(3, ge=0)
@@ -34,8 +35,6 @@ class ClusterSettings(BaseModel):
     tier: Literal["memory", "mapped", "streamed"] | None = None
     """Where the vectors are kept: in memory, in mapped files, or streamed from the dataset whenever others are needed,
     which is slow; default: the first that they fit in."""
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Run name; default: a hash of settings and data. A finished run of this name is returned, not trained again."""
 
     @field_validator("workers")
     @classmethod
@@ -59,21 +58,30 @@ class ClusterSettings(BaseModel):
         return self.worker_range == (1, 1)
 
 
-class JobSettings(ClusterSettings, TrainConfig):
-    """What a job that trains takes: from where, to where, on what, and every setting of the method."""
-
-    data: str
-    """Dataset folder or URI: corpus, queries and qrels in Parquet."""
-    out: str
-    """Folder to write."""
-
-    @field_validator("out")
-    @classmethod
-    def _is_path(cls, value: str) -> str:
-        if "://" in value:
-            raise ValueError("must be a path, not a URI; what all nodes must reach goes to --storage")
-        return value
+class MethodSettings(ClusterSettings, TrainConfig):
+    """How to train, and on what."""
 
     def method(self) -> TrainConfig:
         """The settings that decide what is computed."""
         return TrainConfig(**{name: getattr(self, name) for name in TrainConfig.model_fields})
+
+
+class JobSettings(MethodSettings):
+    """What a job that trains takes: from where, how, on what, and where its state goes."""
+
+    data: str
+    """Dataset folder or URI: corpus, queries and qrels in Parquet."""
+    storage: str | None = None
+    """Folder or URI that all nodes reach, where runs keep their state; default: .smec-runs beside the model."""
+    name: str | None = Field(None, pattern=NAME)
+    """Run name; default: a hash of settings and data. A finished run of this name is returned, not trained again."""
+
+
+def _check_path(value: str) -> str:
+    if "://" in value:
+        raise ValueError("must be a path, not a URI; what all nodes must reach goes to --storage")
+    return value
+
+
+OutFolder = Annotated[str, AfterValidator(_check_path)]
+"""A folder on the machine where the job is started."""

@@ -6,8 +6,6 @@ same name, so that rows keep their order and memory depends neither on the corpu
 With --upgrade the shards hold what the model's base encoded, and only the stages added since are applied.
 """
 
-import hashlib
-import json
 import time
 from typing import Any, Literal
 
@@ -17,14 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipelines.compress_pieces import QUARANTINE, CompressPiece, Job, Piece, cut, too_many_bad_rows
 from pipelines.console import say, warn
 from pipelines.file_tasks import RowProgress, actor_pool, run_file_tasks
-from pipelines.publish import Draft, PublishedFile, current, holds, manifest_of, promote, sizes_of
+from pipelines.publish import Draft, PublishedFile, finished_version, manifest_of, put_in_force
 from pipelines.upgrade import check_dims, check_stored, stored_type, vectors_of_version, version_in_force
 from pipelines.vector_types import VectorType, vector_bytes
 from smec_core.config import Dims
 from smec_core.errors import InputError, SmecError
 from smec_core.model import Model, load
 from smec_core.parquet import EmbeddingTable
-from smec_core.parquet_files import find_parquet
+from smec_core.parquet_files import find_parquet, stamp_of
 from smec_core.uri import open_filesystem, public_uri
 
 
@@ -65,15 +63,22 @@ class CompressSettings(BaseModel):
 
 
 def run(settings: CompressSettings) -> dict[str, Any]:
-    """Compresses every input file and publishes the result as a new version.
+    """Compresses every input file and puts the result in force as a new version; see `compress`."""
+    figures = compress(settings)
+    put_in_force(settings.output, figures["version"])
+    return figures
+
+
+def compress(settings: CompressSettings) -> dict[str, Any]:
+    """Compresses every input file into a new version, which is not in force yet.
 
     Returns:
-        rows, quarantined, files, bytes_per_vector, seconds (from the first task to the published version), rows_per_s
+        rows, quarantined, files, bytes_per_vector, seconds (from the first task to the finished version), rows_per_s
         (rows compressed in that time), version, path.
 
     Raises:
-        InputError: settings, model and data do not fit together, or a row cannot be compressed; nothing is published.
-        SmecError: a worker failed; nothing is published, and the next run goes on where this one stopped.
+        InputError: settings, model and data do not fit together, or a row cannot be compressed; there is no version.
+        SmecError: a worker failed; there is no version, and the next run goes on where this one stopped.
     """
     model = load(settings.model)
     source = version_in_force(settings.input) if settings.upgrade else settings.input
@@ -81,7 +86,8 @@ def run(settings: CompressSettings) -> dict[str, Any]:
         return done
     source = vectors_of_version(source) if settings.upgrade else source
     # before the rows are counted: a file that is replaced meanwhile is then new to the next run
-    stamp = _stamp(source)
+    filesystem, path = open_filesystem(source)
+    stamp = stamp_of(filesystem, find_parquet(filesystem, path))
     quarantine = settings.on_bad_row == "quarantine"
     table = EmbeddingTable.open(source, model.input_dim if quarantine and not settings.upgrade else None)
     if settings.upgrade:
@@ -92,7 +98,7 @@ def run(settings: CompressSettings) -> dict[str, Any]:
     _check_scales(model, dims, settings.dtype)
     plan = _plan(settings.model_copy(update={"input": source}), dims, model, table, stamp)
     allowed = int(settings.max_bad_rows * table.rows)
-    if (done := _published(settings.output, plan, allowed)) is not None:
+    if (done := _finished(settings.output, plan, allowed)) is not None:
         return done
     pieces = cut(table, settings.rows_per_file)
     workers, gpus = actor_pool(len(pieces), settings.workers, settings.gpu, share_gpus=True)
@@ -108,10 +114,10 @@ def run(settings: CompressSettings) -> dict[str, Any]:
         max_bad_rows=allowed if quarantine else None,
         batch_rows=settings.batch_rows,
     )
-    return _publish(job, draft, pieces, workers, gpus)
+    return _make(job, draft, pieces, workers, gpus)
 
 
-def _publish(job: Job, draft: Draft, pieces: list[Piece], workers: int, gpus: float) -> dict[str, Any]:
+def _make(job: Job, draft: Draft, pieces: list[Piece], workers: int, gpus: float) -> dict[str, Any]:
     started = time.perf_counter()
     try:
         files, rows = _compress_pieces(job, pieces, workers, gpus)
@@ -120,7 +126,7 @@ def _publish(job: Job, draft: Draft, pieces: list[Piece], workers: int, gpus: fl
         # the input must change first, and then this is another job
         draft.discard()
         raise
-    manifest = draft.publish(files, {"rows": job.table.rows - bad, "quarantined": bad})
+    manifest = draft.finish(files, {"rows": job.table.rows - bad, "quarantined": bad})
     seconds = time.perf_counter() - started
     verb = "upgraded" if job.upgrade else "compressed"
     size, kept = _bytes_per_vector(manifest), ", ".join(map(str, job.dims))
@@ -150,21 +156,16 @@ def _check_scales(model: Model, dims: tuple[int, ...], dtype: VectorType) -> Non
             warn(f"the model was trained for {trained} dims; its quality at {dim} is unmeasured")
 
 
-def _published(output: str, plan: dict[str, Any], allowed: int) -> dict[str, Any] | None:
-    """Figures of the version in force, where the same plan made it and it is whole."""
+def _finished(output: str, plan: dict[str, Any], allowed: int) -> dict[str, Any] | None:
+    """Figures of a version that the same plan has made."""
     try:
-        promote(output, plan)
-        uri = current(output)
-        filesystem, folder = open_filesystem(uri)
-        manifest = manifest_of(filesystem, folder)
-        sizes = sizes_of(filesystem, folder)
+        found = finished_version(output, plan)
     except (InputError, OSError):
-        # nothing there yet, or what this run is to mend, or what the draft will say better
+        # what the draft will say better
         return None
-    if manifest is None or not holds(manifest, plan):
+    if found is None or found[1]["quarantined"] > allowed:
         return None
-    whole = all(sizes.get(file["name"]) == file["bytes"] for file in manifest["files"])
-    return _nothing_to_do(manifest, uri) if whole and manifest["quarantined"] <= allowed else None
+    return _nothing_to_do(found[1], found[0])
 
 
 def _upgraded(settings: CompressSettings, model: Model, source: str) -> dict[str, Any] | None:
@@ -224,14 +225,6 @@ def _check_bad_rows(job: Job, files: list[PublishedFile]) -> int:
         first = pq.read_table(path, columns=columns, filesystem=job.filesystem).slice(0, 1).to_pylist()[0]
         raise too_many_bad_rows(job, bad, first["file"], first["row"], first["reason"])
     return bad
-
-
-def _stamp(uri: str) -> str:
-    """Hash (hex) of names, sizes and times of the Parquet files there."""
-    filesystem, path = open_filesystem(uri)
-    infos = filesystem.get_file_info(find_parquet(filesystem, path))
-    stamps = [(info.base_name, info.size, info.mtime_ns) for info in infos]
-    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
 
 
 def _plan(

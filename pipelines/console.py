@@ -1,15 +1,35 @@
-"""What a person reads while a job runs: styled on a terminal, plain lines elsewhere, always on stderr."""
+"""What a person, or a log collector, reads while a job runs; always on stderr, since stdout is for results.
 
+Styled on a terminal, plain lines elsewhere. With SMEC_LOG=json in the environment each event is one line of JSON:
+`time`, `level`, `message`, what the process is at (`command`, `run`), and of a training its pass, stage and step.
+"""
+
+import json
+import logging
+import math
+import os
+import sys
 import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import cache
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from smec_core.errors import InputError
 from smec_core.tracker import Record
+from smec_core.uri import mask
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
     from rich.table import Table
+
+PLACE = ("pass", "stage", "projection", "epoch", "step")
+
+# of the process and not of a thread: the threads that send figures or hold a lease speak of the same run
+_fields: dict[str, Any] = {}
 
 
 @cache
@@ -20,14 +40,51 @@ def console() -> "Console":
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def say(text: str) -> None:
-    """Prints a line of progress."""
-    console().print(text, markup=False)
+def is_json() -> bool:
+    """Whether SMEC_LOG asks for lines of JSON."""
+    return os.environ.get("SMEC_LOG") == "json"
+
+
+@contextmanager
+def context(**fields: str) -> Iterator[None]:
+    """Adds fields, as `run`, to every line of JSON until it ends, and to that of the error that ends it."""
+    before = dict(_fields)
+    _fields.update(fields)
+    try:
+        yield
+    except BaseException as error:
+        error.__dict__.setdefault("said_in", dict(_fields))
+        raise
+    finally:
+        _fields.clear()
+        _fields.update(before)
+
+
+def say(text: str, **fields: Any) -> None:
+    """Prints a line of progress; `fields` are for JSON."""
+    if is_json():
+        _write("info", text, fields)
+    else:
+        console().print(mask(text), markup=False)
 
 
 def warn(text: str) -> None:
     """Prints a warning."""
-    console().print(f"warning: {text}", style="yellow", markup=False)
+    if is_json():
+        _write("warning", text)
+    else:
+        console().print(f"warning: {mask(text)}", style="yellow", markup=False)
+
+
+def say_failed(error: BaseException, text: str) -> None:
+    """Prints why a command ends."""
+    if not is_json():
+        console().print(f"smec: {mask(text)}", style="red", markup=False)
+        return
+    fields: dict[str, Any] = getattr(error, "said_in", {})
+    if os.environ.get("SMEC_DEBUG") == "1":
+        fields = fields | {"traceback": "".join(traceback.format_exception(error))}
+    _write("error", text, fields)
 
 
 def show(table: "Table") -> None:
@@ -37,17 +94,43 @@ def show(table: "Table") -> None:
     Console(highlight=False).print(table)
 
 
+def begin(command: str) -> None:
+    """Prepares the process of a command for its output.
+
+    Raises:
+        InputError: SMEC_LOG asks for what there is not.
+    """
+    asked = os.environ.get("SMEC_LOG", "")
+    if asked not in ("", "text", "json"):
+        raise InputError(f"SMEC_LOG={asked}: unknown; text, the default, or json")
+    _fields["command"] = command
+    if is_json():
+        logging.basicConfig(handlers=[_JsonHandler()], level=logging.WARNING, force=True)
+        logging.captureWarnings(True)
+
+
+def adopt_loggers() -> None:
+    """Gives what the libraries imported so far log the form of our lines, if that is JSON."""
+    if not is_json():
+        return
+    for logger in map(logging.getLogger, list(logging.root.manager.loggerDict)):
+        for handler in list(logger.handlers):
+            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+                logger.removeHandler(handler)
+                logger.propagate = True
+
+
 class Progress:
-    """The latest step of a training: a live line on a terminal, a plain line every ten seconds elsewhere."""
+    """The latest step of a training: a live line on a terminal, a line every ten seconds elsewhere."""
 
     EVERY_SECONDS = 10.0
 
     def __init__(self) -> None:
         self._status: Status | None = None
-        self._printed = time.monotonic()
+        self._printed = -self.EVERY_SECONDS
 
     def __enter__(self) -> Self:
-        if console().is_terminal:
+        if not is_json() and console().is_terminal:
             self._status = console().status("waiting for the workers")
             self._status.start()
         return self
@@ -67,5 +150,30 @@ class Progress:
         if self._status is not None:
             self._status.update(text)
         elif time.monotonic() - self._printed > self.EVERY_SECONDS:
-            say(text)
+            say(text, **{name: record[name] for name in (*PLACE, "loss", "rows_per_s")})
             self._printed = time.monotonic()
+
+
+class _JsonHandler(logging.Handler):
+    """Writes what libraries log in the form of our own lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields = {"logger": record.name}
+        if record.exc_info and record.exc_info[0]:
+            fields["traceback"] = "".join(traceback.format_exception(*record.exc_info))
+        _write(record.levelname.lower(), record.getMessage(), fields)
+
+
+def _write(level: str, message: str, fields: Record | None = None) -> None:
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    event = {"time": now, "level": level, **_fields, **(fields or {}), "message": message}
+    # in one piece: other threads write, too
+    sys.stderr.write(json.dumps({name: _plain(value) for name, value in event.items()}) + "\n")
+    sys.stderr.flush()
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has, without credentials: it has no NaN."""
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return mask(str(value))

@@ -116,18 +116,54 @@ def manifest_of(filesystem: pafs.FileSystem, folder: str) -> dict[str, Any] | No
     return manifest
 
 
-def promote(out: str, plan: dict[str, Any]) -> None:
-    """Puts the newest version in force where it is finished with this plan: a run was killed before it did so."""
+def put_in_force(out: str, name: str) -> None:
+    """Points CURRENT at a finished version; leaves it alone where it does so already.
+
+    Raises:
+        InputError: there is no such version, or it is not finished.
+    """
+    filesystem, root = open_filesystem(out)
+    root = root.rstrip("/")
+    if not VERSION.fullmatch(name) or not exists(filesystem, f"{root}/{name}/{MANIFEST}"):
+        raise InputError(f"{public_uri(out)}: there is no finished version {name!r}")
+    if read_text(filesystem, f"{root}/{CURRENT}").strip() != name:
+        with new_file(filesystem, f"{root}/{CURRENT}") as sink:
+            sink.write(f"{name}\n".encode())
+
+
+def finished_version(out: str, plan: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """Path or URI and manifest of the version in force, or of the newest one, where this plan made it and it is whole.
+
+    The newest may not be in force: a run was killed before it came to that.
+    """
     filesystem, root = open_filesystem(out)
     root = root.rstrip("/")
     if filesystem.get_file_info(root).type != pafs.FileType.Directory:
-        return
-    *_, name = ("", *_versions(filesystem, root))
-    if not name or read_text(filesystem, f"{root}/{CURRENT}").strip() == name:
-        return
-    if exists(filesystem, f"{root}/{name}/{MANIFEST}") and holds(manifest_of(filesystem, f"{root}/{name}"), plan):
-        with new_file(filesystem, f"{root}/{CURRENT}") as sink:
-            sink.write(f"{name}\n".encode())
+        return None
+    for name in (read_text(filesystem, f"{root}/{CURRENT}").strip(), *_versions(filesystem, root)[-1:]):
+        if not VERSION.fullmatch(name) or not exists(filesystem, f"{root}/{name}/{MANIFEST}"):
+            continue
+        try:
+            manifest = manifest_of(filesystem, f"{root}/{name}")
+        except InputError:
+            # damaged, which this run is to mend
+            continue
+        if manifest is None or not holds(manifest, plan):
+            continue
+        sizes = sizes_of(filesystem, f"{root}/{name}")
+        if all(sizes.get(file["name"]) == file["bytes"] for file in manifest["files"]):
+            return join_uri(out, name), manifest
+    return None
+
+
+def remove_version(out: str, name: str) -> None:
+    """Removes a version that is not in force; killed in the middle it leaves none that passes for finished."""
+    filesystem, root = open_filesystem(out)
+    folder = f"{root.rstrip('/')}/{name}"
+    if exists(filesystem, f"{folder}/{MANIFEST}"):
+        filesystem.delete_file(f"{folder}/{MANIFEST}")
+    if filesystem.get_file_info(folder).type == pafs.FileType.Directory:
+        filesystem.delete_dir(folder)
 
 
 def holds(manifest: dict[str, Any] | None, plan: dict[str, Any]) -> bool:
@@ -138,7 +174,7 @@ def holds(manifest: dict[str, Any] | None, plan: dict[str, Any]) -> bool:
 
 
 class Draft:
-    """A version that is being written. Only `publish` makes it visible to readers."""
+    """A version that is being written. Readers meet it when it is finished and `put_in_force`."""
 
     def __init__(self, out: str, filesystem: pafs.FileSystem, root: str, name: str, plan: dict[str, Any]) -> None:
         self.filesystem = filesystem
@@ -179,8 +215,8 @@ class Draft:
             raise InputError(f"{public_uri(out)}: cannot be written to ({first_line(error)})") from error
         return draft
 
-    def publish(self, files: Sequence[PublishedFile], counts: Mapping[str, int]) -> dict[str, Any]:
-        """Writes the manifest, then CURRENT, and removes what the manifest does not list.
+    def finish(self, files: Sequence[PublishedFile], counts: Mapping[str, int]) -> dict[str, Any]:
+        """Writes the manifest, which makes it a version, and removes what the manifest does not list.
 
         Args:
             files: all files of the version.
@@ -211,7 +247,6 @@ class Draft:
             "files": [file._asdict() for file in files],
         }
         self._write(f"{self.name}/{MANIFEST}", json.dumps(manifest, indent=1))
-        self._write(CURRENT, f"{self.name}\n")
         for stray in sizes.keys() - {file.name for file in files}:
             self.filesystem.delete_file(f"{self.folder}/{stray}")
         return manifest

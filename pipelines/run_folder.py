@@ -13,6 +13,7 @@ where STORAGE is what the user names, and NAME the run.
 
 import hashlib
 import json
+import posixpath
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,7 +69,7 @@ class RunFolder:
         """
         # a process with another working directory finds it, too
         storage = storage if "://" in storage else str(Path(storage).absolute())
-        self.name = name
+        self._storage, self.name = storage, name
         self.uri = join_uri(storage, name)
         self.filesystem, root = open_filesystem(storage)
         self.storage_path = root.rstrip("/")
@@ -78,6 +79,10 @@ class RunFolder:
     def local_path(self) -> Path | None:
         """The folder on a local or mounted file system; None on an object store."""
         return Path(self.path) if isinstance(self.filesystem, pafs.LocalFileSystem) else None
+
+    def sibling(self, name: str) -> "RunFolder":
+        """The folder of another run in the same storage."""
+        return RunFolder(self._storage, name)
 
     def create(self) -> None:
         """Makes the folder where it is missing.
@@ -137,6 +142,13 @@ class RunFolder:
                 shutil.copyfileobj(source, sink, READ_BYTES)
         self.write_json(FINISHED, {"format": 1, "files": [file._asdict() for file in files]})
 
+    def remove(self) -> None:
+        """Removes the folder with all that is in it; killed in the middle it leaves no run that passes for finished."""
+        if self.is_finished:
+            self.filesystem.delete_file(f"{self.path}/{FINISHED}")
+        if self.filesystem.get_file_info(self.path).type == pafs.FileType.Directory:
+            self.filesystem.delete_dir(self.path)
+
     def fetch_model(self, folder: Path) -> None:
         """Copies the finished model into a local folder.
 
@@ -148,6 +160,10 @@ class RunFolder:
         """
         for entry in self.read_json(FINISHED)["files"]:
             expected = _StoredFile(**entry)
+            if posixpath.basename(expected.name) != expected.name:
+                raise SmecError(
+                    f"{public_uri(self.uri)}/{FINISHED}: names {expected.name!r}, which is no file of a model"
+                )
             stored = f"{self.path}/{MODEL}/{expected.name}"
             try:
                 with (

@@ -1,7 +1,10 @@
-"""Settings of a command, merged from preset, file, --set and flags, each later one winning."""
+"""Settings of a command, merged from preset, file, --set and flags, each later one winning.
+
+A setting may be a section of further ones: `gate: {min_gain: 0.01}` in a file, --set gate.min_gain=0.01.
+"""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,18 +43,63 @@ def resolve(
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for where, layer in layers:
-        for key, value in layer.items():
-            if key not in kind.model_fields:
-                near = difflib.get_close_matches(key, kind.model_fields, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise InputError(f"{where}: unknown key {key!r}{hint}")
+        for key, value in _flat(kind, layer, where):
             values[key], origin[key] = value, where
     try:
-        return kind(**values)
+        return kind(**_nested(values))
     except ValidationError as error:
         # of each key the first only: what else is wrong with a value often follows from that
-        firsts = {problem["loc"][:1]: problem for problem in reversed(error.errors())}
-        raise InputError("; ".join(_explain(problem, origin) for problem in reversed(firsts.values()))) from error
+        firsts = {_key(kind, problem): problem for problem in reversed(error.errors())}
+        explained = (_explain(key, problem, origin) for key, problem in reversed(firsts.items()))
+        raise InputError("; ".join(explained)) from error
+
+
+def _section(kind: type[BaseModel], key: str) -> type[BaseModel] | None:
+    """The settings class of a section."""
+    field = kind.model_fields.get(key)
+    found = field.annotation if field else None
+    return found if isinstance(found, type) and issubclass(found, BaseModel) else None
+
+
+def _flat(kind: type[BaseModel], layer: Mapping[str, Any], where: str, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys with dots for what is in sections, and their values."""
+    for key, value in layer.items():
+        name, dot, rest = key.partition(".")
+        section = _section(kind, name)
+        if name not in kind.model_fields or (dot and section is None):
+            near = difflib.get_close_matches(key, kind.model_fields, n=1)
+            hint = f"; did you mean {above + near[0]!r}?" if near else ""
+            raise InputError(f"{where}: unknown key {above + key!r}{hint}")
+        if section is None:
+            yield above + key, value
+            continue
+        content = {rest: value} if dot else value
+        if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
+            raise InputError(f"{where}: {above + key}: must hold key: value lines")
+        yield from _flat(section, content, where, f"{above}{name}.")
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        *path, name = key.split(".")
+        place = nested
+        for section in path:
+            place = place.setdefault(section, {})
+        place[name] = value
+    return nested
+
+
+def _key(kind: type[BaseModel], problem: Any) -> str:
+    """The key that a problem is with, with dots."""
+    path: list[str] = []
+    for part in problem["loc"]:
+        path.append(str(part))
+        section = _section(kind, str(part))
+        if section is None:
+            break
+        kind = section
+    return ".".join(path)
 
 
 class _Loader(yaml.SafeLoader):
@@ -90,11 +138,11 @@ def _assignment(text: str) -> tuple[str, Any]:
         raise InputError(f"--set {text}: not a valid value") from error
 
 
-def _explain(problem: Any, origin: Mapping[str, str]) -> str:
-    key = str(problem["loc"][0]) if problem["loc"] else ""
+def _explain(key: str, problem: Any, origin: Mapping[str, str]) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "missing":
-        return f"{key}: is required; give --{key.replace('_', '-')} or set it in --config"
-    if not key:
-        return message
-    return f"{key}: {message} (given {problem['input']!r} by {origin.get(key, 'default')})"
+        flag = "" if "." in key else f"give --{key.replace('_', '-')} or "
+        return f"{key}: is required; {flag}set it in --config"
+    if key not in origin:
+        return message if not key else f"{key}: {message}"
+    return f"{key}: {message} (given {problem['input']!r} by {origin[key]})"

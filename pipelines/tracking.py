@@ -27,11 +27,15 @@ from mlflow.exceptions import MlflowException
 
 import smec_core
 from pipelines.console import warn
+from pipelines.machine import PREFIX, MachineFigures, is_wanted
 from pipelines.mlflow_files import MOST_METRICS, log_figures, log_files, log_model, metric
 from pipelines.run_folder import RunFolder
+from smec_core.errors import one_line
 from smec_core.tracker import Record
+from smec_core.uri import mask
 
 FLUSH_SECONDS = 2.0
+EXPERIMENT = "smec"
 STATE_FILE = "mlflow_run.json"
 OFFLINE_FOLDER = "mlflow-offline"
 # What the user set stands. MLflow's own patience, 7 retries of up to 120 s each, would hold a training up for minutes.
@@ -73,6 +77,7 @@ class MlflowRecorder:
         self._stores = [self._server, self._offline]
         self._run: _OpenRun | None = None
         self._waiting: deque[tuple[int, Record]] = deque()
+        self._has_machine = "mlflow.parentRunId" not in tags and is_wanted()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._flush_until_stopped, name="mlflow", daemon=True)
 
@@ -82,7 +87,7 @@ class MlflowRecorder:
         config: Mapping[str, Any],
         run_folder: RunFolder,
         scratch: Path,
-        experiment: str = "smec",
+        experiment: str = EXPERIMENT,
         tags: Mapping[str, str] | None = None,
         parent: "MlflowRecorder | None" = None,
     ) -> Self:
@@ -96,12 +101,7 @@ class MlflowRecorder:
             tags: more tags for the run.
             parent: the recorder of the run that this one is a part of; stores that it has given up are not tried again.
         """
-        for variable, value in ENVIRONMENT.items():
-            os.environ.setdefault(variable, value)
-        # Else MLflow prints the run's address to stdout, password and all.
-        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for every retry
+        prepare_mlflow()
         parent_tag = {"mlflow.parentRunId": parent.run_id} if parent else {}
         recorder = cls(config, run_folder, scratch.absolute(), experiment, {**(tags or {}), **parent_tag})
         if parent is not None:
@@ -174,8 +174,17 @@ class MlflowRecorder:
         self._thread.join()
 
     def _flush_until_stopped(self) -> None:
+        machine = None
         while not self._stop.wait(FLUSH_SECONDS):
             self._flush()
+            if self._has_machine:
+                try:
+                    machine = machine or MachineFigures()
+                    if figures := machine.sample():
+                        self._send(lambda run, figures=figures: _log_machine(run, figures))  # type: ignore[misc]
+                except Exception as error:
+                    self._has_machine = False
+                    warn(f"MLflow gets no figures of this machine: {one_line(error)}")
 
     def _flush(self) -> None:
         metrics: list[Metric] = []
@@ -216,9 +225,9 @@ class MlflowRecorder:
             tags["smec.continues"] = f"run {state.get('run_id', '(none)')} at {self._server}"
             self._offline_folder.mkdir(parents=True, exist_ok=True)
         client = MlflowClient(store)
-        run = _kept_run(client, state.get(key))
+        run = kept_run(client, state.get(key))
         if run is None:
-            experiment = _experiment(client, os.environ.get("MLFLOW_EXPERIMENT_NAME") or self._experiment, artifacts)
+            experiment = experiment_named(client, self._experiment, artifacts)
             run = client.create_run(experiment.experiment_id, run_name=self._run_folder.name)
             self._run_folder.write_json(STATE_FILE, {**state, key: run.info.run_id})
         else:
@@ -234,13 +243,18 @@ class MlflowRecorder:
         return _OpenRun(client, run.info.run_id, last_step)
 
 
-def mask(text: str) -> str:
-    """The text, with *** for the credentials of every URI in it."""
-    text = re.sub(r"://(?:[^\s'\"/@]*:[^\s'\"]*|[^\s'\"/]*)@", "://***@", text)
-    return re.sub(r"(?i)([?&;][^=&;\s]*(?:pass|pwd|secret|token|key|odbc)[^=&;\s]*=)[^&;\s'\"]+", r"\1***", text)
+def prepare_mlflow() -> None:
+    """Sets how patient MLflow is, and what it says; what the user has set stands."""
+    for variable, value in ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    # Else MLflow prints the run's address to stdout, password and all.
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for every retry
 
 
-def _kept_run(client: MlflowClient, run_id: str | None) -> Run | None:
+def kept_run(client: MlflowClient, run_id: str | None) -> Run | None:
+    """A run, where the server has it and it was not deleted."""
     if run_id is None:
         return None
     try:
@@ -252,7 +266,9 @@ def _kept_run(client: MlflowClient, run_id: str | None) -> Run | None:
     return run if run.info.lifecycle_stage == "active" else None
 
 
-def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> Experiment:
+def experiment_named(client: MlflowClient, name: str = EXPERIMENT, artifacts: str | None = None) -> Experiment:
+    """The experiment of a name, made where it is missing; the environment's MLFLOW_EXPERIMENT_NAME wins."""
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or name
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
@@ -274,6 +290,12 @@ def _metrics_of(timestamp: int, record: Record) -> list[Metric]:
         for name, value in record.items()
         if not isinstance(value, str) and name not in ("stage", "epoch", "step")
     ]
+
+
+def _log_machine(run: _OpenRun, figures: Mapping[str, float]) -> None:
+    """Logs figures of the machine as the step after the last one that the run has of them."""
+    step = 1 + max((step for name, step in run.last_step.items() if name.startswith(PREFIX)), default=-1)
+    _log_new(run, [metric(name, value, step) for name, value in figures.items()])
 
 
 def _log_new(run: _OpenRun, metrics: list[Metric]) -> None:

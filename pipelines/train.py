@@ -15,8 +15,8 @@ from pydantic import Field
 
 import smec_core
 from pipelines.checkpoints import remove_checkpoints
-from pipelines.cluster_settings import JobSettings
-from pipelines.console import say, show
+from pipelines.cluster_settings import JobSettings, OutFolder
+from pipelines.console import context, say, show
 from pipelines.evaluate import on_cluster, quality_table
 from pipelines.fit import fit
 from pipelines.lease import Lease
@@ -24,10 +24,10 @@ from pipelines.model_folder import check_replaceable, replace_folder
 from pipelines.run_folder import RunFolder
 from pipelines.source import Source
 from pipelines.tracking import MlflowRecorder
-from smec_core.config import TrainConfig
+from smec_core.adapter import FrozenStage
 from smec_core.dataset import Dataset
 from smec_core.errors import InputError
-from smec_core.evaluation import Parts, default_split, evaluate
+from smec_core.evaluation import default_split, evaluate
 from smec_core.model import Model, load
 from smec_core.quantize import learn_int8_scales
 from smec_core.schedule import prefix_dims
@@ -37,11 +37,9 @@ from smec_core.uri import public_uri
 from smec_core.warm import WarmStart
 
 
-class TrainSettings(JobSettings):
-    """What `smec train` takes."""
+class TrainingSettings(JobSettings):
+    """What decides a training, and where its state goes."""
 
-    out: str
-    """Model folder to write; an earlier model there is replaced once the new one is whole."""
     base: str | None = None
     """Model folder to add smaller dims to (flag --from): the dims below its smallest become rotations of its smallest
     block, so that the dims it has keep their results."""
@@ -52,6 +50,13 @@ class TrainSettings(JobSettings):
     the guard goes by (guard, patience, guard_tolerance, refit) do nothing."""
     hold_out: float = Field(0.0, ge=0, lt=1)
     """Share of the queries, by a hash of their id, that are neither learnt from nor chosen by, whatever the split."""
+
+
+class TrainSettings(TrainingSettings):
+    """What `smec train` takes."""
+
+    out: OutFolder
+    """Model folder to write; an earlier model there is replaced once the new one is whole."""
 
 
 def run(settings: TrainSettings) -> dict[str, Any]:
@@ -65,143 +70,184 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         LeaseError: another process trains this run.
         SmecError: the training failed.
     """
-    config = settings.method()
-    dataset = Dataset.open(settings.data, exclude_self=settings.exclude_self)
-    if settings.hold_out:
-        dataset = dataset.holding_out(settings.hold_out)
-    base = None if settings.base is None else load(settings.base)
-    if base is not None and (base.input_dim != dataset.dim or not base.stages):
-        raise InputError(
-            f"base: {settings.base} takes {base.input_dim} dims in {len(base.stages)} stages, the data has "
-            f"{dataset.dim} dims; take a model that was trained on such vectors"
-        )
-    if base is not None and set(base.dims) - {base.input_dim, *(stage.dim for stage in base.stages)}:
-        raise InputError(
-            f"base: {settings.base} was trained with schedule=parallel, and dims can be added to stages only"
-        )
-    champion = None if settings.warm_start is None else load(settings.warm_start)
-    warm_start = None if champion is None else WarmStart.of(champion, str(settings.warm_start))
-    labelled = dataset.train_judgements() is not None
-    stage_shapes(dataset.dim, config, labelled, base.stages if base else ())
-    check_warm_start(warm_start, dataset.dim, config, labelled, base.stages if base else ())
-    out = Path(settings.out)
+    training, out = Training(settings), Path(settings.out)
     check_replaceable(out)
-    identity: dict[str, Any] = {"train": config.model_dump(mode="json"), "data": dataset.fingerprint}
-    if base is not None:
-        identity["base"] = base.fingerprint
-    if champion is not None and warm_start is not None:
-        identity["warm_start"] = {"fingerprint": champion.fingerprint, "epochs": warm_start.epochs}
-    if settings.hold_out:
-        identity["hold_out"] = settings.hold_out
-    name = settings.name or f"smec-{digest(identity)}"
     beside = out.absolute().parent / ".smec-runs"
-    run_folder = RunFolder(settings.storage or str(beside), name)
+    run_folder = RunFolder(settings.storage or str(beside), training.name)
     if run_folder.local_path is not None and run_folder.local_path.is_relative_to(out.absolute()):
         raise InputError(
             f"storage: {run_folder.storage_path} lies in the model folder {out}, which is replaced as a whole; "
             "name another"
         )
-    run_folder.create()
-    with Lease(run_folder, on_lost=interrupt_main) as lease:
-        run_folder.claim(identity)
-        if run_folder.is_finished:
-            say(f"run {name} is finished already; its model is taken from {public_uri(run_folder.uri)}")
-        else:
-            scratch = run_folder.local_path or beside / name
-            _train_on_ray(settings, config, dataset, base, champion, run_folder, scratch, lease)
-        # hours may have passed
-        check_replaceable(out)
-        replace_folder(out, run_folder.fetch_model)
+    training.finish(run_folder, beside / training.name)
+    # hours may have passed
+    check_replaceable(out)
+    replace_folder(out, run_folder.fetch_model)
     metrics = load(out).metrics
     show(quality_table(metrics["evaluation"]))
-    say(f"model: {out}")
+    say(f"model: {out}", run=training.name)
     return metrics
 
 
-def _train_on_ray(
-    settings: TrainSettings,
-    config: TrainConfig,
-    dataset: Dataset,
-    base: Model | None,
-    champion: Model | None,
-    run_folder: RunFolder,
-    scratch: Path,
-    lease: Lease,
-) -> None:
-    """Trains, evaluates and stores the model in the run's folder; `scratch` is for what only this machine needs."""
-    name = run_folder.name
-    scratch.mkdir(parents=True, exist_ok=True)
-    summary = dataset.summary()
-    say(
-        f"run {name}: {summary['corpus']['rows']} documents, {summary['queries']['rows']} queries, {dataset.dim} dims, "
-        f"to {', '.join(map(str, config.dims))}"
-    )
-    recorder = MlflowRecorder.start(
-        config=settings.model_dump(mode="json"),
-        run_folder=run_folder,
-        scratch=scratch,
-        tags={"smec.data": public_uri(dataset.uri), "smec.data_fingerprint": dataset.fingerprint},
-    )
-    say(f"MLflow run {recorder.run_id} in {recorder.uri}")
-    with TemporaryDirectory() as made:
-        model_folder = Path(made) / "model"
-        try:
-            history = Path(made) / "history.jsonl"
-            stages = base.stages if base else ()
-            source = Source(dataset.corpus, dataset.queries, dataset.training_split(config))
-            warm_start = None if champion is None else WarmStart.of(champion, str(settings.warm_start))
-            trained = fit(
-                settings, config, source, run_folder, recorder, history, stages, lease.check, warm_start=warm_start
-            )
-            parts = on_cluster(settings.worker_range[0], settings.cpus_per_worker)
-            _evaluated(trained, config, dataset, base, champion, name, parts).save(model_folder)
-            shutil.copy(history, model_folder)
-            lease.check()
-            # in this order: what a kill leaves undone is done by the next start, which stops at a stored model
-            recorder.finish(model_folder)
-            run_folder.store_model(model_folder)
-            remove_checkpoints(run_folder)
-        except BaseException as error:
-            recorder.fail(error, lease.lost)
-            raise
+class Training:
+    """A training whose settings and data have been checked.
+
+    Attributes:
+        dataset: what it learns from.
+        identity: what decides its result.
+        name: of its run.
+    """
+
+    def __init__(self, settings: TrainingSettings, series: str = "smec") -> None:
+        """Opens the data and the models that it builds on.
+
+        Args:
+            settings: of the training.
+            series: what the name begins with, where the settings give none.
+
+        Raises:
+            InputError: bad settings or data.
+        """
+        self._settings, self._config = settings, settings.method()
+        dataset = Dataset.open(settings.data, exclude_self=settings.exclude_self)
+        self.dataset = dataset.holding_out(settings.hold_out) if settings.hold_out else dataset
+        self._base = None if settings.base is None else _read_base(settings.base, dataset.dim)
+        self._champion = None if settings.warm_start is None else load(settings.warm_start)
+        self._warm_start = None if self._champion is None else WarmStart.of(self._champion, str(settings.warm_start))
+        labelled = self.dataset.train_judgements() is not None
+        stage_shapes(dataset.dim, self._config, labelled, self._base_stages)
+        check_warm_start(self._warm_start, dataset.dim, self._config, labelled, self._base_stages)
+        self.identity: dict[str, Any] = {
+            "train": self._config.model_dump(mode="json"),
+            "data": dataset.fingerprint,
+        }
+        if self._base is not None:
+            self.identity["base"] = self._base.fingerprint
+        if self._champion is not None and self._warm_start is not None:
+            self.identity["warm_start"] = {
+                "fingerprint": self._champion.fingerprint,
+                "epochs": self._warm_start.epochs,
+            }
+        if settings.hold_out:
+            self.identity["hold_out"] = settings.hold_out
+        self.name = settings.name or f"{series}-{digest(self.identity)}"
+
+    @property
+    def _base_stages(self) -> list[FrozenStage]:
+        return self._base.stages if self._base else []
+
+    def finish(self, run_folder: RunFolder, scratch: Path) -> None:
+        """Trains where that is not done yet; then the run's folder has the model.
+
+        Args:
+            run_folder: the run's folder.
+            scratch: local folder for what only this machine needs, where the run's folder is none.
+
+        Raises:
+            LeaseError: another process trains this run.
+            SmecError: the training failed.
+        """
+        run_folder.create()
+        with context(run=self.name), Lease(run_folder, on_lost=interrupt_main) as lease:
+            run_folder.claim(self.identity)
+            if run_folder.is_finished:
+                say(f"run {self.name} is finished already; its model is taken from {public_uri(run_folder.uri)}")
+            else:
+                self._train_on_ray(run_folder, run_folder.local_path or scratch, lease)
+
+    def _train_on_ray(self, run_folder: RunFolder, scratch: Path, lease: Lease) -> None:
+        """Trains, evaluates and stores the model in the run's folder."""
+        settings, config, dataset = self._settings, self._config, self.dataset
+        scratch.mkdir(parents=True, exist_ok=True)
+        summary = dataset.summary()
+        say(
+            f"run {self.name}: {summary['corpus']['rows']} documents, {summary['queries']['rows']} queries, "
+            f"{dataset.dim} dims, to {', '.join(map(str, config.dims))}"
+        )
+        recorder = MlflowRecorder.start(
+            config=settings.model_dump(mode="json"),
+            run_folder=run_folder,
+            scratch=scratch,
+            tags={"smec.data": public_uri(dataset.uri), "smec.data_fingerprint": dataset.fingerprint},
+        )
+        say(f"MLflow run {recorder.run_id} in {recorder.uri}")
+        with TemporaryDirectory() as made:
+            model_folder = Path(made) / "model"
+            try:
+                history = Path(made) / "history.jsonl"
+                source = Source(dataset.corpus, dataset.queries, dataset.training_split(config))
+                trained = fit(
+                    settings,
+                    config,
+                    source,
+                    run_folder,
+                    recorder,
+                    history,
+                    self._base_stages,
+                    lease.check,
+                    warm_start=self._warm_start,
+                )
+                self._evaluated(trained).save(model_folder)
+                shutil.copy(history, model_folder)
+                lease.check()
+                # in this order: what a kill leaves undone is done by the next start, which stops at a stored model
+                recorder.finish(model_folder)
+                run_folder.store_model(model_folder)
+                remove_checkpoints(run_folder)
+            except BaseException as error:
+                recorder.fail(error, lease.lost)
+                raise
+
+    def _evaluated(self, trained: Trained) -> Model:
+        """The trained chain as a model that knows what made it and how good it is."""
+        dataset, config, base = self.dataset, self._config, self._base
+        record = {
+            "dims": prefix_dims(dataset.dim, config.dims),
+            "train": config.model_dump(mode="json"),
+            "run": self.name,
+            "data": {
+                "uri": public_uri(dataset.uri),
+                "fingerprint": dataset.fingerprint,
+                "rows": dataset.corpus.rows,
+                "queries": dataset.queries.rows,
+                "splits": dataset.summary()["splits"],
+            },
+            "versions": {
+                "smec": smec_core.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        if self._champion is not None:
+            record["warm_start"] = {"fingerprint": self._champion.fingerprint}
+        if base is None:
+            model = Model(trained.stages, dataset.dim, record, trained.metrics)
+        else:
+            model = base.extended(trained.stages[len(base.stages) :], record, trained.metrics)
+        model.config["int8_scales"] = learn_int8_scales(model, dataset.corpus)
+        split = default_split(dataset)
+        say(f"evaluating on {'nearest documents' if split is None else split}")
+        parts = on_cluster(self._settings.worker_range[0], self._settings.cpus_per_worker)
+        model.metrics["evaluation"] = evaluate(dataset, model, split, baselines=True, parts=parts)
+        return model
 
 
-def _evaluated(
-    trained: Trained,
-    config: TrainConfig,
-    dataset: Dataset,
-    base: Model | None,
-    champion: Model | None,
-    name: str,
-    parts: Parts,
-) -> Model:
-    """The trained chain as a model that knows what made it and how good it is."""
-    summary = dataset.summary()
-    record = {
-        "dims": prefix_dims(dataset.dim, config.dims),
-        "train": config.model_dump(mode="json"),
-        "run": name,
-        "data": {
-            "uri": public_uri(dataset.uri),
-            "fingerprint": dataset.fingerprint,
-            "rows": dataset.corpus.rows,
-            "queries": dataset.queries.rows,
-            "splits": summary["splits"],
-        },
-        "versions": {"smec": smec_core.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    if champion is not None:
-        record["warm_start"] = {"fingerprint": champion.fingerprint}
-    if base is None:
-        model = Model(trained.stages, dataset.dim, record, trained.metrics)
-    else:
-        model = base.extended(trained.stages[len(base.stages) :], record, trained.metrics)
-    model.config["int8_scales"] = learn_int8_scales(model, dataset.corpus)
-    split = default_split(dataset)
-    say(f"evaluating on {'nearest documents' if split is None else split}")
-    model.metrics["evaluation"] = evaluate(dataset, model, split, baselines=True, parts=parts)
-    return model
+def _read_base(folder: str, input_dim: int) -> Model:
+    """A model whose chain goes on for such vectors.
+
+    Raises:
+        InputError: it does not.
+    """
+    base = load(folder)
+    if base.input_dim != input_dim or not base.stages:
+        raise InputError(
+            f"base: {folder} takes {base.input_dim} dims in {len(base.stages)} stages, the data has "
+            f"{input_dim} dims; take a model that was trained on such vectors"
+        )
+    if set(base.dims) - {base.input_dim, *(stage.dim for stage in base.stages)}:
+        raise InputError(f"base: {folder} was trained with schedule=parallel, and dims can be added to stages only")
+    return base
 
 
 def digest(identity: dict[str, Any]) -> str:

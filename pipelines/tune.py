@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from pipelines.console import context
 from pipelines.lease import Lease
 from pipelines.model_folder import check_replaceable
 from pipelines.run_folder import RunFolder
@@ -67,7 +68,7 @@ def run(settings: TuneSettings) -> dict[str, Any]:
     name = settings.name or f"study-{digest(identity)}"
     study = RunFolder(settings.storage or str(out.absolute() / ".smec-study"), name)
     study.create()
-    with Lease(study, on_lost=interrupt_main) as lease:
+    with context(run=name), Lease(study, on_lost=interrupt_main) as lease:
         study.claim(identity)
         summary = StudyStart(settings, config, dataset, space, objective, study, out, lease).run()
     if settings.train_best:

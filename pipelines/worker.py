@@ -19,6 +19,7 @@ from ray.util.queue import Queue
 
 from pipelines.checkpoints import number_of, write_file_list
 from pipelines.cluster import RayFailure, quiet_data
+from pipelines.metrics import TrainMeters
 from pipelines.source import Source
 from pipelines.stream import stream_of
 from smec_core.adapter import FrozenStage
@@ -102,15 +103,18 @@ class Sender:
         history: every record as a line of JSON, also those from before an interruption.
     """
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: Queue, meters: TrainMeters | None = None) -> None:
         self.history: list[str] = []
         self._queue = queue
+        self._meters = meters
         self._waiting: list[Item] = []
         self._sent = time.monotonic()
 
     def log(self, record: Record) -> None:
         """Takes a record of the training."""
         self.history.append(json.dumps(record))
+        if self._meters is not None:
+            self._meters.take(record)
         self._add(record)
 
     def say(self, line: str) -> None:
@@ -189,8 +193,11 @@ class RayCheckpoints:
 
 def _checkpoint_prefix() -> str:
     """The same for all starts of a run."""
-    run = ray.train.get_context().get_experiment_name().rpartition(".start-")[0]
-    return f"smec-checkpoint-{run}-"
+    return f"smec-checkpoint-{_run_name()}-"
+
+
+def _run_name() -> str:
+    return ray.train.get_context().get_experiment_name().rpartition(".start-")[0]
 
 
 def train_on_worker(loop: dict[str, WorkerTask]) -> None:
@@ -198,7 +205,11 @@ def train_on_worker(loop: dict[str, WorkerTask]) -> None:
     task = loop["task"]
     torch.set_num_threads(task.threads)
     quiet_data()
-    group, sender = Group(), Sender(task.queue)
+    group = Group()
+    meters = TrainMeters(_run_name()) if group.rank == 0 else None
+    if meters is not None:
+        meters.start()
+    sender = Sender(task.queue, meters)
     placed = ray.util.get_current_placement_group()
     if group.rank == 0 and placed is not None:
         sender.report(Placed(placed.id.hex()))

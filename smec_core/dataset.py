@@ -18,7 +18,7 @@ from smec_core.config import TrainConfig
 from smec_core.errors import InputError, one_line
 from smec_core.judgements import Judgements
 from smec_core.parquet import EmbeddingTable
-from smec_core.parquet_files import find_parquet
+from smec_core.parquet_files import find_parquet, stamp_of
 from smec_core.uri import join_uri, open_filesystem, public_uri
 
 SPLITS = ("train", "dev", "test")
@@ -139,7 +139,7 @@ class Dataset:
             InputError: no query is held out.
         """
         id_Q = self.queries.ids().to_pylist()
-        out_Q = np.array([_hash_share(name, b"held out") < share for name in id_Q])
+        out_Q = np.array([hash_share(name, b"held out") < share for name in id_Q])
         held_out = [judged.select(out_Q[judged.query_row_Q]) for judged in self.splits.values()]
         kept = {
             name: judged if name == "test" else judged.select(~out_Q[judged.query_row_Q])
@@ -189,7 +189,7 @@ class Dataset:
         if "dev" in self.splits:
             return train, self.splits["dev"].with_positives()
         ids = self.queries.ids().take(pa.array(train.query_row_Q)).to_pylist()
-        share_Q = np.array([_hash_share(name) for name in ids])
+        share_Q = np.array([hash_share(name) for name in ids])
         # at least one query on either side, whatever the hashes say
         threshold = np.clip(config.dev_fraction, np.sort(share_Q)[0], np.sort(share_Q)[-2])
         return train.select(share_Q > threshold), train.select(share_Q <= threshold)
@@ -214,7 +214,14 @@ class Dataset:
         }
 
 
-def _hash_share(name: str, what_for: bytes = b"") -> float:
+def dataset_stamp(uri: str) -> str:
+    """Hash (hex) of names, sizes and times of a dataset's files: where it is the same, nothing has changed."""
+    filesystem, root = open_filesystem(uri.rstrip("/"))
+    parts = ["corpus", "queries", *(f"qrels/{split}" for split in SPLITS)]
+    return stamp_of(filesystem, [path for part in parts for path in find_parquet(filesystem, f"{root}/{part}")])
+
+
+def hash_share(name: str, what_for: bytes = b"") -> float:
     """A number from 0 to 1 by which ids are chosen, another one for each purpose."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8, person=what_for).digest()) / 2**64
 

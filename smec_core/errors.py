@@ -1,12 +1,20 @@
 """The kinds of failure that a user can act on; anything else is a defect."""
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class SmecError(Exception):
-    """A run failed. The message is one line: what failed and what to do (exit code 1)."""
+    """A run failed. The message is one line: what failed and what to do."""
+
+    exit_code = 1
+    """Of a command that ends by it."""
 
 
 class InputError(SmecError):
-    """Bad usage or bad input: a file, row, column or config key that must be mended first (exit code 2)."""
+    """Bad usage or bad input: a file, row, column or config key that must be mended first."""
+
+    exit_code = 2
 
 
 class RowError(InputError):
@@ -23,7 +31,19 @@ class RowError(InputError):
 
 
 class LeaseError(SmecError):
-    """Another training has the run of this name, or took it over (exit code 4)."""
+    """Another training has the run of this name, or took it over."""
+
+    exit_code = 4
+
+
+class GateError(SmecError):
+    """A new model was refused, and the one before it stays in force."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, figures: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.figures = figures
 
 
 def one_line(error: BaseException) -> str:

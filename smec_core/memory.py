@@ -126,6 +126,10 @@ class CrossBatchMemory:
         top_k = target_AK.shape[1]
         return target[:, :top_k].float(), seq.gather(1, order[:, :top_k]).long()
 
+    def fill(self) -> Tensor:
+        """Share of the slots that hold a document, on the device: reading it waits for that."""
+        return (self.row_M >= 0).float().mean()
+
     def rows(self) -> np.ndarray:
         """Global rows of all live entries."""
         return self.row_M[self.row_M >= 0].cpu().numpy()

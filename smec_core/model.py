@@ -14,15 +14,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save
 from torch import Tensor
 
 from smec_core.adapter import MLP_TENSORS, FrozenStage, apply_chain, fold, nearest_rotation
 from smec_core.card import model_card
 from smec_core.config import Projection
-from smec_core.errors import InputError
+from smec_core.errors import InputError, one_line
+from smec_core.uri import open_filesystem, public_uri
 
 FORMAT = 1
+PICKLES = (b"\x80", b"PK\x03\x04")
+"""How files of pickle and torch.save begin; a safetensors file begins with the length of its small header."""
 ROTATION_ERROR = 1e-2
 """Frobenius norm of W W' - I up to which a weight is a rotation, less the rounding of its training."""
 
@@ -209,18 +213,31 @@ class Model:
 def load(folder: str | Path) -> Model:
     """Reads a model folder.
 
+    Args:
+        folder: a path or URI.
+
     Raises:
         InputError: not a model folder, or one whose files do not fit together.
     """
-    folder = Path(folder)
+    filesystem, path = open_filesystem(str(folder))
+    folder = public_uri(str(folder))
+    content = {}
+    for name in ("config.json", "metrics.json", "adapter.safetensors"):
+        try:
+            with filesystem.open_input_stream(f"{path.rstrip('/')}/{name}", compression=None) as stream:
+                content[name] = stream.read()
+        except FileNotFoundError as error:
+            raise InputError(f"{folder}: not a model folder ({name} is missing)") from error
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be read ({one_line(error)})") from error
+    if content["adapter.safetensors"].startswith(PICKLES):
+        raise InputError(
+            f"{folder}/adapter.safetensors: is a pickle, which runs code when it is read; only safetensors is read here"
+        )
     try:
-        config = json.loads((folder / "config.json").read_text())
-        metrics = json.loads((folder / "metrics.json").read_text())
-        tensors = load_file(folder / "adapter.safetensors")
-    except FileNotFoundError as error:
-        missing = Path(error.filename or "adapter.safetensors").name
-        raise InputError(f"{folder}: not a model folder ({missing} is missing)") from error
-    except (ValueError, OSError, SafetensorError) as error:
+        config, metrics = (json.loads(content[name]) for name in ("config.json", "metrics.json"))
+        tensors = load_tensors(content["adapter.safetensors"])
+    except (ValueError, SafetensorError) as error:
         raise InputError(f"{folder}: a damaged model folder ({error})") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise InputError(f"{folder}/config.json: not a config of format {FORMAT}, which is what this version reads")
@@ -229,11 +246,13 @@ def load(folder: str | Path) -> Model:
             _read_stage(number, stage["dim"], stage["projection"], tensors)
             for number, stage in enumerate(config["stages"])
         ]
-        _check_chain(stages, config["input_dim"])
-        model = Model(stages, config["input_dim"], config, metrics)
+        input_dim = config["input_dim"]
+        _check_chain(stages, input_dim)
+        # before anything of that size is made
+        if all(stage.is_linear for stage in stages) and tensors["matrix"].shape != (input_dim, input_dim):
+            raise ValueError(f"matrix is {tuple(tensors['matrix'].shape)}, input_dim {input_dim}")
+        model = Model(stages, input_dim, config, metrics)
         if model.matrix_DD is not None:
-            if tensors["matrix"].shape != model.matrix_DD.shape:
-                raise ValueError(f"matrix is {tuple(tensors['matrix'].shape)}")
             # folded on another machine its last bits can differ, and with them the fingerprint
             # in memory of torch's own: how a product is rounded depends on where its operands lie
             model.matrix_DD = tensors["matrix"].clone()

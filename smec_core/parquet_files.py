@@ -1,8 +1,10 @@
 """Single Parquet files: found, opened, and read by row groups, batch by batch."""
 
+import hashlib
 import io
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -22,6 +24,13 @@ def find_parquet(filesystem: pafs.FileSystem, path: str) -> list[str]:
         files = (info for info in found if info.type == pafs.FileType.File and info.base_name.endswith(".parquet"))
         return sorted(info.path for info in files if not info.base_name.startswith((".", "_")))
     return [info.path for info in infos if info.type == pafs.FileType.File][:1]
+
+
+def stamp_of(filesystem: pafs.FileSystem, paths: Sequence[str]) -> str:
+    """Hash (hex) of names, sizes and times of files, which changes when one of them does; nothing is read."""
+    infos = filesystem.get_file_info(list(paths))
+    stamps = [(info.base_name, info.size, info.mtime_ns) for info in infos]
+    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
 
 
 def open_parquet(filesystem: pafs.FileSystem, path: str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:

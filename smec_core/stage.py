@@ -100,7 +100,7 @@ class StageTraining:
             every: steps of the run between two such calls; None for none.
         """
         run, spec = self._run, self._spec
-        log = _StepLog(run, spec)
+        log = _StepLog(run, spec, self.memory)
         while self.active and self.epoch < (spec.epochs if spec.stop is None else spec.stop):
             batches = run.sampler.epoch(run.key(spec.number, 1, self.epoch))
             steps = in_reach(islice(batches, self.batch, None), run.x_docs, self.memory)
@@ -171,12 +171,15 @@ def _label(run: Run, spec: StageSpec, kind: Projection, epoch: int) -> dict[str,
 class _StepLog:
     """Step records, sent some steps at a time: reading a loss waits for the device, and perhaps for other ranks."""
 
-    def __init__(self, run: Run, spec: StageSpec) -> None:
-        self._run, self._spec = run, spec
+    def __init__(self, run: Run, spec: StageSpec, memory: CrossBatchMemory) -> None:
+        self._run, self._spec, self._memory = run, spec, memory
         self._waiting: list[tuple[dict[str, float | int | str], Group, Tensor, float]] = []
+        self._fills: list[Tensor | None] = []
 
     def add(self, candidates: Sequence[Candidate], epoch: int, rows: int, clock: Clock) -> None:
+        fill = self._memory.fill() if self._memory.slots else None
         for candidate in candidates:
+            self._fills.append(fill)
             record = _label(self._run, self._spec, candidate.kind, epoch) | clock.seconds
             record["rows_per_s"] = rows / sum(clock.seconds.values())
             lr = float(candidate.schedule.get_last_lr()[0])
@@ -185,12 +188,15 @@ class _StepLog:
             self.flush()
 
     def flush(self) -> None:
-        for record, figures in zip([entry[0] for entry in self._waiting], self._figures(), strict=True):
+        for record, figures, fill in zip(
+            [entry[0] for entry in self._waiting], self._figures(), self._fills, strict=True
+        ):
             rank_part, unsup_part, lr = figures
             loss = rank_part + self._run.config.unsupervised_weight(self._run.labelled) * unsup_part
             parts = {"loss": loss, "rank_loss": rank_part, "unsup_loss": unsup_part}
-            self._run.tracker.log(record | {"tau": self._run.config.tau, "lr": lr} | parts)
-        self._waiting = []
+            filled = {} if fill is None else {"memory_fill": float(fill)}
+            self._run.tracker.log(record | {"tau": self._run.config.tau, "lr": lr} | parts | filled)
+        self._waiting, self._fills = [], []
 
     def _figures(self) -> list[list[float]]:
         """Loss parts and learning rate of each record, from the team that has them."""

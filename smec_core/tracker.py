@@ -12,8 +12,9 @@ class Tracker(Protocol):
     def log(self, record: Record) -> None:
         """Takes one record.
 
-        Step records hold `pass`, `stage`, `projection`, `epoch`, `step`, the loss parts, `tau`, `lr`, `rows_per_s`
-        and the seconds spent by part; epoch records hold the dev figures in place of those.
+        Step records hold `pass`, `stage`, `projection`, `epoch`, `step`, the loss parts, `tau`, `lr`, `rows_per_s`,
+        the seconds spent by part and, where there is a memory, `memory_fill`, the share of its slots that hold a
+        document; epoch records hold the dev figures in place of those.
         """
 
 

@@ -6,7 +6,16 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
-from pipelines.publish import Draft, PublishedFile, current, describe_file, new_file, promote
+from pipelines.publish import (
+    Draft,
+    PublishedFile,
+    current,
+    describe_file,
+    finished_version,
+    new_file,
+    put_in_force,
+    remove_version,
+)
 from smec_core.errors import InputError, SmecError
 from smec_core.uri import join_uri, public_uri
 
@@ -21,7 +30,9 @@ def write(draft: Draft, name: str, text: str) -> PublishedFile:
 
 def publish(out: Path, plan: dict[str, object], text: str) -> dict[str, object]:
     draft = Draft.open(str(out), plan)
-    return draft.publish([write(draft, "a.parquet", text)], {"rows": len(text)})
+    manifest = draft.finish([write(draft, "a.parquet", text)], {"rows": len(text)})
+    put_in_force(str(out), draft.name)
+    return manifest
 
 
 def test_versions_stay_and_current_moves(tmp_path: Path) -> None:
@@ -56,7 +67,9 @@ def test_unfinished_version_is_taken_up_only_by_the_same_job(tmp_path: Path) -> 
 
     again = Draft.open(str(tmp_path), PLAN)
     assert again.name == "v0002"
-    again.publish([write(again, "a.parquet", "whole")], {"rows": 5})
+    again.finish([write(again, "a.parquet", "whole")], {"rows": 5})
+    assert current(str(tmp_path)).endswith("v0001")
+    put_in_force(str(tmp_path), "v0002")
     assert current(str(tmp_path)).endswith("v0002")
     assert sorted(path.name for path in (tmp_path / "v0002").iterdir()) == ["a.parquet", "manifest.json"]
 
@@ -67,7 +80,7 @@ def test_version_whose_files_changed_is_not_published(tmp_path: Path) -> None:
     file = write(draft, "a.parquet", "two")
     (tmp_path / "v0002/a.parquet").write_text("tampered")
     with pytest.raises(SmecError, match=r"v0002/a\.parquet: was changed or removed"):
-        draft.publish([file], {"rows": 3})
+        draft.finish([file], {"rows": 3})
     assert current(str(tmp_path)).endswith("v0001")
     assert not (tmp_path / "v0002/manifest.json").exists()
 
@@ -75,9 +88,9 @@ def test_version_whose_files_changed_is_not_published(tmp_path: Path) -> None:
 def test_a_version_is_published_once(tmp_path: Path) -> None:
     one, other = Draft.open(str(tmp_path), PLAN), Draft.open(str(tmp_path), PLAN)
     files = [write(one, "a.parquet", "one")]
-    one.publish(files, {"rows": 3})
+    one.finish(files, {"rows": 3})
     with pytest.raises(SmecError, match="another run published"):
-        other.publish(files, {"rows": 3})
+        other.finish(files, {"rows": 3})
 
 
 def test_discarded_version_leaves_nothing(tmp_path: Path) -> None:
@@ -123,19 +136,40 @@ def test_uris_keep_their_options_and_hide_their_secrets() -> None:
 
 def test_a_version_that_another_run_has_published_is_not_discarded(tmp_path: Path) -> None:
     one, other = Draft.open(str(tmp_path), PLAN), Draft.open(str(tmp_path), PLAN)
-    one.publish([write(one, "a.parquet", "one")], {"rows": 3})
+    one.finish([write(one, "a.parquet", "one")], {"rows": 3})
     other.discard()
     assert (tmp_path / "v0001/a.parquet").read_text() == "one"
-    assert current(str(tmp_path)).endswith("v0001")
+    put_in_force(str(tmp_path), "v0001")
 
 
-def test_a_kill_before_current_is_written_is_mended_by_the_same_plan_only(tmp_path: Path) -> None:
+def test_a_version_that_a_kill_kept_from_being_in_force_is_found_by_its_plan(tmp_path: Path) -> None:
+    other: dict[str, object] = {**PLAN, "dim": 4}
     publish(tmp_path, PLAN, "one")
-    publish(tmp_path, {**PLAN, "dim": 4}, "two")
+    publish(tmp_path, other, "two")
     (tmp_path / "CURRENT").write_text("v0001\n")
-    promote(str(tmp_path), PLAN)
-    assert current(str(tmp_path)).endswith("v0001")
-    promote(str(tmp_path), {**PLAN, "dim": 4})
-    assert current(str(tmp_path)).endswith("v0002")
-    promote(str(tmp_path / "missing"), PLAN)
+    for plan, version in ((PLAN, "v0001"), (other, "v0002")):
+        found = finished_version(str(tmp_path), plan)
+        assert found is not None
+        assert (found[0], found[1]["version"]) == (str(tmp_path / version), version)
+
+    (tmp_path / "v0002/a.parquet").write_text("torn")
+    assert finished_version(str(tmp_path), other) is None
+    assert finished_version(str(tmp_path / "missing"), PLAN) is None
     assert not (tmp_path / "missing").exists()
+
+
+@pytest.mark.parametrize("name", ["v0002", "v0003", "../v0001", ""])
+def test_only_a_finished_version_comes_into_force(tmp_path: Path, name: str) -> None:
+    publish(tmp_path, PLAN, "one")
+    Draft.open(str(tmp_path), PLAN)
+    with pytest.raises(InputError, match="there is no finished version"):
+        put_in_force(str(tmp_path), name)
+    assert current(str(tmp_path)).endswith("v0001")
+
+
+def test_a_removed_version_is_gone(tmp_path: Path) -> None:
+    publish(tmp_path, PLAN, "one")
+    publish(tmp_path, PLAN, "two")
+    remove_version(str(tmp_path), "v0001")
+    remove_version(str(tmp_path), "v0001")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["CURRENT", "v0002"]

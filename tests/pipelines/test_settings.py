@@ -1,10 +1,19 @@
+import re
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel, ConfigDict
 
 from pipelines.settings import resolve
 from smec_core.config import PAPER_PRESET, TrainConfig
 from smec_core.errors import InputError
+
+
+class Sectioned(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = "a"
+    train: TrainConfig
 
 
 def test_later_layers_win(tmp_path: Path) -> None:
@@ -53,3 +62,32 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent.yaml: cannot be read"):
         resolve(TrainConfig, {}, tmp_path / "absent.yaml")
+
+
+def test_sections_are_merged_key_by_key(tmp_path: Path) -> None:
+    file = tmp_path / "retrain.yaml"
+    file.write_text("train:\n  dims: 96,48\n  tau: 0.5\n")
+    settings = resolve(Sectioned, {"name": "b"}, file, ["train.tau=0.7", "train={epochs: 3}"])
+    assert (settings.name, settings.train.dims, settings.train.tau) == ("b", (96, 48), 0.7)
+    assert settings.train.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("train.taau=1", "--set: unknown key 'train.taau'; did you mean 'train.tau'?"),
+        ("name.tau=1", "--set: unknown key 'name.tau'"),
+        ("train=1", "--set: train: must hold key: value lines"),
+        ("train.tau=-1", r"train.tau: Input should be greater than 0 (given -1 by --set)"),
+        ("train.dims=0", "train.dims: every dim must be at least 1 (given 0 by --set)"),
+        ("train.queue_size=1", "train: queue_size (1) must be at least top_k (10)"),
+    ],
+)
+def test_refusals_in_a_section_name_the_whole_key(assignment: str, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        resolve(Sectioned, {}, None, ["train.dims=48", assignment])
+
+
+def test_a_missing_setting_of_a_section_is_named() -> None:
+    with pytest.raises(InputError, match=r"train\.dims: is required; set it in --config"):
+        resolve(Sectioned, {}, None, ["train.tau=1"])

@@ -15,6 +15,7 @@ import pytest
 
 import smec_core
 from pipelines import compress, evaluate, report, train
+from pipelines.fit import use_gpus
 from pipelines.lease import Holder
 from pipelines.publish import current
 from pipelines.run_folder import RunFolder
@@ -287,3 +288,8 @@ def test_a_bad_row_stops_the_run_with_its_place_and_stores_nothing(
 def test_gpus_that_are_not_there_are_refused(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(SmecError, match="gpu: 1 GPUs wanted, but the cluster has 0"):
         train.run(_settings(dataset, tmp_path / "model", gpu="on"))
+
+
+def test_gpus_that_may_come_are_asked_for(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert use_gpus(_settings(dataset, tmp_path / "model", gpu="wait"), workers=2)
+    assert "2 worker(s) need 2 GPUs, the cluster has 0 now; waiting" in capsys.readouterr().err

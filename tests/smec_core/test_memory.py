@@ -217,3 +217,14 @@ def test_an_old_document_that_comes_again_stays_longer() -> None:
         memory.push(torch.tensor([row]), x_ND[[row]])
     neighbours = memory.search(x_ND[:1], torch.tensor([-1]), 3)
     assert neighbours.row_AK[neighbours.live_AK].tolist() == [0, 2, 3]
+
+
+def test_the_fill_counts_each_document_once() -> None:
+    memory = CrossBatchMemory(4, 8, Group(), "global", CPU)
+    x_ND = unit_rows(10, 8)
+    fills = []
+    for row in (0, 1, 0, 2, 3, 4, 5):
+        memory.push(torch.tensor([row]), x_ND[[row]])
+        fills.append(float(memory.fill()))
+    # the second 0 leaves a hole, which the push of 3 fills
+    assert fills == [0.25, 0.5, 0.5, 0.75, 1.0, 1.0, 1.0]

@@ -27,7 +27,7 @@ DIM, DIMS = 24, (8, 4)
 SMALL = dict(dims=DIMS, epochs=5, lr=1e-2, alpha=0.1, queue_size=200, negatives=64)
 STEP_KEYS = {
     "pass", "stage", "projection", "epoch", "step", "loss", "rank_loss", "unsup_loss", "tau", "lr", "rows_per_s",
-    "seconds/data", "seconds/search", "seconds/compute",
+    "seconds/data", "seconds/search", "seconds/compute", "memory_fill",
 }  # fmt: skip
 
 

@@ -1,8 +1,8 @@
-"""What of a text goes to MLflow."""
+"""How a URI may be shown."""
 
 import pytest
 
-from pipelines.tracking import mask
+from smec_core.uri import mask
 
 
 @pytest.mark.parametrize(

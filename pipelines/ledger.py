@@ -1,0 +1,149 @@
+"""What `smec retrain` keeps of a series of models, in its folder STORAGE/NAME.
+
+    cycles/0001.json            a decided cycle: data, drift, gate, outcome; written once, when all it names is there
+    cycles/0001.safetensors     what its data was like, for later cycles to compare theirs with
+    cycles/0001.queries.json    nDCG@10 of its challenger on each gate query, mean over the dims
+    releases.json               the releases, and which of them is in force
+    training.json               the run folder of the last challenger, removed before the next one is trained
+
+A release is a model with a published version of the corpus. The decision (the cycle) is written first, then
+releases.json, and what others look at (the registry's alias, CURRENT) follows that: whatever a kill leaves undone, the
+next start does, without deciding again.
+"""
+
+import re
+from typing import Any, NamedTuple
+
+import pyarrow.fs as pafs
+
+from pipelines.cluster_settings import NAME
+from pipelines.publish import VERSION, new_file
+from pipelines.run_folder import RunFolder
+from smec_core.drift import Reference
+from smec_core.errors import InputError
+from smec_core.uri import join_uri, public_uri
+
+RELEASES = "releases.json"
+TRAINING = "training.json"
+CYCLES = "cycles"
+
+
+class Release(NamedTuple):
+    """A model in service, and the vectors that it made."""
+
+    cycle: int
+    """The cycle that decided on it."""
+    trained_in: int
+    """The cycle that trained the model; an earlier one where only the corpus was compressed again."""
+    run: str
+    """The training's run folder, in which the model is."""
+    fingerprint: str
+    """Of the model."""
+    registry_version: str
+    """Of the registered model in MLflow."""
+    output: str
+    """The published folder."""
+    version: str
+    """Of that."""
+    reason: str
+    """Why it came to be."""
+    created: str
+    """ISO 8601."""
+
+
+class Releases(NamedTuple):
+    """All releases that are kept, the oldest first. Each is known by the cycle that decided on it."""
+
+    releases: tuple[Release, ...] = ()
+    in_force: int | None = None
+    """The release that is to be in force."""
+    in_effect: int | None = None
+    """The one that the registry's alias and CURRENT are known to name."""
+
+    def with_new(self, release: Release) -> "Releases":
+        """These and a new one, which is to be in force."""
+        return self._replace(releases=(*self.releases, release), in_force=release.cycle)
+
+    @property
+    def champion(self) -> Release | None:
+        """The release in force."""
+        return next((release for release in self.releases if release.cycle == self.in_force), None)
+
+
+class Ledger:
+    """The records of a series; only for who holds the lease of its folder."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    def releases(self) -> Releases:
+        """The releases."""
+        content = self.folder.read_json(RELEASES)
+        if content is None:
+            return Releases()
+        found = Releases(**{**content, "releases": tuple(Release(**release) for release in content["releases"])})
+        for release in found.releases:
+            # they name folders that are removed some day
+            if not re.fullmatch(NAME, release.run) or not VERSION.fullmatch(release.version):
+                file = public_uri(join_uri(self.folder.uri, RELEASES))
+                raise InputError(
+                    f"{file}: {release.run!r} or {release.version!r} is no name of a release; restore the file"
+                )
+        return found
+
+    def write_releases(self, releases: Releases) -> None:
+        """Replaces them, in one piece."""
+        plain = [release._asdict() for release in releases.releases]
+        self.folder.write_json(RELEASES, {**releases._asdict(), "releases": plain})
+
+    def last_cycle(self) -> dict[str, Any] | None:
+        """The record of the last decided cycle."""
+        selector = pafs.FileSelector(f"{self.folder.path}/{CYCLES}", allow_not_found=True)
+        names = [info.base_name for info in self.folder.filesystem.get_file_info(selector)]
+        numbers = [int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit()]
+        return self.cycle(max(numbers)) if numbers else None
+
+    def cycle(self, number: int) -> dict[str, Any]:
+        """The record of a cycle."""
+        content = self.folder.read_json(_name(number, "json"))
+        if content is None:
+            file = public_uri(join_uri(self.folder.uri, _name(number, "json")))
+            raise InputError(f"{file}: is missing; restore it, or take another `name` for a new series")
+        record: dict[str, Any] = content
+        return record
+
+    def write_cycle(self, record: dict[str, Any]) -> None:
+        """Writes the record of a cycle, by its `cycle`."""
+        self.folder.write_json(_name(record["cycle"], "json"), record)
+
+    def begin_training(self, run_folder: RunFolder) -> None:
+        """Notes which run trains the challenger; removes that of the last one, where it was not released."""
+        content = self.folder.read_json(TRAINING)
+        before = content["run"] if content else run_folder.name
+        if before not in {run_folder.name, *(release.run for release in self.releases().releases)}:
+            run_folder.sibling(before).remove()
+        self.folder.write_json(TRAINING, {"run": run_folder.name})
+
+    def keep_reference(self, number: int, reference: Reference, query_scores: dict[str, float]) -> None:
+        """Keeps what a cycle's data was like, and what its challenger reached on it."""
+        path = f"{self.folder.path}/{_name(number, 'safetensors')}"
+        with new_file(self.folder.filesystem, path) as sink:
+            sink.write(reference.to_bytes())
+        self.folder.write_json(_name(number, "queries.json"), query_scores)
+
+    def reference(self, number: int) -> tuple[Reference, dict[str, float]]:
+        """What was kept of a cycle's data."""
+        path = f"{self.folder.path}/{_name(number, 'safetensors')}"
+        with self.folder.filesystem.open_input_stream(path, compression=None) as source:
+            return Reference.from_bytes(source.read()), self.folder.read_json(_name(number, "queries.json"))
+
+    def forget_reference(self, number: int) -> None:
+        """Removes it; the cycle's record stays."""
+        for kind in ("safetensors", "queries.json"):
+            path = f"{self.folder.path}/{_name(number, kind)}"
+            if self.folder.filesystem.get_file_info(path).type == pafs.FileType.File:
+                self.folder.filesystem.delete_file(path)
+
+
+def _name(number: int, kind: str) -> str:
+    return f"{CYCLES}/{number:04d}.{kind}"

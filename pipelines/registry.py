@@ -1,0 +1,130 @@
+"""A series of models in MLflow's registry: versions, why each was promoted or refused, and who is champion.
+
+Other than the record of a training, which may be lost, what is in force must be known: whatever fails here raises.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+import requests
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+
+from pipelines.mlflow_files import log_model, metric
+from pipelines.run_folder import RunFolder
+from pipelines.tracking import STATE_FILE, experiment_named, kept_run, prepare_mlflow
+from smec_core.errors import SmecError, one_line
+from smec_core.uri import mask
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+FINGERPRINT_TAG = "smec.model_fingerprint"
+
+
+class Registry:
+    """The registered model of one name, on the server of MLFLOW_TRACKING_URI."""
+
+    def __init__(self, name: str) -> None:
+        """Opens it; nothing is asked of the server yet.
+
+        Args:
+            name: of the registered model.
+        """
+        prepare_mlflow()
+        self._name, self._client = name, MlflowClient()
+
+    def register(self, run_folder: RunFolder, fingerprint: str, tags: Mapping[str, str]) -> str:
+        """The version of a finished training's model, made where there is none of this fingerprint yet.
+
+        Args:
+            run_folder: the training's folder.
+            fingerprint: of its model.
+            tags: of the version.
+
+        Raises:
+            SmecError: the registry cannot be reached.
+        """
+        with self._reaching():
+            try:
+                self._client.create_registered_model(self._name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            # neither the name nor a fingerprint has quotes
+            known = f"name = '{self._name}' and tag.`{FINGERPRINT_TAG}` = '{fingerprint}'"
+            for version in self._client.search_model_versions(known):
+                return str(version.version)
+            run_id, model_id = self._logged(run_folder)
+            version = self._client.create_model_version(
+                self._name,
+                f"models:/{model_id}",
+                run_id,
+                {FINGERPRINT_TAG: fingerprint, **tags},
+                model_id=model_id,
+            )
+            return str(version.version)
+
+    def _logged(self, run_folder: RunFolder) -> tuple[str, str]:
+        """Ids of the training's run and of its model there; both are made where the server has missed them."""
+        run = kept_run(self._client, (run_folder.read_json(STATE_FILE) or {}).get("run_id"))
+        if run is None:
+            experiment = experiment_named(self._client)
+            run = self._client.create_run(experiment.experiment_id, run_name=run_folder.name)
+        models = run.outputs.model_outputs if run.outputs else []
+        if not models:
+            with tempfile.TemporaryDirectory() as made:
+                run_folder.fetch_model(Path(made))
+                log_model(self._client, run.info.run_id, Path(made))
+            self._client.set_terminated(run.info.run_id)
+            outputs = self._client.get_run(run.info.run_id).outputs
+            models = outputs.model_outputs if outputs else []
+        return run.info.run_id, models[0].model_id
+
+    def note(self, version: str, tags: Mapping[str, str], figures: Mapping[str, float]) -> None:
+        """Tags a version, and adds figures to the run that trained it.
+
+        Raises:
+            SmecError: the registry cannot be reached.
+        """
+        with self._reaching():
+            for key, value in tags.items():
+                self._client.set_model_version_tag(self._name, version, key, value)
+            run_id = self._client.get_model_version(self._name, version).run_id
+            metrics: list[Metric] = [metric(name, value) for name, value in figures.items()]
+            if run_id and metrics:
+                self._client.log_batch(run_id, metrics=metrics)
+
+    def challenge(self, version: str) -> None:
+        """Lets the alias `challenger` name a version.
+
+        Raises:
+            SmecError: the registry cannot be reached.
+        """
+        with self._reaching():
+            self._client.set_registered_model_alias(self._name, CHALLENGER, version)
+
+    def crown(self, version: str) -> None:
+        """Lets the alias `champion` name a version, which then is no challenger any more.
+
+        Raises:
+            SmecError: the registry cannot be reached.
+        """
+        with self._reaching():
+            aliases = self._client.get_registered_model(self._name).aliases
+            if str(aliases.get(CHAMPION)) != version:
+                self._client.set_registered_model_alias(self._name, CHAMPION, version)
+            if str(aliases.get(CHALLENGER)) == version:
+                self._client.delete_registered_model_alias(self._name, CHALLENGER)
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except (MlflowException, requests.RequestException, OSError) as error:
+            raise SmecError(
+                f"MLflow's registry at {mask(mlflow.get_registry_uri())} fails: {mask(one_line(error))[:300]}; what is "
+                "in force stays so; run again when it answers"
+            ) from error

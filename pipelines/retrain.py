@@ -1,0 +1,314 @@
+"""`smec retrain`: trains a challenger on the data as it is now, and releases it where it is better than the champion.
+
+Safe to be run by any scheduler, as often as it likes: where nothing is new, it ends at once. Each step can be done
+again with the same result, so a killed run is simply run again; what is in force changes in the last step only.
+"""
+
+import os
+import time
+from _thread import interrupt_main
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from pipelines import compress
+from pipelines.cluster import connect
+from pipelines.compress import CompressSettings
+from pipelines.console import context, say
+from pipelines.evaluate import on_cluster
+from pipelines.lease import Lease
+from pipelines.ledger import Ledger, Release
+from pipelines.metrics import report_retrain
+from pipelines.releases import Service
+from pipelines.retrain_drift import drift_since, encoder_of, known_queries
+from pipelines.retrain_settings import RetrainSettings
+from pipelines.run_folder import MODEL, RunFolder
+from pipelines.train import Training, TrainingSettings, digest
+from smec_core import gate
+from smec_core.dataset import HELD_OUT, Dataset, dataset_stamp
+from smec_core.drift import Reference
+from smec_core.errors import GateError, InputError, SmecError
+from smec_core.evaluation import Parts, Sides, baseline_encoders, query_scores
+from smec_core.model import Model, load
+from smec_core.schedule import prefix_dims
+from smec_core.uri import join_uri, public_uri
+
+PROMOTED, REFUSED, UNCHANGED, NOTHING_NEW = "promoted", "refused", "unchanged", "nothing new"
+"""How a run ends. Unchanged: the new data gave the champion itself again."""
+
+
+def run(settings: RetrainSettings) -> dict[str, Any]:
+    """Runs a cycle where data or settings are new.
+
+    Returns:
+        The cycle's record: `outcome`, `drift`, `gate`, `release` and others; `outcome` is `nothing new` where there
+        was nothing to do.
+
+    Raises:
+        GateError: the challenger, or the data, was refused.
+        InputError: bad settings or data, or vectors of another embedding model.
+        LeaseError: another process retrains this series.
+        SmecError: something failed; what was in force stays so, and the next run goes on.
+    """
+    folder = RunFolder(settings.storage, settings.name)
+    folder.create()
+    with (
+        context(run=settings.name),
+        Lease(folder, interrupt_main, f"series {settings.name}", "retrained", "name") as lease,
+    ):
+        service = Service(settings, Ledger(folder), lease)
+        service.follow_last_decision()
+        cycle = _Cycle(service)
+        record = cycle.unless_nothing_new()
+        if record is None:
+            record = cycle.decide()
+            service.follow_last_decision()
+        _report(settings.name, record)
+    if record["outcome"] == REFUSED:
+        stays = "what was in force stays so" if record["champion"] else "nothing is released"
+        raise GateError(f"{settings.name}: {record['reason']}; {stays}", record)
+    if record["outcome"] != NOTHING_NEW:
+        say(f"{settings.name}: {record['reason']}")
+    return record
+
+
+def _report(name: str, record: Mapping[str, Any]) -> None:
+    """Exports the figures to Prometheus, where there is a cluster that goes on after this process."""
+    if os.environ.get("RAY_ADDRESS"):
+        connect(0)
+    now, refused = time.time(), record["outcome"] == REFUSED
+    figures = {"last_run_timestamp_seconds": now, "last_success_timestamp_seconds": None if refused else now}
+    if record["outcome"] != NOTHING_NEW:
+        drift, verdict = record["drift"] or {}, record.get("gate", {"ndcg@10": {}})
+        mean = {system: float(np.mean(list(by_dim.values()))) for system, by_dim in verdict["ndcg@10"].items()}
+        figures |= {"gate_refused": float(refused), "champion_ndcg": mean.get(gate.CHAMPION)}
+        figures |= {"challenger_ndcg": mean.get(gate.CHALLENGER), "drift_mean": drift.get("mean_shift")}
+        figures |= {"drift_covariance": drift.get("covariance_shift")}
+        figures |= {"drift_neighbours_kept": drift.get("neighbours_kept")}
+    report_retrain(name, figures)
+
+
+class _Cycle:
+    """One cycle of a series: what is known when it starts, and its steps."""
+
+    def __init__(self, service: Service) -> None:
+        self.settings, self.ledger, self.lease = service.settings, service.ledger, service.lease
+        self.registry = service.registry
+        self.identity = digest(self.settings.identity())
+        self.started = time.monotonic()
+
+    def unless_nothing_new(self) -> dict[str, Any] | None:
+        """A record that says so, where neither data nor settings are new since the last decision."""
+        self.stamp = dataset_stamp(self.settings.data)
+        self.number = 1
+        last = self.ledger.last_cycle()
+        if last is not None:
+            self.number = last["cycle"] + 1
+            if last["identity"] == self.identity and last["stamp"] == self.stamp:
+                return self._nothing_new(last)
+        self.dataset = Dataset.open(self.settings.data, exclude_self=self.settings.train.exclude_self)
+        if last is not None and last["identity"] == self.identity and last["data"] == self.dataset.fingerprint:
+            return self._nothing_new(last)
+        return None
+
+    def _nothing_new(self, last: dict[str, Any]) -> dict[str, Any]:
+        say(
+            f"{self.settings.name}: data and settings are those of cycle {last['cycle']} ({last['reason']}); "
+            "there is nothing to do"
+        )
+        return {**last, "outcome": NOTHING_NEW}
+
+    def decide(self) -> dict[str, Any]:
+        """Reads, trains and compares; writes the decision, with all that it needs.
+
+        Returns:
+            The cycle's record.
+        """
+        settings = self.settings
+        dataset = self.dataset.holding_out(settings.gate.fraction)
+        if dataset.train_judgements() is None:
+            raise InputError(f"{public_uri(settings.data)}: there is no qrels/train; retraining needs judgements")
+        queries = len(dataset.splits[HELD_OUT])
+        if queries < settings.gate.min_queries:
+            raise InputError(
+                f"gate: {queries} judged queries are kept out for it (gate.fraction {settings.gate.fraction}), too few "
+                f"to decide (gate.min_queries {settings.gate.min_queries}); judge more, or give it a larger share"
+            )
+        say(f"{settings.name}, cycle {self.number}: reading {dataset.corpus.rows:,} documents")
+        reference = Reference.of(dataset)
+        champion = self.ledger.releases().champion
+        encoder = encoder_of(settings.data)
+        drift = None if champion is None else drift_since(self.ledger, champion, settings.data, encoder, reference)
+        dims = prefix_dims(dataset.dim, settings.train.dims)
+        parts = on_cluster(settings.train.worker_range[0], settings.train.cpus_per_worker)
+        scores = self._scores_before(dataset, champion, dims, parts)
+        mean = {name: _by_query(dataset, by_dim) for name, by_dim in scores.items()}
+        known = None if champion is None else known_queries(self.ledger, champion, mean[gate.CHAMPION])
+        record: dict[str, Any] = {
+            "cycle": self.number,
+            "identity": self.identity,
+            "stamp": self.stamp,
+            "data": dataset.fingerprint,
+            "encoder": encoder,
+            "champion": None if champion is None else champion.fingerprint,
+            "drift": None if drift is None else asdict(drift),
+            "known_queries": known,
+        }
+        if known is not None and known["then"] - known["now"] > settings.gate.max_drop:
+            problem = (
+                f"refused: the champion itself reaches {known['now']:.4f} nDCG@10 on {known['queries']} gate queries "
+                f"on which it reached {known['then']:.4f}; look at the new judgements and embeddings"
+            )
+            return self._close(record, REFUSED, problem, None)
+        return self._challenge(dataset, record, reference, champion, scores, parts)
+
+    def _challenge(
+        self,
+        dataset: Dataset,
+        record: dict[str, Any],
+        reference: Reference,
+        champion: Release | None,
+        scores: dict[str, dict[int, np.ndarray]],
+        parts: Parts,
+    ) -> dict[str, Any]:
+        run_folder, challenger = self._train(champion)
+        record |= {"run": run_folder.name, "challenger": challenger.fingerprint}
+        if dataset_stamp(self.settings.data) != self.stamp:
+            raise SmecError(f"{public_uri(self.settings.data)}: changed while it was used; run again")
+        if champion is not None and challenger.fingerprint == champion.fingerprint:
+            reason = "unchanged: the new data give the champion again"
+            return self._close(record, UNCHANGED, reason, self._refresh(champion, reason))
+        if (left := self._rolled_back(champion, challenger)) is not None:
+            reason = (
+                f"refused: it is the very model that was rolled back; smec rollback --to {left.version} returns to it"
+            )
+            return self._close(record, REFUSED, reason, None)
+        tags = {"smec.data_fingerprint": dataset.fingerprint, "smec.cycle": str(self.number)}
+        registry_version = self.registry.register(run_folder, challenger.fingerprint, tags)
+        self.registry.challenge(registry_version)
+        say(f"{self.settings.name} version {registry_version} in MLflow's registry is the challenger")
+        judged = dataset.splits[HELD_OUT]
+        dims = tuple(next(iter(scores.values())))
+        sides = {gate.CHALLENGER: Sides.same(challenger.encode)}
+        if champion is not None and self.settings.train.compatible:
+            old = load(_model_uri(self._run_folder(champion)))
+            sides[gate.OLD_DOCUMENTS] = Sides(queries=challenger.encode, documents=old.encode)
+        scores |= query_scores(dataset, sides, dims, judged, parts)
+        verdict = gate.judge(scores, self.settings.gate)
+        say(f"the gate {verdict.reason}")
+        record |= {"gate": verdict.as_json(), "registry_version": registry_version}
+        figures = {f"gate/{name}/{dim}": mean for name, by_dim in verdict.means.items() for dim, mean in by_dim.items()}
+        figures |= {f"drift/{name}": value for name, value in (record["drift"] or {}).items() if value is not None}
+        self.registry.note(registry_version, {"smec.gate": verdict.reason}, figures)
+        if not verdict.holds:
+            release = None if champion is None else self._refresh(champion, verdict.reason)
+            return self._close(record, REFUSED, verdict.reason, release)
+        self.ledger.keep_reference(self.number, reference, _by_query(dataset, scores[gate.CHALLENGER]))
+        version = self._compress(run_folder)
+        release = Release(
+            cycle=self.number,
+            trained_in=self.number,
+            run=run_folder.name,
+            fingerprint=challenger.fingerprint,
+            registry_version=registry_version,
+            output=self.settings.publish.place,
+            version=version,
+            reason=verdict.reason,
+            created=_now(),
+        )
+        return self._close(record, PROMOTED, verdict.reason, release)
+
+    def _close(self, record: dict[str, Any], outcome: str, reason: str, release: Release | None) -> dict[str, Any]:
+        """Writes the decision. From here on it stands, whatever happens."""
+        record |= {
+            "outcome": outcome,
+            "reason": reason,
+            "release": None if release is None else release._asdict(),
+            "decided": _now(),
+            "seconds": round(time.monotonic() - self.started, 3),
+        }
+        self.lease.check()
+        self.ledger.write_cycle(record)
+        return record
+
+    def _scores_before(
+        self, dataset: Dataset, champion: Release | None, dims: tuple[int, ...], parts: Parts
+    ) -> dict[str, dict[int, np.ndarray]]:
+        """Of the champion, truncation and PCA."""
+        sides = {name: Sides.same(encode) for name, encode in baseline_encoders(dataset, parts).items()}
+        if champion is not None:
+            sides[gate.CHAMPION] = Sides.same(load(_model_uri(self._run_folder(champion))).encode)
+        return query_scores(dataset, sides, dims, dataset.splits[HELD_OUT], parts)
+
+    def _train(self, champion: Release | None) -> tuple[RunFolder, Model]:
+        """Trains the challenger, or takes the one that an interrupted cycle has trained."""
+        settings = self.settings
+        values = {name: getattr(settings.train, name) for name in type(settings.train).model_fields if name != "start"}
+        if settings.train.start == "warm" and champion is not None:
+            values["warm_start"] = _model_uri(self._run_folder(champion))
+        else:
+            # there are no old documents yet
+            values["compatible"] = 0.0
+        values |= {"data": settings.data, "storage": settings.storage, "hold_out": settings.gate.fraction}
+        training = Training(TrainingSettings(**values), settings.name)
+        run_folder = RunFolder(settings.storage, training.name)
+        self.ledger.begin_training(run_folder)
+        with TemporaryDirectory() as scratch:
+            training.finish(run_folder, Path(scratch))
+        return run_folder, load(_model_uri(run_folder))
+
+    def _rolled_back(self, champion: Release | None, challenger: Model) -> Release | None:
+        """The release of the same model that someone has rolled back from."""
+        cycle = champion.cycle if champion else 0
+        later = [release for release in self.ledger.releases().releases if release.cycle > cycle]
+        return next((release for release in later if release.fingerprint == challenger.fingerprint), None)
+
+    def _run_folder(self, release: Release) -> RunFolder:
+        return RunFolder(self.settings.storage, release.run)
+
+    def _compress(self, run_folder: RunFolder) -> str:
+        """The finished version of the corpus, which is not in force yet."""
+        settings, publish = self.settings, self.settings.publish
+        figures = compress.compress(
+            CompressSettings(
+                model=_model_uri(run_folder),
+                input=join_uri(settings.data, "corpus"),
+                output=publish.output,
+                dim=publish.dim,
+                dtype=publish.dtype,
+                gpu=settings.train.gpu,
+            )
+        )
+        version: str = figures["version"]
+        return version
+
+    def _refresh(self, champion: Release, reason: str) -> Release | None:
+        """The champion with the corpus as it is now, where that is wanted and new."""
+        if not self.settings.publish.refresh:
+            return None
+        version = self._compress(self._run_folder(champion))
+        output = self.settings.publish.place
+        if (output, version) == (champion.output, champion.version):
+            return None
+        return champion._replace(
+            cycle=self.number, output=output, version=version, reason=f"new corpus ({reason})", created=_now()
+        )
+
+
+def _by_query(dataset: Dataset, by_dim: Mapping[int, np.ndarray]) -> dict[str, float]:
+    """Mean over the dims of each gate query, by its id."""
+    query_ids = dataset.queries.ids().take(dataset.splits[HELD_OUT].query_row_Q).to_pylist()
+    return dict(zip(query_ids, np.mean(list(by_dim.values()), axis=0).tolist(), strict=True))
+
+
+def _model_uri(run_folder: RunFolder) -> str:
+    return join_uri(run_folder.uri, MODEL)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

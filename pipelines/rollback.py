@@ -1,0 +1,52 @@
+"""`smec rollback`: puts an earlier release of `smec retrain` in force again, model and vectors together."""
+
+from _thread import interrupt_main
+from typing import Any
+
+from pipelines.console import say
+from pipelines.lease import Lease
+from pipelines.ledger import Ledger
+from pipelines.releases import Service
+from pipelines.retrain_settings import RollbackSettings
+from pipelines.run_folder import RunFolder
+from smec_core.errors import InputError
+from smec_core.uri import public_uri
+
+
+def run(settings: RollbackSettings) -> dict[str, Any]:
+    """Puts an earlier release in force.
+
+    The next `smec retrain` compares with that one, and does nothing before there are new data or settings.
+
+    Returns:
+        The release.
+
+    Raises:
+        InputError: there is no such release any more.
+        LeaseError: the series is being retrained.
+        SmecError: MLflow's registry cannot be reached; the same command goes on.
+    """
+    folder = RunFolder(settings.storage, settings.name)
+    folder.create()
+    with Lease(folder, interrupt_main, f"series {settings.name}", "retrained", "name") as lease:
+        ledger = Ledger(folder)
+        service = Service(settings, ledger, lease)
+        service.follow_last_decision()
+        releases = ledger.releases()
+        champion = releases.champion
+        if champion is None:
+            raise InputError(f"{public_uri(folder.uri)}: nothing was released yet, so there is nothing to return to")
+        # vectors in another folder than that of the settings are not theirs to switch
+        here = [release for release in releases.releases if release.output == settings.publish.place]
+        if settings.to is None:
+            earlier = [release for release in here if release.cycle < champion.cycle]
+        else:
+            earlier = [release for release in here if release.version == settings.to]
+        if not earlier:
+            kept = ", ".join(release.version for release in here)
+            wanted = f"no release has version {settings.to}" if settings.to else "there is no earlier release"
+            raise InputError(f"to: {wanted}; kept: {kept}, in force: {champion.version}")
+        back = earlier[-1]
+        service.put_in_force(releases._replace(in_force=back.cycle))
+    say(f"{settings.name}: {back.version} with model {back.fingerprint[:12]} is in force, before {champion.version}")
+    return back._asdict()

@@ -1,0 +1,86 @@
+"""A series of models on a small dataset that changes."""
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+
+from pipelines import retrain, rollback
+from pipelines.publish import current
+from pipelines.retrain_settings import RetrainSettings, RollbackSettings
+from pipelines.settings import resolve
+from smec_core.model import load
+from tests.builders import write_dataset
+
+SETTINGS: dict[str, Any] = {
+    # trains in a second, and the better the more queries it has
+    "train": {"dims": [16, 8], "epochs": 20, "lr": 0.01, "batch_size": 32, "negatives": 64},
+    # a test's few queries prove little
+    "gate": {"significance": 1, "min_queries": 20},
+}
+
+
+class Series:
+    """Dataset, storage and published folder of a series, with a config file for them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.name = folder, f"series-{uuid.uuid4().hex[:8]}"
+        self.data, self.output = write_dataset(folder / "data"), folder / "vectors"
+        self.storage = folder / "storage"
+        self.config = folder / "retrain.yaml"
+        places = {"name": self.name, "data": str(self.data), "storage": str(self.storage)}
+        publish = {"publish": {"output": str(self.output), "dim": 16}}
+        self.config.write_text(yaml.safe_dump({**places, **SETTINGS, **publish}))
+        self._judgements = {name: pq.read_table(self._qrels(name)) for name in ("train", "test")}
+
+    def _qrels(self, split: str) -> Path:
+        return self.data / "qrels" / f"{split}.parquet"
+
+    def judge(self, share: float, shuffled: tuple[str, ...] = ()) -> None:
+        """Gives a share of the train queries judgements; those of shuffled splits name other documents."""
+        for split, table in self._judgements.items():
+            rows = table.slice(0, int(share * len(table))) if split == "train" else table
+            if split in shuffled:
+                docs = np.random.default_rng(0).permutation(rows["doc_id"].to_numpy(zero_copy_only=False))
+                rows = rows.set_column(rows.column_names.index("doc_id"), "doc_id", pa.array(docs))
+            pq.write_table(rows, self._qrels(split))
+
+    def retrain(self, *assignments: str) -> dict[str, Any]:
+        return retrain.run(resolve(RetrainSettings, {}, self.config, assignments))
+
+    def rollback(self, to: str | None = None) -> dict[str, Any]:
+        return rollback.run(resolve(RollbackSettings, {"to": to}, self.config))
+
+    @property
+    def champion(self) -> ModelVersion | None:
+        """What the registry's alias names."""
+        aliases = MlflowClient().get_registered_model(self.name).aliases
+        return MlflowClient().get_model_version(self.name, aliases["champion"]) if "champion" in aliases else None
+
+    @property
+    def version(self) -> str:
+        """The published version in force."""
+        return Path(current(str(self.output))).name
+
+    def check_whole(self) -> str:
+        """Asserts that what is in force is whole, and made by the champion, as a reader meets it; its fingerprint."""
+        folder = Path(current(str(self.output)))
+        manifest = json.loads((folder / "manifest.json").read_text())
+        for file in manifest["files"]:
+            assert (folder / file["name"]).stat().st_size == file["bytes"]
+        fingerprint: str = manifest["model_fingerprint"]
+        assert load(manifest["model"]).fingerprint == fingerprint
+        return fingerprint
+
+    def tree(self) -> dict[str, bytes]:
+        """All files of storage and published folder, but for locks."""
+        files = [path for root in (self.storage, self.output) for path in root.rglob("*") if path.is_file()]
+        return {os.path.relpath(path, self.folder): path.read_bytes() for path in files if path.suffix != ".lock"}

@@ -1,0 +1,189 @@
+"""Cycles of a series on a real Ray cluster and a real MLflow store: what is released, refused, and left alone."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from mlflow import MlflowClient
+
+from pipelines.lease import Lease
+from pipelines.run_folder import RunFolder
+from smec_core.errors import GateError, InputError, LeaseError, SmecError
+from smec_core.parquet import write_embeddings
+from tests.pipelines.retrain.series import Series
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> Series:
+    """A series that has released once, by a part of the judgements."""
+    made = Series(tmp_path)
+    made.judge(0.6)
+    assert made.retrain()["outcome"] == "promoted"
+    return made
+
+
+def test_more_judgements_make_a_better_model_which_is_released(series: Series) -> None:
+    first = series.champion
+    assert first is not None
+    assert series.check_whole() == first.tags["smec.model_fingerprint"]
+    before = series.tree()
+
+    assert series.retrain()["outcome"] == "nothing new"
+    assert series.tree() == before
+
+    series.judge(1)
+    record = series.retrain()
+
+    assert record["outcome"] == "promoted"
+    assert record["gate"]["gain"] > 0.1
+    assert record["champion"] == first.tags["smec.model_fingerprint"]
+    assert record["drift"]["mean_shift"] == record["drift"]["covariance_shift"] == 0
+    assert record["known_queries"]["then"] == pytest.approx(record["known_queries"]["now"])
+    assert record["known_queries"]["fresh_queries"] > 5
+    second = series.champion
+    assert second is not None
+    assert series.check_whole() == second.tags["smec.model_fingerprint"] == record["challenger"]
+    assert second.tags["smec.gate"] == record["reason"]
+    assert (series.version, str(second.version)) == ("v0002", "2")
+    assert "challenger" not in MlflowClient().get_registered_model(series.name).aliases
+    figures = MlflowClient().get_run(str(second.run_id)).data.metrics
+    assert figures["gate/challenger/16"] == pytest.approx(record["gate"]["ndcg@10"]["challenger"]["16"])
+
+    assert series.rollback()["version"] == series.version == "v0001"
+    assert series.check_whole() == first.tags["smec.model_fingerprint"]
+    champion = series.champion
+    assert champion is not None and champion.version == first.version
+    # what was rolled back does not come again by itself
+    assert series.retrain()["outcome"] == "nothing new"
+    assert series.version == "v0001"
+    # nor when settings are new, but give the same model
+    with pytest.raises(GateError, match="it is the very model that was rolled back; smec rollback --to v0002"):
+        series.retrain("gate.max_drop=0.2")
+    assert series.version == "v0001"
+    assert series.rollback("v0002")["version"] == series.version == "v0002"
+    with pytest.raises(InputError, match="to: no release has version v0009; kept: v0001, v0002, in force: v0002"):
+        series.rollback("v0009")
+
+
+def test_no_gate_query_is_trained_on(series: Series) -> None:
+    record = series.retrain("gate.min_gain=0.001")
+    run = json.loads((series.storage / record["run"] / "run.json").read_text())
+    assert run["hold_out"] == 0.2
+    gate = json.loads((series.storage / series.name / "cycles" / "0001.queries.json").read_text())
+    config = json.loads((series.storage / record["run"] / "model" / "config.json").read_text())
+    judged = {
+        name: set(pq.read_table(series.data / f"qrels/{name}.parquet")["query_id"].to_pylist())
+        for name in ("train", "test")
+    }
+    held_out = set(gate)
+    assert held_out <= judged["train"] | judged["test"]
+    assert config["data"]["splits"]["train"]["queries"] == len(judged["train"] - held_out)
+
+
+@pytest.mark.parametrize(
+    ("shuffled", "max_drop", "why"),
+    [
+        (("train",), 0.1, "the champion itself reaches"),
+        (("train", "test"), 0.1, "the champion itself reaches"),
+        (("train",), 1, "the mean over the dims gains -"),
+    ],
+)
+def test_shuffled_judgements_release_nothing(
+    series: Series, shuffled: tuple[str, ...], max_drop: float, why: str
+) -> None:
+    champion, version = series.champion, series.version
+    series.judge(1, shuffled)
+
+    with pytest.raises(GateError, match=rf"refused: {why}.*; what was in force stays so") as refused:
+        series.retrain(f"gate.max_drop={max_drop}")
+
+    assert refused.value.figures["outcome"] == "refused"
+    assert ("gate" in refused.value.figures) == (max_drop == 1)
+    assert series.champion == champion
+    assert series.version == version
+    # the same data are not tried again
+    assert series.retrain(f"gate.max_drop={max_drop}")["outcome"] == "nothing new"
+    # and the next good ones are
+    series.judge(1)
+    assert series.retrain()["outcome"] == "promoted"
+
+
+def test_new_documents_are_published_by_the_champion_where_the_challenger_is_no_better(series: Series) -> None:
+    champion = series.champion
+    x_ND = np.random.default_rng(0).standard_normal((20, 32)).astype(np.float32)
+    write_embeddings(str(series.data / "corpus/part-9.parquet"), [f"new{row}" for row in range(20)], x_ND)
+
+    with pytest.raises(GateError) as refused:
+        series.retrain("gate.min_gain=0.5")
+
+    assert series.version == "v0002" == refused.value.figures["release"]["version"]
+    assert series.champion == champion
+    published = pq.read_table(list((series.output / "v0002").glob("*.parquet")))["id"].to_pylist()
+    assert {"new0", "new19"} <= set(published)
+    assert champion is not None and series.check_whole() == champion.tags["smec.model_fingerprint"]
+    # from the version of the same model
+    assert series.rollback()["version"] == "v0001"
+
+
+def test_vectors_of_another_embedding_model_are_refused(series: Series) -> None:
+    turn = np.linalg.qr(np.random.default_rng(1).standard_normal((32, 32)))[0].astype(np.float32)
+    for path in [*(series.data / "corpus").iterdir(), series.data / "queries.parquet"]:
+        table = pq.read_table(path)
+        x_ND = np.stack(table["embedding"].to_numpy(zero_copy_only=False))
+        write_embeddings(str(path), table["id"].to_pylist(), x_ND @ turn)
+    before = series.tree()
+
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"the embedding model has changed: half of \d+ documents .* new series"):
+            series.retrain()
+
+    assert series.tree() == before
+
+
+def test_a_series_is_retrained_by_one_process_at_a_time(series: Series) -> None:
+    series.judge(1)
+    folder = RunFolder(str(series.storage), series.name)
+    with Lease(folder, lambda: None), pytest.raises(LeaseError, match=f"series {series.name} is being retrained by"):
+        series.retrain()
+    assert series.version == "v0001"
+
+
+def test_without_the_registry_nothing_is_switched(series: Series, monkeypatch: pytest.MonkeyPatch) -> None:
+    champion = series.champion
+    series.judge(1)
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        with pytest.raises(SmecError, match=r"registry at http://\*\*\*@127.0.0.1:9 fails: .*run again") as failed:
+            series.retrain()
+    assert "secret" not in str(failed.value)
+    assert (series.champion, series.version) == (champion, "v0001")
+
+    assert series.retrain()["outcome"] == "promoted"
+    assert series.champion != champion
+
+
+def test_old_releases_are_removed(series: Series) -> None:
+    for share in (0.8, 1.0):
+        series.judge(share)
+        assert series.retrain("publish.keep=2", "gate.min_gain=-1", "gate.max_loss=1")["outcome"] == "promoted"
+
+    assert {path.name for path in series.output.iterdir()} == {"CURRENT", "v0002", "v0003"}
+    runs = {path.name for path in series.storage.iterdir() if path.name != series.name}
+    releases = json.loads((series.storage / series.name / "releases.json").read_text())["releases"]
+    assert runs == {release["run"] for release in releases}
+    assert len(runs) == 2
+    assert series.rollback()["version"] == "v0002"
+    with pytest.raises(InputError, match="there is no earlier release"):
+        series.rollback()
+
+
+def test_too_few_gate_queries_are_said_before_anything_is_trained(series: Series) -> None:
+    before = series.tree()
+    with pytest.raises(InputError, match=r"gate: \d+ judged queries are kept out for it .* judge more"):
+        series.retrain("gate.min_queries=90")
+    assert series.tree() == before

@@ -1,0 +1,166 @@
+"""What a log collector reads with SMEC_LOG=json."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.console import Progress, adopt_loggers, begin, context, say, say_failed, warn
+from smec_core.errors import InputError, SmecError
+from tests.builders import write_dataset
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def smec(folder: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "SMEC_LOG": "json"} | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def as_json(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The state of a process that logs JSON, undone afterwards."""
+    monkeypatch.setenv("SMEC_LOG", "json")
+    monkeypatch.setattr("pipelines.console._fields", {})
+    before = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:], logging.root.level = before
+    logging.captureWarnings(False)
+
+
+def read(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+@pytest.mark.ray
+def test_all_that_a_training_says_is_lines_of_json(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data")
+    began = datetime.now(UTC)
+
+    # the files of a run lie where the process runs, so not in the repository
+    ended = smec(tmp_path, "train", "--data", str(data), "--dims", "8", "--out", "model", "--set", "epochs=1")
+
+    assert ended.returncode == 0, ended.stderr
+    lines = [json.loads(line) for line in ended.stderr.splitlines()]
+    for line in lines:
+        assert began <= datetime.fromisoformat(line["time"]) <= datetime.now(UTC)
+        assert (line["level"], line["command"]) == ("info", "train")
+        assert line["message"]
+    [run] = {line["run"] for line in lines}
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["run"] == run
+    step = next(line for line in lines if "step" in line)
+    assert (step["pass"], step["stage"], step["projection"], step["epoch"]) == ("first", 32, "free", 0)
+    assert step["step"] >= 1
+    assert step["loss"] > 0
+    assert step["rows_per_s"] > 0
+    assert "ndcg@10" in ended.stdout, "results stay on stdout"
+
+
+@pytest.mark.parametrize(("debug", "has_traceback"), [("0", False), ("1", True)])
+def test_a_command_that_fails_says_so_in_one_line_without_the_password(
+    tmp_path: Path, debug: str, has_traceback: bool
+) -> None:
+    uri = "sftp://someone:hunter2@host/data"
+    ended = smec(tmp_path, "check", uri, SMEC_DEBUG=debug)
+
+    assert ended.returncode == 2
+    line = json.loads(ended.stderr)
+    assert (line["level"], line["command"]) == ("error", "check")
+    assert "host/data" in line["message"]
+    assert ("traceback" in line) == has_traceback
+    assert "hunter2" not in ended.stdout + ended.stderr
+
+
+def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
+    ended = smec(tmp_path, "check", "data", SMEC_LOG="xml")
+    assert ended.returncode == 2
+    assert ended.stderr.strip() == "smec: SMEC_LOG=xml: unknown; text, the default, or json"
+
+
+def test_lines_tell_the_run_that_they_are_of(as_json: None, capsys: pytest.CaptureFixture[str]) -> None:
+    begin("retrain")
+    with context(run="nightly"):
+        with context(run="training"):
+            say("inside")
+        warn("outside")
+        try:
+            with context(run="training"):
+                raise SmecError("the workers are gone")
+        except SmecError as error:
+            say("goes on")
+            say_failed(error, str(error))
+    say("after")
+
+    found = [(line["message"], line["level"], line["command"], line.get("run")) for line in read(capsys)]
+    assert found == [
+        ("inside", "info", "retrain", "training"),
+        ("outside", "warning", "retrain", "nightly"),
+        ("goes on", "info", "retrain", "nightly"),
+        ("the workers are gone", "error", "retrain", "training"),
+        ("after", "info", "retrain", None),
+    ]
+
+
+def test_what_libraries_log_has_the_same_form(as_json: None, capsys: pytest.CaptureFixture[str]) -> None:
+    library = logging.getLogger("some.library")
+    library.addHandler(logging.StreamHandler())
+    library.propagate = False
+    begin("train")
+    adopt_loggers()
+    library.warning("retry of %s", "http://me:hunter2@host/x")
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        library.exception("gave up")
+
+    first, second = read(capsys)
+    assert (first["level"], first["logger"], first["command"]) == ("warning", "some.library", "train")
+    assert first["message"] == "retry of http://***@host/x"
+    assert "ValueError: two\nlines" in second["traceback"]
+
+
+def test_a_loss_that_is_no_number_is_still_json(as_json: None, capsys: pytest.CaptureFixture[str]) -> None:
+    record: dict[str, float | int | str] = {
+        "pass": "first",
+        "stage": 8,
+        "projection": "free",
+        "epoch": 0,
+        "step": 1,
+        "rows_per_s": 5.0,
+    }
+    with Progress() as progress:
+        progress.update(record | {"loss": float("nan")})
+    [line] = capsys.readouterr().err.splitlines()
+
+    def refuse(text: str) -> None:
+        raise AssertionError(f"{text} is not in JSON")
+
+    assert json.loads(line, parse_constant=refuse)["loss"] == "nan"
+
+
+def test_people_read_no_json_and_no_password(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("SMEC_LOG", raising=False)
+    from pipelines.console import console
+
+    console.cache_clear()
+    try:
+        with context(run="nightly"):
+            say("stored at http://me:hunter2@host/x", step=3)
+        say_failed(InputError("x"), "x")
+    finally:
+        console.cache_clear()
+    assert capsys.readouterr().err == "stored at http://***@host/x\nsmec: x\n"
