@@ -187,3 +187,21 @@ def test_too_few_gate_queries_are_said_before_anything_is_trained(series: Series
     with pytest.raises(InputError, match=r"gate: \d+ judged queries are kept out for it .* judge more"):
         series.retrain("gate.min_queries=90")
     assert series.tree() == before
+
+
+def test_a_compatible_challenger_is_asked_for_the_old_documents_too(series: Series) -> None:
+    champion = series.champion
+    assert champion is not None
+    series.judge(1)
+    record = series.retrain("train.start=warm", "train.compatible=1")
+
+    assert record["outcome"] == "promoted"
+    assert min(record["gate"]["ndcg@10"]["new queries on old documents"].values()) > 0.3
+    config = json.loads((series.storage / record["run"] / "model" / "config.json").read_text())
+    assert config["warm_start"]["fingerprint"] == champion.tags["smec.model_fingerprint"]
+    assert config["train"]["compatible"] == 1
+
+
+def test_compatibility_needs_a_warm_start(series: Series) -> None:
+    with pytest.raises(InputError, match="train: compatible: only a warm start can be; set start: warm"):
+        series.retrain("train.compatible=1")
