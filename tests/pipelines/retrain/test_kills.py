@@ -144,6 +144,15 @@ def test_the_points_are_all_that_there_are(story: Story) -> None:
     assert len(story.steps) == POINTS, "\n".join(story.steps)
 
 
+def test_the_oldest_release_is_removed_with_its_model(story: Story) -> None:
+    releases = story.end[f"storage/{story.series.name}/releases.json"]["releases"]
+    assert [release["version"] for release in releases] == ["v0002", "v0003"]
+    published = {name.split("/")[1] for name in story.end if name.startswith("vectors/")}
+    assert published == {"CURRENT", "v0002", "v0003"}
+    models = {name.split("/")[1] for name in story.end if name.endswith("adapter.safetensors")}
+    assert models == {release["run"] for release in releases}
+
+
 @pytest.mark.parametrize(
     "point",
     [point if point in OF_EVERY_RUN else pytest.param(point, marks=pytest.mark.slow) for point in range(POINTS)],
