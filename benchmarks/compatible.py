@@ -2,7 +2,7 @@
 
 The champion learns from half of the train queries, the challengers from all; nothing is chosen on the test split.
 
-python -m benchmarks.compatible --data DATA --dims 384,192,96,48,24 --out results/compatible-scifact
+python -m benchmarks.compatible --data DATA --dims 384,192,96,48,24 --models MODELS --out results/compatible-scifact
 """
 
 import argparse

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -223,7 +224,7 @@ def experiment(
 def evaluate(
     data: Data = None,
     model: Annotated[str | None, typer.Option(help="Model folder.")] = None,
-    split: Annotated[str | None, typer.Option(help="train, dev or test; default: test, else dev.")] = None,
+    split: Annotated[str | None, typer.Option(help="train, dev, test or held_out; default: test, else dev.")] = None,
     baselines: Annotated[bool | None, typer.Option("--baselines", help="Score truncation, PCA and full too.")] = None,
     workers: Annotated[int | None, typer.Option(help="Ray tasks side by side; 1: without Ray.")] = None,
     exclude_self: Annotated[
@@ -506,7 +507,8 @@ def _fail(error: Exception) -> NoReturn:
     from pipelines.console import is_json, say_failed
 
     if os.environ.get("SMEC_DEBUG") == "1" and not is_json():
-        raise error
+        say_failed(error, "".join(traceback.format_exception(error)))
+        sys.exit(getattr(error, "exit_code", 1))
     message = str(error)
     if not isinstance(error, SmecError):
         message = f"unexpected {type(error).__name__}: {message}; SMEC_DEBUG=1 shows where"

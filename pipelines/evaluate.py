@@ -10,10 +10,11 @@ from rich.table import Table
 from pipelines.console import show
 from pipelines.indexes.store import StoreName
 from pipelines.vector_types import VectorType
-from smec_core.dataset import Dataset
+from smec_core.dataset import HELD_OUT, Dataset
+from smec_core.errors import InputError
 from smec_core.evaluation import Parts, default_split, evaluate, in_one_part
 from smec_core.group import rows_of_rank
-from smec_core.model import load
+from smec_core.model import Model, load
 
 
 def _funnel(value: Any) -> Any:
@@ -41,8 +42,9 @@ class EvaluateSettings(BaseModel):
     """Dataset folder or URI."""
     model: str
     """Model folder."""
-    split: Literal["train", "dev", "test"] | None = None
-    """Judgements to score by; default: test, else dev, else the nearest documents by the original embeddings."""
+    split: Literal["train", "dev", "test", "held_out"] | None = None
+    """Judgements to score by; default: test, else dev, else the nearest documents by the original embeddings. held_out:
+    those of the queries that the model's training has left out (hold_out)."""
     max_unknown: float = Field(0.1, ge=0, le=1)
     """Share of a split's judgements that may name ids which the data does not hold; they are left out."""
     baselines: bool = False
@@ -80,6 +82,8 @@ def run(settings: EvaluateSettings) -> dict[str, Any]:
     model = load(settings.model)
     exclude_self = settings.exclude_self or bool(model.config.get("train", {}).get("exclude_self"))
     dataset = Dataset.open(settings.data, settings.max_unknown, exclude_self)
+    if settings.split == HELD_OUT:
+        dataset = _with_held_out(dataset, model, settings.model)
     split = settings.split or default_split(dataset)
     if settings.index is not None:
         from pipelines import evaluate_index
@@ -89,6 +93,13 @@ def run(settings: EvaluateSettings) -> dict[str, Any]:
     report = evaluate(dataset, model, split, settings.baselines, parts)
     show(quality_table(report))
     return report
+
+
+def _with_held_out(dataset: Dataset, model: Model, name: str) -> Dataset:
+    share = model.config.get("hold_out")
+    if not share:
+        raise InputError(f"split: the training of {name} has held out no queries (smec train --set hold_out=0.2)")
+    return dataset.holding_out(share)
 
 
 def on_cluster(workers: int, cpus: int = 1) -> Parts:

@@ -2,7 +2,7 @@
 
     cycles/0001.json            a decided cycle: data, drift, gate, outcome; written once, when all it names is there
     cycles/0001.safetensors     what its data was like, for later cycles to compare theirs with
-    cycles/0001.queries.json    nDCG@10 of its challenger on each gate query, mean over the dims
+    cycles/0001.queries.json    nDCG@10 of its challenger on each gate query, by dim
     releases.json               the releases, and which of them is in force
     training.json               the run folder of the last challenger, removed before the next one is trained
 
@@ -12,7 +12,8 @@ next start does, without deciding again.
 """
 
 import re
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
 
 import pyarrow.fs as pafs
 
@@ -26,6 +27,9 @@ from smec_core.uri import join_uri, public_uri
 RELEASES = "releases.json"
 TRAINING = "training.json"
 CYCLES = "cycles"
+
+QueryScores = dict[str, dict[str, float]]
+"""nDCG@10 by query id and dim."""
 
 
 class Release(NamedTuple):
@@ -50,6 +54,19 @@ class Release(NamedTuple):
     created: str
     """ISO 8601."""
 
+    @classmethod
+    def read(cls, content: Mapping[str, Any], file: str) -> Self:
+        """Reads one back.
+
+        Raises:
+            InputError: what it names is no folder of its own: some day it is removed.
+        """
+        release = cls(**content)
+        _check_run(release.run, file)
+        if not VERSION.fullmatch(release.version):
+            raise InputError(f"{file}: {release.version!r} is no version; restore the file")
+        return release
+
 
 class Releases(NamedTuple):
     """All releases that are kept, the oldest first. Each is known by the cycle that decided on it."""
@@ -59,10 +76,30 @@ class Releases(NamedTuple):
     """The release that is to be in force."""
     in_effect: int | None = None
     """The one that the registry's alias and CURRENT are known to name."""
+    withdrawn: tuple[str, ...] = ()
+    """Fingerprints of the models that were rolled back from."""
 
     def with_new(self, release: Release) -> "Releases":
         """These and a new one, which is to be in force."""
         return self._replace(releases=(*self.releases, release), in_force=release.cycle)
+
+    def returned_to(self, back: Release) -> "Releases":
+        """These with an earlier one in force; where that has another model, the present one is withdrawn."""
+        withdrawn = [model for model in self.withdrawn if model != back.fingerprint]
+        if self.champion is not None and self.champion.fingerprint != back.fingerprint:
+            withdrawn.append(self.champion.fingerprint)
+        return self._replace(in_force=back.cycle, withdrawn=tuple(withdrawn))
+
+    def kept(self, keep: int) -> "Releases":
+        """These without what is not to be kept.
+
+        Kept are the one in force, the last `keep`, and of each of the last `keep` models that were not withdrawn the
+        last release: an earlier model stays at hand however often the corpus was compressed anew.
+        """
+        last_of = {one.run: one for one in self.releases if one.fingerprint not in self.withdrawn}
+        models = sorted(last_of.values(), key=lambda release: release.cycle)[-keep:]
+        wanted = {self.in_force, *(one.cycle for one in (*self.releases[-keep:], *models))}
+        return self._replace(releases=tuple(one for one in self.releases if one.cycle in wanted))
 
     @property
     def champion(self) -> Release | None:
@@ -81,15 +118,9 @@ class Ledger:
         content = self.folder.read_json(RELEASES)
         if content is None:
             return Releases()
-        found = Releases(**{**content, "releases": tuple(Release(**release) for release in content["releases"])})
-        for release in found.releases:
-            # they name folders that are removed some day
-            if not re.fullmatch(NAME, release.run) or not VERSION.fullmatch(release.version):
-                file = public_uri(join_uri(self.folder.uri, RELEASES))
-                raise InputError(
-                    f"{file}: {release.run!r} or {release.version!r} is no name of a release; restore the file"
-                )
-        return found
+        file = public_uri(join_uri(self.folder.uri, RELEASES))
+        releases = tuple(Release.read(release, file) for release in content["releases"])
+        return Releases(**{**content, "releases": releases, "withdrawn": tuple(content.get("withdrawn", ()))})
 
     def write_releases(self, releases: Releases) -> None:
         """Replaces them, in one piece."""
@@ -107,9 +138,10 @@ class Ledger:
         """The record of a cycle."""
         content = self.folder.read_json(_name(number, "json"))
         if content is None:
-            file = public_uri(join_uri(self.folder.uri, _name(number, "json")))
-            raise InputError(f"{file}: is missing; restore it, or take another `name` for a new series")
+            raise self._missing(_name(number, "json"))
         record: dict[str, Any] = content
+        if record["release"] is not None:
+            Release.read(record["release"], public_uri(join_uri(self.folder.uri, _name(number, "json"))))
         return record
 
     def write_cycle(self, record: dict[str, Any]) -> None:
@@ -120,22 +152,38 @@ class Ledger:
         """Notes which run trains the challenger; removes that of the last one, where it was not released."""
         content = self.folder.read_json(TRAINING)
         before = content["run"] if content else run_folder.name
+        _check_run(before, public_uri(join_uri(self.folder.uri, TRAINING)))
         if before not in {run_folder.name, *(release.run for release in self.releases().releases)}:
             run_folder.sibling(before).remove()
         self.folder.write_json(TRAINING, {"run": run_folder.name})
 
-    def keep_reference(self, number: int, reference: Reference, query_scores: dict[str, float]) -> None:
+    def keep_reference(self, number: int, reference: Reference, query_scores: QueryScores) -> None:
         """Keeps what a cycle's data was like, and what its challenger reached on it."""
         path = f"{self.folder.path}/{_name(number, 'safetensors')}"
         with new_file(self.folder.filesystem, path) as sink:
             sink.write(reference.to_bytes())
         self.folder.write_json(_name(number, "queries.json"), query_scores)
 
-    def reference(self, number: int) -> tuple[Reference, dict[str, float]]:
-        """What was kept of a cycle's data."""
+    def reference(self, number: int) -> tuple[Reference, QueryScores]:
+        """What was kept of a cycle's data.
+
+        Raises:
+            InputError: it is not there.
+        """
         path = f"{self.folder.path}/{_name(number, 'safetensors')}"
-        with self.folder.filesystem.open_input_stream(path, compression=None) as source:
-            return Reference.from_bytes(source.read()), self.folder.read_json(_name(number, "queries.json"))
+        query_scores = self.folder.read_json(_name(number, "queries.json"))
+        try:
+            with self.folder.filesystem.open_input_stream(path, compression=None) as source:
+                reference = Reference.from_bytes(source.read())
+        except FileNotFoundError:
+            query_scores = None
+        if query_scores is None:
+            raise self._missing(_name(number, "safetensors"))
+        return reference, query_scores
+
+    def _missing(self, name: str) -> InputError:
+        file = public_uri(join_uri(self.folder.uri, name))
+        return InputError(f"{file}: is missing; restore it, or take another `name` for a new series")
 
     def forget_reference(self, number: int) -> None:
         """Removes it; the cycle's record stays."""
@@ -143,6 +191,11 @@ class Ledger:
             path = f"{self.folder.path}/{_name(number, kind)}"
             if self.folder.filesystem.get_file_info(path).type == pafs.FileType.File:
                 self.folder.filesystem.delete_file(path)
+
+
+def _check_run(run: str, file: str) -> None:
+    if not re.fullmatch(NAME, run):
+        raise InputError(f"{file}: {run!r} is no name of a run; restore the file")
 
 
 def _name(number: int, kind: str) -> str:

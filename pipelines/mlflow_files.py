@@ -20,6 +20,7 @@ from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 import smec_core
 from pipelines.pictures import loss_picture, main_measure, quality_picture
 
+FINGERPRINT_TAG = "smec.model_fingerprint"
 MOST_METRICS = 1000
 """How many metrics MLflow takes in one request."""
 MODEL_REQUIREMENTS = ("numpy", "pydantic", "safetensors", "torch")
@@ -70,7 +71,8 @@ def log_model(client: MlflowClient, run_id: str, folder: Path) -> None:
     """
     model = smec_core.load(folder)
     experiment_id = client.get_run(run_id).info.experiment_id
-    logged = client.create_logged_model(experiment_id, name="model", source_run_id=run_id, model_type="smec")
+    tags = {FINGERPRINT_TAG: model.fingerprint}
+    logged = client.create_logged_model(experiment_id, "model", run_id, tags, model_type="smec")
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, model.input_dim))]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]),
@@ -92,7 +94,7 @@ def log_model(client: MlflowClient, run_id: str, folder: Path) -> None:
         client.log_model_artifacts(logged.model_id, f"{made}/model")
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    client.set_tag(run_id, "smec.model_fingerprint", model.fingerprint)
+    client.set_tag(run_id, FINGERPRINT_TAG, model.fingerprint)
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:

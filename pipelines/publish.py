@@ -16,7 +16,7 @@ import posixpath
 import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,6 +154,21 @@ def finished_version(out: str, plan: dict[str, Any]) -> tuple[str, dict[str, Any
         if all(sizes.get(file["name"]) == file["bytes"] for file in manifest["files"]):
             return join_uri(out, name), manifest
     return None
+
+
+def plans(out: str) -> dict[str, dict[str, Any]]:
+    """What made each version, finished or not, by its name."""
+    filesystem, root = open_filesystem(out)
+    root = root.rstrip("/")
+    if filesystem.get_file_info(root).type != pafs.FileType.Directory:
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    for name in _versions(filesystem, root):
+        for file in (PLAN, MANIFEST):
+            # one that is damaged tells nothing
+            with suppress(ValueError):
+                found[name] = read_json(filesystem, f"{root}/{name}/{file}") or found.get(name, {})
+    return found
 
 
 def remove_version(out: str, name: str) -> None:

@@ -6,22 +6,21 @@ Other than the record of a training, which may be lost, what is in force must be
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import mlflow
-import requests
 from mlflow import MlflowClient
-from mlflow.entities import Metric
+from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 
-from pipelines.mlflow_files import log_model, metric
+from pipelines.mlflow_files import FINGERPRINT_TAG, log_model, metric
 from pipelines.run_folder import RunFolder
 from pipelines.tracking import STATE_FILE, experiment_named, kept_run, prepare_mlflow
 from smec_core.errors import SmecError, one_line
 from smec_core.uri import mask
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-FINGERPRINT_TAG = "smec.model_fingerprint"
 
 
 class Registry:
@@ -33,8 +32,13 @@ class Registry:
         Args:
             name: of the registered model.
         """
+        self._name = name
+
+    @cached_property
+    def _client(self) -> MlflowClient:
+        # a client opens its store at once
         prepare_mlflow()
-        self._name, self._client = name, MlflowClient()
+        return MlflowClient()
 
     def register(self, run_folder: RunFolder, fingerprint: str, tags: Mapping[str, str]) -> str:
         """The version of a finished training's model, made where there is none of this fingerprint yet.
@@ -57,7 +61,7 @@ class Registry:
             known = f"name = '{self._name}' and tag.`{FINGERPRINT_TAG}` = '{fingerprint}'"
             for version in self._client.search_model_versions(known):
                 return str(version.version)
-            run_id, model_id = self._logged(run_folder)
+            run_id, model_id = self._logged(run_folder, fingerprint)
             version = self._client.create_model_version(
                 self._name,
                 f"models:/{model_id}",
@@ -67,21 +71,27 @@ class Registry:
             )
             return str(version.version)
 
-    def _logged(self, run_folder: RunFolder) -> tuple[str, str]:
+    def _logged(self, run_folder: RunFolder, fingerprint: str) -> tuple[str, str]:
         """Ids of the training's run and of its model there; both are made where the server has missed them."""
         run = kept_run(self._client, (run_folder.read_json(STATE_FILE) or {}).get("run_id"))
         if run is None:
             experiment = experiment_named(self._client)
             run = self._client.create_run(experiment.experiment_id, run_name=run_folder.name)
-        models = run.outputs.model_outputs if run.outputs else []
-        if not models:
+        model_id = self._model_of(run, fingerprint)
+        if model_id is None:
             with tempfile.TemporaryDirectory() as made:
                 run_folder.fetch_model(Path(made))
                 log_model(self._client, run.info.run_id, Path(made))
             self._client.set_terminated(run.info.run_id)
-            outputs = self._client.get_run(run.info.run_id).outputs
-            models = outputs.model_outputs if outputs else []
-        return run.info.run_id, models[0].model_id
+            model_id = self._model_of(self._client.get_run(run.info.run_id), fingerprint)
+        return run.info.run_id, str(model_id)
+
+    def _model_of(self, run: Run, fingerprint: str) -> str | None:
+        """Id of the run's model of this fingerprint: a training that was killed at its end may have logged two."""
+        for output in run.outputs.model_outputs if run.outputs else []:
+            if self._client.get_logged_model(output.model_id).tags.get(FINGERPRINT_TAG) == fingerprint:
+                return str(output.model_id)
+        return None
 
     def note(self, version: str, tags: Mapping[str, str], figures: Mapping[str, float]) -> None:
         """Tags a version, and adds figures to the run that trained it.
@@ -123,7 +133,8 @@ class Registry:
     def _reaching(self) -> Iterator[None]:
         try:
             yield
-        except (MlflowException, requests.RequestException, OSError) as error:
+        except Exception as error:
+            # of whatever the store is made of: HTTP, SQL, files
             raise SmecError(
                 f"MLflow's registry at {mask(mlflow.get_registry_uri())} fails: {mask(one_line(error))[:300]}; what is "
                 "in force stays so; run again when it answers"

@@ -1,11 +1,16 @@
 """Puts decisions of `smec retrain` and `smec rollback` in force, and removes what is not needed any more."""
 
+import posixpath
+import re
+
 from pipelines.lease import Lease
 from pipelines.ledger import Ledger, Release, Releases
-from pipelines.publish import put_in_force, remove_version
+from pipelines.publish import plans, put_in_force, remove_version
 from pipelines.registry import Registry
 from pipelines.retrain_settings import RetrainSettings
-from pipelines.run_folder import RunFolder
+from pipelines.run_folder import MODEL, RunFolder
+from smec_core.errors import InputError
+from smec_core.uri import public_uri
 
 
 class Service:
@@ -19,6 +24,7 @@ class Service:
         """Does what the last cycle has decided, or what a killed run has left undone of it.
 
         Raises:
+            InputError: that is about another published folder than the settings name.
             SmecError: MLflow's registry cannot be reached.
         """
         last, releases = self.ledger.last_cycle(), self.ledger.releases()
@@ -32,23 +38,36 @@ class Service:
 
     def put_in_force(self, releases: Releases) -> None:
         """Writes the releases down, then lets alias and CURRENT follow; again with the same result after a kill."""
+        champion, output = releases.champion, self.settings.publish.output
+        if champion is not None and champion.output != self.settings.publish.place:
+            raise InputError(
+                f"publish.output: {champion.version} of {champion.output} was about to be put in force when a run was "
+                "killed; run once with that folder, then change it"
+            )
         self.lease.check()
         self.ledger.write_releases(releases)
-        champion = releases.champion
         if champion is not None:
             self.registry.crown(champion.registry_version)
-            put_in_force(self.settings.publish.output, champion.version)
+            # the registry may have taken its time
+            self.lease.check()
+            put_in_force(output, champion.version)
         self._prune(releases._replace(in_effect=releases.in_force))
 
     def _prune(self, releases: Releases) -> None:
-        newest = releases.releases[-self.settings.publish.keep :]
-        kept = tuple(one for one in releases.releases if one in newest or one.cycle == releases.in_force)
+        kept = releases.kept(self.settings.publish.keep)
+        versions = {one.version for one in kept.releases if one.output == self.settings.publish.place}
+        for version, plan in plans(self.settings.publish.output).items():
+            # also those of runs that were killed before they decided on them
+            if self._is_of_series(plan.get("model")) and version not in versions:
+                remove_version(self.settings.publish.output, version)
+        runs = {one.run for one in kept.releases}
         for release in releases.releases:
-            if release in kept:
-                continue
-            if release.output == self.settings.publish.place and release.version not in {one.version for one in kept}:
-                remove_version(self.settings.publish.output, release.version)
-            if release.run not in {one.run for one in kept}:
-                RunFolder(self.settings.storage, release.run).remove()
+            if release.run not in runs:
                 self.ledger.forget_reference(release.trained_in)
-        self.ledger.write_releases(releases._replace(releases=kept))
+                RunFolder(self.settings.storage, release.run).remove()
+        self.ledger.write_releases(kept)
+
+    def _is_of_series(self, model: object) -> bool:
+        """Whether a model is one that a training of this series has left in the storage."""
+        ours = posixpath.join(public_uri(self.settings.storage), self.settings.name)
+        return isinstance(model, str) and bool(re.fullmatch(rf"{re.escape(ours)}-[0-9a-f]+/{MODEL}", model))

@@ -19,10 +19,10 @@ import numpy as np
 from pipelines import compress
 from pipelines.cluster import connect
 from pipelines.compress import CompressSettings
-from pipelines.console import context, say
+from pipelines.console import context, say, warn
 from pipelines.evaluate import on_cluster
 from pipelines.lease import Lease
-from pipelines.ledger import Ledger, Release
+from pipelines.ledger import Ledger, QueryScores, Release
 from pipelines.metrics import report_retrain
 from pipelines.releases import Service
 from pipelines.retrain_drift import drift_since, encoder_of, known_queries
@@ -79,8 +79,13 @@ def run(settings: RetrainSettings) -> dict[str, Any]:
 
 def _report(name: str, record: Mapping[str, Any]) -> None:
     """Exports the figures to Prometheus, where there is a cluster that goes on after this process."""
-    if os.environ.get("RAY_ADDRESS"):
+    if not os.environ.get("RAY_ADDRESS"):
+        return
+    try:
         connect(0)
+    except SmecError as error:
+        warn(f"the figures of this retrain are not exported to Prometheus: {error}")
+        return
     now, refused = time.time(), record["outcome"] == REFUSED
     figures = {"last_run_timestamp_seconds": now, "last_success_timestamp_seconds": None if refused else now}
     if record["outcome"] != NOTHING_NEW:
@@ -139,22 +144,31 @@ class _Cycle:
                 f"gate: {queries} judged queries are kept out for it (gate.fraction {settings.gate.fraction}), too few "
                 f"to decide (gate.min_queries {settings.gate.min_queries}); judge more, or give it a larger share"
             )
+        champion = self.ledger.releases().champion
+        if champion is not None:
+            fraction = self.ledger.cycle(champion.trained_in)["gate_fraction"]
+            if settings.gate.fraction > fraction:
+                raise InputError(
+                    f"gate.fraction: {settings.gate.fraction} takes queries that the champion has learnt from, which "
+                    f"was trained with {fraction}; leave it at that, or begin a new series (another `name`)"
+                )
         say(f"{settings.name}, cycle {self.number}: reading {dataset.corpus.rows:,} documents")
         reference = Reference.of(dataset)
-        champion = self.ledger.releases().champion
         encoder = encoder_of(settings.data)
         drift = None if champion is None else drift_since(self.ledger, champion, settings.data, encoder, reference)
         dims = prefix_dims(dataset.dim, settings.train.dims)
         parts = on_cluster(settings.train.worker_range[0], settings.train.cpus_per_worker)
-        scores = self._scores_before(dataset, champion, dims, parts)
-        mean = {name: _by_query(dataset, by_dim) for name, by_dim in scores.items()}
-        known = None if champion is None else known_queries(self.ledger, champion, mean[gate.CHAMPION])
+        scores = self._scores_before(dataset, reference, champion, dims, parts)
+        known = None
+        if champion is not None:
+            known = known_queries(self.ledger, champion, _by_query(dataset, scores[gate.CHAMPION]))
         record: dict[str, Any] = {
             "cycle": self.number,
             "identity": self.identity,
             "stamp": self.stamp,
             "data": dataset.fingerprint,
             "encoder": encoder,
+            "gate_fraction": settings.gate.fraction,
             "champion": None if champion is None else champion.fingerprint,
             "drift": None if drift is None else asdict(drift),
             "known_queries": known,
@@ -178,16 +192,12 @@ class _Cycle:
     ) -> dict[str, Any]:
         run_folder, challenger = self._train(champion)
         record |= {"run": run_folder.name, "challenger": challenger.fingerprint}
-        if dataset_stamp(self.settings.data) != self.stamp:
-            raise SmecError(f"{public_uri(self.settings.data)}: changed while it was used; run again")
         if champion is not None and challenger.fingerprint == champion.fingerprint:
             reason = "unchanged: the new data give the champion again"
             return self._close(record, UNCHANGED, reason, self._refresh(champion, reason))
-        if (left := self._rolled_back(champion, challenger)) is not None:
-            reason = (
-                f"refused: it is the very model that was rolled back; smec rollback --to {left.version} returns to it"
-            )
-            return self._close(record, REFUSED, reason, None)
+        if champion is not None and challenger.fingerprint in self.ledger.releases().withdrawn:
+            reason = "refused: it is the very model that was rolled back from"
+            return self._close(record, REFUSED, reason, self._refresh(champion, reason))
         tags = {"smec.data_fingerprint": dataset.fingerprint, "smec.cycle": str(self.number)}
         registry_version = self.registry.register(run_folder, challenger.fingerprint, tags)
         self.registry.challenge(registry_version)
@@ -237,10 +247,15 @@ class _Cycle:
         return record
 
     def _scores_before(
-        self, dataset: Dataset, champion: Release | None, dims: tuple[int, ...], parts: Parts
+        self,
+        dataset: Dataset,
+        reference: Reference,
+        champion: Release | None,
+        dims: tuple[int, ...],
+        parts: Parts,
     ) -> dict[str, dict[int, np.ndarray]]:
         """Of the champion, truncation and PCA."""
-        sides = {name: Sides.same(encode) for name, encode in baseline_encoders(dataset, parts).items()}
+        sides = {name: Sides.same(encode) for name, encode in baseline_encoders(reference.gram).items()}
         if champion is not None:
             sides[gate.CHAMPION] = Sides.same(load(_model_uri(self._run_folder(champion))).encode)
         return query_scores(dataset, sides, dims, dataset.splits[HELD_OUT], parts)
@@ -250,23 +265,26 @@ class _Cycle:
         settings = self.settings
         values = {name: getattr(settings.train, name) for name in type(settings.train).model_fields if name != "start"}
         if settings.train.start == "warm" and champion is not None:
+            dims, theirs = (
+                prefix_dims(self.dataset.dim, settings.train.dims),
+                load(_model_uri(self._run_folder(champion))).dims,
+            )
+            if dims != theirs:
+                raise InputError(
+                    f"train.dims: {', '.join(map(str, dims))}, but a warm start keeps those of the champion, "
+                    f"{', '.join(map(str, theirs))}; set train.start: fresh for this change"
+                )
             values["warm_start"] = _model_uri(self._run_folder(champion))
         else:
             # there are no old documents yet
             values["compatible"] = 0.0
         values |= {"data": settings.data, "storage": settings.storage, "hold_out": settings.gate.fraction}
-        training = Training(TrainingSettings(**values), settings.name)
+        training = Training(TrainingSettings(**values), settings.name, self.dataset)
         run_folder = RunFolder(settings.storage, training.name)
         self.ledger.begin_training(run_folder)
         with TemporaryDirectory() as scratch:
             training.finish(run_folder, Path(scratch))
         return run_folder, load(_model_uri(run_folder))
-
-    def _rolled_back(self, champion: Release | None, challenger: Model) -> Release | None:
-        """The release of the same model that someone has rolled back from."""
-        cycle = champion.cycle if champion else 0
-        later = [release for release in self.ledger.releases().releases if release.cycle > cycle]
-        return next((release for release in later if release.fingerprint == challenger.fingerprint), None)
 
     def _run_folder(self, release: Release) -> RunFolder:
         return RunFolder(self.settings.storage, release.run)
@@ -281,10 +299,12 @@ class _Cycle:
                 output=publish.output,
                 dim=publish.dim,
                 dtype=publish.dtype,
-                gpu=settings.train.gpu,
+                gpu="auto" if settings.train.gpu == "wait" else settings.train.gpu,
             )
         )
         version: str = figures["version"]
+        if dataset_stamp(settings.data) != self.stamp:
+            raise SmecError(f"{public_uri(settings.data)}: changed while it was used; run again")
         return version
 
     def _refresh(self, champion: Release, reason: str) -> Release | None:
@@ -300,10 +320,12 @@ class _Cycle:
         )
 
 
-def _by_query(dataset: Dataset, by_dim: Mapping[int, np.ndarray]) -> dict[str, float]:
-    """Mean over the dims of each gate query, by its id."""
+def _by_query(dataset: Dataset, by_dim: Mapping[int, np.ndarray]) -> QueryScores:
+    """The score of each gate query, by its id and dim."""
     query_ids = dataset.queries.ids().take(dataset.splits[HELD_OUT].query_row_Q).to_pylist()
-    return dict(zip(query_ids, np.mean(list(by_dim.values()), axis=0).tolist(), strict=True))
+    return {
+        name: {str(dim): float(value_Q[row]) for dim, value_Q in by_dim.items()} for row, name in enumerate(query_ids)
+    }
 
 
 def _model_uri(run_folder: RunFolder) -> str:

@@ -1,12 +1,11 @@
 """How the data of a cycle differ from those that the champion was trained on, and whether they fit it at all."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from pipelines.console import say, warn
-from pipelines.ledger import Ledger, Release
+from pipelines.ledger import Ledger, QueryScores, Release
 from pipelines.stored_files import read_json
 from smec_core.drift import SAME_COSINE, Drift, Reference
 from smec_core.errors import InputError
@@ -60,29 +59,35 @@ def drift_since(ledger: Ledger, champion: Release, data: str, encoder: str | Non
     return drift
 
 
-def known_queries(ledger: Ledger, champion: Release, now: Mapping[str, float]) -> dict[str, Any] | None:
+def known_queries(ledger: Ledger, champion: Release, now: QueryScores) -> dict[str, Any] | None:
     """What the champion reached when it was promoted and reaches now on the same gate queries, and on fresh ones.
 
     Args:
         ledger: of the series.
         champion: the release in force.
-        now: its nDCG@10 on each gate query, by id, mean over the dims.
+        now: its nDCG@10 on each gate query, by id and dim.
 
     Returns:
-        `queries`, `then`, `now`, `fresh_queries` and `fresh`; None where no query is known from then.
+        `queries`, `then`, `now`, `fresh_queries` and `fresh`: means over the dims that both have; None where no query
+        is known from then.
     """
     _, then = ledger.reference(champion.trained_in)
     known = [name for name in now if name in then]
-    fresh = [now[name] for name in now if name not in then]
-    if fresh:
-        say(f"the champion reaches {np.mean(fresh):.4f} nDCG@10 on {len(fresh)} fresh gate queries")
+    fresh = [name for name in now if name not in then]
     if not known:
         warn("no gate query is one that the champion was promoted by, so whether the judgements still fit is not known")
         return None
+    dims = now[known[0]].keys() & then[known[0]].keys()
+
+    def mean(scores: QueryScores, names: list[str]) -> float:
+        return float(np.mean([scores[name][dim] for name in names for dim in dims]))
+
+    if fresh:
+        say(f"the champion reaches {mean(now, fresh):.4f} nDCG@10 on {len(fresh)} fresh gate queries")
     return {
         "queries": len(known),
-        "then": float(np.mean([then[name] for name in known])),
-        "now": float(np.mean([now[name] for name in known])),
+        "then": mean(then, known),
+        "now": mean(now, known),
         "fresh_queries": len(fresh),
-        "fresh": float(np.mean(fresh)) if fresh else None,
+        "fresh": mean(now, fresh) if fresh else None,
     }

@@ -37,7 +37,8 @@ class PublishSettings(BaseModel):
     dtype: VectorType = "float32"
     """Number type of the vectors, as `smec compress --dtype`."""
     keep: int = Field(3, ge=1)
-    """Releases to keep, with their vectors, for a rollback; the one in force stays in any case."""
+    """For a rollback: how many of the last releases stay, with their vectors, and of how many of the last models the
+    last release; the one in force stays in any case."""
     refresh: bool = True
     """Where a challenger is refused and the corpus has changed, compress that with the champion, so that new documents
     are found."""
@@ -77,4 +78,5 @@ class RollbackSettings(RetrainSettings):
     """What `smec rollback` takes: the --config of `smec retrain`."""
 
     to: str | None = Field(None, pattern=r"^v\d{4,}$")
-    """Published version to return to; default: that of the release before the one in force."""
+    """Published version to return to; default: that of the release before the one in force, but for models that were
+    rolled back from."""

@@ -39,7 +39,8 @@ def run(settings: RollbackSettings) -> dict[str, Any]:
         # vectors in another folder than that of the settings are not theirs to switch
         here = [release for release in releases.releases if release.output == settings.publish.place]
         if settings.to is None:
-            earlier = [release for release in here if release.cycle < champion.cycle]
+            sound = [release for release in here if release.fingerprint not in releases.withdrawn]
+            earlier = [release for release in sound if release.cycle < champion.cycle]
         else:
             earlier = [release for release in here if release.version == settings.to]
         if not earlier:
@@ -47,6 +48,6 @@ def run(settings: RollbackSettings) -> dict[str, Any]:
             wanted = f"no release has version {settings.to}" if settings.to else "there is no earlier release"
             raise InputError(f"to: {wanted}; kept: {kept}, in force: {champion.version}")
         back = earlier[-1]
-        service.put_in_force(releases._replace(in_force=back.cycle))
+        service.put_in_force(releases.returned_to(back))
     say(f"{settings.name}: {back.version} with model {back.fingerprint[:12]} is in force, before {champion.version}")
     return back._asdict()

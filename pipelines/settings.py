@@ -37,8 +37,8 @@ def resolve(
     """
     layers: list[tuple[str, Mapping[str, Any]]] = [("the preset", preset or {})]
     if config is not None:
-        layers.append((str(config), _read(config)))
-    layers.append(("--set", dict(_assignment(text) for text in assignments)))
+        layers.append((str(config), read_file(config)))
+    layers.append(("--set", dict(read_assignment(text) for text in assignments)))
     layers.append(("flag", {name: value for name, value in flags.items() if value is not None}))
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
@@ -112,7 +112,12 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def read_file(path: Path) -> Mapping[str, Any]:
+    """What a file of settings holds.
+
+    Raises:
+        InputError: it cannot be read, or holds something else.
+    """
     try:
         content = yaml.load(path.read_text(), _Loader)
     except OSError as error:
@@ -128,7 +133,12 @@ def _read(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _assignment(text: str) -> tuple[str, Any]:
+def read_assignment(text: str) -> tuple[str, Any]:
+    """Key and value of one --set.
+
+    Raises:
+        InputError: it is none.
+    """
     key, separator, value = text.partition("=")
     if not separator:
         raise InputError(f"--set {text}: expected key=value")

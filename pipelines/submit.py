@@ -13,12 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pipelines.console import say, warn
 from pipelines.submit_bundle import check_command, fingerprint, write_bundle
 from pipelines.submit_client import JobClient, follow
-from smec_core.errors import InputError, SmecError
+from smec_core.errors import GateError, InputError, SmecError
 from smec_core.uri import mask
 
 # what a training needs to record itself; the rest of the environment is the cluster's own
 FORWARDED = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME")
 SECRET_NAMES = re.compile(r"(?i)pass|pwd|secret|token|key|credential")
+REFUSED = GateError.exit_code
+"""A decision, which another start would not make again: it would find nothing new."""
 ID_METADATA = "smec_id"
 """Key of a job's metadata: the id that all its starts have in common."""
 
@@ -45,8 +47,8 @@ class SubmitSettings(BaseModel):
     """The cluster's dashboard, http://HOST:8265; default: RAY_API_SERVER_ADDRESS, else RAY_ADDRESS."""
     id: str | None = Field(None, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+-]*$")
     """Name of the job on the cluster; default: a hash of the command, its files, its environment and the code. A job of
-    this name that runs is followed. One that has succeeded is returned where the name was given here, and otherwise a
-    new one starts: a nightly command is the same every night."""
+    this name that runs is followed. One that has succeeded, or whose gate has refused, is returned where the name was
+    given here, and otherwise a new one starts: a nightly command is the same every night."""
     env: list[str] = []
     """NAME=VALUE, or NAME to take the value from this environment: what the job's environment gets besides
     MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME. Whoever holds the cluster's token can read it."""
@@ -144,7 +146,7 @@ def _name(entrypoint: str, variables: dict[str, str], files: str) -> str:
 
 
 def _find_or_start(client: JobClient, name: str, entrypoint: str, runtime_env: dict[str, Any], is_named: bool) -> str:
-    """The job of this name that runs, or has succeeded and was asked for by name; else a new one.
+    """The job of this name that runs, or is done and was asked for by name; else a new one.
 
     The first start has the name as its id, later ones NAME-2, NAME-3, ... Ray takes an id once, so that of two
     submissions at the same time one starts the job and the other finds it.
@@ -156,10 +158,12 @@ def _find_or_start(client: JobClient, name: str, entrypoint: str, runtime_env: d
             if job.entrypoint != entrypoint:
                 raise InputError(f"id {name}: is that of another command ({job.entrypoint}); give another --id")
         running = [job for job in jobs if not job.status.is_terminal()]
-        done = [job for job in jobs if is_named and job.status.value == "SUCCEEDED"]
+        done = [
+            job for job in jobs if is_named and (job.status.value == "SUCCEEDED" or job.driver_exit_code == REFUSED)
+        ]
         if running or done:
             found = (running or done)[-1].submission_id
-            say(f"job {found} {'runs already' if running else 'has succeeded already'}")
+            say(f"job {found} {'runs already' if running else 'is done already'}")
             return str(found)
         taken |= {str(job.submission_id) for job in jobs}
         # one above the highest, and never one that is free again: Ray does not take the id of a deleted job

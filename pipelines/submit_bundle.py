@@ -3,13 +3,14 @@
 import hashlib
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import typer
 
+from pipelines.settings import read_assignment, read_file
 from smec_core.errors import InputError
 
 PACKAGES = ("smec_core", "pipelines", "tune_spaces")
@@ -20,8 +21,11 @@ FILE_OPTIONS = ("--config", "--space")
 FILES = "files"
 """Folder of the bundle for those files."""
 
-PLACES = {"base", "data", "folder", "input_", "json_file", "model", "out", "output", "source", "storage"}
-"""Parameters of the commands that name a place to read or to write."""
+PLACES = {
+    *("base", "data", "folder", "input", "input_", "json_file", "model", "out", "output", "source", "storage"),
+    "warm_start",
+}
+"""Parameters and settings of the commands that name a place to read or to write."""
 
 
 def check_command(command: Sequence[str]) -> None:
@@ -32,13 +36,25 @@ def check_command(command: Sequence[str]) -> None:
             cluster cannot reach.
     """
     parameters = parse_command(command)
-    for key in PLACES & parameters.keys():
-        place = parameters[key]
-        if place is not None and not str(place).startswith("/") and "://" not in str(place):
+    config = parameters.get("config")
+    layers = [parameters, dict(read_assignment(text) for text in parameters.get("assign") or [])]
+    if config is not None and config.is_file():
+        layers.append(read_file(config))
+    for place in (place for layer in layers for place in _places(layer)):
+        if not place.startswith("/") and "://" not in place:
             raise InputError(
                 f"smec {command[0]}: {place} is relative, so it would lie in the job's own folder, which goes away "
                 "with it; give an absolute path that the cluster's machines mount, or a URI"
             )
+
+
+def _places(layer: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in layer.items():
+        if isinstance(value, Mapping):
+            yield from _places(value)
+        elif key.rpartition(".")[2] in PLACES and value is not None:
+            # experiments take several
+            yield from str(value).split(",")
 
 
 def parse_command(command: Sequence[str]) -> Mapping[str, Any]:

@@ -46,10 +46,12 @@ class TrainingSettings(JobSettings):
     warm_start: str | None = None
     """Model folder, that of the champion, whose weights the training starts at (flag --warm-start): one pass on train +
     dev, in which each stage takes as many epochs as the champion kept, but at least a quarter of the most. The kinds of
-    projection and the dims that each stage keeps are the champion's, so tau, gumbel_noise, ads_lr_factor, init and what
-    the guard goes by (guard, patience, guard_tolerance, refit) do nothing."""
+    projection and the dims that each stage keeps are the champion's, so tau, gumbel_noise, ads_lr_factor, init,
+    hidden_dim and what dev and the guard go by (dev_fraction, dev_corpus, guard, patience, guard_tolerance, refit) do
+    nothing."""
     hold_out: float = Field(0.0, ge=0, lt=1)
-    """Share of the queries, by a hash of their id, that are neither learnt from nor chosen by, whatever the split."""
+    """Share of the queries, by a hash of their id, that are neither learnt from nor chosen by, whatever the split: for
+    `smec evaluate --split held_out`."""
 
 
 class TrainSettings(TrainingSettings):
@@ -98,18 +100,19 @@ class Training:
         name: of its run.
     """
 
-    def __init__(self, settings: TrainingSettings, series: str = "smec") -> None:
+    def __init__(self, settings: TrainingSettings, series: str = "smec", opened: Dataset | None = None) -> None:
         """Opens the data and the models that it builds on.
 
         Args:
             settings: of the training.
             series: what the name begins with, where the settings give none.
+            opened: the dataset of the settings, where it is open already.
 
         Raises:
             InputError: bad settings or data.
         """
         self._settings, self._config = settings, settings.method()
-        dataset = Dataset.open(settings.data, exclude_self=settings.exclude_self)
+        dataset = opened or Dataset.open(settings.data, exclude_self=settings.exclude_self)
         self.dataset = dataset.holding_out(settings.hold_out) if settings.hold_out else dataset
         self._base = None if settings.base is None else _read_base(settings.base, dataset.dim)
         self._champion = None if settings.warm_start is None else load(settings.warm_start)
@@ -201,7 +204,7 @@ class Training:
     def _evaluated(self, trained: Trained) -> Model:
         """The trained chain as a model that knows what made it and how good it is."""
         dataset, config, base = self.dataset, self._config, self._base
-        record = {
+        record: dict[str, Any] = {
             "dims": prefix_dims(dataset.dim, config.dims),
             "train": config.model_dump(mode="json"),
             "run": self.name,
@@ -221,6 +224,8 @@ class Training:
         }
         if self._champion is not None:
             record["warm_start"] = {"fingerprint": self._champion.fingerprint}
+        if self._settings.hold_out:
+            record["hold_out"] = self._settings.hold_out
         if base is None:
             model = Model(trained.stages, dataset.dim, record, trained.metrics)
         else:

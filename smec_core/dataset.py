@@ -150,7 +150,11 @@ class Dataset:
             raise InputError(f"{public_uri(self.uri)}: none of the judged queries is held out by a share of {share}")
         # a dev split that has lost all its queries is none
         kept = {name: judged for name, judged in kept.items() if name != "dev" or len(judged)}
-        return replace(self, splits={**kept, HELD_OUT: merged})
+        apart = replace(self, splits={**kept, HELD_OUT: merged})
+        if "fingerprint" in self.__dict__:
+            # of the same files, which need not be read again
+            apart.__dict__["fingerprint"] = self.fingerprint
+        return apart
 
     def train_judgements(self) -> Judgements | None:
         """Judgements of the train queries that have a relevant document; None without train judgements.

@@ -68,6 +68,13 @@ class Reference:
         return cls(corpus.rows, sum_D / corpus.rows, gram.sum_DD / corpus.rows, ids, torch.cat(sampled))
 
     @property
+    def gram(self) -> Gram:
+        """What PCA of the documents is found from."""
+        gram = Gram(len(self.mean_D))
+        gram.sum_DD = self.moment_DD * self.rows
+        return gram
+
+    @property
     def covariance_DD(self) -> Tensor:
         """Covariance of the unit document vectors."""
         return self.moment_DD - torch.outer(self.mean_D, self.mean_D)

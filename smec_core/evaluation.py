@@ -74,7 +74,7 @@ def evaluate(
     check_fit(dataset, model, split)
     systems: dict[str, Encode] = {"model": model.encode}
     if baselines:
-        systems |= baseline_encoders(dataset, parts)
+        systems |= baseline_encoders(_corpus_gram(dataset, parts))
     if split is None:
         scores = _neighbour_scores(dataset, systems, model.dims, parts)
         report: dict[str, Any] = {"split": None, "queries": min(HELD_OUT_DOCS, dataset.corpus.rows)}
@@ -103,9 +103,9 @@ def check_fit(dataset: Dataset, model: Model, split: str | None) -> None:
         raise InputError(f"{public_uri(dataset.uri)}: there is no qrels/{split}.parquet; splits present: {present}")
 
 
-def baseline_encoders(dataset: Dataset, parts: Parts = in_one_part) -> dict[str, Encode]:
+def baseline_encoders(corpus: Gram) -> dict[str, Encode]:
     """Truncation of the frozen embeddings, and PCA of the corpus, as encoders whose prefixes are to be compared."""
-    rotation_DD = _corpus_gram(dataset, parts).rotation()
+    rotation_DD = corpus.rotation()
     return {"truncation": lambda x_ND: x_ND, "pca": lambda x_ND: x_ND @ rotation_DD.T}
 
 

@@ -28,7 +28,7 @@ class GateSettings(BaseModel):
     """Share of the judged queries, by a hash of their id, that no training learns from and that decide here."""
     min_queries: int = Field(30, ge=2)
     """With fewer gate queries nothing is trained."""
-    min_gain: float = Field(0.0, ge=-1, le=1)
+    min_gain: float = Field(0.0, ge=0, le=1)
     """Least gain on the champion, mean over the dims."""
     max_loss: float = Field(0.01, ge=0, le=1)
     """The most that any dim may lose against the champion, PCA, or the frozen embeddings cut to that dim."""

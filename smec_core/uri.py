@@ -43,5 +43,5 @@ def public_uri(uri: str) -> str:
 
 def mask(text: str) -> str:
     """The text, with *** for the credentials of every URI in it."""
-    text = re.sub(r"://(?:[^\s'\"/@]*:[^\s'\"]*|[^\s'\"/]*)@", "://***@", text)
+    text = re.sub(r"://(?:[^\s'\"/@]*:[^\s\"]*|[^\s'\"/]*)@", "://***@", text)
     return re.sub(r"(?i)([?&;][^=&;\s]*(?:pass|pwd|secret|token|key|odbc)[^=&;\s]*=)[^&;\s'\"]+", r"\1***", text)

@@ -219,7 +219,7 @@ def assert_complete_in_mlflow(run_id: str, model: Path) -> int:
     database = sqlite3.connect(mlflow.get_tracking_uri().removeprefix("sqlite:///"))
     try:
         rows = database.execute("SELECT key, step FROM metrics WHERE run_uuid = ?", [run_id])
-        found = sorted((key, step) for key, step in rows if key.startswith(("first/", "refit/")))
+        found = sorted((key, step) for key, step in rows if key.startswith(("first/", "refit/", "warm/")))
     finally:
         database.close()
     assert found == expected

@@ -181,7 +181,7 @@ def test_a_named_job_that_has_succeeded_is_not_run_again(
     again = cluster.submit("--id", name, *check, cwd=tmp_path)
 
     assert again.returncode == 0
-    assert "has succeeded already" in again.stderr
+    assert "is done already" in again.stderr
     assert "fingerprint" in again.stdout
     other = cluster.submit("--id", name, "--", "sample", str(tmp_path / "sample"), cwd=tmp_path)
     assert other.returncode == 2

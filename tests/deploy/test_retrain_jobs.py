@@ -34,9 +34,9 @@ def test_first_model_nothing_new_new_data_bad_data_and_rollback(
     series = Series(tmp_path / "series")
     env = cluster.client_env | {"MLFLOW_TRACKING_URI": mlflow_server}
 
-    def job(*command: str) -> tuple[int, str]:
-        started = time.monotonic()
-        submitted = cluster.submit("--", *command, "--config", str(series.config), cwd=tmp_path, env=env)
+    def job(*command: str, id: str | None = None) -> tuple[int, str]:
+        started, named = time.monotonic(), [] if id is None else ["--id", id]
+        submitted = cluster.submit(*named, "--", *command, "--config", str(series.config), cwd=tmp_path, env=env)
         said = submitted.stdout + submitted.stderr
         print(f"{command}: exit code {submitted.returncode} after {time.monotonic() - started:.1f} s\n{said}")
         return submitted.returncode, said
@@ -62,10 +62,14 @@ def test_first_model_nothing_new_new_data_bad_data_and_rollback(
 
     for shuffled in (("train",), ("train", "test")):
         series.judge(1, shuffled)
-        code, said = job("retrain")
+        code, said = job("retrain", id="-".join(shuffled))
         assert code == 3
         assert "refused" in said
         assert in_force() == ("v0002", "2")
+    # a scheduler that has lost the answer asks again, and gets the same
+    code, said = job("retrain", id="train-test")
+    assert code == 3
+    assert "job train-test is done already" in said
 
     series.judge(1)
     broken = series.data / "corpus/part-1.parquet"

@@ -66,8 +66,20 @@ def test_a_release_that_names_folders_elsewhere_is_refused(tmp_path: Path, run: 
     ledger = Ledger(RunFolder(str(tmp_path), "series"))
     release = Release(1, 1, run, "0" * 64, "1", str(tmp_path), version, "", "")
     ledger.write_releases(Releases((release,), 1))
-    with pytest.raises(InputError, match=r"releases\.json: .* is no name of a release"):
+    with pytest.raises(InputError, match=r"releases\.json: '\.\./\w+' is no (name of a run|version); restore the file"):
         ledger.releases()
+    ledger.write_cycle({"cycle": 1, "release": release._asdict()})
+    with pytest.raises(InputError, match=r"0001\.json: '\.\./\w+' is no (name of a run|version); restore the file"):
+        ledger.last_cycle()
+
+
+def test_a_training_that_names_a_folder_elsewhere_removes_nothing(tmp_path: Path) -> None:
+    ledger = Ledger(RunFolder(str(tmp_path / "storage"), "series"))
+    (tmp_path / "elsewhere").mkdir()
+    ledger.folder.write_json("training.json", {"run": "../elsewhere"})
+    with pytest.raises(InputError, match=r"training\.json: '\.\./elsewhere' is no name of a run; restore the file"):
+        ledger.begin_training(ledger.folder.sibling("series-0"))
+    assert (tmp_path / "elsewhere").exists()
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,8 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (["--", "train", "--seed", "one"], "smec train: Invalid value for '--seed'"),
         (["train", "--data", "data/products"], "smec train: data/products is relative"),
         (["--", "evaluate", "--data", "/data", "--json", "figures.json"], "smec evaluate: figures.json is relative"),
+        (["--", "train", "--warm-start", "model", "--data", "/data"], "smec train: model is relative"),
+        (["--", "retrain", "--set", "publish.output=vectors"], "smec retrain: vectors is relative"),
         (["--", "train", "--config", "missing.yaml"], "--config missing.yaml: no such file here"),
         (["--", "tune", "--space", "missing.yaml"], "--space missing.yaml: no such file here"),
         (["--address", "ray://head:10001", *CHECK], "address ray://head:10001: must be the http:// or https://"),
@@ -54,6 +56,16 @@ def test_bad_usage_is_refused_with_one_line(arguments: list[str], reason: str) -
 
     assert code == 2
     assert printed.startswith(f"smec: {reason}")
+
+
+@pytest.mark.parametrize("place", ["storage: runs", "publish: {output: vectors, dim: 8}"])
+def test_relative_places_in_a_settings_file_are_refused(tmp_path: Path, place: str) -> None:
+    config = tmp_path / "retrain.yaml"
+    config.write_text(f"name: products\ndata: s3://bucket/data\n{place}\n")
+    code, printed = submit("--", "retrain", "--config", str(config))
+
+    assert code == 2
+    assert "is relative, so it would lie in the job's own folder" in printed
 
 
 def test_without_an_address_it_says_where_one_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,8 @@ from smec_core.uri import mask
     [
         ("http://me:pass@host:5000/x", "http://***@host:5000/x"),
         ("postgresql://me:p/a@ss@host/db", "postgresql://***@host/db"),
+        ("http://me:pa'ss@host/x", "http://***@host/x"),
+        ("neither 'http://host:80/x' nor 'http://me:p@y'", "neither 'http://host:80/x' nor 'http://***@y'"),
         ("request to https://token@host failed", "request to https://***@host failed"),
         ("postgresql://host/db?user=me&password=hunter2&x=1", "postgresql://host/db?user=me&password=***&x=1"),
         ("s3://bucket/folder@v2", "s3://bucket/folder@v2"),

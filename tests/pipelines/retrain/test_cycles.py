@@ -1,19 +1,25 @@
 """Cycles of a series on a real Ray cluster and a real MLflow store: what is released, refused, and left alone."""
 
 import json
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
+from pipelines import compress
+from pipelines.compress import CompressSettings
 from pipelines.lease import Lease
+from pipelines.publish import current, manifest_of, plans
 from pipelines.run_folder import RunFolder
 from smec_core.errors import GateError, InputError, LeaseError, SmecError
 from smec_core.parquet import write_embeddings
+from smec_core.uri import open_filesystem
 from tests.pipelines.retrain.series import Series
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -85,7 +91,7 @@ def test_more_judgements_make_a_better_model_which_is_released(series: Series) -
     assert series.retrain()["outcome"] == "nothing new"
     assert series.version == "v0001"
     # nor when settings are new, but give the same model
-    with pytest.raises(GateError, match="it is the very model that was rolled back; smec rollback --to v0002"):
+    with pytest.raises(GateError, match="it is the very model that was rolled back from; what was in force stays so"):
         series.retrain("gate.max_drop=0.2")
     assert series.version == "v0001"
     assert series.rollback("v0002")["version"] == series.version == "v0002"
@@ -206,6 +212,62 @@ def test_a_compatible_challenger_is_asked_for_the_old_documents_too(series: Seri
     config = json.loads((series.storage / record["run"] / "model" / "config.json").read_text())
     assert config["warm_start"]["fingerprint"] == champion.tags["smec.model_fingerprint"]
     assert config["train"]["compatible"] == 1
+
+
+def test_data_that_change_while_they_are_used_are_not_released(series: Series, monkeypatch: pytest.MonkeyPatch) -> None:
+    series.judge(1)
+    first, compressed = series.data / "corpus/part-0.parquet", compress.compress
+
+    def compress_and_touch(settings: CompressSettings) -> dict[str, Any]:
+        figures = compressed(settings)
+        os.utime(first)
+        return figures
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compress, "compress", compress_and_touch)
+        with pytest.raises(SmecError, match="data: changed while it was used; run again"):
+            series.retrain()
+    assert series.version == "v0001"
+
+    assert series.retrain()["outcome"] == "promoted"
+    # the version of what had changed is gone
+    assert {path.name for path in series.output.iterdir()} == {"CURRENT", "v0001", series.version}
+
+
+def test_a_gate_does_not_take_queries_that_the_champion_has_learnt_from(standing: Series) -> None:
+    with pytest.raises(InputError, match=r"gate\.fraction: 0\.4 takes queries that the champion has learnt from"):
+        standing.retrain("gate.fraction=0.4")
+
+
+def test_other_dims_need_a_fresh_start(standing: Series) -> None:
+    with pytest.raises(InputError, match=r"train\.dims: 32, 4, but a warm start .*; set train\.start: fresh"):
+        standing.retrain("train.start=warm", "train.dims=4")
+
+
+def test_a_refused_challenger_publishes_nothing_where_that_is_not_wanted(standing: Series) -> None:
+    x_ND = np.random.default_rng(0).standard_normal((20, 32)).astype(np.float32)
+    write_embeddings(str(standing.data / "corpus/part-9.parquet"), [f"new{row}" for row in range(20)], x_ND)
+    with pytest.raises(GateError):
+        standing.retrain("gate.min_gain=0.5", "publish.refresh=false")
+    assert standing.version == "v0001"
+
+
+@pytest.mark.slow
+def test_a_series_on_an_object_store(tmp_path: Path, s3: Callable[[str], str]) -> None:
+    series = Series(tmp_path)
+    places = [f"storage={s3('storage')}", f"publish.output={s3('vectors')}", "publish.keep=1"]
+    for share in (0.6, 1.0):
+        series.judge(share)
+        assert series.retrain(*places)["outcome"] == "promoted"
+    assert series.retrain(*places)["outcome"] == "nothing new"
+
+    filesystem, folder = open_filesystem(current(s3("vectors")))
+    manifest = manifest_of(filesystem, folder)
+    champion = series.champion
+    assert manifest is not None and champion is not None
+    assert folder.endswith("v0002")
+    assert manifest["model_fingerprint"] == champion.tags["smec.model_fingerprint"]
+    assert list(plans(s3("vectors"))) == ["v0002"]
 
 
 def test_compatibility_needs_a_warm_start(standing: Series) -> None:

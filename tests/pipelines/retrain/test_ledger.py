@@ -1,0 +1,54 @@
+"""Which releases stay, and which is returned to."""
+
+from pathlib import Path
+
+from pipelines.ledger import Ledger, Release, Releases
+from pipelines.run_folder import RunFolder
+
+
+def release(cycle: int, model: str) -> Release:
+    return Release(cycle, cycle, f"series-{model}", model, "1", "/vectors", f"v{cycle:04d}", "", "")
+
+
+def series(models: str) -> Releases:
+    """A release for each letter, which names its model."""
+    found = Releases()
+    for cycle, model in enumerate(models, 1):
+        found = found.with_new(release(cycle, model))
+    return found
+
+
+def cycles(releases: Releases) -> list[int]:
+    return [one.cycle for one in releases.releases]
+
+
+def test_an_earlier_model_stays_however_often_the_corpus_was_compressed_anew() -> None:
+    assert cycles(series("abbbbb").kept(3)) == [1, 4, 5, 6]
+    assert cycles(series("aabbcc").kept(2)) == [4, 5, 6]
+    assert cycles(series("abcdef").kept(3)) == [4, 5, 6]
+
+
+def test_what_is_in_force_stays_after_a_rollback() -> None:
+    back = series("abcd").returned_to(release(1, "a"))
+    assert (back.in_force, back.withdrawn) == (1, ("d",))
+    assert cycles(back.kept(1)) == [1, 3, 4]
+
+
+def test_a_withdrawn_model_takes_no_place_of_a_sound_one() -> None:
+    back = series("ab").returned_to(release(1, "a"))
+    assert cycles(back.with_new(release(3, "c")).kept(2)) == [1, 2, 3]
+    assert cycles(back.with_new(release(3, "c")).with_new(release(4, "d")).kept(2)) == [3, 4]
+
+
+def test_an_older_corpus_withdraws_no_model_and_a_return_takes_the_mark_away() -> None:
+    assert series("aa").returned_to(release(1, "a")).withdrawn == ()
+    there_and_back = series("ab").returned_to(release(1, "a")).returned_to(release(2, "b"))
+    assert (there_and_back.in_force, there_and_back.withdrawn) == (2, ("a",))
+
+
+def test_records_are_read_back(tmp_path: Path) -> None:
+    ledger = Ledger(RunFolder(str(tmp_path), "series"))
+    assert ledger.releases() == Releases()
+    written = series("ab").returned_to(release(1, "a"))
+    ledger.write_releases(written)
+    assert ledger.releases() == written
