@@ -102,6 +102,11 @@ class Releases(NamedTuple):
         return self._replace(releases=tuple(one for one in self.releases if one.cycle in wanted))
 
     @property
+    def is_returning(self) -> bool:
+        """Whether a rollback is written down but not in effect yet."""
+        return self.in_effect is not None and self.in_force is not None and self.in_force < self.in_effect
+
+    @property
     def champion(self) -> Release | None:
         """The release in force."""
         return next((release for release in self.releases if release.cycle == self.in_force), None)

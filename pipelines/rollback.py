@@ -31,11 +31,15 @@ def run(settings: RollbackSettings) -> dict[str, Any]:
     with Lease(folder, interrupt_main, f"series {settings.name}", "retrained", "name") as lease:
         ledger = Ledger(folder)
         service = Service(settings, ledger, lease)
+        was_cut_short = settings.to is None and ledger.releases().is_returning
         service.follow_last_decision()
         releases = ledger.releases()
         champion = releases.champion
         if champion is None:
             raise InputError(f"{public_uri(folder.uri)}: nothing was released yet, so there is nothing to return to")
+        if was_cut_short:
+            say(f"{settings.name}: {champion.version} is in force; an earlier rollback was killed before that")
+            return champion._asdict()
         # vectors in another folder than that of the settings are not theirs to switch
         here = [release for release in releases.releases if release.output == settings.publish.place]
         if settings.to is None:

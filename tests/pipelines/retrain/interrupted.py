@@ -1,4 +1,6 @@
-"""`smec retrain`, killed before one of its durable steps: python -m tests.pipelines.retrain.interrupted CONFIG POINT.
+"""A job of a series, killed before one of its durable steps:
+
+python -m tests.pipelines.retrain.interrupted CONFIG retrain|rollback [POINT]
 
 A step is everything that a reader, or the next start, can see of this process: a small file that is written, a folder
 that is removed, a request that changes the registry. With no POINT it runs to its end. Prints the steps it did.
@@ -13,13 +15,13 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from pipelines import releases
+from pipelines import releases, retrain, rollback
 from pipelines.lease import LEASE
-from pipelines.retrain import run
-from pipelines.retrain_settings import RetrainSettings
+from pipelines.retrain_settings import RetrainSettings, RollbackSettings
 from pipelines.run_folder import RunFolder
 from pipelines.settings import resolve
 from pipelines.tracking import STATE_FILE
+from smec_core.errors import GateError
 
 REGISTRY = (
     "create_registered_model",
@@ -31,7 +33,7 @@ REGISTRY = (
 STEP = "step: "
 
 
-def main(config: str, point: int | None) -> None:
+def main(config: str, job: str, point: int | None) -> None:
     done: list[str] = []
 
     def step(name: str) -> None:
@@ -59,9 +61,15 @@ def main(config: str, point: int | None) -> None:
         before(MlflowClient, name, lambda client, *args: " ".join(map(str, args[:2])))
     before(releases, "remove_version", lambda output, version: version)
     before(RunFolder, "remove", lambda folder: "run")
-    run(resolve(RetrainSettings, {}, Path(config)))
+    try:
+        if job == "rollback":
+            rollback.run(resolve(RollbackSettings, {}, Path(config)))
+        else:
+            retrain.run(resolve(RetrainSettings, {}, Path(config)))
+    except GateError as refused:
+        print(refused)
     print("".join(f"{STEP}{name}\n" for name in done))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else None)

@@ -15,36 +15,47 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlflow
+import numpy as np
 import pytest
 import ray
 
+from smec_core.parquet import write_embeddings
 from tests.kills import REPOSITORY
 from tests.pipelines.retrain.interrupted import STEP
 from tests.pipelines.retrain.series import Series
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
+SLOW = pytest.mark.slow
 PATIENCE_SECONDS = 300
-# of a cycle that trains, releases, and removes an old release; checked against what it does
-POINTS = 25
-OF_EVERY_RUN = {17, 19, 21}
+# Durable steps of each scene, checked against what it does.
+POINTS = {
+    # the third model, which removes the first
+    "release": 25,
+    # after that, new documents and a challenger that is no better
+    "refresh": 20,
+    # after the third model
+    "rollback": 5,
+}
+OF_EVERY_RUN = {("release", 17), ("release", 19), ("release", 21), ("rollback", 2)}
 
 
-class Story(NamedTuple):
-    """A series as it stands before a third release, what its undisturbed end is, and what happens on the way."""
+class Scene(NamedTuple):
+    """How a series stands before a job, how it stands after an undisturbed one, and what happens on the way."""
 
-    series: Series
     start: Path
+    job: str
     end: dict[str, Any]
     steps: list[str]
 
 
-def retrained(series: Series, *point: str) -> "subprocess.CompletedProcess[str]":
+def run(series: Series, job: str, *point: str) -> "subprocess.CompletedProcess[str]":
     address = ray.get_runtime_context().gcs_address
     return subprocess.run(
-        [sys.executable, "-m", "tests.pipelines.retrain.interrupted", str(series.config), *point],
-        env=os.environ | {"RAY_ADDRESS": address},
-        cwd=REPOSITORY,
+        [sys.executable, "-m", "tests.pipelines.retrain.interrupted", str(series.config), job, *point],
+        env=os.environ | {"RAY_ADDRESS": address, "PYTHONPATH": str(REPOSITORY)},
+        # MLflow puts its artifacts there
+        cwd=series.folder,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -117,54 +128,96 @@ def polled(series: Series) -> Iterator[None]:
     assert reads[0] > 3
 
 
+class Stage:
+    """A series and the scenes that are played with it, each set up when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.series = Series(folder / "series")
+        self._folder = folder
+        self._scenes: dict[str, Scene] = {}
+        self._write_config("dim: 16", "dim: 16\n  keep: 2")
+        for share in (0.35, 0.7):
+            self.series.judge(share)
+            before = run(self.series, "retrain")
+            assert before.returncode == 0, before.stdout
+        self.series.judge(1)
+        self._play("release", "retrain")
+
+    def _write_config(self, old: str, new: str) -> None:
+        text = self.series.config.read_text()
+        assert old in text
+        self.series.config.write_text(text.replace(old, new))
+
+    def _play(self, name: str, job: str) -> None:
+        start = self._folder / f"before {name}"
+        shutil.copytree(self.series.folder, start)
+        with polled(self.series):
+            undisturbed = run(self.series, job)
+        assert undisturbed.returncode == 0, undisturbed.stdout
+        steps = [line.removeprefix(STEP) for line in undisturbed.stdout.splitlines() if line.startswith(STEP)]
+        self._scenes[name] = Scene(start, job, outcome(self.series), steps)
+        shutil.copytree(self.series.folder, self._folder / f"after {name}")
+
+    def set_up(self, folder: Path) -> None:
+        shutil.rmtree(self.series.folder)
+        shutil.copytree(folder, self.series.folder)
+
+    def scene(self, name: str) -> Scene:
+        if name not in self._scenes:
+            self.set_up(self._folder / "after release")
+            if name == "refresh":
+                x_ND = np.random.default_rng(0).standard_normal((20, 32)).astype(np.float32)
+                new = str(self.series.data / "corpus/part-9.parquet")
+                write_embeddings(new, [f"new{row}" for row in range(20)], x_ND)
+                self._write_config("gate:", "gate:\n  min_gain: 0.5")
+            self._play(name, "rollback" if name == "rollback" else "retrain")
+        return self._scenes[name]
+
+
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     folder = tmp_path_factory.mktemp("killed")
     with pytest.MonkeyPatch.context() as patch:
         # a store of its own, which goes back with the rest
         (folder / "series").mkdir()
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'series' / 'mlflow.db'}")
-        patch.chdir(folder / "series")
-        series = Series(folder / "series")
-        series.config.write_text(series.config.read_text().replace("dim: 16", "dim: 16\n  keep: 2"))
-        for share in (0.35, 0.7):
-            series.judge(share)
-            before = retrained(series)
-            assert before.returncode == 0, before.stdout
-        series.judge(1)
-        shutil.copytree(series.folder, folder / "start")
-        with polled(series):
-            undisturbed = retrained(series)
-        assert undisturbed.returncode == 0, undisturbed.stdout
-        steps = [line.removeprefix(STEP) for line in undisturbed.stdout.splitlines() if line.startswith(STEP)]
-        yield Story(series, folder / "start", outcome(series), steps)
+        yield Stage(folder)
 
 
-def test_the_points_are_all_that_there_are(story: Story) -> None:
-    assert len(story.steps) == POINTS, "\n".join(story.steps)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "release" else pytest.mark.slow) for name in POINTS]
+)
+def test_the_points_are_all_that_there_are(stage: Stage, name: str) -> None:
+    steps = stage.scene(name).steps
+    assert len(steps) == POINTS[name], "\n".join(steps)
 
 
-def test_the_oldest_release_is_removed_with_its_model(story: Story) -> None:
-    releases = story.end[f"storage/{story.series.name}/releases.json"]["releases"]
+def test_the_oldest_release_is_removed_with_its_model(stage: Stage) -> None:
+    end = stage.scene("release").end
+    releases = end[f"storage/{stage.series.name}/releases.json"]["releases"]
     assert [release["version"] for release in releases] == ["v0002", "v0003"]
-    published = {name.split("/")[1] for name in story.end if name.startswith("vectors/")}
+    published = {name.split("/")[1] for name in end if name.startswith("vectors/")}
     assert published == {"CURRENT", "v0002", "v0003"}
-    models = {name.split("/")[1] for name in story.end if name.endswith("adapter.safetensors")}
+    models = {name.split("/")[1] for name in end if name.endswith("adapter.safetensors")}
     assert models == {release["run"] for release in releases}
 
 
 @pytest.mark.parametrize(
-    "point",
-    [point if point in OF_EVERY_RUN else pytest.param(point, marks=pytest.mark.slow) for point in range(POINTS)],
+    ("name", "point"),
+    [
+        pytest.param(name, point, marks=[] if (name, point) in OF_EVERY_RUN else SLOW)
+        for name, points in POINTS.items()
+        for point in range(points)
+    ],
 )
-def test_a_rerun_ends_as_an_undisturbed_run(story: Story, point: int) -> None:
-    shutil.rmtree(story.series.folder)
-    shutil.copytree(story.start, story.series.folder)
+def test_a_rerun_ends_as_an_undisturbed_run(stage: Stage, name: str, point: int) -> None:
+    scene = stage.scene(name)
+    stage.set_up(scene.start)
 
-    with polled(story.series):
-        killed = retrained(story.series, str(point))
+    with polled(stage.series):
+        killed = run(stage.series, scene.job, str(point))
         assert killed.returncode == -signal.SIGKILL, killed.stdout
-        again = retrained(story.series)
+        again = run(stage.series, scene.job)
 
     assert again.returncode == 0, again.stdout
-    assert outcome(story.series) == story.end
+    assert outcome(stage.series) == scene.end
