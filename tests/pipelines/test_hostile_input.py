@@ -1,33 +1,30 @@
 """Input that is made to do harm: refused before it does, in one line, or masked."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 import smec_core
+from pipelines.cli import app
 from pipelines.ledger import Ledger, Release, Releases
 from pipelines.run_folder import RunFolder
 from smec_core.errors import InputError, SmecError
 from smec_core.model import Model
 from smec_core.uri import open_filesystem
 from tests.builders import write_dataset
-from tests.kills import REPOSITORY
 
 PASSWORD = "hunter2"
 
 
-def smec(*arguments: str, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "pipelines.cli", *arguments]
-    return subprocess.run(
-        command, env=os.environ | (env or {}), cwd=REPOSITORY, text=True, capture_output=True, timeout=300
-    )
+def smec(*arguments: str) -> tuple[int, str]:
+    """Exit code of a command, and what it printed."""
+    result = CliRunner().invoke(app, arguments)
+    return result.exit_code, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket/runs/../other", "file:///tmp/../etc", "gs://bucket/.."])
@@ -41,10 +38,10 @@ def test_a_name_that_is_no_name_is_refused(tmp_path: Path, name: str) -> None:
     config = tmp_path / "retrain.yaml"
     places = {"data": "data", "storage": str(tmp_path / "storage"), "publish": {"output": "out", "dim": 4}}
     config.write_text(yaml.safe_dump({"name": name, "train": {"dims": 4}, **places}))
-    ended = smec("retrain", "--config", str(config))
+    code, printed = smec("retrain", "--config", str(config))
 
-    assert ended.returncode == 2
-    assert re.fullmatch(r"smec: name: String should match pattern .*\n", ended.stderr)
+    assert code == 2
+    assert re.fullmatch(r"smec: name: String should match pattern .*\n", printed)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["retrain.yaml"]
 
 
@@ -89,10 +86,10 @@ def test_a_training_that_names_a_folder_elsewhere_removes_nothing(tmp_path: Path
 def test_a_config_with_a_command_runs_none(tmp_path: Path, text: str) -> None:
     marker, config = tmp_path / "ran", tmp_path / "train.yaml"
     config.write_text(text.format(marker=marker) + "\ndims: 4\n")
-    ended = smec("train", "--config", str(config), "--out", str(tmp_path / "model"))
+    code, printed = smec("train", "--config", str(config), "--out", str(tmp_path / "model"))
 
-    assert ended.returncode == 2
-    assert len(ended.stderr.splitlines()) == 1
+    assert code == 2
+    assert len(printed.splitlines()) == 1
     assert not marker.exists()
 
 
@@ -105,9 +102,9 @@ def test_a_dim_that_cannot_be_is_refused_by_every_command(tmp_path: Path, dims: 
         ("compress", "--model", str(model), "--input", str(data / "corpus"), "--output", str(tmp_path / "out")),
     ]
     for command, option in zip(commands, ((), ("--dim", dims)), strict=True):
-        ended = smec(*command, *option)
-        assert ended.returncode == 2
-        assert re.fullmatch(r"smec: dims?\b.*\n", ended.stderr)
+        code, printed = smec(*command, *option)
+        assert code == 2
+        assert re.fullmatch(r"smec: dims?\b.*\n", printed)
     assert not (tmp_path / "out").exists()
 
 
@@ -128,9 +125,14 @@ def test_the_password_of_an_mlflow_server_is_in_no_file_and_no_line(tmp_path: Pa
     # Ray puts sockets there, whose paths must be short
     with tempfile.TemporaryDirectory(prefix="smec-", ignore_cleanup_errors=True) as ray_folder:
         env = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "RAY_TMPDIR": ray_folder}
-        ended = smec(
-            *("train", "--data", str(data), "--dims", "8", "--out", str(tmp_path / "model"), "--set", "epochs=1"),
-            env=env,
+        command = ["train", "--data", str(data), "--dims", "8", "--out", str(tmp_path / "model"), "--set", "epochs=1"]
+        ended = subprocess.run(
+            [sys.executable, "-m", "pipelines.cli", *command],
+            env=os.environ | env,
+            cwd=REPOSITORY,
+            text=True,
+            capture_output=True,
+            timeout=300,
         )
         assert ended.returncode == 0, ended.stderr
         assert "MLflow at http://***@127.0.0.1:9 fails" in ended.stderr
