@@ -1,7 +1,10 @@
 """Input that is made to do harm: refused before it does, in one line, or masked."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from smec_core.errors import InputError, SmecError
 from smec_core.model import Model
 from smec_core.uri import open_filesystem
 from tests.builders import write_dataset
+from tests.kills import REPOSITORY
 
 PASSWORD = "hunter2"
 
