@@ -33,7 +33,7 @@ POINTS = {
     # the third model, which removes the first
     "release": 25,
     # after that, new documents and a challenger that is no better
-    "refresh": 20,
+    "refresh": 19,
     # after the third model
     "rollback": 5,
 }
