@@ -135,6 +135,7 @@ def test_the_driver_is_killed_and_the_same_command_goes_on(dataset: Path, undist
     _kill_drivers(dataset, undisturbed, [tmp_path], str(tmp_path / "runs"), spread(last_step(undisturbed), 1))
 
 
+@pytest.mark.slow
 def test_so_does_that_of_a_warm_start(dataset: Path, undisturbed: Path, tmp_path: Path) -> None:
     champion = smec_core.load(undisturbed)
     for stage in champion.metrics["stages"]:
