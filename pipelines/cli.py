@@ -323,12 +323,16 @@ def retrain(
 
 @app.command()
 def rollback(
-    to: Annotated[str | None, typer.Option(help="Published version, as v0003; default: the one before.")] = None,
+    to: Annotated[
+        str | None, typer.Option(help="Published version, as v0003; default: the last of the model before.")
+    ] = None,
     config: Config = None,
     assign: Assign = None,
     json_file: Json = None,
 ) -> None:
     """Put an earlier release of smec retrain in force again: its model and its vectors, together.
+
+    Without --to, the last release of the model before; --to also goes to an older corpus of the same model.
 
     [dim]Example: smec rollback --config retrain.yaml[/dim]
     """

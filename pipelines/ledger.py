@@ -4,6 +4,7 @@
     cycles/0001.safetensors     what its data was like, for later cycles to compare theirs with
     cycles/0001.queries.json    nDCG@10 of its challenger on each gate query, by dim
     releases.json               the releases, and which of them is in force
+    registry.json               the MLflow registry that its versions are of
     training.json               the run folder of the last challenger, removed before the next one is trained
 
 A release is a model with a published version of the corpus. The decision (the cycle) is written first, then
@@ -25,6 +26,7 @@ from smec_core.errors import InputError
 from smec_core.uri import join_uri, public_uri
 
 RELEASES = "releases.json"
+REGISTRY = "registry.json"
 TRAINING = "training.json"
 CYCLES = "cycles"
 
@@ -152,6 +154,22 @@ class Ledger:
     def write_cycle(self, record: dict[str, Any]) -> None:
         """Writes the record of a cycle, by its `cycle`."""
         self.folder.write_json(_name(record["cycle"], "json"), record)
+
+    def check_registry(self, address: str) -> None:
+        """Ties the series to the registry that its first start has used.
+
+        Raises:
+            InputError: it is another one, whose versions are not those that the records name.
+        """
+        known = self.folder.read_json(REGISTRY)
+        if known is None:
+            self.folder.write_json(REGISTRY, {"address": address})
+        elif known["address"] != address:
+            file = public_uri(join_uri(self.folder.uri, REGISTRY))
+            raise InputError(
+                f"MLFLOW_TRACKING_URI: names the registry {address}, but the versions of {self.folder.name} are in "
+                f"{known['address']}; set it to that, or, if the same server has moved, change {file}"
+            )
 
     def begin_training(self, run_folder: RunFolder) -> None:
         """Notes which run trains the challenger; removes that of the last one, where it was not released."""

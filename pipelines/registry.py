@@ -3,6 +3,7 @@
 Other than the record of a training, which may be lost, what is in force must be known: whatever fails here raises.
 """
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,8 +18,8 @@ from mlflow.exceptions import MlflowException
 from pipelines.mlflow_files import FINGERPRINT_TAG, log_model, metric
 from pipelines.run_folder import RunFolder
 from pipelines.tracking import STATE_FILE, experiment_named, kept_run, prepare_mlflow
-from smec_core.errors import SmecError, one_line
-from smec_core.uri import mask
+from smec_core.errors import InputError, SmecError, one_line
+from smec_core.uri import mask, public_uri
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 
@@ -31,8 +32,21 @@ class Registry:
 
         Args:
             name: of the registered model.
+
+        Raises:
+            InputError: in a Ray job, no server is named.
         """
         self._name = name
+        if "MLFLOW_TRACKING_URI" not in os.environ and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+            raise InputError(
+                "MLFLOW_TRACKING_URI: is not set, and MLflow's own default lies in the job's folder, which goes away "
+                "with it; set it to your MLflow server, here (smec submit sends it along) or on the cluster's machines"
+            )
+
+    @property
+    def address(self) -> str:
+        """Of the registry, without credentials."""
+        return public_uri(mlflow.get_registry_uri())
 
     @cached_property
     def _client(self) -> MlflowClient:

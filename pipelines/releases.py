@@ -17,11 +17,20 @@ class Service:
     """A series of models as the world sees it: the registry's alias `champion`, and CURRENT of the published folder."""
 
     def __init__(self, settings: RetrainSettings, ledger: Ledger, lease: Lease) -> None:
+        """Opens it.
+
+        Raises:
+            InputError: MLFLOW_TRACKING_URI names another registry than that of the series, or none that stays.
+        """
         self.settings, self.ledger, self.lease = settings, ledger, lease
         self.registry = Registry(settings.name)
+        ledger.check_registry(self.registry.address)
 
-    def follow_last_decision(self) -> None:
+    def follow_last_decision(self) -> bool:
         """Does what the last cycle has decided, or what a killed run has left undone of it.
+
+        Returns:
+            Whether there was anything to do.
 
         Raises:
             InputError: that is about another published folder than the settings name.
@@ -32,9 +41,11 @@ class Service:
             release = Release(**last["release"])
             if release.cycle > max((other.cycle for other in releases.releases), default=0):
                 self.put_in_force(releases.with_new(release))
-                return
+                return True
         if releases.in_effect != releases.in_force:
             self.put_in_force(releases)
+            return True
+        return False
 
     def put_in_force(self, releases: Releases) -> None:
         """Writes the releases down, then lets alias and CURRENT follow; again with the same result after a kill."""

@@ -62,18 +62,21 @@ def run(settings: RetrainSettings) -> dict[str, Any]:
         Lease(folder, interrupt_main, f"series {settings.name}", "retrained", "name") as lease,
     ):
         service = Service(settings, Ledger(folder), lease)
-        service.follow_last_decision()
+        was_cut_short = service.follow_last_decision()
         cycle = _Cycle(service)
         record = cycle.unless_nothing_new()
         if record is None:
             record = cycle.decide()
             service.follow_last_decision()
+        elif was_cut_short:
+            # nobody was told of it yet
+            record = service.ledger.last_cycle() or record
         _report(settings.name, record)
     if record["outcome"] == REFUSED:
         stays = "what was in force stays so" if record["champion"] else "nothing is released"
         raise GateError(f"{settings.name}: {record['reason']}; {stays}", record)
-    if record["outcome"] != NOTHING_NEW:
-        say(f"{settings.name}: {record['reason']}")
+    if record["outcome"] != NOTHING_NEW and record["release"] is not None:
+        say(f"{settings.name}: {record['release']['version']} is in force")
     return record
 
 
@@ -152,11 +155,16 @@ class _Cycle:
                     f"gate.fraction: {settings.gate.fraction} takes queries that the champion has learnt from, which "
                     f"was trained with {fraction}; leave it at that, or begin a new series (another `name`)"
                 )
+        dims = prefix_dims(dataset.dim, settings.train.dims)
+        if untrained := sorted(set(settings.publish.dim) - set(dims), reverse=True):
+            raise InputError(
+                f"publish.dim: {untrained[0]} is none of the trained dims, {', '.join(map(str, dims))}, so no gate "
+                "looks at it; add it to train.dims"
+            )
         say(f"{settings.name}, cycle {self.number}: reading {dataset.corpus.rows:,} documents")
         reference = Reference.of(dataset)
         encoder = encoder_of(settings.data)
         drift = None if champion is None else drift_since(self.ledger, champion, settings.data, encoder, reference)
-        dims = prefix_dims(dataset.dim, settings.train.dims)
         parts = on_cluster(settings.train.worker_range[0], settings.train.cpus_per_worker)
         scores = self._scores_before(dataset, reference, champion, dims, parts)
         known = None
@@ -173,10 +181,11 @@ class _Cycle:
             "drift": None if drift is None else asdict(drift),
             "known_queries": known,
         }
-        if known is not None and known["then"] - known["now"] > settings.gate.max_drop:
+        if known is not None and known["now"] < (1 - settings.gate.max_drop) * known["then"]:
             problem = (
                 f"refused: the champion itself reaches {known['now']:.4f} nDCG@10 on {known['queries']} gate queries "
-                f"on which it reached {known['then']:.4f}; look at the new judgements and embeddings"
+                f"on which it reached {known['then']:.4f}, more than a share of gate.max_drop, "
+                f"{settings.gate.max_drop}, less; look at the new judgements and embeddings"
             )
             return self._close(record, REFUSED, problem, None)
         return self._challenge(dataset, record, reference, champion, scores, parts)
@@ -210,7 +219,8 @@ class _Cycle:
             sides[gate.OLD_DOCUMENTS] = Sides(queries=challenger.encode, documents=old.encode)
         scores |= query_scores(dataset, sides, dims, judged, parts)
         verdict = gate.judge(scores, self.settings.gate)
-        say(f"the gate {verdict.reason}")
+        if verdict.holds:
+            say(f"the gate {verdict.reason}")
         record |= {"gate": verdict.as_json(), "registry_version": registry_version}
         figures = {f"gate/{name}/{dim}": mean for name, by_dim in verdict.means.items() for dim, mean in by_dim.items()}
         figures |= {f"drift/{name}": value for name, value in (record["drift"] or {}).items() if value is not None}
@@ -276,7 +286,9 @@ class _Cycle:
                 )
             values["warm_start"] = _model_uri(self._run_folder(champion))
         else:
-            # there are no old documents yet
+            if settings.train.start == "warm":
+                say(f"{settings.name}: there is no champion yet, so the first model is trained fresh")
+            # nor are there old documents
             values["compatible"] = 0.0
         values |= {"data": settings.data, "storage": settings.storage, "hold_out": settings.gate.fraction}
         training = Training(TrainingSettings(**values), settings.name, self.dataset)

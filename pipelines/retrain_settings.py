@@ -78,5 +78,5 @@ class RollbackSettings(RetrainSettings):
     """What `smec rollback` takes: the --config of `smec retrain`."""
 
     to: str | None = Field(None, pattern=r"^v\d{4,}$")
-    """Published version to return to; default: that of the release before the one in force, but for models that were
-    rolled back from."""
+    """Published version to return to, as v0003; default: the last release of the model before that in force, but for
+    models that were rolled back from."""

@@ -43,15 +43,20 @@ def run(settings: RollbackSettings) -> dict[str, Any]:
         # vectors in another folder than that of the settings are not theirs to switch
         here = [release for release in releases.releases if release.output == settings.publish.place]
         if settings.to is None:
-            sound = [release for release in here if release.fingerprint not in releases.withdrawn]
-            earlier = [release for release in sound if release.cycle < champion.cycle]
+            passed = {*releases.withdrawn, champion.fingerprint}
+            others = [release for release in here if release.fingerprint not in passed]
+            earlier = [release for release in others if release.cycle < champion.cycle]
         else:
             earlier = [release for release in here if release.version == settings.to]
         if not earlier:
             kept = ", ".join(release.version for release in here)
-            wanted = f"no release has version {settings.to}" if settings.to else "there is no earlier release"
-            raise InputError(f"to: {wanted}; kept: {kept}, in force: {champion.version}")
+            wanted = f"no release has version {settings.to}" if settings.to else "no earlier model is kept"
+            raise InputError(
+                f"to: {wanted}; releases in {settings.publish.place}: {kept or 'none'}; in force: {champion.version} "
+                f"in {champion.output}"
+            )
         back = earlier[-1]
         service.put_in_force(releases.returned_to(back))
-    say(f"{settings.name}: {back.version} with model {back.fingerprint[:12]} is in force, before {champion.version}")
+    model = back.fingerprint[:12]
+    say(f"{settings.name}: {back.version} with model {model} is in force again, {champion.version} no more")
     return back._asdict()

@@ -27,7 +27,7 @@ def resolve(
 
     Args:
         kind: the settings class.
-        flags: values of the command line's flags; None means not given.
+        flags: values of all the flags that the command has; None means not given.
         config: YAML file of key: value.
         assignments: `key=value` of each --set, the value in YAML.
         preset: values under all the others.
@@ -50,7 +50,7 @@ def resolve(
     except ValidationError as error:
         # of each key the first only: what else is wrong with a value often follows from that
         firsts = {_key(kind, problem): problem for problem in reversed(error.errors())}
-        explained = (_explain(key, problem, origin) for key, problem in reversed(firsts.items()))
+        explained = (_explain(key, problem, origin, key in flags) for key, problem in reversed(firsts.items()))
         raise InputError("; ".join(explained)) from error
 
 
@@ -148,10 +148,10 @@ def read_assignment(text: str) -> tuple[str, Any]:
         raise InputError(f"--set {text}: not a valid value") from error
 
 
-def _explain(key: str, problem: Any, origin: Mapping[str, str]) -> str:
+def _explain(key: str, problem: Any, origin: Mapping[str, str], has_flag: bool) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "missing":
-        flag = "" if "." in key else f"give --{key.replace('_', '-')} or "
+        flag = f"give --{key.replace('_', '-')} or " if has_flag else ""
         return f"{key}: is required; {flag}set it in --config"
     if key not in origin:
         return message if not key else f"{key}: {message}"

@@ -34,9 +34,11 @@ class GateSettings(BaseModel):
     """The most that any dim may lose against the champion, PCA, or the frozen embeddings cut to that dim."""
     significance: float = Field(0.05, gt=0, le=1)
     """The gain on the champion must have a p of at most this, in a paired randomisation test; 1: no test."""
-    max_drop: float = Field(0.1, ge=0, le=1)
-    """The most that the champion itself may lose, mean over the dims, on gate queries that it was promoted by: more
-    than that speaks against the new data, and nothing is trained."""
+    max_below: float = Field(0.0, ge=0, le=1)
+    """The most that the mean over the dims may lie below that of PCA or truncation."""
+    max_drop: float = Field(0.25, ge=0, le=1)
+    """The most that the champion itself may lose, mean over the dims and as a share of what it reached, on gate queries
+    that it was promoted by: more than that speaks against the new data, and nothing is trained."""
     max_old_loss: float = Field(0.02, ge=0, le=1)
     """With `compatible`: the most that new queries may lose on old documents against old queries, mean over dims."""
 
@@ -97,19 +99,24 @@ def judge(scores: Scores, settings: GateSettings) -> Verdict:
     problems = []
     if champion == CHAMPION:
         if gain < settings.min_gain:
-            problems.append(f"the mean over the dims gains {gain:+.4f}, {settings.min_gain} is asked for")
+            problems.append(f"the mean over the dims gains {gain:+.4f}, gate.min_gain asks for {settings.min_gain}")
         elif p > settings.significance:
-            problems.append(f"the gain may be luck (p {p:.3f}, at most {settings.significance} is asked for)")
+            problems.append(f"the gain may be luck (p {p:.3f}, gate.significance asks for {settings.significance})")
     for name in BASELINES:
-        if overall[CHALLENGER] < overall[name]:
-            problems.append(f"the mean over the dims, {overall[CHALLENGER]:.4f}, is below {name}'s {overall[name]:.4f}")
+        if overall[CHALLENGER] < overall[name] - settings.max_below:
+            problems.append(
+                f"the mean over the dims, {overall[CHALLENGER]:.4f}, is below {name}'s {overall[name]:.4f} by more "
+                f"than gate.max_below, {settings.max_below}"
+            )
     for name in (CHAMPION, *BASELINES):
         for dim, mean in means.get(name, {}).items():
             loss = mean - means[CHALLENGER][dim]
             if loss > settings.max_loss:
-                problems.append(f"{dim} dims lose {loss:.4f} against {name}")
+                problems.append(f"{dim} dims lose {loss:.4f} against {name}, gate.max_loss is {settings.max_loss}")
     if OLD_DOCUMENTS in scores:
         loss = overall[CHAMPION] - overall[OLD_DOCUMENTS]
         if loss > settings.max_old_loss:
-            problems.append(f"new queries lose {loss:.4f} on old documents")
+            problems.append(
+                f"new queries lose {loss:.4f} on old documents, gate.max_old_loss is {settings.max_old_loss}"
+            )
     return Verdict(problems, queries, means, gain, p)

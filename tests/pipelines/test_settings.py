@@ -45,6 +45,8 @@ def test_refusals_name_the_key_and_where_it_was_set(assignments: list[str], mess
 
 def test_a_missing_setting_says_how_to_give_it() -> None:
     with pytest.raises(InputError, match="dims: is required; give --dims or set it in --config"):
+        resolve(TrainConfig, {"dims": None})
+    with pytest.raises(InputError, match="dims: is required; set it in --config"):
         resolve(TrainConfig, {})
 
 

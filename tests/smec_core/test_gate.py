@@ -36,8 +36,8 @@ def test_a_better_challenger_may_take_over() -> None:
 @pytest.mark.parametrize(
     ("means", "settings", "problem"),
     [
-        ({CHALLENGER: 0.49, CHAMPION: 0.5}, {}, "the mean over the dims gains -0.0100, 0.0 is asked for"),
-        ({CHALLENGER: 0.52, CHAMPION: 0.5}, {"min_gain": 0.03}, "gains +0.0200, 0.03 is asked for"),
+        ({CHALLENGER: 0.49, CHAMPION: 0.5}, {}, "the mean over the dims gains -0.0100, gate.min_gain asks for 0.0"),
+        ({CHALLENGER: 0.52, CHAMPION: 0.5}, {"min_gain": 0.03}, "gains +0.0200, gate.min_gain asks for 0.03"),
         ({CHALLENGER: 0.501, CHAMPION: 0.5}, {}, "the gain may be luck (p "),
         ({CHALLENGER: (0.6, 0.48), CHAMPION: 0.5}, {}, "4 dims lose 0.0200 against champion"),
         ({CHALLENGER: 0.52, CHAMPION: 0.5, "pca": (0.1, 0.55)}, {}, "4 dims lose 0.0300 against pca"),
@@ -57,6 +57,7 @@ def test_what_keeps_a_challenger_out(
 
 
 def test_what_is_allowed_is_no_problem() -> None:
+    assert judge(scores({CHALLENGER: 0.295}), GateSettings(max_below=0.01)).holds
     means: dict[str, float | tuple[float, float]] = {CHALLENGER: (0.6, 0.48), CHAMPION: 0.5, OLD_DOCUMENTS: 0.47}
     assert judge(scores(means), GateSettings(max_loss=0.03, max_old_loss=0.05)).holds
     assert judge(scores({CHALLENGER: 0.501, CHAMPION: 0.5}), GateSettings(significance=1)).holds

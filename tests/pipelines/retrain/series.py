@@ -81,6 +81,7 @@ class Series:
         return fingerprint
 
     def tree(self) -> dict[str, bytes]:
-        """All files of storage and published folder, but for locks."""
+        """All files of storage and published folder, but for locks and what a kill leaves of a file half written."""
         files = [path for root in (self.storage, self.output) for path in root.rglob("*") if path.is_file()]
-        return {os.path.relpath(path, self.folder): path.read_bytes() for path in files if path.suffix != ".lock"}
+        kept = [path for path in files if path.suffix not in (".lock", ".tmp")]
+        return {os.path.relpath(path, self.folder): path.read_bytes() for path in kept}

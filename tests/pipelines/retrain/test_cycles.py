@@ -92,10 +92,10 @@ def test_more_judgements_make_a_better_model_which_is_released(series: Series) -
     assert series.version == "v0001"
     # nor when settings are new, but give the same model
     with pytest.raises(GateError, match="it is the very model that was rolled back from; what was in force stays so"):
-        series.retrain("gate.max_drop=0.2")
+        series.retrain("gate.max_drop=0.3")
     assert series.version == "v0001"
     assert series.rollback("v0002")["version"] == series.version == "v0002"
-    with pytest.raises(InputError, match="to: no release has version v0009; kept: v0001, v0002, in force: v0002"):
+    with pytest.raises(InputError, match=r"to: no release has version v0009; .*: v0001, v0002; in force: v0002"):
         series.rollback("v0009")
 
 
@@ -117,8 +117,8 @@ def test_no_gate_query_is_trained_on(standing: Series) -> None:
 @pytest.mark.parametrize(
     ("shuffled", "max_drop", "why"),
     [
-        (("train",), 0.1, "the champion itself reaches"),
-        (("train", "test"), 0.1, "the champion itself reaches"),
+        (("train",), 0.25, "the champion itself reaches"),
+        (("train", "test"), 0.25, "the champion itself reaches"),
         (("train",), 1, "the mean over the dims gains -"),
     ],
 )
@@ -152,8 +152,10 @@ def test_new_documents_are_published_by_the_champion_where_the_challenger_is_no_
     published = pq.read_table(list((series.output / "v0002").glob("*.parquet")))["id"].to_pylist()
     assert {"new0", "new19"} <= set(published)
     assert champion is not None and series.check_whole() == champion.tags["smec.model_fingerprint"]
-    # from the version of the same model
-    assert series.rollback()["version"] == "v0001"
+    # an older corpus of the same model only where that is asked for
+    with pytest.raises(InputError, match="no earlier model is kept"):
+        series.rollback()
+    assert series.rollback("v0001")["version"] == "v0001"
 
 
 def test_vectors_of_another_embedding_model_are_refused(standing: Series) -> None:
@@ -183,10 +185,14 @@ def test_without_the_registry_nothing_is_switched(series: Series, monkeypatch: p
     champion = series.champion
     series.judge(1)
     with monkeypatch.context() as patch:
+        registry = series.storage / series.name / "registry.json"
+        known = registry.read_text()
+        registry.write_text(json.dumps({"address": "http://127.0.0.1:9"}))
         patch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         with pytest.raises(SmecError, match=r"registry at http://\*\*\*@127.0.0.1:9 fails: .*run again") as failed:
             series.retrain()
+        registry.write_text(known)
     assert "secret" not in str(failed.value)
     assert (series.champion, series.version) == (champion, "v0001")
 
@@ -232,6 +238,23 @@ def test_data_that_change_while_they_are_used_are_not_released(series: Series, m
     assert series.retrain()["outcome"] == "promoted"
     # the version of what had changed is gone
     assert {path.name for path in series.output.iterdir()} == {"CURRENT", "v0001", series.version}
+
+
+def test_a_series_stays_with_its_registry(standing: Series, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
+    with pytest.raises(InputError, match=r"MLFLOW_TRACKING_URI: names the registry .*other.db, but the versions of"):
+        standing.retrain()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(
+        InputError, match=r"MLFLOW_TRACKING_URI: is not set, and MLflow's own default lies in the job's"
+    ):
+        standing.rollback()
+
+
+def test_dims_that_no_gate_has_looked_at_are_not_published(standing: Series) -> None:
+    with pytest.raises(InputError, match=r"publish\.dim: 12 is none of the trained dims, 32, 16, 8"):
+        standing.retrain("publish.dim=16,12")
 
 
 def test_a_gate_does_not_take_queries_that_the_champion_has_learnt_from(standing: Series) -> None:
