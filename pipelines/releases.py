@@ -30,7 +30,7 @@ class Service:
         """Does what the last cycle has decided, or what a killed run has left undone of it.
 
         Returns:
-            Whether there was anything to do.
+            Whether a release of that cycle came into force only now.
 
         Raises:
             InputError: that is about another published folder than the settings name.
@@ -44,7 +44,7 @@ class Service:
                 return True
         if releases.in_effect != releases.in_force:
             self.put_in_force(releases)
-            return True
+            return last is not None and releases.in_force == last["cycle"]
         return False
 
     def put_in_force(self, releases: Releases) -> None:

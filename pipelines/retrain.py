@@ -4,7 +4,6 @@ Safe to be run by any scheduler, as often as it likes: where nothing is new, it 
 again with the same result, so a killed run is simply run again; what is in force changes in the last step only.
 """
 
-import os
 import time
 from _thread import interrupt_main
 from collections.abc import Mapping
@@ -17,15 +16,14 @@ from typing import Any
 import numpy as np
 
 from pipelines import compress
-from pipelines.cluster import connect
 from pipelines.compress import CompressSettings
-from pipelines.console import context, say, warn
+from pipelines.console import context, say
 from pipelines.evaluate import on_cluster
 from pipelines.lease import Lease
 from pipelines.ledger import Ledger, QueryScores, Release
-from pipelines.metrics import report_retrain
 from pipelines.releases import Service
 from pipelines.retrain_drift import drift_since, encoder_of, known_queries
+from pipelines.retrain_outcome import NOTHING_NEW, PROMOTED, REFUSED, UNCHANGED, export_figures
 from pipelines.retrain_settings import RetrainSettings
 from pipelines.run_folder import MODEL, RunFolder
 from pipelines.train import Training, TrainingSettings, digest
@@ -37,9 +35,6 @@ from smec_core.evaluation import Parts, Sides, baseline_encoders, query_scores
 from smec_core.model import Model, load
 from smec_core.schedule import prefix_dims
 from smec_core.uri import join_uri, public_uri
-
-PROMOTED, REFUSED, UNCHANGED, NOTHING_NEW = "promoted", "refused", "unchanged", "nothing new"
-"""How a run ends. Unchanged: the new data gave the champion itself again."""
 
 
 def run(settings: RetrainSettings) -> dict[str, Any]:
@@ -71,34 +66,13 @@ def run(settings: RetrainSettings) -> dict[str, Any]:
         elif was_cut_short:
             # nobody was told of it yet
             record = service.ledger.last_cycle() or record
-        _report(settings.name, record)
+        export_figures(settings.name, record)
     if record["outcome"] == REFUSED:
         stays = "what was in force stays so" if record["champion"] else "nothing is released"
         raise GateError(f"{settings.name}: {record['reason']}; {stays}", record)
     if record["outcome"] != NOTHING_NEW and record["release"] is not None:
         say(f"{settings.name}: {record['release']['version']} is in force")
     return record
-
-
-def _report(name: str, record: Mapping[str, Any]) -> None:
-    """Exports the figures to Prometheus, where there is a cluster that goes on after this process."""
-    if not os.environ.get("RAY_ADDRESS"):
-        return
-    try:
-        connect(0)
-    except SmecError as error:
-        warn(f"the figures of this retrain are not exported to Prometheus: {error}")
-        return
-    now, refused = time.time(), record["outcome"] == REFUSED
-    figures = {"last_run_timestamp_seconds": now, "last_success_timestamp_seconds": None if refused else now}
-    if record["outcome"] != NOTHING_NEW:
-        drift, verdict = record["drift"] or {}, record.get("gate", {"ndcg@10": {}})
-        mean = {system: float(np.mean(list(by_dim.values()))) for system, by_dim in verdict["ndcg@10"].items()}
-        figures |= {"gate_refused": float(refused), "champion_ndcg": mean.get(gate.CHAMPION)}
-        figures |= {"challenger_ndcg": mean.get(gate.CHALLENGER), "drift_mean": drift.get("mean_shift")}
-        figures |= {"drift_covariance": drift.get("covariance_shift")}
-        figures |= {"drift_neighbours_kept": drift.get("neighbours_kept")}
-    report_retrain(name, figures)
 
 
 class _Cycle:
