@@ -264,7 +264,7 @@ def test_a_gate_does_not_take_queries_that_the_champion_has_learnt_from(standing
 
 def test_other_dims_need_a_fresh_start(standing: Series) -> None:
     with pytest.raises(InputError, match=r"train\.dims: 32, 4, but a warm start .*; set train\.start: fresh"):
-        standing.retrain("train.start=warm", "train.dims=4")
+        standing.retrain("train.start=warm", "train.dims=4", "publish.dim=4")
 
 
 def test_a_refused_challenger_publishes_nothing_where_that_is_not_wanted(standing: Series) -> None:
