@@ -23,6 +23,11 @@ WORKER = "ray::RayTrainWorker"
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
+def take_interrupts() -> None:
+    """As at a terminal: a shell's background jobs, the tests among them, ignore Ctrl-C, and hand that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Process(NamedTuple):
     """A process of this machine; the time it started tells it from a later one with the same number."""
 
@@ -132,6 +137,7 @@ class Training:
                 env=os.environ | (environment or {}),
                 stdout=sink,
                 stderr=subprocess.STDOUT,
+                preexec_fn=take_interrupts,
             )
 
     @property

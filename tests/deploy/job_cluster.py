@@ -19,6 +19,8 @@ import pytest
 from ray.dashboard.modules.job.pydantic_models import JobDetails
 from ray.job_submission import JobSubmissionClient
 
+from tests.kills import take_interrupts
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_SECONDS = 120
 
@@ -56,6 +58,7 @@ class Cluster(NamedTuple):
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            preexec_fn=take_interrupts,
         )
 
     def jobs(self) -> dict[str, JobDetails]:

@@ -26,6 +26,7 @@ from pipelines.serve import ApplicationSettings, ServeSettings, app, run
 from smec_core.adapter import FrozenStage
 from smec_core.errors import InputError, SmecError
 from smec_core.model import Model
+from tests.kills import take_interrupts
 from tests.query_client import post, request
 
 serve = pytest.importorskip("ray.serve", reason="Ray Serve is not installed (extra: serve)")
@@ -249,11 +250,6 @@ def test_a_serve_config_file_builds_the_application(url: str, models: tuple[Path
         assert (info["model"], info["max_rows"]) == (smec_core.load(models[1]).fingerprint, 4)
     finally:
         serve.delete("configured")
-
-
-def take_interrupts() -> None:
-    """As at a terminal: a shell's background jobs, the tests among them, ignore Ctrl-C, and hand that on."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
