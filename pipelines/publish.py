@@ -9,6 +9,7 @@ small files that are each written in one piece, in this order, after all others.
 """
 
 import datetime
+import errno
 import hashlib
 import json
 import os
@@ -223,12 +224,10 @@ class Draft:
                 folder = f"{root}/{name}"
                 if not exists(filesystem, f"{folder}/{MANIFEST}") and read_json(filesystem, f"{folder}/{PLAN}") == plan:
                     return cls(out, filesystem, root, name, plan)
-            name = _claim(filesystem, root, 1 + (_number(names[-1]) if names else 0))
-            draft = cls(out, filesystem, root, name, plan)
-            draft._write(f"{name}/{PLAN}", text)
+            name = _claim(filesystem, root, 1 + (_number(names[-1]) if names else 0), text)
         except OSError as error:
             raise InputError(f"{public_uri(out)}: cannot be written to ({first_line(error)})") from error
-        return draft
+        return cls(out, filesystem, root, name, plan)
 
     def finish(self, files: Sequence[PublishedFile], counts: Mapping[str, int]) -> dict[str, Any]:
         """Writes the manifest, which makes it a version, and removes what the manifest does not list.
@@ -301,12 +300,20 @@ def _versions(filesystem: pafs.FileSystem, root: str) -> list[str]:
     return sorted((info.base_name for info in infos if VERSION.fullmatch(info.base_name)), key=_number)
 
 
-def _claim(filesystem: pafs.FileSystem, root: str, number: int) -> str:
+def _claim(filesystem: pafs.FileSystem, root: str, number: int, plan: str) -> str:
+    """Makes the folder of a version, which appears with its plan in it; of two runs each gets its own."""
     if not isinstance(filesystem, pafs.LocalFileSystem):
+        with new_file(filesystem, f"{root}/v{number:04d}/{PLAN}") as sink:
+            sink.write(plan.encode())
         return f"v{number:04d}"
+    made = Path(root, f".{uuid.uuid4().hex[:8]}.new")
+    made.mkdir()
+    (made / PLAN).write_text(plan)
     while True:
         try:
-            os.mkdir(f"{root}/v{number:04d}")
+            os.rename(made, f"{root}/v{number:04d}")
             return f"v{number:04d}"
-        except FileExistsError:
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
             number += 1

@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 
 from pipelines import releases, retrain, rollback
 from pipelines.lease import LEASE
+from pipelines.publish import VERSION
 from pipelines.retrain_settings import RetrainSettings, RollbackSettings
 from pipelines.run_folder import RunFolder
 from pipelines.settings import resolve
@@ -57,6 +58,7 @@ def main(config: str, job: str, point: int | None) -> None:
         return Path(target).name if is_ours else None
 
     before(os, "replace", written)
+    before(os, "rename", lambda source, target: Path(target).name if VERSION.fullmatch(Path(target).name) else None)
     for name in REGISTRY:
         before(MlflowClient, name, lambda client, *args: " ".join(map(str, args[:2])))
     before(releases, "remove_version", lambda output, version: version)

@@ -81,7 +81,8 @@ class Series:
         return fingerprint
 
     def tree(self) -> dict[str, bytes]:
-        """All files of storage and published folder, but for locks and what a kill leaves of a file half written."""
+        """All files of storage and published folder, but for locks and what a kill leaves half written."""
         files = [path for root in (self.storage, self.output) for path in root.rglob("*") if path.is_file()]
-        kept = [path for path in files if path.suffix not in (".lock", ".tmp")]
+        left = {".lock", ".tmp", ".new"}
+        kept = [path for path in files if not {path.suffix, path.parent.suffix} & left]
         return {os.path.relpath(path, self.folder): path.read_bytes() for path in kept}
