@@ -35,7 +35,7 @@ POINTS = {
     # after that, new documents and a challenger that is no better
     "refresh": 19,
     # after the third model
-    "rollback": 5,
+    "rollback": 4,
 }
 OF_EVERY_RUN = {("release", 17), ("release", 19), ("release", 21), ("rollback", 2)}
 
