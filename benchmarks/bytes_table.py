@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter
 
 from pipelines.console import say
 from pipelines.evaluate_index import Bench
-from pipelines.experiment_page import Page, ResultTable, write_page
+from pipelines.experiment_page import Page, ResultTable, describe, write_page
 from pipelines.indexes.store import Form, SearchPath, open_store
 from pipelines.pictures import BLUE, GREEN, GREY, INK, ORANGE, finish
 from pipelines.vector_types import VectorType
@@ -140,14 +140,12 @@ def _make(args: argparse.Namespace) -> Path:
     frame = measure(args.data, model, args.split, exclude_self)
     dataset = Dataset.open(args.data)
     name = public_uri(args.data).rstrip("/").rsplit("/", 1)[-1]
-    judged = {split: len(found.with_positives()) for split, found in dataset.splits.items()}
-    described = {"name": name, "dim": dataset.dim, "corpus": dataset.corpus.rows, "queries": dataset.queries.rows}
-    described |= {split: judged.get(split, 0) for split in ("train", "test")}
     words = ["python", "-m", "benchmarks.bytes_table", "--data", name, "--model", "MODEL", "--out", "OUT"]
     words += ["--split", args.split] if args.split != "test" else []
     command = shlex.join([*words, *(["--exclude-self"] if args.exclude_self else [])])
-    page = page_of(frame, name, args.split, judged[args.split])
-    return write_page(page, args.out, f"{command}    # model {model.fingerprint[:12]}", [described], [])
+    queries = len(dataset.splits[args.split].with_positives())
+    page = page_of(frame, name, args.split, queries)
+    return write_page(page, args.out, f"{command}    # model {model.fingerprint[:12]}", [describe(name, dataset)], [])
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pipelines.console import say
-from pipelines.experiment_page import Page, ResultTable, write_page
+from pipelines.experiment_page import Page, ResultTable, describe, write_page
 from pipelines.pictures import BLUE, GREEN, GREY, INK, ORANGE, finish
 from pipelines.settings import resolve
 from smec_core.config import COMPATIBLE, TrainConfig
@@ -219,14 +219,13 @@ def _make(args: argparse.Namespace) -> Path:
     configs = [resolve(TrainConfig, {"dims": args.dims, "seed": seed}, assignments=args.set) for seed in seeds]
     frame = pd.concat([measure(dataset, config, args.split, args.models) for config in configs], ignore_index=True)
     name = public_uri(args.data).rstrip("/").rsplit("/", 1)[-1]
-    judged = {split: len(found.with_positives()) for split, found in dataset.splits.items()}
-    described = {"name": name, "dim": dataset.dim, "corpus": dataset.corpus.rows, "queries": dataset.queries.rows}
-    described |= {split: judged.get(split, 0) for split in ("train", "test")}
     words = ["python", "-m", "benchmarks.compatible", "--data", name, "--dims", args.dims, "--seeds", args.seeds]
     words += ["--models", "MODELS", "--out", "OUT", *(["--split", args.split] if args.split != "test" else [])]
     command = shlex.join([*words, *(word for item in args.set for word in ("--set", item))])
-    page = page_of(frame, name, args.split, judged[args.split], configs[0].compatible or COMPATIBLE)
-    return write_page(page, args.out, command, [described], seeds)
+    page = page_of(
+        frame, name, args.split, len(dataset.splits[args.split].with_positives()), configs[0].compatible or COMPATIBLE
+    )
+    return write_page(page, args.out, command, [describe(name, dataset)], seeds)
 
 
 if __name__ == "__main__":

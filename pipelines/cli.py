@@ -1,17 +1,13 @@
 """The `smec` command. Each command imports its job when it runs, so that --help answers at once."""
 
-import importlib
-import json
-import os
-import sys
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
-from smec_core.errors import GateError, InputError, SmecError
+from pipelines.command import fail, run_job
+from smec_core.errors import InputError
 
 app = typer.Typer(
     name="smec",
@@ -47,7 +43,7 @@ def sample(
 
     [dim]Example: smec sample outputs/sample --size 4000[/dim]
     """
-    _run("sample", {"out": out, "size": size}, config, assign, json_file)
+    run_job("sample", {"out": out, "size": size}, config, assign, json_file)
 
 
 @app.command()
@@ -61,7 +57,7 @@ def check(
 
     [dim]Example: smec check data/products[/dim]
     """
-    _run("check", {"data": data}, config, assign, json_file)
+    run_job("check", {"data": data}, config, assign, json_file)
 
 
 @app.command()
@@ -93,7 +89,7 @@ def ingest(
     [dim]Example: smec ingest beir/scifact data/scifact --encoder sentence-transformers/all-mpnet-base-v2[/dim]
     """
     flags = {"source": source, "output": data, "encoder": encoder, "workers": workers, "gpu": gpu}
-    _run("ingest", flags, config, assign, json_file)
+    run_job("ingest", flags, config, assign, json_file)
 
 
 @app.command()
@@ -139,7 +135,7 @@ def train(
     """
     flags = {"data": data, "dims": dims, "out": out, "workers": workers, "gpu": gpu, "storage": storage, "name": name}
     others = {"seed": seed, "base": base, "warm_start": warm_start, "compatible": _compatible(compatible)}
-    _run("train", flags | others, config, assign, json_file, _preset(preset))
+    run_job("train", flags | others, config, assign, json_file, _preset(preset))
 
 
 @app.command()
@@ -184,7 +180,7 @@ def tune(
     """
     flags = {"data": data, "space": space, "dims": dims, "out": out, "trials": trials, "hours": hours, "gpu": gpu}
     flags |= {"objective": objective, "workers": workers, "confirm": confirm, "train_best": train_best}
-    _run("tune", flags | {"storage": storage, "name": name, "seed": seed}, config, assign, json_file)
+    run_job("tune", flags | {"storage": storage, "name": name, "seed": seed}, config, assign, json_file)
 
 
 @app.command()
@@ -217,7 +213,7 @@ def experiment(
     [dim]Example: smec experiment compare --data data/products --dims 384,192,96 --seeds 3 --out results/products[/dim]
     """
     flags = {"experiment": name, "data": data, "dims": dims, "out": out, "seeds": seeds, "methods": methods}
-    _run("experiment", flags | {"direction": direction, "exclude_self": exclude_self}, config, assign, json_file)
+    run_job("experiment", flags | {"direction": direction, "exclude_self": exclude_self}, config, assign, json_file)
 
 
 @app.command()
@@ -257,7 +253,7 @@ def evaluate(
     """
     flags = {"data": data, "model": model, "split": split, "baselines": baselines, "exclude_self": exclude_self}
     search = {"index": index, "funnel": funnel, "dtype": dtype, "shortlist": shortlist}
-    _run("evaluate", flags | {"workers": workers} | search, config, assign, json_file)
+    run_job("evaluate", flags | {"workers": workers} | search, config, assign, json_file)
 
 
 @app.command()
@@ -288,7 +284,7 @@ def compress(
     [dim]Example: smec compress --model models/products --input data/products/corpus --output vectors --dim 96[/dim]
     """
     flags = {"model": model, "input": input_, "output": output, "dim": dim, "dtype": dtype, "workers": workers}
-    _run("compress", flags | {"on_bad_row": on_bad_row, "upgrade": upgrade, "gpu": gpu}, config, assign, json_file)
+    run_job("compress", flags | {"on_bad_row": on_bad_row, "upgrade": upgrade, "gpu": gpu}, config, assign, json_file)
 
 
 @app.command()
@@ -318,7 +314,7 @@ def retrain(
     """
     start = "warm" if compatible else None
     flags = {"train.compatible": _compatible(compatible), "train.start": start}
-    _run("retrain", flags, config, assign, json_file)
+    run_job("retrain", flags, config, assign, json_file)
 
 
 @app.command()
@@ -336,7 +332,7 @@ def rollback(
 
     [dim]Example: smec rollback --config retrain.yaml[/dim]
     """
-    _run("rollback", {"to": to}, config, assign, json_file)
+    run_job("rollback", {"to": to}, config, assign, json_file)
 
 
 @app.command()
@@ -367,7 +363,7 @@ def export(
     [dim]Example: smec export --model models/products --to onnx --out products.onnx --dim 96[/dim]
     """
     flags = {"model": model, "to": to, "out": out, "dim": dim, "encoder": encoder}
-    _run("export", flags, config, assign, json_file)
+    run_job("export", flags, config, assign, json_file)
 
 
 @app.command()
@@ -391,7 +387,7 @@ def serve(
 
     [dim]Example: smec serve --model models/products --replicas 2[/dim]
     """
-    _run("serve", {"model": model, "host": host, "port": port, "replicas": replicas}, config, assign, None)
+    run_job("serve", {"model": model, "host": host, "port": port, "replicas": replicas}, config, assign, None)
 
 
 # what follows the command belongs to it
@@ -436,7 +432,7 @@ def submit(
     [dim]Example: smec submit --address http://127.0.0.1:8265 -- train --config train.yaml --out /shared/model[/dim]
     """
     flags = {"command": command, "address": address, "id": job_id, "env": env or None, "detach": detach}
-    _run("submit", flags, config, assign, json_file)
+    run_job("submit", flags, config, assign, json_file)
 
 
 @app.command()
@@ -454,7 +450,7 @@ def report(
 
     [dim]Example: smec report models/products --out report.html[/dim]
     """
-    _run("report", {"folder": folder, "out": out}, config, assign, json_file)
+    run_job("report", {"folder": folder, "out": out}, config, assign, json_file)
 
 
 def _compatible(is_wanted: bool) -> float | None:
@@ -467,57 +463,8 @@ def _preset(name: str | None) -> Mapping[str, Any] | None:
     from smec_core.config import PAPER_PRESET
 
     if name not in (None, "paper"):
-        _fail(InputError(f"--preset {name}: unknown; known: paper"))
+        fail(InputError(f"--preset {name}: unknown; known: paper"))
     return PAPER_PRESET if name else None
-
-
-def _run(
-    job: str,
-    flags: Mapping[str, Any],
-    config: Path | None,
-    assignments: list[str] | None,
-    json_file: Path | None,
-    preset: Mapping[str, Any] | None = None,
-) -> None:
-    """Runs a job module with its settings; ends the process with the exit code of what went wrong."""
-    from pipelines.console import adopt_loggers, begin
-    from pipelines.settings import resolve
-
-    try:
-        begin(job)
-        module = importlib.import_module(f"pipelines.{job}")
-        adopt_loggers()
-        kind = getattr(module, f"{job.capitalize()}Settings")
-        if json_file is not None:
-            json_file.parent.mkdir(parents=True, exist_ok=True)
-        figures = module.run(resolve(kind, flags, config, assignments or [], preset))
-        if json_file is not None:
-            _write_json(json_file, figures)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        if json_file is not None and isinstance(error, GateError):
-            _write_json(json_file, error.figures)
-        _fail(error)
-
-
-def _write_json(path: Path, figures: Mapping[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(figures, indent=2) + "\n")
-    os.replace(partial, path)
-
-
-def _fail(error: Exception) -> NoReturn:
-    from pipelines.console import is_json, say_failed
-
-    if os.environ.get("SMEC_DEBUG") == "1" and not is_json():
-        say_failed(error, "".join(traceback.format_exception(error)))
-        sys.exit(getattr(error, "exit_code", 1))
-    message = str(error)
-    if not isinstance(error, SmecError):
-        message = f"unexpected {type(error).__name__}: {message}; SMEC_DEBUG=1 shows where"
-    say_failed(error, message)
-    sys.exit(getattr(error, "exit_code", 1))
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from pipelines.cluster import connect
 from pipelines.console import say, show
 from pipelines.experiment_insights import gradient_page, ware_page
 from pipelines.experiment_methods import FAISS_PCA, ablation, compared, queue_sizes
-from pipelines.experiment_page import Page, file_name, rich_table, write_page
+from pipelines.experiment_page import Page, describe, file_name, rich_table, write_page
 from pipelines.experiment_tables import MEAN, Results, ablation_page, compare_page, queue_page
 from pipelines.scoring import Kept, as_finished, train_and_score
 from pipelines.source import Source, read_once
@@ -108,7 +108,7 @@ def run(settings: ExperimentSettings) -> dict[str, Any]:
             measures = MEASURED[settings.experiment]
             found[name] = {one.__name__: _measure(source, config, seeds, one, kept) for one in measures}
     page = _page(settings.experiment, found, seeds)
-    written = write_page(page, out, _command(settings), [_describe(*one) for one in datasets.items()], seeds)
+    written = write_page(page, out, _command(settings), [describe(*one) for one in datasets.items()], seeds)
     for table in page.tables:
         show(rich_table(table))
     for finding in page.findings:
@@ -200,11 +200,6 @@ def _open(uri: str, settings: ExperimentSettings) -> Dataset:
     dataset.train_judgements()
     chain_dims(dataset.dim, settings.dims)
     return dataset
-
-
-def _describe(name: str, dataset: Dataset) -> Record:
-    judged = {split: len(dataset.splits[split].with_positives()) for split in ("train", "test")}
-    return {"name": name, "dim": dataset.dim, "corpus": dataset.corpus.rows, "queries": dataset.queries.rows} | judged
 
 
 def _command(settings: ExperimentSettings) -> str:

@@ -13,6 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from smec_core.dataset import Dataset
+
 _UNDATED: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {}}
 PACKAGES = ("smec-ray", "torch", "ray", "numpy", "faiss-cpu")
 
@@ -94,6 +96,13 @@ def write_page(
     path = out / "README.md"
     path.write_text(text)
     return path
+
+
+def describe(name: str, dataset: Dataset) -> dict[str, Any]:
+    """What a page says of a dataset."""
+    judged = {split: len(found.with_positives()) for split, found in dataset.splits.items()}
+    described = {"name": name, "dim": dataset.dim, "corpus": dataset.corpus.rows, "queries": dataset.queries.rows}
+    return described | {split: judged.get(split, 0) for split in ("train", "test")}
 
 
 def file_name(text: str) -> str:

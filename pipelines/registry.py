@@ -147,6 +147,9 @@ class Registry:
     def _reaching(self) -> Iterator[None]:
         try:
             yield
+        except SmecError:
+            # the storage's, not the registry's
+            raise
         except Exception as error:
             # of whatever the store is made of: HTTP, SQL, files
             raise SmecError(

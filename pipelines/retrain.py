@@ -9,9 +9,10 @@ from _thread import interrupt_main
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,7 +32,7 @@ from smec_core import gate
 from smec_core.dataset import HELD_OUT, Dataset, dataset_stamp
 from smec_core.drift import Reference
 from smec_core.errors import GateError, InputError, SmecError
-from smec_core.evaluation import Parts, Sides, baseline_encoders, query_scores
+from smec_core.evaluation import Sides, baseline_encoders, query_scores
 from smec_core.model import Model, load
 from smec_core.schedule import prefix_dims
 from smec_core.uri import join_uri, public_uri
@@ -75,30 +76,47 @@ def run(settings: RetrainSettings) -> dict[str, Any]:
     return record
 
 
+class _Champion(NamedTuple):
+    """What is in force."""
+
+    release: Release
+    model: Model
+
+
 class _Cycle:
     """One cycle of a series: what is known when it starts, and its steps."""
 
     def __init__(self, service: Service) -> None:
         self.settings, self.ledger, self.lease = service.settings, service.ledger, service.lease
         self.registry = service.registry
-        self.identity = digest(self.settings.identity())
+        self.identity, self.stamp = digest(self.settings.identity()), dataset_stamp(self.settings.data)
+        self.last = self.ledger.last_cycle()
+        self.number = 1 if self.last is None else self.last["cycle"] + 1
         self.started = time.monotonic()
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The data as they are, opened when they are first needed."""
+        return Dataset.open(self.settings.data, exclude_self=self.settings.train.exclude_self)
+
+    @cached_property
+    def champion(self) -> _Champion | None:
+        """What is in force; None before the first release."""
+        release = self.ledger.releases().champion
+        return None if release is None else _Champion(release, load(_model_uri(self._run_folder(release))))
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The prefixes that the gate looks at."""
+        return prefix_dims(self.dataset.dim, self.settings.train.dims)
 
     def unless_nothing_new(self) -> dict[str, Any] | None:
         """A record that says so, where neither data nor settings are new since the last decision."""
-        self.stamp = dataset_stamp(self.settings.data)
-        self.number = 1
-        last = self.ledger.last_cycle()
-        if last is not None:
-            self.number = last["cycle"] + 1
-            if last["identity"] == self.identity and last["stamp"] == self.stamp:
-                return self._nothing_new(last)
-        self.dataset = Dataset.open(self.settings.data, exclude_self=self.settings.train.exclude_self)
-        if last is not None and last["identity"] == self.identity and last["data"] == self.dataset.fingerprint:
-            return self._nothing_new(last)
-        return None
-
-    def _nothing_new(self, last: dict[str, Any]) -> dict[str, Any]:
+        last = self.last
+        if last is None or last["identity"] != self.identity:
+            return None
+        if last["stamp"] != self.stamp and last["data"] != self.dataset.fingerprint:
+            return None
         say(
             f"{self.settings.name}: data and settings are those of cycle {last['cycle']} ({last['reason']}); "
             "there is nothing to do"
@@ -111,39 +129,19 @@ class _Cycle:
         Returns:
             The cycle's record.
         """
-        settings = self.settings
+        settings, champion = self.settings, self.champion
         dataset = self.dataset.holding_out(settings.gate.fraction)
-        if dataset.train_judgements() is None:
-            raise InputError(f"{public_uri(settings.data)}: there is no qrels/train; retraining needs judgements")
-        queries = len(dataset.splits[HELD_OUT])
-        if queries < settings.gate.min_queries:
-            raise InputError(
-                f"gate: {queries} judged queries are kept out for it (gate.fraction {settings.gate.fraction}), too few "
-                f"to decide (gate.min_queries {settings.gate.min_queries}); judge more, or give it a larger share"
-            )
-        champion = self.ledger.releases().champion
-        if champion is not None:
-            fraction = self.ledger.cycle(champion.trained_in)["gate_fraction"]
-            if settings.gate.fraction > fraction:
-                raise InputError(
-                    f"gate.fraction: {settings.gate.fraction} takes queries that the champion has learnt from, which "
-                    f"was trained with {fraction}; leave it at that, or begin a new series (another `name`)"
-                )
-        dims = prefix_dims(dataset.dim, settings.train.dims)
-        if untrained := sorted(set(settings.publish.dim) - set(dims), reverse=True):
-            raise InputError(
-                f"publish.dim: {untrained[0]} is none of the trained dims, {', '.join(map(str, dims))}, so no gate "
-                "looks at it; add it to train.dims"
-            )
+        self._check(dataset)
         say(f"{settings.name}, cycle {self.number}: reading {dataset.corpus.rows:,} documents")
-        reference = Reference.of(dataset)
-        encoder = encoder_of(settings.data)
-        drift = None if champion is None else drift_since(self.ledger, champion, settings.data, encoder, reference)
-        parts = on_cluster(settings.train.worker_range[0], settings.train.cpus_per_worker)
-        scores = self._scores_before(dataset, reference, champion, dims, parts)
-        known = None
+        reference, encoder = Reference.of(dataset), encoder_of(settings.data)
+        drift = known = None
+        sides = {name: Sides.same(encode) for name, encode in baseline_encoders(reference.gram).items()}
         if champion is not None:
-            known = known_queries(self.ledger, champion, _by_query(dataset, scores[gate.CHAMPION]))
+            drift = drift_since(self.ledger, champion.release, settings.data, encoder, reference)
+            sides[gate.CHAMPION] = Sides.same(champion.model.encode)
+        scores = self._score(dataset, sides)
+        if champion is not None:
+            known = known_queries(self.ledger, champion.release, _by_query(dataset, scores[gate.CHAMPION]))
         record: dict[str, Any] = {
             "cycle": self.number,
             "identity": self.identity,
@@ -151,7 +149,7 @@ class _Cycle:
             "data": dataset.fingerprint,
             "encoder": encoder,
             "gate_fraction": settings.gate.fraction,
-            "champion": None if champion is None else champion.fingerprint,
+            "champion": None if champion is None else champion.release.fingerprint,
             "drift": None if drift is None else asdict(drift),
             "known_queries": known,
         }
@@ -162,48 +160,82 @@ class _Cycle:
                 f"{settings.gate.max_drop}, less; look at the new judgements and embeddings"
             )
             return self._close(record, REFUSED, problem, None)
-        return self._challenge(dataset, record, reference, champion, scores, parts)
+        return self._challenge(dataset, record, reference, scores)
+
+    def _check(self, dataset: Dataset) -> None:
+        """Refuses what would be trained in vain.
+
+        Raises:
+            InputError: judgements, or settings that do not fit the data or the champion.
+        """
+        settings = self.settings
+        if dataset.train_judgements() is None:
+            raise InputError(f"{public_uri(settings.data)}: there is no qrels/train; retraining needs judgements")
+        queries = len(dataset.splits[HELD_OUT])
+        if queries < settings.gate.min_queries:
+            raise InputError(
+                f"gate: {queries} judged queries are kept out for it (gate.fraction {settings.gate.fraction}), too few "
+                f"to decide (gate.min_queries {settings.gate.min_queries}); judge more, or give it a larger share"
+            )
+        dims = ", ".join(map(str, self.dims))
+        if untrained := sorted(set(settings.publish.dim) - set(self.dims), reverse=True):
+            raise InputError(
+                f"publish.dim: {untrained[0]} is none of the trained dims, {dims}, so no gate looks at it; add it to "
+                "train.dims"
+            )
+        if self.champion is None:
+            return
+        fraction = self.ledger.cycle(self.champion.release.trained_in)["gate_fraction"]
+        if settings.gate.fraction > fraction:
+            raise InputError(
+                f"gate.fraction: {settings.gate.fraction} takes queries that the champion has learnt from, which was "
+                f"trained with {fraction}; leave it at that, or begin a new series (another `name`)"
+            )
+        theirs = self.champion.model.dims
+        # other dims of the data are told of as another embedding model
+        if settings.train.start == "warm" and self.dims[0] == theirs[0] and self.dims != theirs:
+            raise InputError(
+                f"train.dims: {dims}, but a warm start keeps those of the champion, {', '.join(map(str, theirs))}; set "
+                "train.start: fresh for this change"
+            )
+
+    def _score(self, dataset: Dataset, sides: Mapping[str, Sides]) -> dict[str, dict[int, np.ndarray]]:
+        parts = on_cluster(self.settings.train.worker_range[0], self.settings.train.cpus_per_worker)
+        return query_scores(dataset, sides, self.dims, dataset.splits[HELD_OUT], parts)
 
     def _challenge(
         self,
         dataset: Dataset,
         record: dict[str, Any],
         reference: Reference,
-        champion: Release | None,
         scores: dict[str, dict[int, np.ndarray]],
-        parts: Parts,
     ) -> dict[str, Any]:
-        run_folder, challenger = self._train(champion)
+        champion = self.champion
+        run_folder, challenger = self._train()
         record |= {"run": run_folder.name, "challenger": challenger.fingerprint}
-        if champion is not None and challenger.fingerprint == champion.fingerprint:
+        if champion is not None and challenger.fingerprint == champion.release.fingerprint:
             reason = "unchanged: the new data give the champion again"
-            return self._close(record, UNCHANGED, reason, self._refresh(champion, reason))
-        if champion is not None and challenger.fingerprint in self.ledger.releases().withdrawn:
+            return self._close(record, UNCHANGED, reason, self._refresh(reason))
+        if challenger.fingerprint in self.ledger.releases().withdrawn:
             reason = "refused: it is the very model that was rolled back from"
-            return self._close(record, REFUSED, reason, self._refresh(champion, reason))
+            return self._close(record, REFUSED, reason, self._refresh(reason))
         tags = {"smec.data_fingerprint": dataset.fingerprint, "smec.cycle": str(self.number)}
         registry_version = self.registry.register(run_folder, challenger.fingerprint, tags)
         self.registry.challenge(registry_version)
         say(f"{self.settings.name} version {registry_version} in MLflow's registry is the challenger")
-        judged = dataset.splits[HELD_OUT]
-        dims = tuple(next(iter(scores.values())))
         sides = {gate.CHALLENGER: Sides.same(challenger.encode)}
         if champion is not None and self.settings.train.compatible:
-            old = load(_model_uri(self._run_folder(champion)))
-            sides[gate.OLD_DOCUMENTS] = Sides(queries=challenger.encode, documents=old.encode)
-        scores |= query_scores(dataset, sides, dims, judged, parts)
+            sides[gate.OLD_DOCUMENTS] = Sides(queries=challenger.encode, documents=champion.model.encode)
+        scores |= self._score(dataset, sides)
         verdict = gate.judge(scores, self.settings.gate)
-        if verdict.holds:
-            say(f"the gate {verdict.reason}")
         record |= {"gate": verdict.as_json(), "registry_version": registry_version}
         figures = {f"gate/{name}/{dim}": mean for name, by_dim in verdict.means.items() for dim, mean in by_dim.items()}
         figures |= {f"drift/{name}": value for name, value in (record["drift"] or {}).items() if value is not None}
         self.registry.note(registry_version, {"smec.gate": verdict.reason}, figures)
         if not verdict.holds:
-            release = None if champion is None else self._refresh(champion, verdict.reason)
-            return self._close(record, REFUSED, verdict.reason, release)
+            return self._close(record, REFUSED, verdict.reason, self._refresh(verdict.reason))
+        say(f"the gate {verdict.reason}")
         self.ledger.keep_reference(self.number, reference, _by_query(dataset, scores[gate.CHALLENGER]))
-        version = self._compress(run_folder)
         release = Release(
             cycle=self.number,
             trained_in=self.number,
@@ -211,7 +243,7 @@ class _Cycle:
             fingerprint=challenger.fingerprint,
             registry_version=registry_version,
             output=self.settings.publish.place,
-            version=version,
+            version=self._compress(run_folder),
             reason=verdict.reason,
             created=_now(),
         )
@@ -230,35 +262,12 @@ class _Cycle:
         self.ledger.write_cycle(record)
         return record
 
-    def _scores_before(
-        self,
-        dataset: Dataset,
-        reference: Reference,
-        champion: Release | None,
-        dims: tuple[int, ...],
-        parts: Parts,
-    ) -> dict[str, dict[int, np.ndarray]]:
-        """Of the champion, truncation and PCA."""
-        sides = {name: Sides.same(encode) for name, encode in baseline_encoders(reference.gram).items()}
-        if champion is not None:
-            sides[gate.CHAMPION] = Sides.same(load(_model_uri(self._run_folder(champion))).encode)
-        return query_scores(dataset, sides, dims, dataset.splits[HELD_OUT], parts)
-
-    def _train(self, champion: Release | None) -> tuple[RunFolder, Model]:
+    def _train(self) -> tuple[RunFolder, Model]:
         """Trains the challenger, or takes the one that an interrupted cycle has trained."""
         settings = self.settings
         values = {name: getattr(settings.train, name) for name in type(settings.train).model_fields if name != "start"}
-        if settings.train.start == "warm" and champion is not None:
-            dims, theirs = (
-                prefix_dims(self.dataset.dim, settings.train.dims),
-                load(_model_uri(self._run_folder(champion))).dims,
-            )
-            if dims != theirs:
-                raise InputError(
-                    f"train.dims: {', '.join(map(str, dims))}, but a warm start keeps those of the champion, "
-                    f"{', '.join(map(str, theirs))}; set train.start: fresh for this change"
-                )
-            values["warm_start"] = _model_uri(self._run_folder(champion))
+        if settings.train.start == "warm" and self.champion is not None:
+            values["warm_start"] = _model_uri(self._run_folder(self.champion.release))
         else:
             if settings.train.start == "warm":
                 say(f"{settings.name}: there is no champion yet, so the first model is trained fresh")
@@ -293,15 +302,15 @@ class _Cycle:
             raise SmecError(f"{public_uri(settings.data)}: changed while it was used; run again")
         return version
 
-    def _refresh(self, champion: Release, reason: str) -> Release | None:
-        """The champion with the corpus as it is now, where that is wanted and new."""
-        if not self.settings.publish.refresh:
+    def _refresh(self, reason: str) -> Release | None:
+        """The champion with the corpus as it is now, where there is one and that is wanted and new."""
+        if self.champion is None or not self.settings.publish.refresh:
             return None
-        version = self._compress(self._run_folder(champion))
-        output = self.settings.publish.place
-        if (output, version) == (champion.output, champion.version):
+        release, output = self.champion.release, self.settings.publish.place
+        version = self._compress(self._run_folder(release))
+        if (output, version) == (release.output, release.version):
             return None
-        return champion._replace(
+        return release._replace(
             cycle=self.number, output=output, version=version, reason=f"new corpus ({reason})", created=_now()
         )
 

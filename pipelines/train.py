@@ -30,11 +30,10 @@ from smec_core.errors import InputError
 from smec_core.evaluation import default_split, evaluate
 from smec_core.model import Model, load
 from smec_core.quantize import learn_int8_scales
-from smec_core.schedule import prefix_dims
-from smec_core.train import check_warm_start, stage_shapes
+from smec_core.schedule import prefix_dims, stage_shapes
 from smec_core.trained import Trained
 from smec_core.uri import public_uri
-from smec_core.warm import WarmStart
+from smec_core.warm import WarmStart, check_warm_start
 
 
 class TrainingSettings(JobSettings):

@@ -17,8 +17,7 @@ from pipelines.train import run as train_model
 from pipelines.tune_settings import TuneSettings
 from smec_core.dataset import Dataset
 from smec_core.errors import InputError, one_line
-from smec_core.schedule import prefix_dims
-from smec_core.train import stage_shapes
+from smec_core.schedule import prefix_dims, stage_shapes
 from smec_core.uri import public_uri
 from tune_spaces.space import describe, read_space
 

@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -19,17 +18,16 @@ from smec_core.adapter import FrozenStage
 from smec_core.checkpoint import Checkpoint, Checkpoints, Progress, same_device
 from smec_core.config import Projection, TrainConfig
 from smec_core.convergence import HELD_OUT_DOCS, Scores, make_dev_set
-from smec_core.errors import InputError
 from smec_core.judgements import Judgements
 from smec_core.pca import principal_rotation
 from smec_core.resident import Node, Rows
 from smec_core.run import OnGradient, Run, StageSpec
 from smec_core.sampling import LabelledSampler, UnlabelledSampler
-from smec_core.schedule import chain_dims, prefix_dims
+from smec_core.schedule import chain_dims, prefix_dims, stage_shapes
 from smec_core.stage import StageTraining
 from smec_core.tracker import Tracker
 from smec_core.trained import StageOutcome, Trained
-from smec_core.warm import WarmStart
+from smec_core.warm import WarmStart, check_warm_start
 
 LEAST_WARM_SHARE = 0.25
 """Of the most epochs of a stage, what it takes in a warm start at least, however few the champion kept."""
@@ -128,85 +126,6 @@ def train(
         },
     }
     return Trained([*chain.base, *stages], metrics)
-
-
-def stage_shapes(input_dim: int, config: TrainConfig, labelled: bool, base: Sequence[FrozenStage]) -> list[list[int]]:
-    """Dims that each stage takes and keeps.
-
-    Raises:
-        InputError: a dim above the data's dims, or one that the base cannot give any more.
-    """
-    if base:
-        if config.schedule == "parallel":
-            raise InputError("schedule: dims are added to a base model by stages; leave it sequential")
-        smallest = base[-1].dim
-        offered = {input_dim, *(stage.dim for stage in base)}
-        lost = [dim for dim in config.dims if dim >= smallest and dim not in offered]
-        if lost:
-            raise InputError(
-                f"dims: the base model has no prefix of {lost[0]} dims, and only dims below its smallest, {smallest}, "
-                "can be added"
-            )
-        added = [dim for dim in config.dims if dim < smallest]
-        if not added:
-            raise InputError(f"dims: none is below {smallest}, the smallest block of the base model; add a smaller one")
-        if config.projection not in ("auto", "rotation"):
-            raise InputError(
-                f"projection: {config.projection} would change the base model's dims; only rotations are added to it"
-            )
-        dims = chain_dims(smallest, added)
-        return [list(shape) for shape in pairwise(dims)]
-    if not labelled and not config.unsupervised_weight(labelled):
-        raise InputError(
-            "alpha: without judgements the unsupervised loss is all there is to learn from; give it a weight"
-        )
-    dims = chain_dims(input_dim, config.dims)
-    widths = [input_dim, dims[-1]] if config.schedule == "parallel" else [input_dim, *dims]
-    shapes = [list(shape) for shape in pairwise(widths)]
-    if config.projection in ("rotation", "selection") or not labelled:
-        # from D to D these change no cosine, and without judgements the original cosines are the target
-        shapes = [shape for shape in shapes if shape[0] != shape[1]]
-    return shapes
-
-
-def check_warm_start(
-    warm_start: WarmStart | None, input_dim: int, config: TrainConfig, labelled: bool, base: Sequence[FrozenStage] = ()
-) -> None:
-    """Refuses settings that a training cannot go on with from this champion.
-
-    Raises:
-        InputError: they do not fit it, or ask for compatibility with none.
-    """
-    if config.compatible and not (warm_start and labelled):
-        needs = "judgements to learn from" if warm_start else "a model to be compatible with; name it with warm_start"
-        raise InputError(f"compatible: needs {needs}, or leave it 0")
-    if warm_start is None:
-        return
-    if base:
-        raise InputError("warm_start: starts all stages anew, which a base model's must not be; give one of the two")
-    if warm_start.input_dim != input_dim:
-        raise InputError(
-            f"warm_start: the model takes {warm_start.input_dim} dims, the data has {input_dim}; name a model that was "
-            "trained on such vectors"
-        )
-    if warm_start.dims != prefix_dims(input_dim, config.dims):
-        raise InputError(
-            f"dims: a warm start keeps the dims of its model, {', '.join(map(str, warm_start.dims))}; give these, or "
-            "train without warm_start"
-        )
-    shapes = stage_shapes(input_dim, config, labelled, ())
-    if warm_start.shapes != shapes:
-        theirs, ours = (" ".join(f"{d_in}->{dim}" for d_in, dim in chain) for chain in (warm_start.shapes, shapes))
-        raise InputError(
-            f"warm_start: the model has the stages {theirs}, these settings {'with' if labelled else 'without'} "
-            f"judgements make {ours}; take schedule and projection from its config.json, or train without warm_start"
-        )
-    kinds = {stage.projection for stage in warm_start.stages}
-    if config.projection != "auto" and kinds != {config.projection}:
-        raise InputError(
-            f"projection: a warm start keeps the kinds of its model, {', '.join(sorted(kinds))}; leave projection at "
-            "auto, or train without warm_start"
-        )
 
 
 class _Chain:

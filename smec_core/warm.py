@@ -3,6 +3,7 @@
 Shapes: N documents, D input dims, I dims that a stage takes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smec_core.adapter import FrozenStage, apply_chain, fold, nearest_rotation
-from smec_core.config import Projection
+from smec_core.config import Projection, TrainConfig
 from smec_core.errors import InputError
 from smec_core.model import Model
+from smec_core.schedule import prefix_dims, stage_shapes
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,46 @@ class Through:
         if self._matrix_ID is not None:
             return x_ND @ self._matrix_ID.T
         return apply_chain(self._stages, F.normalize(x_ND, dim=1))[:, : self._width]
+
+
+def check_warm_start(
+    warm_start: WarmStart | None, input_dim: int, config: TrainConfig, labelled: bool, base: Sequence[FrozenStage] = ()
+) -> None:
+    """Refuses settings that a training cannot go on with from this champion.
+
+    Raises:
+        InputError: they do not fit it, or ask for compatibility with none.
+    """
+    if config.compatible and not (warm_start and labelled):
+        needs = "judgements to learn from" if warm_start else "a model to be compatible with; name it with warm_start"
+        raise InputError(f"compatible: needs {needs}, or leave it 0")
+    if warm_start is None:
+        return
+    if base:
+        raise InputError("warm_start: starts all stages anew, which a base model's must not be; give one of the two")
+    if warm_start.input_dim != input_dim:
+        raise InputError(
+            f"warm_start: the model takes {warm_start.input_dim} dims, the data has {input_dim}; name a model that was "
+            "trained on such vectors"
+        )
+    if warm_start.dims != prefix_dims(input_dim, config.dims):
+        raise InputError(
+            f"dims: a warm start keeps the dims of its model, {', '.join(map(str, warm_start.dims))}; give these, or "
+            "train without warm_start"
+        )
+    shapes = stage_shapes(input_dim, config, labelled, ())
+    if warm_start.shapes != shapes:
+        theirs, ours = (" ".join(f"{d_in}->{dim}" for d_in, dim in chain) for chain in (warm_start.shapes, shapes))
+        raise InputError(
+            f"warm_start: the model has the stages {theirs}, these settings {'with' if labelled else 'without'} "
+            f"judgements make {ours}; take schedule and projection from its config.json, or train without warm_start"
+        )
+    kinds = {stage.projection for stage in warm_start.stages}
+    if config.projection != "auto" and kinds != {config.projection}:
+        raise InputError(
+            f"projection: a warm start keeps the kinds of its model, {', '.join(sorted(kinds))}; leave projection at "
+            "auto, or train without warm_start"
+        )
 
 
 def _exact(stage: FrozenStage) -> FrozenStage:

@@ -17,9 +17,10 @@ from smec_core.group import Group
 from smec_core.metrics import PrefixSearch
 from smec_core.model import Model, load
 from smec_core.pca import principal_rotation
+from smec_core.schedule import stage_shapes
 from smec_core.stage import StageTraining
 from smec_core.tracker import NullTracker
-from smec_core.train import StageReached, stage_shapes, train
+from smec_core.train import StageReached, train
 from smec_core.trained import Trained
 from tests.smec_core.generated import Generated, Records, generate, ndcg_of, resident
 

@@ -1,0 +1,61 @@
+"""Runs the job of a command: its settings, its figures, its exit code. Imports nothing that --help need not have."""
+
+import importlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from smec_core.errors import GateError, SmecError
+
+
+def run_job(
+    job: str,
+    flags: Mapping[str, Any],
+    config: Path | None,
+    assignments: list[str] | None,
+    json_file: Path | None,
+    preset: Mapping[str, Any] | None = None,
+) -> None:
+    """Runs a job module with its settings; ends the process with the exit code of what went wrong."""
+    from pipelines.console import adopt_loggers, begin
+    from pipelines.settings import resolve
+
+    try:
+        begin(job)
+        module = importlib.import_module(f"pipelines.{job}")
+        adopt_loggers()
+        kind = getattr(module, f"{job.capitalize()}Settings")
+        if json_file is not None:
+            json_file.parent.mkdir(parents=True, exist_ok=True)
+        figures = module.run(resolve(kind, flags, config, assignments or [], preset))
+        if json_file is not None:
+            _write_json(json_file, figures)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if json_file is not None and isinstance(error, GateError):
+            _write_json(json_file, error.figures)
+        fail(error)
+
+
+def _write_json(path: Path, figures: Mapping[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(figures, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def fail(error: Exception) -> NoReturn:
+    """Prints why a command ends, and ends the process with the error's exit code."""
+    from pipelines.console import is_json, say_failed
+
+    message = str(error)
+    if os.environ.get("SMEC_DEBUG") == "1" and not is_json():
+        message = "".join(traceback.format_exception(error))
+    elif not isinstance(error, SmecError):
+        message = f"unexpected {type(error).__name__}: {message}; SMEC_DEBUG=1 shows where"
+    say_failed(error, message)
+    sys.exit(getattr(error, "exit_code", 1))
