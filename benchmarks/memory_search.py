@@ -61,9 +61,11 @@ def measure(anchors: int, slots: int, top_k: int, with_dead: bool, rounds: int) 
     push = in_turn({"push": lambda: memory.push(new_N, x_ND[new_N])}, rounds)
     milliseconds = {name: 1000 * median(found) for name, found in (seconds | push).items()}
     shape = {"anchors": anchors, "slots": slots, "neighbours": top_k, "dead": with_dead}
-    return shape | {f"{name}_ms": value for name, value in milliseconds.items()} | {
-        "ratio": median_ratio(seconds, "search", "bare")
-    }
+    return (
+        shape
+        | {f"{name}_ms": value for name, value in milliseconds.items()}
+        | {"ratio": median_ratio(seconds, "search", "bare")}
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -74,7 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     print(f"{DIM} dims, one thread, {args.rounds} rounds in turn; medians")
-    print(f"{'anchors':>8} {'slots':>7} {'k':>4} {'dead':>5} {'bare ms':>9} {'search ms':>10} {'ratio':>6} {'push ms':>8}")
+    print(
+        f"{'anchors':>8} {'slots':>7} {'k':>4} {'dead':>5} {'bare ms':>9} {'search ms':>10} {'ratio':>6} {'push ms':>8}"
+    )
     rows = []
     for shape in SMALL if args.quick else SHAPES:
         for with_dead in (False, True):

@@ -77,12 +77,12 @@ class CrossBatchMemory:
         seq_N = torch.arange(self.pushed - len(row_N), self.pushed, device=row_N.device)
         self.row_M[torch.isin(self.row_M, row_N)] = -1
         self.row_M[seq_N % self.slots] = row_N
-        self._keep(seq_N, x_ND)
-
-    def _keep(self, seq_N: Tensor, x_ND: Tensor) -> None:
         size = self._group.size
-        mine = seq_N % size == self._group.rank
-        self.x_LD[(seq_N[mine] // size) % len(self.x_LD)] = x_ND[mine]
+        mine = slice((self._group.rank - self.pushed + len(row_N)) % size, None, size)
+        self._keep(seq_N[mine], x_ND[mine])
+
+    def _keep(self, seq_E: Tensor, x_ED: Tensor) -> None:
+        self.x_LD[(seq_E // self._group.size) % len(self.x_LD)] = x_ED
 
     def search(self, x_AD: Tensor, row_A: Tensor, top_k: int) -> Neighbours:
         """The `top_k` nearest items of each anchor by frozen cosine; ties go to the older item.
@@ -97,9 +97,12 @@ class CrossBatchMemory:
         """
         seq_L, row_L = self._own_entries()
         sim_AL = x_AD @ self.x_LD[: len(seq_L)].T
-        sim_AL[:, row_L < 0] = -torch.inf
-        anchor, place = _same(row_A, row_L)
-        sim_AL[anchor, place] = -torch.inf
+        # a sum takes far less time than a masked assignment
+        sim_AL += torch.where(row_L < 0, -torch.inf, 0.0)
+        if len(row_L):
+            place_A1, is_own_A1 = _own_places(row_A, row_L)
+            own_sim_A1 = sim_AL.gather(1, place_A1)
+            sim_AL.scatter_(1, place_A1, own_sim_A1.masked_fill_(is_own_A1, -torch.inf))
         target_AK, seq_AK = _top_k(sim_AL, seq_L, top_k)
         if self._mode == "global" and self._group.size > 1:
             target_AK, seq_AK = self._merge(target_AK, seq_AK)
@@ -150,17 +153,15 @@ class CrossBatchMemory:
         seq_E, row_E = seq_E[live], row_E[live]
         self.row_M[(seq_E % self.slots).to(device)] = row_E.to(device)
         x_docs.prepare(row_E.numpy())
-        self._keep(seq_E.to(device), x_docs.take(row_E).to(device))
+        mine = seq_E % self._group.size == self._group.rank
+        self._keep(seq_E[mine].to(device), x_docs.take(row_E[mine]).to(device))
 
 
-def _same(row_A: Tensor, row_L: Tensor) -> tuple[Tensor, Tensor]:
-    """Pairs (place in `row_A`, place in `row_L`) of the same row; rows below 0 are none."""
-    if not len(row_L):
-        return row_L, row_L
+def _own_places(row_A: Tensor, row_L: Tensor) -> tuple[Tensor, Tensor]:
+    """Where in `row_L` each anchor's own row is, and whether it is there at all, both (A, 1); rows below 0 are none."""
     sorted_L, order_L = row_L.sort()
-    place_A = torch.searchsorted(sorted_L, row_A).clamp(max=len(row_L) - 1)
-    anchor = ((sorted_L[place_A] == row_A) & (row_A >= 0)).nonzero().squeeze(1)
-    return anchor, order_L[place_A[anchor]]
+    place_A1 = torch.searchsorted(sorted_L, row_A[:, None]).clamp(max=len(row_L) - 1)
+    return order_L[place_A1], (sorted_L[place_A1] == row_A[:, None]) & (row_A[:, None] >= 0)
 
 
 def _top_k(sim_AL: Tensor, seq_L: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
