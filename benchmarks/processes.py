@@ -1,5 +1,6 @@
 """What the processes of a job hold in memory, sampled from /proc while it runs."""
 
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -55,3 +56,15 @@ def _memory(pid: int) -> tuple[str, dict[str, float]]:
     except OSError:
         return "", {}
     return title, {kind: float(lines.get(name, "0 kB").split()[0]) / 1024 for kind, name in KINDS.items()}
+
+
+def cpu_seconds(pid: int) -> float:
+    """Seconds of CPU that a process and all that it started, directly or not, and that still run, have used."""
+    ticks = 0
+    for one in descendants(pid):
+        try:
+            stat = Path(f"/proc/{one}/stat").read_text()
+        except OSError:
+            continue
+        ticks += sum(map(int, stat.rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")

@@ -8,7 +8,7 @@ from torch import Tensor
 from smec_core.config import TrainConfig
 from smec_core.dataset import Dataset
 from smec_core.parquet import EmbeddingTable, unit_rows
-from smec_core.resident import Node, ResidentRows
+from smec_core.resident import Node, ResidentRows, Stream
 from smec_core.train import TrainingData
 
 
@@ -26,10 +26,15 @@ def load_training_data(dataset: Dataset, config: TrainConfig, device: torch.devi
 
 def read_resident(table: EmbeddingTable, node: Node) -> ResidentRows:
     """Reads a table's rows as unit vectors, and checks every one."""
+    return ResidentRows.filled(local_stream(table), table.rows, table.dim, node)
+
+
+def local_stream(table: EmbeddingTable) -> Stream:
+    """A table as a source of unit vectors, every row checked."""
 
     def stream(start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
         for block in table.blocks(start, stop):
             row_N = torch.arange(block.row, block.row + len(block.ids))
             yield row_N, torch.from_numpy(unit_rows(block.vectors_ND))
 
-    return ResidentRows.filled(stream, table.rows, table.dim, node)
+    return stream
