@@ -1,6 +1,6 @@
 """Uncentred PCA of unit vectors: where a stage starts, and the baseline to beat.
 
-Shapes: N rows, D dims.
+Shapes: N rows, D dims, S dims of a strip, H dims up to its end.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,8 @@ from torch import Tensor
 from smec_core.group import Group
 from smec_core.resident import Rows
 
+STRIP_DIMS = 192
+
 
 class Gram:
     """Sum of x x^T over unit rows, taken block by block; sums of parts of a data set add up to the whole."""
@@ -23,7 +25,12 @@ class Gram:
     def add(self, x_ND: Tensor) -> None:
         """Adds rows of any scale."""
         unit_ND = F.normalize(x_ND, dim=1)
-        self.sum_DD += (unit_ND.T @ unit_ND).double()
+        for low in range(0, unit_ND.shape[1], STRIP_DIMS):
+            high = low + STRIP_DIMS
+            # the sum is symmetric: what is left of the diagonal says what is above it
+            strip_SH = (unit_ND[:, low:high].T @ unit_ND[:, :high]).double()
+            self.sum_DD[low:high, :high] += strip_SH
+            self.sum_DD[:low, low:high] += strip_SH[:, :low].T
 
     def rotation(self, part: slice = slice(None)) -> Tensor:
         """Principal directions of some dims, all by default, as rows, strongest first."""

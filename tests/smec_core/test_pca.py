@@ -32,6 +32,14 @@ def test_a_gram_of_parts_equals_the_whole(cuts: set[int], seed: int) -> None:
     torch.testing.assert_close(parts.sum_DD, whole.sum_DD, atol=1e-5, rtol=1e-5)
 
 
+def test_the_sum_of_many_dims_is_that_of_the_products() -> None:
+    x_ND, gram = rows(50, 401), Gram(401)
+    gram.add(x_ND)
+    unit_ND = F.normalize(x_ND, dim=1).double()
+    torch.testing.assert_close(gram.sum_DD, unit_ND.T @ unit_ND, atol=1e-5, rtol=0)
+    assert torch.equal(gram.sum_DD, gram.sum_DD.T)
+
+
 def test_directions_are_orthonormal_and_strongest_first() -> None:
     x_ND = rows(300, 16)
     rotation_DD = principal_rotation(resident(x_ND), Group())
