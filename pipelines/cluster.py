@@ -1,5 +1,6 @@
 """The Ray cluster that a job runs on, and what of a Ray failure a user should read."""
 
+import atexit
 import logging
 import os
 import time
@@ -47,6 +48,8 @@ def connect(cpus: float) -> None:
         except (ConnectionError, ray.exceptions.RayError) as error:
             address = os.environ.get("RAY_ADDRESS", "local")
             raise SmecError(f"cannot connect to Ray at {address}: {_first_line(error)}") from error
+        # Ray's own way out of a process waits half a second for lines of its workers, which are not printed here
+        atexit.register(ray.shutdown)
     quiet_data()
 
 
@@ -61,6 +64,15 @@ def quiet_data() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+def start_coordinator() -> None:
+    """Starts the actor that a Ray Train run, before its workers, would start and wait for."""
+    # no public way leads there; without it the run starts later
+    with suppress(ImportError):
+        from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
+
+        get_or_create_autoscaling_coordinator()
 
 
 def withdraw_claim(run_id: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.checkpoints import Start, begin_start
-from pipelines.cluster import connect, unwrap, withdraw_claim
+from pipelines.cluster import connect, start_coordinator, unwrap, withdraw_claim
 from pipelines.cluster_settings import ClusterSettings
 from pipelines.console import Progress, say, warn
 from pipelines.run_folder import RunFolder
@@ -108,6 +109,9 @@ def _train(
     """The last checkpoint of the training."""
     least, most = settings.worker_range
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))
+    if not os.environ.get("RAY_ADDRESS"):
+        # a process that looks out for nodes that are to be taken away; this machine is none
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if least < most:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACEMENT_SECONDS))
     connect(most * settings.cpus_per_worker)
@@ -117,6 +121,7 @@ def _train(
         warn(f"{least} worker(s) need {least * settings.cpus_per_worker} CPUs, the cluster has {found:g} now; waiting")
     count = str(least) if least == most else f"{least} to {most}"
     say(f"{count} worker(s) on {'GPU' if use_gpu else 'CPU'}, {settings.cpus_per_worker} CPU(s) each")
+    start_coordinator()
     # beside the driver: a node that is lost must not take it along
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
@@ -134,7 +139,7 @@ def _train(
         tier=settings.tier,
         reports_stages=listener is not None,
     )
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = _Trainer(
         train_on_worker,
         train_loop_config={"task": task},
         # resident rows and their reductions stay on the CPU, gradients on the GPU
@@ -158,6 +163,18 @@ def _train(
         withdraw_claim(before["id"])
     run_folder.write_json(RAY_RUN_FILE, {"id": trainer.train_run_context.run_id})  # type: ignore[attr-defined]
     return _follow(trainer, queue, tracker, check, listener)
+
+
+class _Trainer(ray.train.torch.TorchTrainer):
+    """Ray Train's trainer without the processes that nothing here needs; each takes more than a second to start."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        # the workers read by themselves; and a cluster of this process's own ends with it, placement groups and all
+        needless = ["DatasetsCallback"]
+        needless += [] if os.environ.get("RAY_ADDRESS") else ["PlacementGroupCleanerCallback"]
+        # no public way leads there; were it closed, the processes would be there again
+        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+        return [callback for callback in callbacks if type(callback).__name__ not in needless]
 
 
 def use_gpus(settings: ClusterSettings, workers: int) -> bool:
@@ -199,7 +216,7 @@ def _follow(
             check()
             ended = not thread.is_alive()
             try:
-                items = queue.get(timeout=SEND_SECONDS)
+                items = pickle.loads(queue.get(timeout=SEND_SECONDS))
             except Empty:
                 if ended:
                     break
@@ -222,7 +239,8 @@ def _follow(
                 # the workers end by themselves, or with this process
                 thread.join(LEAVE_SECONDS)
                 break
-    queue.shutdown()
+    # nothing is left in it to wait for
+    queue.shutdown(force=True)
     if refused is not None:
         raise refused
     if "error" in outcome:

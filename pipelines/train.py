@@ -5,16 +5,19 @@ import json
 import platform
 import shutil
 from _thread import interrupt_main
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import Field
 
 import smec_core
 from pipelines.checkpoints import remove_checkpoints
+from pipelines.cluster import connect
 from pipelines.cluster_settings import JobSettings, OutFolder
 from pipelines.console import context, say, show
 from pipelines.evaluate import on_cluster, quality_table
@@ -23,17 +26,19 @@ from pipelines.lease import Lease
 from pipelines.model_folder import check_replaceable, replace_folder
 from pipelines.run_folder import RunFolder
 from pipelines.source import Source
-from pipelines.tracking import MlflowRecorder
 from smec_core.adapter import FrozenStage
 from smec_core.dataset import Dataset
 from smec_core.errors import InputError
-from smec_core.evaluation import default_split, evaluate
+from smec_core.evaluation import Parts, default_split, evaluate, in_one_part
 from smec_core.model import Model, load
 from smec_core.quantize import learn_int8_scales
 from smec_core.schedule import prefix_dims, stage_shapes
 from smec_core.trained import Trained
 from smec_core.uri import public_uri
 from smec_core.warm import WarmStart, check_warm_start
+
+if TYPE_CHECKING:
+    from pipelines.tracking import MlflowRecorder
 
 
 class TrainingSettings(JobSettings):
@@ -166,12 +171,7 @@ class Training:
             f"run {self.name}: {summary['corpus']['rows']} documents, {summary['queries']['rows']} queries, "
             f"{dataset.dim} dims, to {', '.join(map(str, config.dims))}"
         )
-        recorder = MlflowRecorder.start(
-            config=settings.model_dump(mode="json"),
-            run_folder=run_folder,
-            scratch=scratch,
-            tags={"smec.data": public_uri(dataset.uri), "smec.data_fingerprint": dataset.fingerprint},
-        )
+        recorder = self._recorder(run_folder, scratch, lease)
         say(f"MLflow run {recorder.run_id} in {recorder.uri}")
         with TemporaryDirectory() as made:
             model_folder = Path(made) / "model"
@@ -199,6 +199,30 @@ class Training:
             except BaseException as error:
                 recorder.fail(error, lease.lost)
                 raise
+
+    def _recorder(self, run_folder: RunFolder, scratch: Path, lease: Lease) -> "MlflowRecorder":
+        """Opens the run in MLflow; Ray, which takes as long, starts in the meantime."""
+        settings, dataset = self._settings, self.dataset
+
+        def start() -> "MlflowRecorder":
+            # here and not above: half of the time is MLflow's import
+            from pipelines.tracking import MlflowRecorder
+
+            return MlflowRecorder.start(
+                config=settings.model_dump(mode="json"),
+                run_folder=run_folder,
+                scratch=scratch,
+                tags={"smec.data": public_uri(dataset.uri), "smec.data_fingerprint": dataset.fingerprint},
+            )
+
+        with ThreadPoolExecutor(1) as pool:
+            started = pool.submit(start)
+            try:
+                connect(settings.worker_range[1] * settings.cpus_per_worker)
+            except BaseException as error:
+                started.result().fail(error, lease.lost)
+                raise
+        return started.result()
 
     def _evaluated(self, trained: Trained) -> Model:
         """The trained chain as a model that knows what made it and how good it is."""
@@ -232,9 +256,25 @@ class Training:
         model.config["int8_scales"] = learn_int8_scales(model, dataset.corpus)
         split = default_split(dataset)
         say(f"evaluating on {'nearest documents' if split is None else split}")
-        parts = on_cluster(self._settings.worker_range[0], self._settings.cpus_per_worker)
-        model.metrics["evaluation"] = evaluate(dataset, model, split, baselines=True, parts=parts)
+        model.metrics["evaluation"] = evaluate(dataset, model, split, baselines=True, parts=self._parts())
         return model
+
+    def _parts(self) -> Parts:
+        """How the corpus is searched: by as many tasks as there are workers, here where that is one."""
+        settings = self._settings
+        if not settings.is_one_process:
+            return on_cluster(settings.worker_range[0], settings.cpus_per_worker)
+
+        def here(work: Callable[[int, int], Any], rows: int) -> list[Any]:
+            threads = torch.get_num_threads()
+            # figures do not depend on how many cores this machine has
+            torch.set_num_threads(settings.cpus_per_worker)
+            try:
+                return in_one_part(work, rows)
+            finally:
+                torch.set_num_threads(threads)
+
+        return here
 
 
 def _read_base(folder: str, input_dim: int) -> Model:

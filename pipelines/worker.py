@@ -1,6 +1,7 @@
 """What every Ray Train worker of a training does: resident rows, the loop of smec_core, checkpoints and figures."""
 
 import json
+import pickle
 import shutil
 import tempfile
 import time
@@ -146,7 +147,8 @@ class Sender:
     def flush(self) -> None:
         """Sends what waits."""
         if self._waiting:
-            self._queue.put(self._waiting)
+            # bytes: the queue's process, which reads what is put, would import torch for it
+            self._queue.put(pickle.dumps(self._waiting))
             self._waiting = []
         self._sent = time.monotonic()
 
