@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from smec_core.group import Group, rows_of_rank
-from smec_core.losses import Pairs
+from smec_core.losses import Pairs, RankedPairs
 from smec_core.memory import CrossBatchMemory, Neighbours
 from smec_core.resident import Rows
 from smec_core.run import Run
@@ -37,9 +37,7 @@ class Step:
         counts_all_anchors: whether its neighbours may be those of any anchor, or of its own anchors only.
         pairs: (anchor, neighbour) pairs that it counts.
         live_pairs: how many such pairs the global step has.
-        pair_query_P: place among its queries of the query of each positive pair.
-        pair_doc_P: place among all documents of its document.
-        weight_PN: weight of each (pair, document) in the ranking loss.
+        ranked: what the ranking loss compares, as places among its queries and among all documents.
         weight_sum: sum of the weights of the global step.
         old_NI: all documents as the champion's stage gives them; None where training need not be compatible.
     """
@@ -52,9 +50,7 @@ class Step:
     counts_all_anchors: bool
     pairs: Pairs
     live_pairs: int
-    pair_query_P: Tensor
-    pair_doc_P: Tensor
-    weight_PN: Tensor
+    ranked: RankedPairs
     weight_sum: float
     old_NI: Tensor | None = None
 
@@ -133,9 +129,11 @@ def load_step(
         counts_all_anchors=is_global,
         pairs=pairs,
         live_pairs=live_pairs,
-        pair_query_P=torch.from_numpy(batch.pair_query_P[mine] - queries.start).to(run.device),
-        pair_doc_P=torch.from_numpy(batch.pair_doc_P[mine]).to(run.device),
-        weight_PN=torch.from_numpy(batch.weight_PN[mine]).to(run.device),
+        ranked=RankedPairs(
+            torch.from_numpy(batch.pair_query_P[mine] - queries.start).to(run.device),
+            torch.from_numpy(batch.pair_doc_P[mine]).to(run.device),
+            torch.from_numpy(batch.weight_PN[mine]).to(run.device),
+        ),
         weight_sum=float(batch.weight_PN.sum()),
         old_NI=None if old_docs is None else old_docs(x_docs_ND),
     )
