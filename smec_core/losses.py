@@ -1,7 +1,7 @@
 """The two losses of SMEC.
 
-Shapes: B queries, N documents, P pairs, I dims of all prefixes, b dims between two prefixes; A anchors, U distinct
-memory items, d dims of one prefix.
+Shapes: B queries, N documents, P pairs, K prefixes, I dims of all of them, b dims between two; A anchors, U distinct
+memory items.
 """
 
 import warnings
@@ -54,22 +54,26 @@ def rank_loss(
     return total
 
 
-class _Slope(NamedTuple):
-    """Gradient of the loss of one prefix.
+class _Slopes(NamedTuple):
+    """Gradients of the losses of all prefixes, the shortest first.
 
     Attributes:
-        dot: by each dot product.
-        left: what times a query or an anchor is its gradient through its norm.
-        right: the same of a document or a memory item.
+        dot_K: by each dot product.
+        left_K: what times a query or an anchor is its gradient through its norm.
+        right_K: the same of a document or a memory item.
     """
 
-    dot: Tensor
-    left: Tensor
-    right: Tensor
+    dot_K: Tensor
+    left_K: Tensor
+    right_K: Tensor
+
+    def summed(self) -> "_Slopes":
+        """Of the dims between two prefixes: the sum over all prefixes that have them, their own and the longer ones."""
+        return _Slopes(*(slope_K.flip(0).cumsum(0).flip(0) if len(slope_K) > 1 else slope_K for slope_K in self))
 
 
 class _RankLoss(torch.autograd.Function):
-    """The slope of a prefix is known with its loss; going back, only products are left to do."""
+    """The slopes are known with the loss; going back, only products are left to do."""
 
     @staticmethod
     def forward(
@@ -80,30 +84,36 @@ class _RankLoss(torch.autograd.Function):
         pairs: RankedPairs,
         temperature: float,
     ) -> Tensor:
-        dot_BN = q_BI.new_zeros(len(q_BI), len(d_NI))
-        square_B, square_N = q_BI.new_zeros(len(q_BI)), q_BI.new_zeros(len(d_NI))
-        total = q_BI.new_zeros(())
-        slopes = []
-        for part, (_, weight) in zip(_parts(prefixes), prefixes, strict=True):
-            q_Bb, d_Nb = q_BI[:, part], d_NI[:, part]
-            dot_BN.addmm_(q_Bb, d_Nb.T)
-            square_B, square_N = square_B + q_Bb.square().sum(1), square_N + d_Nb.square().sum(1)
-            loss, slope = _loss_and_slope(dot_BN, square_B, square_N, weight, pairs, temperature)
-            total += loss
-            slopes.append(slope)
-        ctx.save_for_backward(q_BI, d_NI, *(tensor for slope in slopes for tensor in slope))
+        query_P, doc_P, weight_PN = pairs
+        scale_KB, scale_KN = _scales(q_BI, prefixes), _scales(d_NI, prefixes)
+        dot_KBN = q_BI.new_zeros(len(prefixes), len(q_BI), len(d_NI))
+        for place, part in enumerate(_parts(prefixes)):
+            torch.addmm(dot_KBN[max(place - 1, 0)], q_BI[:, part], d_NI[:, part].T, out=dot_KBN[place])
+        scale_KBN = scale_KB[:, :, None] * scale_KN[:, None] / temperature
+        sim_KBN = dot_KBN * scale_KBN
+        positive_P = query_P * len(d_NI) + doc_P
+        margin_KPN = sim_KBN.index_select(1, query_P) - sim_KBN.flatten(1).index_select(1, positive_P)[:, :, None]
+        weight_K = torch.tensor([weight for _, weight in prefixes], dtype=q_BI.dtype).to(q_BI.device)
+        slope_KPN = margin_KPN.sigmoid().mul_(weight_K[:, None, None] * weight_PN)
+        slope_KBN = torch.zeros_like(dot_KBN).index_add_(1, query_P, slope_KPN)
+        slope_KBN.flatten(1).index_add_(1, positive_P, slope_KPN.sum(2), alpha=-1)
+        slope_KBN *= scale_KBN
+        by_norm_KBN = slope_KBN * dot_KBN
+        slopes = _Slopes(slope_KBN, -by_norm_KBN.sum(2) * scale_KB.square(), -by_norm_KBN.sum(1) * scale_KN.square())
+        ctx.save_for_backward(q_BI, d_NI, *slopes.summed())
         ctx.prefixes = prefixes
-        return total
+        return F.softplus(margin_KPN).mul_(weight_PN).sum((1, 2)) @ weight_K
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        q_BI, d_NI, *saved = ctx.saved_tensors
+        q_BI, d_NI, slope_KBN, slope_KB, slope_KN = ctx.saved_tensors
         grad_BI, grad_NI = torch.zeros_like(q_BI), torch.zeros_like(d_NI)
-        for part, slope in _summed(ctx.prefixes, saved):
+        slope_KBN, slope_KB, slope_KN = (slope_K * grad for slope_K in (slope_KBN, slope_KB, slope_KN))
+        for place, part in enumerate(_parts(ctx.prefixes)):
             q_Bb, d_Nb = q_BI[:, part], d_NI[:, part]
-            torch.addmm(q_Bb * slope.left[:, None], slope.dot, d_Nb, out=grad_BI[:, part])
-            torch.addmm(d_Nb * slope.right[:, None], slope.dot.T, q_Bb, out=grad_NI[:, part])
-        return grad_BI.mul_(grad), grad_NI.mul_(grad), None, None, None
+            torch.addmm(q_Bb * slope_KB[place, :, None], slope_KBN[place], d_Nb, out=grad_BI[:, part])
+            torch.addmm(d_Nb * slope_KN[place, :, None], slope_KBN[place].T, q_Bb, out=grad_NI[:, part])
+        return grad_BI, grad_NI, None, None, None
 
 
 def _parts(prefixes: list[tuple[int, float]]) -> list[slice]:
@@ -112,31 +122,11 @@ def _parts(prefixes: list[tuple[int, float]]) -> list[slice]:
     return [slice(*part) for part in pairwise((0, *widths))]
 
 
-def _summed(prefixes: list[tuple[int, float]], saved: Sequence[Tensor]) -> Iterator[tuple[slice, _Slope]]:
-    """Dims, the last first, and the sum of the slopes of all prefixes that have them: their own and the longer ones."""
-    slopes = [_Slope(*saved[place : place + 3]) for place in range(0, len(saved), 3)]
-    total: _Slope | None = None
-    for part, own in reversed(list(zip(_parts(prefixes), slopes, strict=True))):
-        total = own if total is None else _Slope(*(longer + one for longer, one in zip(total, own, strict=True)))
-        yield part, total
-
-
-def _loss_and_slope(
-    dot_BN: Tensor, square_B: Tensor, square_N: Tensor, weight: float, pairs: RankedPairs, temperature: float
-) -> tuple[Tensor, _Slope]:
-    """Of one prefix, by the dot products and the squared norms of its vectors."""
-    query_P, doc_P, weight_PN = pairs
-    scale_B, scale_N = (square.clamp_min(LEAST_SQUARE).rsqrt() for square in (square_B, square_N))
-    scale_BN = scale_B[:, None] * scale_N
-    cos_BN = dot_BN * scale_BN
-    margin_PN = (cos_BN.index_select(0, query_P) - cos_BN[query_P, doc_P].unsqueeze(1)) / temperature
-    slope_PN = margin_PN.sigmoid().mul_(weight_PN)
-    slope_BN = torch.zeros_like(dot_BN).index_add_(0, query_P, slope_PN)
-    slope_BN.index_put_((query_P, doc_P), -slope_PN.sum(1), accumulate=True)
-    slope_BN *= scale_BN * (weight / temperature)
-    by_norm_BN = slope_BN * dot_BN
-    slope = _Slope(slope_BN, -by_norm_BN.sum(1) * scale_B.square(), -by_norm_BN.sum(0) * scale_N.square())
-    return weight * F.softplus(margin_PN).mul_(weight_PN).sum(), slope
+def _scales(x_NI: Tensor, prefixes: list[tuple[int, float]]) -> Tensor:
+    """What brings each row's prefixes to norm 1 (K, N)."""
+    square_NI = x_NI.square()
+    square_KN = torch.stack([square_NI[:, part].sum(1) for part in _parts(prefixes)]).cumsum(0)
+    return square_KN.clamp_min_(LEAST_SQUARE).rsqrt_()
 
 
 class Pairs:
@@ -224,37 +214,36 @@ class _UnsupervisedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a_AI: Tensor, m_UI: Tensor, prefixes: list[tuple[int, float]], pairs: Pairs) -> Tensor:
-        dot_P = torch.zeros_like(pairs.target_P)
-        square_A, square_U = a_AI.new_zeros(len(a_AI)), a_AI.new_zeros(len(m_UI))
-        total = a_AI.new_zeros(())
-        slopes = []
-        for part, (_, weight) in zip(_parts(prefixes), prefixes, strict=True):
-            a_Ab, m_Ub = a_AI[:, part], m_UI[:, part]
-            with _quiet():
-                dot_P = torch.sparse.sampled_addmm(pairs.by_anchor(dot_P), a_Ab, m_Ub.T).values()
-            square_A, square_U = square_A + a_Ab.square().sum(1), square_U + m_Ub.square().sum(1)
-            scale_A, scale_U = (square.clamp_min(LEAST_SQUARE).rsqrt() for square in (square_A, square_U))
-            scale_P = scale_A[pairs.anchor_P] * scale_U[pairs.item_P]
-            error_P = dot_P * scale_P - pairs.target_P
-            total += weight * F.smooth_l1_loss(error_P, torch.zeros_like(error_P), reduction="sum", beta=KINK)
-            slope_P = (error_P / KINK).clamp_(-1, 1) * scale_P * weight
-            by_norm_P = slope_P * dot_P
-            norm_A = torch.zeros_like(scale_A).index_add_(0, pairs.anchor_P, by_norm_P)
-            norm_U = torch.zeros_like(scale_U).index_add_(0, pairs.item_P, by_norm_P)
-            slopes.append(_Slope(slope_P, -norm_A * scale_A.square(), -norm_U * scale_U.square()))
-        ctx.save_for_backward(a_AI, m_UI, *(tensor for slope in slopes for tensor in slope))
+        scale_KA, scale_KU = _scales(a_AI, prefixes), _scales(m_UI, prefixes)
+        dots = [torch.zeros_like(pairs.target_P)]
+        with _quiet():
+            for part in _parts(prefixes):
+                dots.append(
+                    torch.sparse.sampled_addmm(pairs.by_anchor(dots[-1]), a_AI[:, part], m_UI[:, part].T).values()
+                )
+        dot_KP = torch.stack(dots[1:])
+        scale_KP = scale_KA.index_select(1, pairs.anchor_P) * scale_KU.index_select(1, pairs.item_P)
+        error_KP = dot_KP * scale_KP - pairs.target_P
+        weight_K = torch.tensor([weight for _, weight in prefixes], dtype=a_AI.dtype).to(a_AI.device)
+        slope_KP = (error_KP / KINK).clamp_(-1, 1).mul_(scale_KP).mul_(weight_K[:, None])
+        by_norm_KP = slope_KP * dot_KP
+        norm_KA = torch.zeros_like(scale_KA).index_add_(1, pairs.anchor_P, by_norm_KP, alpha=-1)
+        norm_KU = torch.zeros_like(scale_KU).index_add_(1, pairs.item_P, by_norm_KP, alpha=-1)
+        slopes = _Slopes(slope_KP, norm_KA * scale_KA.square(), norm_KU * scale_KU.square())
+        ctx.save_for_backward(a_AI, m_UI, *slopes.summed())
         ctx.prefixes, ctx.pairs = prefixes, pairs
-        return total
+        none_KP = torch.zeros_like(error_KP)
+        return F.smooth_l1_loss(error_KP, none_KP, reduction="none", beta=KINK).sum(1) @ weight_K
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        a_AI, m_UI, *saved = ctx.saved_tensors
+        a_AI, m_UI, slope_KP, slope_KA, slope_KU = ctx.saved_tensors
         grad_AI, grad_UI = torch.zeros_like(a_AI), torch.zeros_like(m_UI)
-        for part, slope in _summed(ctx.prefixes, saved):
+        for place, part in enumerate(_parts(ctx.prefixes)):
             a_Ab, m_Ub = a_AI[:, part], m_UI[:, part]
             with _quiet():
-                grad_AI[:, part] = ctx.pairs.by_anchor(slope.dot) @ m_Ub
-                grad_UI[:, part] = ctx.pairs.by_item(slope.dot) @ a_Ab
-            grad_AI[:, part].addcmul_(a_Ab, slope.left[:, None])
-            grad_UI[:, part].addcmul_(m_Ub, slope.right[:, None])
+                grad_AI[:, part] = ctx.pairs.by_anchor(slope_KP[place]) @ m_Ub
+                grad_UI[:, part] = ctx.pairs.by_item(slope_KP[place]) @ a_Ab
+            grad_AI[:, part].addcmul_(a_Ab, slope_KA[place, :, None])
+            grad_UI[:, part].addcmul_(m_Ub, slope_KU[place, :, None])
         return grad_AI.mul_(grad), grad_UI.mul_(grad), None, None

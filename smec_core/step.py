@@ -100,13 +100,17 @@ def load_step(
     doc_row_N, query_row_B = torch.from_numpy(batch.doc_row_N), torch.from_numpy(batch.query_row_B)
     queries = slice(*rows_of_rank(len(query_row_B), team.rank, team.size))
     docs = slice(*rows_of_rank(len(doc_row_N), team.rank, team.size))
-    x_docs_ND, x_queries_BD = run.x_docs.take(doc_row_N).to(run.device), run.x_queries.take(query_row_B).to(run.device)
     own = [y_queries.take(query_row_B[queries]), y_docs.take(doc_row_N[docs])]
+    is_unsupervised = run.config.unsupervised_weight(run.labelled) > 0
+    x_docs_ND = torch.empty(0, run.x_docs.dim)
+    if is_unsupervised or old_docs is not None:
+        x_docs_ND = run.x_docs.take(doc_row_N).to(run.device)
     clock.lap("data")
 
     is_global = run.config.memory == "global"
     used_U, pairs, live_pairs = torch.empty(0, dtype=torch.int64), Pairs.none(run.device), 0
-    if run.config.unsupervised_weight(run.labelled):
+    if is_unsupervised:
+        x_queries_BD = run.x_queries.take(query_row_B).to(run.device)
         anchors = [x_queries_BD, x_docs_ND] if is_global else [x_queries_BD[queries], x_docs_ND[docs]]
         row_A = torch.cat([torch.full((len(anchors[0]),), -1), doc_row_N if is_global else doc_row_N[docs]])
         found = memory.search(torch.cat(anchors), row_A.to(run.device), run.config.neighbours(run.labelled))
