@@ -48,6 +48,7 @@ from smec_core.local import load_training_data
 from smec_core.resident import Node, ResidentRows
 from smec_core.run import Run
 from smec_core.schedule import steps_per_epoch
+from smec_core.stage import StageTraining
 from smec_core.step import Step
 from smec_core.tracker import Record
 from smec_core.train import TrainingData, train
@@ -62,7 +63,7 @@ Shape = tuple[int, int, int]
 
 
 def random_data(docs: int, queries: int, dim: int, node: Node) -> TrainingData:
-    """Unit vectors without structure; query i is about document i."""
+    """Unit vectors without structure; query i is about document i, the first DEV_QUERIES are dev."""
     generator = torch.Generator().manual_seed(0)
     rows = [torch.nn.functional.normalize(torch.randn(n, dim, generator=generator), dim=1) for n in (docs, queries)]
     about = np.arange(queries)
@@ -159,8 +160,18 @@ class Parts:
             self.seconds[dim]["collectives"].append(self._collectives)
             self._collectives = 0.0
 
+        begin = StageTraining.__init__
+
+        def begin_full(training: StageTraining, run: Run, *args: Any) -> None:
+            begin(training, run, *args)
+            if training.memory.slots:
+                # else most steps of a short run would search a memory that fills
+                row_N = torch.arange(min(training.memory.slots, run.x_docs.rows))
+                training.memory.push(row_N.to(run.device), run.x_docs.take(row_N).to(run.device))
+
         with ExitStack() as patches:
             patches.enter_context(patch.object(Candidate, "train_step", step))
+            patches.enter_context(patch.object(StageTraining, "__init__", begin_full))
             for name in COLLECTIVES:
                 patches.enter_context(patch.object(Group, name, self._collective(getattr(Group, name))))
             yield

@@ -110,7 +110,7 @@ class TrainConfig(BaseModel):
     """Keep the best state on dev, protect earlier prefixes, stop without gain; off: fixed epochs, last state."""
     patience: int | None = Field(None, ge=1)
     """Epochs without gain on dev after which a stage stops; default: a third of its most epochs, and at least 2."""
-    score_steps: int = Field(20, ge=1)
+    score_steps: int = Field(10, ge=1)
     """Steps between two scorings on dev, at least; dev is scored at the end of an epoch."""
     guard_tolerance: float = Field(0.005, ge=0)
     """The most nDCG@10 that a stage may cost any earlier configured prefix on dev, and its own where it looks ahead."""
