@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from smec_core.ads import keep_places
+from smec_core.cayley import cayley_rows
 from smec_core.config import Projection
 
 MLP_TENSORS = ("up", "up_bias", "down", "down_bias")
@@ -102,6 +103,7 @@ class Stage(nn.Module):
         self.dim = dim
         self.d_in = d_in
         self.logits = nn.Parameter(logits_I.clone())
+        self.start: Tensor
         if projection == "rotation":
             self.register_buffer("start", start_II.clone())
             self.skew = nn.Parameter(torch.zeros(d_in, d_in))
@@ -140,14 +142,15 @@ class Stage(nn.Module):
         """The linear part (I, I); for a rotation, the Cayley map of the skew parameter times the start."""
         if self.projection != "rotation":
             return self.matrix
-        lower = self.skew.tril(-1)
-        half_II = (lower - lower.T) / 2
-        eye_II = torch.eye(self.d_in, device=half_II.device)
-        # (I - H)^-1 (I + H) = 2 (I - H)^-1 - I: one solve gives it times the start
-        return 2 * torch.linalg.solve(eye_II - half_II, self.start) - self.start
+        return cayley_rows(self.skew, torch.arange(self.d_in, device=self.skew.device)) @ self.start
 
     def project(self, y_NI: Tensor, order: Tensor) -> Tensor:
         """Outputs of the stage at the dims that `order` names, in that order."""
+        if self.projection == "rotation":
+            rows_dI = cayley_rows(self.skew, order)
+            # whichever takes fewer products: the start is frozen, so that applying it to the rows has no way back
+            is_short = len(y_NI) < 2 * len(order)
+            return (y_NI @ self.start.T) @ rows_dI.T if is_short else y_NI @ (rows_dI @ self.start).T
         z = y_NI @ self.weight().index_select(0, order).T
         if self.projection == "residual_mlp":
             z = z + self.down(torch.relu(self.up(y_NI))).index_select(1, order)

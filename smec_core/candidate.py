@@ -8,14 +8,13 @@ import copy
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from smec_core.adapter import FrozenStage, Stage
 from smec_core.ads import initial_logits, keep_places, sample_selection
 from smec_core.checkpoint import Tree, same_device
 from smec_core.config import Projection, TrainConfig
-from smec_core.convergence import ERRORS_OF_FREE, ERRORS_OF_HARMLESS, Guard, Scores
+from smec_core.convergence import ERRORS_OF_FREE, ERRORS_OF_HARMLESS, Guard, QueryScores, Scores
 from smec_core.group import Group
 from smec_core.losses import rank_loss, unsupervised_loss
 from smec_core.run import Run, StageSpec
@@ -65,7 +64,7 @@ class Candidate:
             {"params": self.stage.projection_parameters(), "lr": lr},
             {"params": [self.stage.logits], "lr": config.ads_lr_factor * lr},
         ]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, eps=ADAM_EPS)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, eps=ADAM_EPS, fused=True)
         self.average = copy.deepcopy(self.stage)
         self.schedule = one_cycle(self.optimizer, spec.epochs, run.sampler.epoch_steps)
         held = {spec.dim: config.guard_tolerance} if spec.ahead else {}
@@ -113,31 +112,27 @@ class Candidate:
         own = [(docs_LI, step.docs), (queries_BI, step.queries)][: 2 if step.counts_all_anchors else 1]
         docs_NI, *gathered = self.team.gather_rows(*own)
 
-        whole = torch.ones((), device=run.device)
         changes_all = is_compatible or not stage.is_harmless
-        prefixes = [(width, whole) for width in self.parallel if width < stage.d_in or changes_all]
+        gated, whole = [], [(width, 1.0) for width in self.parallel if width < stage.d_in or changes_all]
         if not self.parallel:
-            prefixes += [] if stage.dim == stage.d_in else [(stage.dim, gate_d)]
-            prefixes += [(width, gate_d[:width]) for width in self.ahead]
-            prefixes += [] if new_only else [(stage.d_in, whole)]
+            share = config.lookahead_weight(run.labelled)
+            gated = [] if stage.dim == stage.d_in else [(stage.dim, 1.0), *((width, share) for width in self.ahead)]
+            whole = [] if new_only else [(stage.d_in, 1.0)]
         rank_sum, unsup_sum = torch.zeros((), device=run.device), torch.zeros((), device=run.device)
-        for width, gate in prefixes:
-            d_Nd, m_Ud, q_Bd, *all_q = (
-                F.normalize(f[:, :width] * gate, dim=1) for f in (docs_NI, items_UI, queries_BI, *gathered)
+        for gate, prefixes in ((gate_d, gated), (None, whole)):
+            if not prefixes:
+                continue
+            d_NI, m_UI, q_BI, *all_q = (
+                f if gate is None else f[:, : stage.dim] * gate for f in (docs_NI, items_UI, queries_BI, *gathered)
             )
-            share = config.lookahead_weight(run.labelled) if width in self.ahead else 1.0
             if step.weight_sum:
-                rank_sum = rank_sum + share * rank_loss(
-                    q_Bd, d_Nd, step.pair_query_P, step.pair_doc_P, step.weight_PN, config.temperature
-                )
+                rank_sum = rank_sum + rank_loss(q_BI, d_NI, prefixes, step.ranked, config.temperature)
             if step.weight_sum and step.old_NI is not None:
-                old_Nd = F.normalize(step.old_NI[:, :width], dim=1)
-                rank_sum = rank_sum + share * config.compatible * rank_loss(
-                    q_Bd, old_Nd, step.pair_query_P, step.pair_doc_P, step.weight_PN, config.temperature
-                )
+                old_sum = rank_loss(q_BI, step.old_NI, prefixes, step.ranked, config.temperature)
+                rank_sum = rank_sum + config.compatible * old_sum
             if step.live_pairs:
-                anchors = [*all_q, d_Nd] if step.counts_all_anchors else [q_Bd, d_Nd[step.own_docs]]
-                unsup_sum = unsup_sum + share * unsupervised_loss(torch.cat(anchors), m_Ud, step.pairs)
+                anchors_AI = torch.cat([*all_q, d_NI] if step.counts_all_anchors else [q_BI, d_NI[step.own_docs]])
+                unsup_sum = unsup_sum + unsupervised_loss(anchors_AI, m_UI, prefixes, step.pairs)
         return rank_sum, unsup_sum
 
     def _select(self, config: TrainConfig, noise_I: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,8 +158,14 @@ class Candidate:
         for parameter, grad in zip(parameters, summed, strict=True):
             parameter.grad = grad.view_as(parameter)
 
-    def score(self, run: Run, spec: StageSpec, epoch: int) -> dict[str, float]:
+    def score(self, run: Run, spec: StageSpec, epoch: int, at_start: QueryScores) -> dict[str, float]:
         """Scores the average on dev and keeps it if it is the best; without dev the last is kept. Collective.
+
+        Args:
+            run: what the stages share.
+            spec: the stage.
+            epoch: epochs done.
+            at_start: scores of prefixes as they were before the stage, which a harmless projection cannot change.
 
         Returns:
             Its dev figures; none without dev.
@@ -173,7 +174,10 @@ class Candidate:
         if run.dev is None:
             self.best, self.guard.best_epoch = frozen, epoch
             return {}
-        values = run.dev.score(frozen.apply, spec.d_in, sorted({*spec.counted, *spec.floors}))
+        values = at_start if self.stage.is_harmless else {}
+        dims = [dim for dim in spec.scored if dim not in values]
+        apply = frozen.keep if dims[-1] <= frozen.dim else frozen.apply
+        values = values | run.dev.score(apply, spec.d_in, dims)
         is_best, total = self.guard.update(epoch, values)
         if is_best:
             self.best = frozen

@@ -110,6 +110,8 @@ class TrainConfig(BaseModel):
     """Keep the best state on dev, protect earlier prefixes, stop without gain; off: fixed epochs, last state."""
     patience: int | None = Field(None, ge=1)
     """Epochs without gain on dev after which a stage stops; default: a third of its most epochs, and at least 2."""
+    score_steps: int = Field(10, ge=1)
+    """Steps between two scorings on dev, at least; dev is scored at the end of an epoch."""
     guard_tolerance: float = Field(0.005, ge=0)
     """The most nDCG@10 that a stage may cost any earlier configured prefix on dev, and its own where it looks ahead."""
     dev_fraction: float = Field(0.2, gt=0, lt=1)
@@ -142,6 +144,10 @@ class TrainConfig(BaseModel):
     def stage_epochs(self, epoch_steps: int) -> int:
         """Most epochs of a stage where an epoch takes `epoch_steps` steps."""
         return self.epochs if self.epochs is not None else max(2, math.ceil(STAGE_STEPS / epoch_steps))
+
+    def scoring_epochs(self, epoch_steps: int) -> int:
+        """Epochs from one scoring on dev to the next where an epoch takes `epoch_steps` steps."""
+        return math.ceil(self.score_steps / epoch_steps)
 
     def stage_patience(self, epochs: int) -> int:
         """Epochs without gain after which a stage of at most `epochs` epochs stops."""

@@ -71,7 +71,7 @@ class DevSet:
         """Scores (Q) of prefixes with a stage put on top of the first `d_in` dims. Collective.
 
         Args:
-            apply: the stage; takes and gives (N, d_in).
+            apply: the stage; takes (N, d_in), and gives that, or the longest prefix where it is shorter.
             d_in: dims of the kept block.
             dims: prefixes to score.
         """

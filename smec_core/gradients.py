@@ -12,7 +12,6 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from smec_core.config import TrainConfig
@@ -118,7 +117,7 @@ def gradient_by_dim(data: TrainingData, config: TrainConfig) -> list[dict[str, A
         for dim in dims:
             weight_DD = start_DD.to(data.node.device).requires_grad_()
             q_Bd, d_Nd = (x @ weight_DD[:dim].T for x in (step.x_BD, step.x_ND))
-            loss = step.rank_loss(F.normalize(q_Bd, dim=1), F.normalize(d_Nd, dim=1), config.temperature)
+            loss = step.rank_loss(q_Bd, d_Nd, [dim], config.temperature)
             (gradient_DD,) = torch.autograd.grad(loss, weight_DD)
             norms[dim] += gradient_DD[: dims[-1]].norm().item() / len(batches)
             deltas[dim] += torch.cat([q_Bd, d_Nd]).norm(dim=1).mean().item() / len(batches)

@@ -58,6 +58,11 @@ class StageSpec:
         """Prefixes whose dev scores decide which state is best."""
         return self.parallel or (*self.ahead, self.dim, self.d_in)
 
+    @property
+    def scored(self) -> tuple[int, ...]:
+        """All prefixes that are scored on dev, ascending."""
+        return tuple(sorted({*self.counted, *self.floors}))
+
 
 class Gradient(NamedTuple):
     """Gradient of the free matrix of a stage in one step.

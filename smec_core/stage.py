@@ -14,7 +14,7 @@ from smec_core.ads import gumbel
 from smec_core.candidate import Candidate
 from smec_core.checkpoint import Checkpoint, same_device
 from smec_core.config import Projection
-from smec_core.convergence import ERRORS_OF_FREE, is_real
+from smec_core.convergence import ERRORS_OF_FREE, QueryScores, is_real
 from smec_core.group import Group
 from smec_core.memory import CrossBatchMemory
 from smec_core.pca import principal_rotation
@@ -53,6 +53,10 @@ class StageTraining:
         if resumed is not None and resumed.progress is not None:
             self._restore(resumed)
         self._assign()
+        self._at_start: QueryScores = {}
+        if run.dev is not None and any(candidate.stage.is_harmless for candidate in self.candidates):
+            unchanged = [dim for dim in spec.scored if dim >= spec.d_in]
+            self._at_start = run.dev.score(lambda y_Nd: y_Nd, spec.d_in, unchanged)
         if resumed is None:
             self._score()
 
@@ -101,7 +105,8 @@ class StageTraining:
         """
         run, spec = self._run, self._spec
         log = _StepLog(run, spec, self.memory)
-        while self.active and self.epoch < (spec.epochs if spec.stop is None else spec.stop):
+        epochs = spec.epochs if spec.stop is None else spec.stop
+        while self.active and self.epoch < epochs:
             batches = run.sampler.epoch(run.key(spec.number, 1, self.epoch))
             steps = in_reach(islice(batches, self.batch, None), run.x_docs, self.memory)
             clock = Clock()
@@ -130,11 +135,12 @@ class StageTraining:
                 clock = Clock()
             log.flush()
             self.epoch, self.batch = self.epoch + 1, 0
-            self._score()
+            if self.epoch % run.config.scoring_epochs(run.sampler.epoch_steps) == 0 or self.epoch == epochs:
+                self._score()
 
     def _score(self) -> None:
         for candidate in self.active:
-            figures = candidate.score(self._run, self._spec, self.epoch)
+            figures = candidate.score(self._run, self._spec, self.epoch, self._at_start)
             if figures:
                 self._run.tracker.log(_label(self._run, self._spec, candidate.kind, self.epoch) | figures)
         if self._run.dev is not None and any(candidate.guard.stopped for candidate in self.active):

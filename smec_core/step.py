@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from smec_core.group import Group, rows_of_rank
-from smec_core.losses import Pairs
+from smec_core.losses import Pairs, RankedPairs
 from smec_core.memory import CrossBatchMemory, Neighbours
 from smec_core.resident import Rows
 from smec_core.run import Run
@@ -37,9 +37,7 @@ class Step:
         counts_all_anchors: whether its neighbours may be those of any anchor, or of its own anchors only.
         pairs: (anchor, neighbour) pairs that it counts.
         live_pairs: how many such pairs the global step has.
-        pair_query_P: place among its queries of the query of each positive pair.
-        pair_doc_P: place among all documents of its document.
-        weight_PN: weight of each (pair, document) in the ranking loss.
+        ranked: what the ranking loss compares, as places among its queries and among all documents.
         weight_sum: sum of the weights of the global step.
         old_NI: all documents as the champion's stage gives them; None where training need not be compatible.
     """
@@ -52,9 +50,7 @@ class Step:
     counts_all_anchors: bool
     pairs: Pairs
     live_pairs: int
-    pair_query_P: Tensor
-    pair_doc_P: Tensor
-    weight_PN: Tensor
+    ranked: RankedPairs
     weight_sum: float
     old_NI: Tensor | None = None
 
@@ -104,13 +100,17 @@ def load_step(
     doc_row_N, query_row_B = torch.from_numpy(batch.doc_row_N), torch.from_numpy(batch.query_row_B)
     queries = slice(*rows_of_rank(len(query_row_B), team.rank, team.size))
     docs = slice(*rows_of_rank(len(doc_row_N), team.rank, team.size))
-    x_docs_ND, x_queries_BD = run.x_docs.take(doc_row_N).to(run.device), run.x_queries.take(query_row_B).to(run.device)
     own = [y_queries.take(query_row_B[queries]), y_docs.take(doc_row_N[docs])]
+    is_unsupervised = run.config.unsupervised_weight(run.labelled) > 0
+    x_docs_ND = torch.empty(0, run.x_docs.dim)
+    if is_unsupervised or old_docs is not None:
+        x_docs_ND = run.x_docs.take(doc_row_N).to(run.device)
     clock.lap("data")
 
     is_global = run.config.memory == "global"
     used_U, pairs, live_pairs = torch.empty(0, dtype=torch.int64), Pairs.none(run.device), 0
-    if run.config.unsupervised_weight(run.labelled):
+    if is_unsupervised:
+        x_queries_BD = run.x_queries.take(query_row_B).to(run.device)
         anchors = [x_queries_BD, x_docs_ND] if is_global else [x_queries_BD[queries], x_docs_ND[docs]]
         row_A = torch.cat([torch.full((len(anchors[0]),), -1), doc_row_N if is_global else doc_row_N[docs]])
         found = memory.search(torch.cat(anchors), row_A.to(run.device), run.config.neighbours(run.labelled))
@@ -133,9 +133,11 @@ def load_step(
         counts_all_anchors=is_global,
         pairs=pairs,
         live_pairs=live_pairs,
-        pair_query_P=torch.from_numpy(batch.pair_query_P[mine] - queries.start).to(run.device),
-        pair_doc_P=torch.from_numpy(batch.pair_doc_P[mine]).to(run.device),
-        weight_PN=torch.from_numpy(batch.weight_PN[mine]).to(run.device),
+        ranked=RankedPairs(
+            torch.from_numpy(batch.pair_query_P[mine] - queries.start).to(run.device),
+            torch.from_numpy(batch.pair_doc_P[mine]).to(run.device),
+            torch.from_numpy(batch.weight_PN[mine]).to(run.device),
+        ),
         weight_sum=float(batch.weight_PN.sum()),
         old_NI=None if old_docs is None else old_docs(x_docs_ND),
     )

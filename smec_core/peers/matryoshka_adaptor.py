@@ -87,9 +87,4 @@ def _similarity_losses(module: nn.Module, step: Step, dims: Sequence[int]) -> Te
 
 
 def _rank_losses(module: nn.Module, step: Step, dims: Sequence[int], temperature: float) -> Tensor:
-    f_BD, f_ND = module(step.x_BD), module(step.x_ND)
-    total = f_BD.sum() * 0
-    for dim in dims:
-        q_Bd, d_Nd = (F.normalize(f[:, :dim], dim=1) for f in (f_BD, f_ND))
-        total = total + step.rank_loss(q_Bd, d_Nd, temperature)
-    return total
+    return step.rank_loss(module(step.x_BD), module(step.x_ND), dims, temperature)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from smec_core.config import TrainConfig
 from smec_core.judgements import Judgements
-from smec_core.losses import rank_loss
+from smec_core.losses import RankedPairs, rank_loss
 from smec_core.metrics import SEARCH_DEPTH, PrefixSearch, measure_queries
 from smec_core.resident import BLOCK_ROWS
 from smec_core.sampling import Batch
@@ -66,18 +66,16 @@ def most_steps(data: TrainingData, config: TrainConfig, epoch_steps: int) -> int
 
 @dataclass(frozen=True)
 class Step:
-    """Frozen unit vectors of a step, and the pairs and weights that `rank_loss` takes."""
+    """Frozen unit vectors of a step, and what the ranking loss compares."""
 
     x_BD: Tensor
     x_ND: Tensor
-    pair_query_P: Tensor
-    pair_doc_P: Tensor
-    weight_PN: Tensor
+    ranked: RankedPairs
 
-    def rank_loss(self, q_Bd: Tensor, d_Nd: Tensor, temperature: float) -> Tensor:
-        """Weighted mean of the ranking loss at unit vectors of one dim."""
-        total = rank_loss(q_Bd, d_Nd, self.pair_query_P, self.pair_doc_P, self.weight_PN, temperature)
-        return total / self.weight_PN.sum().clamp_min(1e-12)
+    def rank_loss(self, q_BD: Tensor, d_ND: Tensor, dims: Sequence[int], temperature: float) -> Tensor:
+        """Weighted mean of the ranking loss of vectors of any norm, summed over dims."""
+        total = rank_loss(q_BD, d_ND, [(dim, 1.0) for dim in dims], self.ranked, temperature)
+        return total / self.ranked.weight_PN.sum().clamp_min(1e-12)
 
 
 def read_step(data: TrainingData, batch: Batch) -> Step:
@@ -86,9 +84,11 @@ def read_step(data: TrainingData, batch: Batch) -> Step:
     return Step(
         data.queries.take(torch.from_numpy(batch.query_row_B)).to(device),
         data.docs.take(torch.from_numpy(batch.doc_row_N)).to(device),
-        torch.from_numpy(batch.pair_query_P).to(device),
-        torch.from_numpy(batch.pair_doc_P).to(device),
-        torch.from_numpy(batch.weight_PN).to(device),
+        RankedPairs(
+            torch.from_numpy(batch.pair_query_P).to(device),
+            torch.from_numpy(batch.pair_doc_P).to(device),
+            torch.from_numpy(batch.weight_PN).to(device),
+        ),
     )
 
 

@@ -6,7 +6,6 @@ Shapes: B queries, N documents, P positive pairs, D input dims, d dims of the ad
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smec_core.config import TrainConfig
@@ -76,9 +75,9 @@ def _fit_dim(training: AdaptorTraining, dim: int, most: int) -> ResidualAdapter:
 
 def _loss(module: ResidualAdapter, step: Step, training: AdaptorTraining) -> Tensor:
     f_Bd, f_Nd = module(step.x_BD), module(step.x_ND)
-    rank = step.rank_loss(F.normalize(f_Bd, dim=1), F.normalize(f_Nd, dim=1), training.temperature)
+    rank = step.rank_loss(f_Bd, f_Nd, [module.dim], training.temperature)
     x_Rd = torch.cat([step.x_BD, step.x_ND])[:, : module.dim]
     recovery = (torch.cat([f_Bd, f_Nd]) - x_Rd).norm(dim=1).mean()
-    guess_Pd = module.predictor(f_Bd)[step.pair_query_P]
-    prediction = (guess_Pd - f_Nd[step.pair_doc_P]).norm(dim=1).mean()
+    guess_Pd = module.predictor(f_Bd)[step.ranked.query_P]
+    prediction = (guess_Pd - f_Nd[step.ranked.doc_P]).norm(dim=1).mean()
     return rank + training.recipe.hold * RECOVERY * recovery + PREDICTION * prediction

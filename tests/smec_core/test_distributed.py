@@ -87,7 +87,7 @@ def loss_of_neighbours(group: Group, slots: int, top_k: int, docs: int, seed: in
         memory.push(row_N, x_ND[row_N])
         found = memory.search(x_ND, torch.arange(docs), top_k)
         used_U, pairs = own_pairs(found, group)
-        losses.append(group.sum_(unsupervised_loss(z_ND, z_ND[used_U], pairs)).item())
+        losses.append(group.sum_(unsupervised_loss(z_ND, z_ND[used_U], [(4, 1.0)], pairs)).item())
     return {"losses": losses}
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from smec_core.config import TrainConfig
 from smec_core.judgements import Judgements
-from smec_core.losses import KINK, Pairs, rank_loss, unsupervised_loss
+from smec_core.losses import KINK, Pairs, RankedPairs, rank_loss, unsupervised_loss
 from smec_core.sampling import Batch, LabelledSampler
 
 QUERIES, DOCS = 6, 15
@@ -30,6 +30,14 @@ def only_batch(grades: dict[tuple[int, int], int], **options: int) -> Batch:
     config = TrainConfig(dims=(1,), batch_size=QUERIES, **options)
     (batch,) = LabelledSampler(judged, DOCS, config).epoch((0,))
     return batch
+
+
+def ranked(batch: Batch) -> RankedPairs:
+    parts = (batch.pair_query_P, batch.pair_doc_P, batch.weight_PN)
+    return RankedPairs(*(torch.from_numpy(part) for part in parts))
+
+
+PREFIXES = [(6, 0.5), (2, 1.0), (3, 2.0)]
 
 
 @settings(deadline=None, derandomize=True, max_examples=40)
@@ -49,15 +57,34 @@ def test_rank_loss_equals_a_loop_over_grades(grades: dict[tuple[int, int], int],
                 gap = float(q_Bd[b] @ d_Nd[k] - q_Bd[b] @ d_Nd[j])
                 expected += margin * math.log1p(math.exp(gap / temperature))
 
-    loss = rank_loss(
-        q_Bd,
-        d_Nd,
-        torch.from_numpy(batch.pair_query_P),
-        torch.from_numpy(batch.pair_doc_P),
-        torch.from_numpy(batch.weight_PN),
-        temperature,
-    )
+    loss = rank_loss(3 * q_Bd, d_Nd / 5, [(4, 1.0)], ranked(batch), temperature)
     assert loss.item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@given(grades=GRADES, seed=st.integers(0, 1000))
+@settings(deadline=None, derandomize=True, max_examples=40)
+def test_rank_loss_of_prefixes_and_its_gradient_are_those_of_unit_vectors(
+    grades: dict[tuple[int, int], int], seed: int
+) -> None:
+    batch = only_batch(grades, positives=2, hard_negatives=2, negatives=4)
+    pairs = RankedPairs(*(part.double() if part.is_floating_point() else part for part in ranked(batch)))
+    generator = torch.Generator().manual_seed(seed)
+    q_BI, d_NI = (
+        torch.randn(len(rows), 7, generator=generator, dtype=torch.float64).requires_grad_()
+        for rows in (batch.query_row_B, batch.doc_row_N)
+    )
+    expected = q_BI.sum() * 0
+    for width, weight in PREFIXES:
+        sim_BN = F.normalize(q_BI[:, :width], dim=1) @ F.normalize(d_NI[:, :width], dim=1).T / 0.3
+        margin_PN = sim_BN[pairs.query_P] - sim_BN[pairs.query_P, pairs.doc_P].unsqueeze(1)
+        expected = expected + weight * (F.softplus(margin_PN) * pairs.weight_PN).sum()
+
+    loss = rank_loss(q_BI, d_NI, PREFIXES, pairs, 0.3)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(2 * loss, [q_BI, d_NI]),
+        torch.autograd.grad(2 * expected, [q_BI, d_NI], allow_unused=True, materialize_grads=True),
+    )
 
 
 def test_a_relevant_document_is_no_negative_when_another_query_brought_it() -> None:
@@ -79,8 +106,8 @@ def test_a_lower_grade_weighs_by_the_difference() -> None:
 def test_unsupervised_loss_equals_a_loop_over_live_neighbours() -> None:
     generator = torch.Generator().manual_seed(0)
     anchors, items, top_k = 5, 7, 3
-    a_Ad = F.normalize(torch.randn(anchors, 4, generator=generator), dim=1)
-    m_Ud = F.normalize(torch.randn(items, 4, generator=generator), dim=1)
+    a_AI = torch.randn(anchors, 7, generator=generator).requires_grad_()
+    m_UI = torch.randn(items, 7, generator=generator).requires_grad_()
     where_AK = torch.rand(anchors, items, generator=generator).topk(top_k).indices.sort(1).values
     target_AK = torch.rand(anchors, top_k, generator=generator) * 2 - 1
     live_AK = (torch.rand(anchors, top_k, generator=generator) < 0.7).float()
@@ -88,22 +115,22 @@ def test_unsupervised_loss_equals_a_loop_over_live_neighbours() -> None:
     def rounded_off(gap: float) -> float:
         return gap - KINK / 2 if gap >= KINK else gap * gap / (2 * KINK)
 
-    expected = sum(
-        rounded_off(abs(float(target_AK[a, k]) - float(a_Ad[a] @ m_Ud[where_AK[a, k]])))
-        for a in range(anchors)
-        for k in range(top_k)
-        if live_AK[a, k]
-    )
     live = live_AK == 1
-    pairs = Pairs(live.nonzero()[:, 0], where_AK[live], target_AK[live], anchors, items)
-    a_Ad.requires_grad_()
-    m_Ud.requires_grad_()
-    loss = unsupervised_loss(a_Ad, m_Ud, pairs)
-    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    dense, expected = a_AI.sum() * 0, 0.0
+    for width, weight in PREFIXES:
+        sim_AU = F.normalize(a_AI[:, :width], dim=1) @ F.normalize(m_UI[:, :width], dim=1).T
+        expected += weight * sum(
+            rounded_off(abs(float(target_AK[a, k]) - sim_AU[a, where_AK[a, k]].item()))
+            for a in range(anchors)
+            for k in range(top_k)
+            if live[a, k]
+        )
+        found, target = sim_AU.gather(1, where_AK)[live], target_AK[live]
+        dense = dense + weight * F.smooth_l1_loss(found, target, reduction="sum", beta=KINK)
 
-    sim_AU = a_Ad @ m_Ud.T
-    dense = F.smooth_l1_loss(sim_AU.gather(1, where_AK)[live], target_AK[live], reduction="sum", beta=KINK)
-    for got, wanted in zip(
-        torch.autograd.grad(loss, [a_Ad, m_Ud]), torch.autograd.grad(dense, [a_Ad, m_Ud]), strict=True
-    ):
-        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+    pairs = Pairs(live.nonzero()[:, 0], where_AK[live], target_AK[live], anchors, items)
+    loss = unsupervised_loss(a_AI, m_UI, PREFIXES, pairs)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(
+        torch.autograd.grad(2 * loss, [a_AI, m_UI]), torch.autograd.grad(2 * dense, [a_AI, m_UI]), atol=1e-5, rtol=1e-5
+    )

@@ -1,0 +1,303 @@
+"""Time of training steps by part, against that of their matrix products alone on the same threads.
+
+    python -m benchmarks.step_time [--data DATA] [--ranks 2] [--set batch_size=512] [--json FILE]
+
+Every stage trains its candidates for so many steps, in the loop of smec_core, without Ray. The limit of a
+step is the time of its products alone, each of its shape, in the same process: those of the projection, of the inverse
+by blocks that a rotation is, of the ranking loss, and of the search in the memory, back and forth. `ratio` is that
+limit over the time of the step. Without --data: random vectors in scifact's shapes (5183 documents,
+647 queries to train on, 768 dims).
+
+Parts: data (drawing a step, reading its rows), search (the memory), forward, backward, reduce (collectives of the
+gradients), update (optimizer, schedule, average). Collectives within search, forward and backward are in `collectives`,
+too. On a GPU every part waits for the device, which a real step does not; `step` is timed without waiting.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+# before torch is imported: each rank has one thread
+os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import yaml
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+
+from smec_core.candidate import Candidate
+from smec_core.cayley import BASE_DIM
+from smec_core.config import TrainConfig
+from smec_core.dataset import Dataset
+from smec_core.group import Group
+from smec_core.judgements import Judgements
+from smec_core.local import load_training_data
+from smec_core.resident import Node, ResidentRows
+from smec_core.run import Run
+from smec_core.schedule import steps_per_epoch
+from smec_core.stage import StageTraining
+from smec_core.step import Step
+from smec_core.tracker import Record
+from smec_core.train import TrainingData, train
+
+DOCS, QUERIES, DEV_QUERIES, DIM, DIMS = 5183, 809, 162, 768, "384,192,96,48,24"
+WARM_UP_STEPS = 5
+PARTS = ("data", "search", "forward", "backward", "reduce", "update")
+COLLECTIVES = ("gather", "sum_", "from_first_", "object_from", "gather_objects")
+
+Shape = tuple[int, int, int]
+"""Rows, inner dim and columns of a product."""
+
+
+def random_data(docs: int, queries: int, dim: int, node: Node) -> TrainingData:
+    """Unit vectors without structure; query i is about document i, the first DEV_QUERIES are dev."""
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.nn.functional.normalize(torch.randn(n, dim, generator=generator), dim=1) for n in (docs, queries)]
+    about = np.arange(queries)
+    learnt, held_out = (
+        Judgements.from_pairs(row_Q, row_Q % docs, np.ones(len(row_Q), np.float32))
+        for row_Q in (about[DEV_QUERIES:], about[:DEV_QUERIES])
+    )
+    return TrainingData(ResidentRows(rows[0], node), ResidentRows(rows[1], node), learnt, held_out, node)
+
+
+def inverse_shapes(dim: int) -> Iterator[Shape]:
+    """Products of `inverse_without_pivots`; LAPACK's part, of blocks up to BASE_DIM, is left out."""
+    if dim > BASE_DIM:
+        half, rest = dim // 2, dim - dim // 2
+        yield from inverse_shapes(half)
+        yield from inverse_shapes(rest)
+        yield from [(half, half, rest), (rest, half, half), (rest, half, rest)]
+        yield from [(rest, rest, half), (half, rest, rest), (half, rest, half)]
+
+
+def step_shapes(candidate: Candidate, step: Step) -> list[Shape]:
+    """Products of one step of a candidate of the chain on one rank."""
+    stage, rows = candidate.stage, len(step.y_RI)
+    dim_in, asked = stage.d_in, stage.dim if stage.is_harmless else stage.d_in
+    shapes: list[Shape] = [(rows, dim_in, asked), (asked, rows, dim_in)]
+    if stage.projection == "rotation":
+        shapes += [*inverse_shapes(dim_in), (asked, dim_in, dim_in), (dim_in, asked, dim_in)]
+        shapes += [(rows, dim_in, dim_in)] if rows < 2 * asked else 2 * [(asked, dim_in, dim_in)]
+    queries, docs = step.parts[0], step.docs
+    whole = [] if stage.is_harmless else [dim_in]
+    gated = [] if dim_in == stage.dim else sorted([stage.dim, *candidate.ahead])
+    for widths in (whole, gated):
+        for low, high in pairwise([0, *widths]):
+            own = high - low
+            shapes += [(queries, own, docs), (queries, docs, own), (docs, queries, own)]
+    return shapes
+
+
+def seconds_of(shapes: Sequence[Shape], device: torch.device, repeats: int = 7) -> float:
+    """Time of the products, each measured alone; shapes that occur several times are measured once."""
+    times = {}
+    for shape in set(shapes):
+        rows, inner, columns = shape
+        left, right = torch.randn(rows, inner, device=device), torch.randn(inner, columns, device=device)
+        out = torch.empty(rows, columns, device=device)
+        laps = []
+        for _ in range(repeats):
+            _wait(device)
+            started = time.perf_counter()
+            torch.mm(left, right, out=out)
+            _wait(device)
+            laps.append(time.perf_counter() - started)
+        times[shape] = statistics.median(laps)
+    return sum(times[shape] for shape in shapes)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+class Parts:
+    """Seconds of what happens within steps, by stage; those of the warm-up count, too.
+
+    Attributes:
+        seconds: by stage and part, of each step of each candidate.
+        shapes: by stage and kind, the products of a whole step.
+        rows: by stage, the rows that a candidate projects.
+    """
+
+    def __init__(self, device: torch.device, input_dim: int, slots: int) -> None:
+        self.seconds: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        self.shapes: dict[int, dict[str, list[Shape]]] = defaultdict(dict)
+        self.rows: dict[int, int] = {}
+        self._device, self._input_dim, self._slots = device, input_dim, slots
+        self._collectives = 0.0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Times steps while it lasts."""
+        whole = Candidate.train_step
+
+        def step(candidate: Candidate, run: Run, step: Step, noise_I: Tensor) -> None:
+            dim = candidate.stage.dim
+            self.rows.setdefault(dim, len(step.y_RI))
+            if candidate.kind not in self.shapes[dim]:
+                self.shapes[dim][candidate.kind] = step_shapes(candidate, step)
+                if step.live_pairs and len(self.shapes[dim]) == 1:
+                    self.shapes[dim]["search"] = [(step.queries + step.docs, self._input_dim, self._slots)]
+            for name in ("_losses", "_reduce"):
+                setattr(candidate, name, self._timed(dim, name, getattr(Candidate, name).__get__(candidate)))
+            with patch.object(Tensor, "backward", self._timed(dim, "backward", Tensor.backward)):
+                self._timed(dim, "whole", whole)(candidate, run, step, noise_I)
+            self.seconds[dim]["collectives"].append(self._collectives)
+            self._collectives = 0.0
+
+        begin = StageTraining.__init__
+
+        def begin_full(training: StageTraining, run: Run, *args: Any) -> None:
+            begin(training, run, *args)
+            if training.memory.slots:
+                # else most steps of a short run would search a memory that fills
+                row_N = torch.arange(min(training.memory.slots, run.x_docs.rows))
+                training.memory.push(row_N.to(run.device), run.x_docs.take(row_N).to(run.device))
+
+        with ExitStack() as patches:
+            patches.enter_context(patch.object(Candidate, "train_step", step))
+            patches.enter_context(patch.object(StageTraining, "__init__", begin_full))
+            for name in COLLECTIVES:
+                patches.enter_context(patch.object(Group, name, self._collective(getattr(Group, name))))
+            yield
+
+    def _timed(self, dim: int, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            _wait(self._device)
+            started = time.perf_counter()
+            result = call(*args)
+            _wait(self._device)
+            self.seconds[dim][name].append(time.perf_counter() - started)
+            return result
+
+        return run
+
+    def _collective(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            result = call(*args, **kwargs)
+            self._collectives += time.perf_counter() - started
+            return result
+
+        return run
+
+
+class StepRecords:
+    """Tracker that keeps the records of steps."""
+
+    def __init__(self) -> None:
+        self.steps: list[Record] = []
+
+    def log(self, record: Record) -> None:
+        """Takes a record."""
+        if "loss" in record:
+            self.steps.append(record)
+
+
+def measure(data: TrainingData, config: TrainConfig, steps: int) -> list[dict[str, Any]]:
+    """Trains every stage for so many steps; a record for each, of mean seconds of a step of all its candidates.
+
+    `limit` is the time of the step's products alone, `ratio` that over `step`.
+    """
+    assert data.train is not None
+    device, epoch_steps = data.node.device, steps_per_epoch(len(data.train), config.batch_size)
+    epochs = steps_per_epoch(steps + WARM_UP_STEPS, epoch_steps)
+    # so that nothing stops early, and dev is scored at either end only
+    changes = {"epochs": epochs, "patience": epochs, "score_steps": epochs * epoch_steps, "refit": False}
+    records, parts = StepRecords(), Parts(device, data.docs.dim, config.queue_size)
+    with parts.watching():
+        train(data, config.model_copy(update=changes), records)
+    found, dim_in = [], data.docs.dim
+    for dim, seconds in parts.seconds.items():
+        kinds = [kind for kind in parts.shapes[dim] if kind != "search"]
+        skipped = WARM_UP_STEPS * len(kinds)
+        own = [record for record in records.steps if record["stage"] == dim][skipped:]
+        mean = {name: statistics.mean(laps[skipped:]) * len(kinds) for name, laps in seconds.items()}
+        row: dict[str, Any] = {"stage": f"{dim_in} -> {dim}", "projections": " ".join(kinds), "rows": parts.rows[dim]}
+        row |= {name: statistics.mean(float(record[f"seconds/{name}"]) for record in own) for name in PARTS[:2]}
+        row |= {"forward": mean["_losses"], "backward": mean["backward"], "reduce": mean["_reduce"]}
+        row["update"] = mean["whole"] - row["forward"] - row["backward"] - row["reduce"]
+        row["step"] = sum(row[part] for part in PARTS)
+        row["collectives"] = mean["collectives"]
+        shapes = [shape for some in parts.shapes[dim].values() for shape in some]
+        row["gflop"] = sum(2 * a * b * c for a, b, c in shapes) / 1e9
+        row["limit"] = seconds_of(shapes, device)
+        found.append(row | {"ratio": row["limit"] / row["step"]})
+        dim_in = dim
+    return found
+
+
+def total(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """All stages together, each with as many steps."""
+    added: dict[str, Any] = {name: sum(row[name] for row in rows) for name in (*PARTS, "step", "limit")}
+    return {"stage": "all", "ratio": added["limit"] / added["step"]} | added
+
+
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    names = (*PARTS, "collectives", "step", "limit")
+    print(f"{'stage':>12} {'projections':>13} {'rows':>5} " + " ".join(f"{name:>11}" for name in names) + "  ratio")
+    for row in rows:
+        cells = " ".join(f"{1e3 * row.get(name, 0.0):>11.2f}" for name in names)
+        print(
+            f"{row['stage']:>12} {row.get('projections', ''):>13} {row.get('rows', ''):>5} {cells}  {row['ratio']:.2f}"
+        )
+
+
+def work(rank: int, args: argparse.Namespace, store: str) -> None:
+    """What every rank does."""
+    torch.set_num_threads(1)
+    if args.ranks > 1:
+        dist.init_process_group("gloo", init_method=f"file://{store}/store", rank=rank, world_size=args.ranks)
+    changes = {name: yaml.safe_load(value) for name, _, value in (text.partition("=") for text in args.set)}
+    config = TrainConfig.model_validate({"dims": args.dims} | changes)
+    if args.data:
+        data = load_training_data(Dataset.open(args.data), config)
+        data = replace(data, node=Node(Group()))
+    else:
+        data = random_data(DOCS, QUERIES, DIM, Node(Group()))
+    runs = [measure(data, config, args.steps) for _ in range(args.runs)]
+    if rank:
+        return
+    # each row from the run in which that stage came nearest to its limit's median: all parts of one run
+    rows = [sorted(same, key=lambda row: row["ratio"])[len(same) // 2] for same in zip(*runs, strict=True)]
+    rows.append(total(rows))
+    print(f"ms a step, {args.ranks} rank(s) of one thread, batch {config.batch_size}, {args.steps} steps a stage")
+    show(rows)
+    if args.json:
+        Path(args.json).write_text(json.dumps({"ranks": args.ranks, "rows": rows}, indent=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="dataset with train judgements; default: random vectors in scifact's shapes")
+    parser.add_argument("--dims", default=DIMS)
+    parser.add_argument("--steps", type=int, default=60, help="steps of a stage that are timed")
+    parser.add_argument("--ranks", type=int, default=1, help="processes that share each step")
+    parser.add_argument("--runs", type=int, default=3, help="of which each stage's median is taken")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="settings of the method")
+    parser.add_argument("--json")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="smec-") as store:
+        if args.ranks == 1:
+            work(0, args, store)
+        else:
+            spawn(work, (args, store), nprocs=args.ranks)
+
+
+if __name__ == "__main__":
+    main()
