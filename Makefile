@@ -8,12 +8,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT := outputs/quickstart
+BENCH := results/bench
 
 # As in an activated environment: `mlflow models serve` and Ray jobs start programs by name.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart picture test test-fast test-full check format wheel clean
+.PHONY: help env quickstart picture test test-fast test-full check format bench wheel clean
 
 help:
 	@echo "make quickstart   build a sample dataset, train, evaluate, compress it, write a report (about 5 minutes)"
@@ -22,6 +23,8 @@ help:
 	@echo "make test-full    all tests, the slow ones too"
 	@echo "make check        ruff and mypy"
 	@echo "make format       let ruff rewrite the code"
+	@echo "make bench        all benchmarks, one after another, and results/bench/README.md of them (an hour or more);"
+	@echo "                  DATA=folder measures on a dataset, REFERENCE=plain.py beside a plain implementation"
 	@echo "make wheel        the project as one file for a cluster's machines, with its constraints, in dist/"
 	@echo "make clean        remove the environment, caches and outputs/quickstart"
 
@@ -68,6 +71,9 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.bench --out $(BENCH) $(if $(DATA),--data $(DATA)) $(if $(REFERENCE),--reference $(REFERENCE))
 
 wheel: $(READY)
 	rm -rf build dist

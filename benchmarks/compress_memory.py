@@ -1,6 +1,6 @@
 """Peak memory of `smec compress` on two corpora, one ten times the other: it must not grow with the corpus.
 
-    python benchmarks/compress_memory.py [--rows 250000] [--factor 10]
+    python -m benchmarks.compress_memory [--rows 250000] [--factor 10] [--json FILE]
 
 Each corpus is compressed by a fresh process with a Ray cluster of its own, while this one samples /proc: anonymous
 memory of the driver and of the largest actor, and what lies in Ray's object store (shared memory). Both corpora have
@@ -13,8 +13,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.generated import write_corpus, write_model
 from benchmarks.processes import peak_mib
@@ -31,7 +29,7 @@ def compress(model: str, corpus: str, out: str) -> None:
 
 
 def measure(model: Path, corpus: Path, out: Path) -> dict[str, float]:
-    command = [sys.executable, __file__, "--job", str(model), str(corpus), str(out)]
+    command = [sys.executable, "-m", "benchmarks.compress_memory", "--job", str(model), str(corpus), str(out)]
     job = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     held = peak_mib(job, "ray::MapWorker")
     peak = {
@@ -50,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=250_000, help="rows of the smaller corpus")
     parser.add_argument("--factor", type=int, default=10, help="how many times larger the other one is")
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--job", nargs=3, metavar=("MODEL", "CORPUS", "OUT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.job:
@@ -67,6 +66,8 @@ def main() -> None:
     print(f"{'':14}{int(small['rows']):>12,}{int(large['rows']):>12,}{'ratio':>9}")
     for key in ("driver", "largest actor", "object store", "seconds"):
         print(f"{key:14}{small[key]:>12.1f}{large[key]:>12.1f}{large[key] / max(small[key], 1e-9):>9.2f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"corpora": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

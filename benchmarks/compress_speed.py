@@ -1,6 +1,6 @@
 """Speed of `smec compress` against a plain loop: read with pyarrow, multiply with numpy, write with pyarrow.
 
-    python benchmarks/compress_speed.py [--rows 1000000] [--dtype float32]
+    python -m benchmarks.compress_speed [--rows 1000000] [--dtype float32] [--json FILE]
 
 On one generated corpus, 768 dims to 96: the plain loop on one core, then `smec compress` with one and two workers of
 one thread each, each in a process of its own, on half of the corpus and on all of it. `whole` is the rate of the whole
@@ -22,8 +22,6 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.generated import write_corpus, write_model
 from benchmarks.processes import peak_mib
@@ -90,7 +88,7 @@ def measure(*job: str) -> dict[str, float]:
     """Runs a job in a process of its own; returns its figures and its peak memory in MiB."""
     # as Ray sets it for an actor of one CPU
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, "--job", *job]
+    command = [sys.executable, "-m", "benchmarks.compress_speed", "--job", *job]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     held = peak_mib(process, "ray::MapWorker")
     if process.returncode:
@@ -110,6 +108,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the corpus")
     parser.add_argument("--dtype", default="float32", help="number type that smec compress writes")
     parser.add_argument("--folder", help="where to put the corpus; default: the temporary folder")
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--job", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.job:
@@ -136,6 +135,13 @@ def main() -> None:
                 more = [*workers, arguments.dtype] if workers else []
                 found[name, part] = measure(job, str(model), str(source), str(folder / f"{name}-{part}"), *more)
     report(found, arguments.rows, arguments.dtype)
+    if arguments.json:
+        plain_rate = found["plain loop", "all"]["steady"]
+        rows = [
+            {"run": name, "corpus": part, **figures, "ratio": figures["steady"] / plain_rate}
+            for (name, part), figures in found.items()
+        ]
+        arguments.json.write_text(json.dumps({"rows": arguments.rows, "runs": rows}, indent=2) + "\n")
 
 
 def report(found: dict[tuple[str, str], dict[str, float]], rows: int, dtype: str) -> None:

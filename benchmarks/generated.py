@@ -1,5 +1,7 @@
-"""A corpus and a model without data, for benchmarks of `smec compress`."""
+"""Data and models to measure with, where none are given."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,15 @@ import torch
 from smec_core.adapter import FrozenStage
 from smec_core.model import Model
 from smec_core.parquet import embedding_column
+
+SMEC = [sys.executable, "-m", "pipelines.cli"]
+
+
+def sample_dataset(folder: Path, size: int | None) -> str:
+    """Builds the sample dataset of so many pairs, or of all."""
+    part = [] if size is None else ["--size", str(size)]
+    subprocess.run([*SMEC, "sample", str(folder), *part], check=True, stderr=subprocess.DEVNULL)
+    return str(folder)
 
 
 def write_corpus(folder: Path, rows: int, dim: int, files: int, row_group_rows: int) -> None:

@@ -24,9 +24,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
-from benchmarks.timing import use_one_thread
+from benchmarks.timing import ONE_THREAD
 
-use_one_thread()
+os.environ |= ONE_THREAD
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ class Arrivals:
         self.times: list[tuple[float, int]] = []
 
     def __call__(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Reads rows as the stream does."""
         for row_N, x_ND in self._stream(start, stop):
             self.times.append((time.perf_counter(), len(row_N)))
             yield row_N, x_ND
@@ -148,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{rows:,} rows of {args.dim} dims in {args.files} files, {args.rounds} rounds in turn; medians of rows/s"
         )
         print(f"{'':>6}" + "".join(f"{head:>12}{'of plain':>10}" for head in ("whole", "steady", "core")))
-        figures = {}
+        figures: dict[str, dict[str, float]] = {}
         for job in JOBS:
             figures[job] = {}
             for rate in ("whole", "steady", "core"):

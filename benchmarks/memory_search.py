@@ -9,14 +9,15 @@ which are never their own neighbours. `push` is a step's push of new documents, 
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.timing import in_turn, median_ratio, use_one_thread
+from benchmarks.timing import ONE_THREAD, in_turn, median_ratio
 
-use_one_thread()
+os.environ |= ONE_THREAD
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +26,7 @@ from torch import Tensor
 from smec_core.group import Group
 from smec_core.memory import CrossBatchMemory
 
-# anchors, slots, neighbours
-SHAPES = [(384, 1000, 10), (384, 5000, 10), (512, 5000, 10), (512, 5000, 100), (512, 16_384, 100), (512, 65_536, 100)]
-SMALL = [(64, 1000, 10)]
+SHAPES = "384x1000x10,384x5000x10,512x5000x10,512x5000x100,512x16384x100,512x65536x100"
 DIM, PUSHED = 768, 256
 
 
@@ -43,7 +42,7 @@ def full_memory(slots: int, with_dead: bool) -> tuple[CrossBatchMemory, Tensor]:
     return memory, x_ND
 
 
-def measure(anchors: int, slots: int, top_k: int, with_dead: bool, rounds: int) -> dict[str, Any]:
+def measure(anchors: int, slots: int, top_k: int, *, with_dead: bool, rounds: int) -> dict[str, Any]:
     memory, x_ND = full_memory(slots, with_dead)
     generator = torch.Generator().manual_seed(1)
     row_A = torch.randperm(len(x_ND), generator=generator)[:anchors]
@@ -71,7 +70,7 @@ def measure(anchors: int, slots: int, top_k: int, with_dead: bool, rounds: int) 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--quick", action="store_true", help="one small shape")
+    parser.add_argument("--shapes", default=SHAPES, help="anchors x slots x neighbours")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -80,9 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{'anchors':>8} {'slots':>7} {'k':>4} {'dead':>5} {'bare ms':>9} {'search ms':>10} {'ratio':>6} {'push ms':>8}"
     )
     rows = []
-    for shape in SMALL if args.quick else SHAPES:
+    for shape in args.shapes.split(","):
         for with_dead in (False, True):
-            row = measure(*shape, with_dead, args.rounds)
+            row = measure(*map(int, shape.split("x")), with_dead=with_dead, rounds=args.rounds)
             print(
                 f"{row['anchors']:>8} {row['slots']:>7} {row['neighbours']:>4} {'yes' if with_dead else 'no':>5} "
                 f"{row['bare_ms']:>9.2f} {row['search_ms']:>10.2f} {row['ratio']:>6.2f} {row['push_ms']:>8.3f}",

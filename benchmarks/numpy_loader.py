@@ -1,25 +1,24 @@
 """Time of one query with what `smec export --to numpy` writes, on one core, beside the bare product of numpy.
 
-    python benchmarks/numpy_loader.py [--input-dim 768] [--dim 96] [--rounds 200]
+    python -m benchmarks.numpy_loader [--input-dim 768] [--dim 96] [--rounds 200] [--json FILE]
 
 A round times CALLS calls of each, in turn, so that both meet the same machine; printed are medians and the best rounds.
 """
 
 import argparse
+import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-# read when numpy is imported
-os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+from benchmarks.timing import ONE_THREAD
+
+os.environ |= ONE_THREAD
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pipelines.exports import nested_embedding, numpy_folder
 
@@ -38,6 +37,7 @@ def main() -> None:
     parser.add_argument("--input-dim", type=int, default=768)
     parser.add_argument("--dim", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     rng = np.random.default_rng(0)
@@ -52,9 +52,13 @@ def main() -> None:
         loader.append(microseconds(lambda: model.encode(x_D, dim=arguments.dim)))
         product.append(microseconds(lambda: matrix_dD @ x_D))
     print(f"{arguments.input_dim} -> {arguments.dim}, one query, one core, {arguments.rounds} rounds of {CALLS} calls")
+    figures = {}
     for name, pick in (("median", statistics.median), ("best", min)):
         one, bare = pick(loader), pick(product)
+        figures[name] = {"encode_us": one, "product_us": bare, "ratio": one / bare}
         print(f"{name}: encode {one:.1f} µs, A @ x {bare:.1f} µs, ratio {one / bare:.2f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ not centred, and applies the rotation as one product; faiss, which subtracts the
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from benchmarks.timing import in_turn, median_ratio, use_one_thread
+from benchmarks.timing import ONE_THREAD, in_turn, median_ratio
 
-use_one_thread()
+os.environ |= ONE_THREAD
 
 import faiss
 import torch
@@ -52,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     faiss.omp_set_num_threads(1)
     print(f"one thread, {args.rounds} rounds in turn; medians of seconds")
     print(
-        f"{'rows':>8} {'dims':>5} {'faiss fit':>10} {'fit':>7} {'ratio':>6} {'faiss apply':>12} {'apply':>7} {'ratio':>6}"
+        f"{'rows':>8} {'dims':>5} {'faiss fit':>10} {'fit':>7} {'ratio':>6} "
+        f"{'faiss apply':>12} {'apply':>7} {'ratio':>6}"
     )
     report = {}
     for shape in args.shapes.split(","):

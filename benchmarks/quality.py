@@ -1,6 +1,6 @@
 """Test nDCG@10 of the defaults over several seeds, beside PCA, truncation and the full vectors, through `smec train`.
 
-python benchmarks/quality.py --data DATA --dims 384,192,96,48,24 --seeds 0,1,2
+python -m benchmarks.quality --data DATA --dims 384,192,96,48,24 --seeds 0,1,2
 """
 
 import argparse

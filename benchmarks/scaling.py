@@ -1,6 +1,6 @@
 """Training rows a second of two workers against one, with global and with local memory, through `smec train`.
 
-    python benchmarks/scaling.py [--data DATA] [--batch 512] [--dims 256,128,64,32] [--json FILE]
+    python -m benchmarks.scaling [--data DATA] [--batch 512] [--dims 256,128,64,32] [--json FILE]
 
 Every run trains the same stages for one epoch on the same global batches, one thread a worker. Rows are the queries and
 documents of a step; the first steps of each stage are left out. Without --data the sample dataset is built first.
@@ -12,11 +12,12 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from benchmarks.generated import SMEC, sample_dataset
 
 WARM_UP_STEPS = 3
 PARTS = ("data", "search", "compute")
@@ -42,7 +43,7 @@ def run(data: str, folder: Path, workers: int, memory: str, projection: str, arg
         "projection": projection,
         "memory": memory,
     }
-    command = [sys.executable, "-m", "pipelines.cli", "train", "--data", data, "--dims", args.dims, "--out", str(out)]
+    command = [*SMEC, "train", "--data", data, "--dims", args.dims, "--out", str(out)]
     # a state of its own: the number of workers does not make another run
     command += ["--storage", f"{out}-state"]
     command += ["--workers", str(workers), *(w for key, value in settings.items() for w in ("--set", f"{key}={value}"))]
@@ -82,6 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="dataset with train judgements; default: the sample dataset")
     parser.add_argument("--dims", default="256,128,64,32")
+    parser.add_argument("--size", type=int, help="pairs of the sample dataset; default: all")
     parser.add_argument("--batch", type=int, default=512, help="queries in a global step")
     parser.add_argument("--projections", default="free,rotation")
     parser.add_argument("--json")
@@ -91,8 +93,7 @@ def main() -> None:
         folder = Path(name)
         data = args.data
         if data is None:
-            data = str(folder / "sample")
-            subprocess.run([sys.executable, "-m", "pipelines.cli", "sample", data], check=True)
+            data = sample_dataset(folder / "sample", args.size)
         for projection in args.projections.split(","):
             print(f"{projection}, batch {args.batch}, dims {args.dims}, one thread a worker")
             heads = " ".join(

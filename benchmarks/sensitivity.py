@@ -1,6 +1,6 @@
 """How much each setting matters: one changed at a time, on test, against the defaults, over several seeds.
 
-python benchmarks/sensitivity.py --data DATA --dims 384,192,96,48,24 [--seeds 0,1,2] [--values tau=0.1,10 ...]
+python -m benchmarks.sensitivity --data DATA --dims 384,192,96,48,24 [--seeds 0,1,2] [--values tau=0.1,10 ...]
 
 --set SETTING=VALUE changes what the others are compared with.
 

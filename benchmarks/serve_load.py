@@ -1,6 +1,6 @@
 """Requests a second and latency of the query service, beside direct `Model.encode` calls in the same run.
 
-    python benchmarks/serve_load.py [--replicas 1] [--requests 2000] [--set batch_wait_ms=0]
+    python -m benchmarks.serve_load [--replicas 1] [--requests 2000] [--set batch_wait_ms=0] [--json FILE]
 
 Serve runs on a Ray of its own; the requests come from another process, over kept-open connections. `json` is what
 reading a request and writing its answer takes inside a replica: all that a format of raw bytes could save there.
@@ -20,20 +20,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from smec_core.adapter import FrozenStage
+from benchmarks.generated import write_model
 from smec_core.model import Model, load
 
 INPUT_DIM, DIM = 768, 96
 # requests at a time, rows of each
 LOADS = [(1, 1), (8, 1), (32, 1), (8, 64)]
-
-
-def write_model(folder: Path) -> None:
-    rotation = torch.linalg.qr(torch.randn(INPUT_DIM, INPUT_DIM, generator=torch.Generator().manual_seed(0)))[0]
-    stage = FrozenStage(DIM, "rotation", {"weight": rotation, "logits": torch.arange(INPUT_DIM, 0, -1).float()})
-    Model([stage], INPUT_DIM, {"dims": [INPUT_DIM, DIM]}, {}).save(folder)
 
 
 def vectors(rows: int) -> np.ndarray:
@@ -99,6 +91,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000, help="requests of each load")
     parser.add_argument("--port", type=int, default=18080)
     parser.add_argument("--set", action="append", default=[], help="a setting of smec serve, key=value")
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--ask", nargs=4, metavar=("ADDRESS", "ROWS", "THREADS", "REQUESTS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.ask:
@@ -112,7 +105,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="smec-") as name:
-        write_model(Path(name) / "model")
+        write_model(Path(name) / "model", INPUT_DIM, DIM)
         model = load(Path(name) / "model")
         ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         flags = {"model": f"{name}/model", "replicas": arguments.replicas, "port": arguments.port}
@@ -122,18 +115,23 @@ def main() -> None:
             f"{'at once':>8}{'rows':>6}{'requests/s':>12}{'p50 ms':>9}{'p99 ms':>9}"
             f"{'encode ms':>11}{'ratio':>8}{'json ms':>9}"
         )
+        loads = []
         for threads, rows in LOADS:
             requests = arguments.requests if rows == 1 else arguments.requests // 10
-            command = [sys.executable, __file__, "--ask", f"127.0.0.1:{arguments.port}"]
+            command = [sys.executable, "-m", "benchmarks.serve_load", "--ask", f"127.0.0.1:{arguments.port}"]
             command += [str(rows), str(threads), str(requests)]
             asked = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             encode_ms, json_ms = direct(model, rows)
             ratio = asked["per_s"] * encode_ms / 1000
+            direct_ms = {"encode_ms": encode_ms, "json_ms": json_ms}
+            loads.append({"at once": threads, "rows": rows, **asked, **direct_ms, "ratio": ratio})
             print(
                 f"{threads:>8}{rows:>6}{asked['per_s']:>12.0f}{asked['p50_ms']:>9.2f}{asked['p99_ms']:>9.2f}"
                 f"{encode_ms:>11.3f}{ratio:>8.3f}{json_ms:>9.3f}"
             )
         ray.shutdown()
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"loads": loads}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Training on data three times the memory budget, from mapped files, against the same from memory: bytes and speed.
 
-    python benchmarks/train_memory.py [--budget 0.25] [--dim 768] [--json FILE]
+    python -m benchmarks.train_memory [--budget 0.25] [--dim 768] [--json FILE]
 
 The data is generated: a low-rank part and noise, three times the budget as float32. Both runs are `smec train` with one
 worker and the same settings but for the budget. Anonymous memory is that of the training worker at its peak; pages that
@@ -16,8 +16,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.processes import peak_mib
 
