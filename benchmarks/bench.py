@@ -48,7 +48,7 @@ class Benchmark:
 
 BENCHMARKS = (
     Benchmark("step_time", data=True, quick="--steps 2 --runs 1"),
-    Benchmark("whole_train", data=True, reference=True, quick="--size 600 --dims 64,32"),
+    Benchmark("whole_train", data=True, reference=True, quick="--size 600 --dims 64,32 --set epochs=1"),
     Benchmark("memory_search", quick="--shapes 64x500x10 --rounds 2"),
     Benchmark("pca", quick="--shapes 2000x64 --rounds 1"),
     Benchmark("ingest", quick="--rows 20000 --dim 64 --files 4 --rounds 1"),

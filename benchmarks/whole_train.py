@@ -35,9 +35,10 @@ SCORE = re.compile(r"\d+: ([\d.]+)")
 STAGE = re.compile(r"\w+ pass, stage \d+ of ")
 
 
-def train(data: str, dims: str, folder: Path) -> dict[str, Any]:
+def train(data: str, dims: str, assignments: list[str], folder: Path) -> dict[str, Any]:
     """One training as a process: seconds of its parts, and the mean nDCG@10 of the model."""
     command = [*SMEC, "train", "--data", data, "--dims", dims, "--gpu", "off"]
+    command += [word for text in assignments for word in ("--set", text)]
     command += ["--out", str(folder / "model"), "--storage", str(folder / "state")]
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
     started = time.perf_counter()
@@ -82,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dims", default="384,192,96,48,24")
     parser.add_argument("--reference", help="script that takes DATA --dims --threads")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="settings of smec train")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
     os.environ |= ONE_THREAD
@@ -93,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 theirs.append(train_plainly(args.reference, data, args.dims))
             folder = Path(made) / str(number)
             folder.mkdir()
-            ours.append(train(data, args.dims, folder))
+            ours.append(train(data, args.dims, args.set, folder))
     rows: list[dict[str, Any]] = [{"": "smec train"} | {part: median(run[part] for run in ours) for part in PARTS}]
     rows[0]["nDCG@10"] = ours[0]["ndcg"]
     if theirs:
