@@ -25,7 +25,7 @@ from smec_core.resident import BLOCK_ROWS, Stream
 PIECE_ROWS = 65_536
 READS_AT_ONCE = 2
 # what this process reads by itself in about the time that readers of Ray Data take to start
-HEAD_BYTES = 512 << 20
+HEAD_BYTES = 1 << 30
 
 
 def stream_of(table: EmbeddingTable) -> Stream:
@@ -54,12 +54,10 @@ def _pieces(table: EmbeddingTable, start: int, stop: int) -> Generator[pa.Table,
 
 
 def _blocks(piece: pa.Table) -> Iterator[tuple[Tensor, Tensor]]:
-    row_N = piece["row"].to_numpy()
-    x_ND = piece["embedding"].combine_chunks().flatten().to_numpy().reshape(len(row_N), -1)
-    for low in range(0, len(row_N), BLOCK_ROWS):
-        part = slice(low, low + BLOCK_ROWS)
+    for rows in piece.to_batches(max_chunksize=BLOCK_ROWS):
+        x_ND = rows["embedding"].flatten().to_numpy().reshape(-1, rows["embedding"].type.list_size)
         # copies: Arrow's memory is read-only
-        yield torch.from_numpy(row_N[part].copy()), torch.from_numpy(x_ND[part].copy())
+        yield torch.from_numpy(rows["row"].to_numpy().copy()), torch.from_numpy(x_ND.copy())
 
 
 def _rows_dataset(table: EmbeddingTable, start: int, stop: int) -> Dataset:
