@@ -4,8 +4,9 @@
 
 All end with one float32 matrix of unit rows. The plain loop reads the columns id and embedding with one thread,
 normalises each batch and copies it into a matrix made before; it checks nothing. `local` is that of one process
-(smec_core.local), `ray` is what a training worker does (pipelines.stream: the first GiB here, the rest by Ray Data), with
-shared memory for the matrix; both check every row. Every job is a process of its own, in turn; the files are in the page cache for all.
+(smec_core.local), `ray` is what a training worker does (pipelines.stream: the first GiB by itself, the rest by Ray
+Data), with shared memory for the matrix; both check every row. Every job is a process of its own, in turn; the files
+are in the page cache for all.
 
 `whole` is the rate from the call to the last row: of `ray` with the start of one execution and of its readers, but
 without Ray's own. `steady` is the rate from the first rows on. `core` is the whole rate by second of CPU of all of
