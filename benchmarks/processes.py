@@ -40,7 +40,7 @@ def peak_mib(job: subprocess.Popen[str], actor: str) -> dict[str, dict[str, floa
         if time.monotonic() - looked > LOOK_SECONDS:
             processes, looked = descendants(job.pid), time.monotonic()
         for pid in processes:
-            title, held = _memory(pid)
+            title, held = memory_of(pid)
             name = "driver" if pid == job.pid else "actor" if title.startswith(actor) else None
             if name:
                 for kind, mib in held.items():
@@ -49,7 +49,8 @@ def peak_mib(job: subprocess.Popen[str], actor: str) -> dict[str, dict[str, floa
     return peak
 
 
-def _memory(pid: int) -> tuple[str, dict[str, float]]:
+def memory_of(pid: int) -> tuple[str, dict[str, float]]:
+    """Title of a process, and MiB of each kind that it holds; nothing of one that has ended."""
     try:
         lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
         title = Path(f"/proc/{pid}/cmdline").read_text()
