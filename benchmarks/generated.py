@@ -1,4 +1,7 @@
-"""Data and models to measure with, where none are given."""
+"""Data and models to measure with, where none are given.
+
+Shapes: N rows of a piece, R rank, D dims.
+"""
 
 import subprocess
 import sys
@@ -14,6 +17,8 @@ from smec_core.model import Model
 from smec_core.parquet import embedding_column
 
 SMEC = [sys.executable, "-m", "pipelines.cli"]
+# what is in memory at a time
+PIECE_ROWS = 16_384
 
 
 def sample_dataset(folder: Path, size: int | None) -> str:
@@ -43,3 +48,66 @@ def write_model(folder: Path, input_dim: int, dim: int) -> None:
     stage = FrozenStage(dim, "rotation", {"weight": rotation, "logits": torch.arange(input_dim, 0, -1).float()})
     scales = {str(kept): 5 / kept**0.5 / 127 for kept in (input_dim, dim)}
     Model([stage], input_dim, {"dims": [input_dim, dim], "int8_scales": scales}, {}).save(folder)
+
+
+def write_dataset(
+    folder: Path, rows: int, queries: int, tested: int, dim: int, files: int = 4, rank: int = 48, seed: int = 0
+) -> None:
+    """Writes a dataset of a low-rank part and noise, a piece at a time: memory does not grow with it.
+
+    Each query means what one document means, with other noise; these documents are spread evenly over the corpus.
+    The qrels come last: where they are, the dataset is whole.
+
+    Args:
+        folder: where to; holds no corpus yet.
+        rows: documents.
+        queries: queries, at most as many as documents.
+        tested: queries of the test split; the others are to learn from.
+        dim: D.
+        files: files of the corpus.
+        rank: dims of the low-rank part.
+        seed: of all numbers; the same one gives the same files.
+    """
+    (folder / "corpus").mkdir(parents=True)
+    (folder / "qrels").mkdir()
+    basis_RD = np.random.default_rng((seed, 0)).standard_normal((rank, dim), dtype=np.float32)
+    asked = np.arange(queries) * rows // queries
+    meanings = []
+    for number in range(files):
+        first, last = rows * number // files, rows * (number + 1) // files
+        with _writer(folder / f"corpus/{number}.parquet", dim) as writer:
+            for start in range(first, last, PIECE_ROWS):
+                stop = min(start + PIECE_ROWS, last)
+                rng = np.random.default_rng((seed, 1, start))
+                meaning_NR = rng.standard_normal((stop - start, rank), dtype=np.float32)
+                _write_piece(writer, "d", start, meaning_NR, basis_RD, rng)
+                low, high = np.searchsorted(asked, [start, stop])
+                meanings.append(meaning_NR[asked[low:high] - start])
+    with _writer(folder / "queries.parquet", dim) as writer:
+        meaning_QR = np.concatenate(meanings)
+        for start in range(0, queries, PIECE_ROWS):
+            rng = np.random.default_rng((seed, 2, start))
+            _write_piece(writer, "q", start, meaning_QR[start : start + PIECE_ROWS], basis_RD, rng)
+    ids = [f"q{row}" for row in range(queries)]
+    judged = pa.table({"query_id": ids, "doc_id": [f"d{row}" for row in asked], "score": np.ones(queries, np.int32)})
+    pq.write_table(judged[tested:], folder / "qrels/train.parquet")
+    pq.write_table(judged[:tested], folder / "qrels/test.parquet")
+
+
+def _writer(path: Path, dim: int) -> pq.ParquetWriter:
+    schema = pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.float32(), dim))])
+    return pq.ParquetWriter(path, schema, use_dictionary=False)
+
+
+def _write_piece(
+    writer: pq.ParquetWriter,
+    prefix: str,
+    start: int,
+    meaning_NR: np.ndarray,
+    basis_RD: np.ndarray,
+    rng: np.random.Generator,
+) -> None:
+    x_ND = rng.standard_normal((len(meaning_NR), basis_RD.shape[1]), dtype=np.float32)
+    x_ND += meaning_NR @ basis_RD
+    ids = pa.array([f"{prefix}{row}" for row in range(start, start + len(x_ND))])
+    writer.write_table(pa.table([ids, embedding_column(x_ND)], schema=writer.schema))

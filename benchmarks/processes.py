@@ -26,30 +26,40 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def peak_mib(job: subprocess.Popen[str], actor: str) -> dict[str, dict[str, float]]:
-    """Waits for a job; gives the peak memory of each kind of the job's process (`driver`) and of the largest `actor`.
+def peak_mib(job: subprocess.Popen[str], actor: str, every: float = SAMPLE_SECONDS) -> dict[str, dict[str, float]]:
+    """Waits for a job; gives its peak memory of each kind, in MiB.
 
     Args:
         job: a running process.
         actor: how the titles of the actors begin that count.
+        every: seconds between two looks.
+
+    Returns:
+        Of the job's process (`driver`), of the largest `actor`, and of all that the job runs together (`all`, where
+        shared and mapped pages count in every process that has them).
     """
-    peak = {name: dict.fromkeys(KINDS, 0.0) for name in ("driver", "actor")}
+    peak = {name: dict.fromkeys(KINDS, 0.0) for name in ("driver", "actor", "all")}
     processes: list[int] = []
     looked = 0.0
     while job.poll() is None:
         if time.monotonic() - looked > LOOK_SECONDS:
             processes, looked = descendants(job.pid), time.monotonic()
+        total = dict.fromkeys(KINDS, 0.0)
         for pid in processes:
-            title, held = _memory(pid)
+            title, held = memory_of(pid)
             name = "driver" if pid == job.pid else "actor" if title.startswith(actor) else None
-            if name:
-                for kind, mib in held.items():
+            for kind, mib in held.items():
+                total[kind] += mib
+                if name:
                     peak[name][kind] = max(peak[name][kind], mib)
-        time.sleep(SAMPLE_SECONDS)
+        for kind, mib in total.items():
+            peak["all"][kind] = max(peak["all"][kind], mib)
+        time.sleep(every)
     return peak
 
 
-def _memory(pid: int) -> tuple[str, dict[str, float]]:
+def memory_of(pid: int) -> tuple[str, dict[str, float]]:
+    """Title of a process, and MiB of each kind that it holds; nothing of one that has ended."""
     try:
         lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
         title = Path(f"/proc/{pid}/cmdline").read_text()

@@ -15,39 +15,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
+from benchmarks.generated import write_dataset
 from benchmarks.processes import peak_mib
 
-FILES, QUERIES, TESTED, RANK = 4, 8000, 100, 48
-
-
-def write_dataset(folder: Path, rows: int, dim: int) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from smec_core.parquet import write_embeddings
-
-    rng = np.random.default_rng(0)
-    basis = rng.standard_normal((RANK, dim), dtype=np.float32)
-
-    def vectors(meaning: np.ndarray) -> np.ndarray:
-        noise: np.ndarray = rng.standard_normal((len(meaning), dim), dtype=np.float32)
-        return meaning @ basis + noise
-
-    (folder / "corpus").mkdir(parents=True)
-    meanings = []
-    for number, part in enumerate(np.array_split(np.arange(rows), FILES)):
-        meaning = rng.standard_normal((len(part), RANK), dtype=np.float32)
-        meanings.append(meaning[: QUERIES // FILES])
-        write_embeddings(str(folder / f"corpus/{number}.parquet"), [f"d{row}" for row in part], vectors(meaning))
-    about = [f"d{row}" for part in np.array_split(np.arange(rows), FILES) for row in part[: QUERIES // FILES]]
-    ids = [f"q{row}" for row in range(len(about))]
-    write_embeddings(str(folder / "queries.parquet"), ids, vectors(np.concatenate(meanings)))
-    (folder / "qrels").mkdir()
-    judged = pa.table({"query_id": ids, "doc_id": about, "score": pa.array(np.ones(len(ids), np.int32))})
-    pq.write_table(judged[TESTED:], folder / "qrels/train.parquet")
-    pq.write_table(judged[:TESTED], folder / "qrels/test.parquet")
+QUERIES, TESTED = 8000, 100
 
 
 def train(data: Path, out: Path, dim: int, budget: float) -> dict[str, float | str]:
@@ -80,7 +51,7 @@ def main() -> None:
     rows = int(3 * args.budget * 2**30 / (4 * args.dim))
     with tempfile.TemporaryDirectory(prefix="smec-") as name:
         folder = Path(name)
-        write_dataset(folder / "data", rows, args.dim)
+        write_dataset(folder / "data", rows, QUERIES, TESTED, args.dim)
         results = [
             train(folder / "data", folder / f"out-{budget}", args.dim, budget) for budget in (1000.0, args.budget)
         ]

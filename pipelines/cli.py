@@ -118,6 +118,9 @@ def train(
     name: Annotated[str | None, typer.Option(help="Run name; default: a hash of settings and data.")] = None,
     preset: Annotated[str | None, typer.Option(help="paper: the method as published.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,
+    dry_run: Annotated[
+        bool | None, typer.Option("--dry-run", help="Say how long it will take and whether it fits, and train nothing.")
+    ] = None,
     config: Config = None,
     assign: Assign = None,
     json_file: Json = None,
@@ -133,10 +136,13 @@ def train(
     compare the two before you use the new one. --compatible is --set compatible=1; another number weighs the search of
     old documents differently.
 
+    --dry-run measures this machine for a second and prints steps, time, memory and disk; it starts and makes nothing.
+
     [dim]Example: smec train --data data/products --dims 384,192,96 --out models/products --workers 4[/dim]
     """
     flags = {"data": data, "dims": dims, "out": out, "workers": workers, "gpu": gpu, "storage": storage, "name": name}
     others = {"seed": seed, "base": base, "warm_start": warm_start, "compatible": _compatible(compatible)}
+    others |= {"dry_run": dry_run}
     run_job("train", flags | others, config, assign, json_file, _preset(preset))
 
 

@@ -112,7 +112,15 @@ class RunFolder:
         """
         if self.read_json(IDENTITY_FILE) is None:
             self.write_json(IDENTITY_FILE, identity)
-        if self.read_json(IDENTITY_FILE) != identity:
+        self.check(identity)
+
+    def check(self, identity: Any) -> None:
+        """Refuses a folder that is tied to something else; ties it to nothing.
+
+        Raises:
+            InputError: it is another's.
+        """
+        if self.read_json(IDENTITY_FILE) not in (None, identity):
             raise InputError(
                 f"name: {public_uri(self.uri)} was made with other settings or data; choose another --name"
             )

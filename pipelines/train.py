@@ -20,6 +20,7 @@ from pipelines.checkpoints import remove_checkpoints
 from pipelines.cluster import connect
 from pipelines.cluster_settings import JobSettings, OutFolder
 from pipelines.console import context, say, show
+from pipelines.dry_run import dry_run
 from pipelines.evaluate import on_cluster, quality_table
 from pipelines.fit import fit
 from pipelines.lease import Lease
@@ -51,8 +52,8 @@ class TrainingSettings(JobSettings):
     """Model folder, that of the champion, whose weights the training starts at (flag --warm-start): one pass on train +
     dev, in which each stage takes as many epochs as the champion kept, but at least a quarter of the most. The kinds of
     projection and the dims that each stage keeps are the champion's, so tau, gumbel_noise, ads_lr_factor, init,
-    hidden_dim and what dev and the guard go by (dev_fraction, dev_corpus, guard, patience, guard_tolerance, refit) do
-    nothing."""
+    hidden_dim and what dev and the guard go by (dev_fraction, dev_queries, dev_corpus, guard, patience,
+    guard_tolerance, refit) do nothing."""
     hold_out: float = Field(0.0, ge=0, lt=1)
     """Share of the queries, by a hash of their id, that are neither learnt from nor chosen by, whatever the split: for
     `smec evaluate --split held_out`."""
@@ -63,13 +64,15 @@ class TrainSettings(TrainingSettings):
 
     out: OutFolder
     """Model folder to write; an earlier model there is replaced once the new one is whole."""
+    dry_run: bool = False
+    """Check settings and data, say how long the training will take and what it will hold (flag --dry-run), and end."""
 
 
 def run(settings: TrainSettings) -> dict[str, Any]:
     """Trains a model and stores it.
 
     Returns:
-        The model's metrics.json.
+        The model's metrics.json; of a dry run, what `dry_run` gives.
 
     Raises:
         InputError: bad settings or data.
@@ -84,6 +87,16 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         raise InputError(
             f"storage: {run_folder.storage_path} lies in the model folder {out}, which is replaced as a whole; "
             "name another"
+        )
+    if settings.dry_run:
+        return dry_run(
+            settings,
+            settings.method(),
+            training.dataset,
+            run_folder,
+            training.identity,
+            training.base_stages,
+            training.warm_start,
         )
     training.finish(run_folder, beside / training.name)
     # hours may have passed
@@ -102,6 +115,7 @@ class Training:
         dataset: what it learns from.
         identity: what decides its result.
         name: of its run.
+        warm_start: the champion that it starts from; None where it starts from nothing.
     """
 
     def __init__(self, settings: TrainingSettings, series: str = "smec", opened: Dataset | None = None) -> None:
@@ -120,27 +134,28 @@ class Training:
         self.dataset = dataset.holding_out(settings.hold_out) if settings.hold_out else dataset
         self._base = None if settings.base is None else _read_base(settings.base, dataset.dim)
         self._champion = None if settings.warm_start is None else load(settings.warm_start)
-        self._warm_start = None if self._champion is None else WarmStart.of(self._champion, str(settings.warm_start))
+        self.warm_start = None if self._champion is None else WarmStart.of(self._champion, str(settings.warm_start))
         labelled = self.dataset.train_judgements() is not None
-        stage_shapes(dataset.dim, self._config, labelled, self._base_stages)
-        check_warm_start(self._warm_start, dataset.dim, self._config, labelled, self._base_stages)
+        stage_shapes(dataset.dim, self._config, labelled, self.base_stages)
+        check_warm_start(self.warm_start, dataset.dim, self._config, labelled, self.base_stages)
         self.identity: dict[str, Any] = {
             "train": self._config.model_dump(mode="json"),
             "data": dataset.fingerprint,
         }
         if self._base is not None:
             self.identity["base"] = self._base.fingerprint
-        if self._champion is not None and self._warm_start is not None:
+        if self._champion is not None and self.warm_start is not None:
             self.identity["warm_start"] = {
                 "fingerprint": self._champion.fingerprint,
-                "epochs": self._warm_start.epochs,
+                "epochs": self.warm_start.epochs,
             }
         if settings.hold_out:
             self.identity["hold_out"] = settings.hold_out
         self.name = settings.name or f"{series}-{digest(self.identity)}"
 
     @property
-    def _base_stages(self) -> list[FrozenStage]:
+    def base_stages(self) -> list[FrozenStage]:
+        """Stages that are trained already, to which it adds."""
         return self._base.stages if self._base else []
 
     def finish(self, run_folder: RunFolder, scratch: Path) -> None:
@@ -185,9 +200,9 @@ class Training:
                     run_folder,
                     recorder,
                     history,
-                    self._base_stages,
+                    self.base_stages,
                     lease.check,
-                    warm_start=self._warm_start,
+                    warm_start=self.warm_start,
                 )
                 self._evaluated(trained).save(model_folder)
                 shutil.copy(history, model_folder)

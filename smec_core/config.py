@@ -116,6 +116,8 @@ class TrainConfig(BaseModel):
     """The most nDCG@10 that a stage may cost any earlier configured prefix on dev, and its own where it looks ahead."""
     dev_fraction: float = Field(0.2, gt=0, lt=1)
     """Share of the train queries held out as dev, by a hash of the query id, where the data has no qrels/dev."""
+    dev_queries: int = Field(5000, ge=2)
+    """Most queries that are dev, those whose ids have the lowest hashes; the others are trained on."""
     dev_corpus: int = Field(100_000, ge=100)
     """Most documents that dev is scored against: all judged ones, then a seeded sample."""
     refit: bool = True

@@ -176,7 +176,8 @@ class Dataset:
         """Judgements to learn from and to choose by; (None, None) without train judgements.
 
         Dev is the dataset's own, else the train queries whose id hashes below `config.dev_fraction`: the same queries
-        in every version of the data. Without the guard nothing is chosen, so nothing is held out.
+        in every version of the data. Of more than `config.dev_queries` those with the lowest hashes are dev, and the
+        others are learnt from. Without the guard nothing is chosen, so nothing is held out.
 
         Raises:
             InputError: too few train queries, or the dataset was opened without the config's exclude_self.
@@ -190,13 +191,24 @@ class Dataset:
             )
         if not config.guard:
             return train, None
+        most = config.dev_queries
         if "dev" in self.splits:
-            return train, self.splits["dev"].with_positives()
-        ids = self.queries.ids().take(pa.array(train.query_row_Q)).to_pylist()
-        share_Q = np.array([hash_share(name) for name in ids])
+            dev = self.splits["dev"].with_positives()
+            if len(dev) <= most:
+                return train, dev
+            share_Q = self._hash_shares(dev)
+            threshold = np.sort(share_Q)[most - 1]
+            return train.merge(dev.select(share_Q > threshold)), dev.select(share_Q <= threshold)
+        share_Q = self._hash_shares(train)
+        ordered_Q = np.sort(share_Q)
         # at least one query on either side, whatever the hashes say
-        threshold = np.clip(config.dev_fraction, np.sort(share_Q)[0], np.sort(share_Q)[-2])
+        threshold = np.clip(config.dev_fraction, ordered_Q[0], ordered_Q[min(most - 1, len(train) - 2)])
         return train.select(share_Q > threshold), train.select(share_Q <= threshold)
+
+    def _hash_shares(self, judgements: Judgements) -> np.ndarray:
+        """What decides of each judged query whether it is dev."""
+        ids = self.queries.ids().take(pa.array(judgements.query_row_Q)).to_pylist()
+        return np.array([hash_share(name) for name in ids])
 
     def summary(self) -> dict[str, Any]:
         """What the dataset holds, for people and for --json."""

@@ -8,7 +8,7 @@ import torch
 from torch.optim.lr_scheduler import OneCycleLR
 
 from smec_core.adapter import FrozenStage
-from smec_core.config import TrainConfig
+from smec_core.config import Projection, TrainConfig
 from smec_core.errors import InputError
 
 
@@ -74,6 +74,23 @@ def stage_shapes(input_dim: int, config: TrainConfig, labelled: bool, base: Sequ
         # from D to D these change no cosine, and without judgements the original cosines are the target
         shapes = [shape for shape in shapes if shape[0] != shape[1]]
     return shapes
+
+
+def stage_kinds(d_in: int, dim: int, config: TrainConfig, extends: bool) -> list[Projection]:
+    """Projections that a stage tries; `extends` where it adds dims to a base model."""
+    if extends:
+        return ["rotation"]
+    if config.projection == "auto":
+        return ["free"] if d_in == dim else ["rotation", "free"]
+    return [config.projection]
+
+
+def ahead_dims(shapes: Sequence[Sequence[int]], number: int, config: TrainConfig, labelled: bool) -> tuple[int, ...]:
+    """Smaller dims that stage `number` trains, too, descending."""
+    d_in, dim = shapes[number]
+    # selected as they are, dims have no order to look ahead in
+    looks_ahead = config.projection != "selection" and config.lookahead_weight(labelled) > 0
+    return tuple(kept for _, kept in shapes[number + 1 :]) if looks_ahead and d_in > dim else ()
 
 
 def steps_per_epoch(items: int, batch_size: int) -> int:

@@ -268,6 +268,30 @@ def test_without_the_guard_no_query_is_held_out(folder: Path) -> None:
     assert dev is None
 
 
+def split_ids(folder: Path, dev_queries: int) -> tuple[set[str], set[str]]:
+    dataset = Dataset.open(str(folder))
+    ids = dataset.queries.ids().to_pylist()
+    train, dev = dataset.training_split(TrainConfig(dims=(2,), dev_fraction=0.5, dev_queries=dev_queries))
+    assert train is not None and dev is not None
+    return {ids[row] for row in train.query_row_Q}, {ids[row] for row in dev.query_row_Q}
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["dev of the train queries", "dev of its own"])
+def test_of_many_dev_queries_the_same_few_are_dev_and_the_others_are_learnt_from(given: bool, folder: Path) -> None:
+    everything = {f"q{number}" for number in range(QUERIES)}
+    if given:
+        write_qrels(folder, "train", train_pairs()[:20])
+        write_qrels(folder, "dev", train_pairs()[20:])
+    all_dev = split_ids(folder, QUERIES)[1]
+    before: set[str] = set()
+    for most in (2, 3):
+        train, dev = split_ids(folder, most)
+        assert len(dev) == most
+        assert before < dev < all_dev
+        assert (train, train & dev) == (everything - dev, set())
+        before = dev
+
+
 def test_any_byte_changes_the_fingerprint_and_the_place_does_not(folder: Path, tmp_path: Path) -> None:
     before = Dataset.open(str(folder)).fingerprint
     assert len(before) == 16

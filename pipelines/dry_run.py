@@ -1,0 +1,187 @@
+"""`smec train --dry-run`: how long a training will take, and whether it fits. Starts and makes nothing."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from pipelines.cluster_settings import ClusterSettings
+from pipelines.console import say, show
+from pipelines.run_folder import RunFolder
+from pipelines.worker import BUDGET_SHARE
+from smec_core.adapter import FrozenStage
+from smec_core.config import TrainConfig
+from smec_core.dataset import Dataset
+from smec_core.machine_speed import MachineSpeed, measure_speed
+from smec_core.parquet import unit_rows
+from smec_core.resident import choose_residency
+from smec_core.sizing import (
+    START_SECONDS,
+    DataShape,
+    Range,
+    StagePlan,
+    as_json,
+    checkpoint_bytes,
+    driver_bytes,
+    evaluation_seconds,
+    plan_stages,
+    reading_seconds,
+    resident_bytes,
+    worker_bytes,
+)
+from smec_core.uri import public_uri
+from smec_core.warm import WarmStart
+
+READ_ROWS = 16_384
+# of the available memory, what Ray by default gives to tasks and not to its object store
+TASK_SHARE = 0.7
+
+
+def dry_run(
+    settings: ClusterSettings,
+    config: TrainConfig,
+    dataset: Dataset,
+    run_folder: RunFolder,
+    identity: dict[str, Any],
+    base: Sequence[FrozenStage],
+    warm_start: WarmStart | None,
+) -> dict[str, Any]:
+    """Prints what a training will take.
+
+    Args:
+        settings: workers and memory.
+        config: settings of the method.
+        dataset: what to learn from.
+        run_folder: the run's folder, which need not be there.
+        identity: what decides the run's result.
+        base: stages that are trained already.
+        warm_start: the champion that the stages start from.
+
+    Returns:
+        `run` and `finished`; unless it is also `workers`, `stages`, `seconds` by part, and `memory` and `disk` in bytes.
+
+    Raises:
+        InputError: the run's name is that of another.
+    """
+    run_folder.check(identity)
+    if run_folder.is_finished:
+        say(f"run {run_folder.name} is finished already in {public_uri(run_folder.uri)}; nothing will be trained")
+        return {"run": run_folder.name, "finished": True}
+    data = DataShape.of(dataset, config)
+    stages = plan_stages(data, config, base, warm_start)
+    speed = _speed(settings, config, dataset, data)
+    figures = _figures(settings, config, data, stages, speed)
+    found = {"run": run_folder.name, "finished": False, **figures}
+    _print(found)
+    return found
+
+
+def _speed(settings: ClusterSettings, config: TrainConfig, dataset: Dataset, data: DataShape) -> MachineSpeed:
+    def read() -> int:
+        rows = min(READ_ROWS, dataset.corpus.rows)
+        return sum(unit_rows(block.vectors_ND).nbytes for block in dataset.corpus.blocks(0, rows))
+
+    rows = data.step_rows(config, data.train)
+    device = torch.device("cuda" if settings.gpu != "off" and torch.cuda.is_available() else "cpu")
+    step = round(rows.anchors + rows.items)
+    speed = measure_speed(max(step, 1), data.dim, settings.cpus_per_worker, device, read)
+    busy = settings.worker_range[0] * settings.cpus_per_worker
+    # elsewhere, workers may have machines of their own
+    return speed if os.environ.get("RAY_ADDRESS") else speed.slowed(max(1.0, busy / (os.cpu_count() or 1)))
+
+
+def _figures(
+    settings: ClusterSettings, config: TrainConfig, data: DataShape, stages: Sequence[StagePlan], speed: MachineSpeed
+) -> dict[str, Any]:
+    workers = settings.worker_range[0]
+    records, training = [], Range(0, 0, 0)
+    for stage in stages:
+        seconds = stage.seconds(data, config, workers, speed)
+        records.append(as_json(stage, stage.step_seconds(data, config, workers, speed), seconds))
+        training = training.plus(seconds)
+    parts = {
+        "start": START_SECONDS,
+        "reading": reading_seconds(data, speed),
+        "evaluation": evaluation_seconds(data, config, workers, speed),
+    }
+    total = training.plus(sum(parts.values()))
+    budget = int(
+        settings.memory_budget * 2**30
+        if settings.memory_budget is not None
+        else BUDGET_SHARE * TASK_SHARE * psutil.virtual_memory().available
+    )
+    # the nearest folder that is there: nothing is made
+    scratch = Path(settings.scratch or tempfile.gettempdir()).absolute()
+    scratch = next(folder for folder in (scratch, *scratch.parents) if folder.is_dir())
+    rows = data.docs + data.queries
+    dev_docs = min(data.docs, config.dev_corpus) if config.guard else 0
+    residency = choose_residency(rows, dev_docs, data.dim, budget, workers, scratch, settings.tier)
+    held = resident_bytes(data, config, stages)
+    streamed = residency.tier == "streamed"
+    return {
+        "workers": workers,
+        "stages": records,
+        "seconds": {
+            **{name: round(value, 1) for name, value in parts.items()},
+            "training": {name: round(value, 1) for name, value in training._asdict().items()},
+            "total": {name: round(value, 1) for name, value in total._asdict().items()},
+        },
+        "memory": {
+            "tier": residency.tier,
+            "why": residency.reason,
+            "rows_of_a_node": min(held, budget) if streamed else held,
+            "worker": worker_bytes(data, config, stages),
+            "driver": driver_bytes(data),
+        },
+        "disk": {
+            "mapped": held if residency.tier == "mapped" else 0,
+            "checkpoints": checkpoint_bytes(stages),
+        },
+    }
+
+
+def _print(found: dict[str, Any]) -> None:
+    seconds, memory, disk = found["seconds"], found["memory"], found["disk"]
+    table = Table(title=f"run {found['run']}, {found['workers']} worker(s), as this machine is now", box=SIMPLE_HEAD)
+    for name in ("pass", "stage", "tries"):
+        table.add_column(name, no_wrap=True)
+    for name in ("steps", "ms a step", *Range._fields):
+        table.add_column(name, justify="right", no_wrap=True)
+    for stage in found["stages"]:
+        steps = sorted({stage["steps"]["least"], stage["steps"]["most"]})
+        table.add_row(
+            stage["pass"],
+            f"{stage['d_in']} -> {stage['dim']}",
+            ", ".join(stage["projections"]),
+            " - ".join(map(str, steps)),
+            f"{stage['step_ms']:.1f}",
+            *(_time(stage["seconds"][name]) for name in Range._fields),
+        )
+    table.add_section()
+    for name in ("start", "reading", "evaluation"):
+        table.add_row(name, *[""] * 4, *[_time(seconds[name])] * 3)
+    table.add_row("total", *[""] * 4, *(_time(seconds["total"][name]) for name in Range._fields), style="bold")
+    show(table)
+    where = {"memory": "shared memory", "mapped": "mapped files", "streamed": "memory, the rest is read when needed"}
+    lines = Table(title="memory and disk", show_header=False, box=SIMPLE_HEAD)
+    lines.add_row("rows of a node", f"{_mib(memory['rows_of_a_node'])} in {where[memory['tier']]}: {memory['why']}")
+    lines.add_row("a worker's own", _mib(memory["worker"]))
+    lines.add_row("driver", _mib(memory["driver"]))
+    lines.add_row("disk", f"mapped files {_mib(disk['mapped'])}, checkpoints {_mib(disk['checkpoints'])}")
+    show(lines)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:,.0f} MiB"
