@@ -46,6 +46,7 @@ class Benchmark:
         return found + (["--reference", args.reference] if self.reference and args.reference else [])
 
 
+# without large.py, which needs a disk of its own
 BENCHMARKS = (
     Benchmark("step_time", data=True, quick="--steps 2 --runs 1"),
     Benchmark("whole_train", data=True, reference=True, quick="--size 600 --dims 64,32 --set epochs=1"),
@@ -53,6 +54,7 @@ BENCHMARKS = (
     Benchmark("pca", quick="--shapes 2000x64 --rounds 1"),
     Benchmark("ingest", quick="--rows 20000 --dim 64 --files 4 --rounds 1"),
     Benchmark("scaling", data=True, quick="--size 3000 --batch 128 --dims 64 --projections free"),
+    Benchmark("growth", quick="--axes queue"),
     Benchmark("train_memory", quick="--budget 0.02 --dim 64"),
     Benchmark("compress_speed", quick="--rows 40000"),
     Benchmark("compress_memory", quick="--rows 20000 --factor 2"),

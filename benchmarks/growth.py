@@ -1,6 +1,6 @@
 """Time and memory of training and evaluation against the size of what they are given, and the exponent of each.
 
-    python benchmarks/growth.py [--axes corpus,queries,dims,queue,workers] [--large] [--json FILE]
+    python -m benchmarks.growth [--axes corpus,queries,dims,queue,workers] [--large] [--json FILE]
 
 A point is a generated dataset of its own and a fresh process of one thread, without Ray, that opens it, reads it,
 trains two stages (D to D and D to D/2, both kinds of projection) for a fixed number of steps, and evaluates the model;

@@ -1,6 +1,6 @@
 """Training, evaluation and compression of a corpus that is larger than the memory given: seconds, memory, disk, swap.
 
-    python benchmarks/large.py --folder FOLDER [--rows 2000000] [--queries 200000] [--budget 4] [--json FILE]
+    python -m benchmarks.large --folder FOLDER [--rows 2000000] [--queries 200000] [--budget 4] [--json FILE]
 
 The dataset is generated once and kept in FOLDER/data: 2 million documents of 768 dims are 6 GB. The mapped files of the
 training take two and a half times as much of FOLDER/scratch while it runs. Each command is a process with a Ray cluster
