@@ -126,7 +126,7 @@ def tables_of(figures: Any, caption: str = "") -> Iterator[tuple[str, list[Row]]
     if isinstance(figures, list):
         yield caption, [_flat(row) for row in figures]
         return
-    nested = {name: value for name, value in figures.items() if isinstance(value, dict | list) and value}
+    nested = {name: value for name, value in figures.items() if isinstance(value, dict) or _is_table(value)}
     if len(nested) == len(figures) and all(_is_row(value) for value in nested.values()):
         yield caption, [{"": name} | _flat(value) for name, value in nested.items()]
         return
@@ -136,8 +136,14 @@ def tables_of(figures: Any, caption: str = "") -> Iterator[tuple[str, list[Row]]
         yield from tables_of(value, f"{caption}, {name}" if caption else name)
 
 
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
 def _is_row(value: Any) -> bool:
-    return isinstance(value, dict) and not all(isinstance(one, dict) for one in value.values())
+    if not isinstance(value, dict) or any(_is_table(one) for one in value.values()):
+        return False
+    return not all(isinstance(one, dict) for one in value.values())
 
 
 def _flat(value: Any, prefix: str = "") -> Row:
@@ -159,6 +165,8 @@ def _markdown(rows: Sequence[Row]) -> list[str]:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

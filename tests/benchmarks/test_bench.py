@@ -73,10 +73,14 @@ def test_figures_of_any_shape_become_tables() -> None:
         "none": None,
         "runs": [{"tier": "memory", "rate": 12345.6}, {"tier": "mapped", "share": {"data": 0.25}}],
         "by size": {"10": {"plain": {"rate": 1.5}, "ours": {"rate": 3.0}}, "20": {"plain": {"rate": 2}}},
+        "axes": {"queue": {"sizes": [10, 20], "points": [{"open": 1.0}], "exponents": {"open": 0.5}}},
     }
     assert list(bench.tables_of(figures)) == [
         ("", [{"dim": 8, "none": None}]),
         ("runs", [{"tier": "memory", "rate": 12345.6}, {"tier": "mapped", "share data": 0.25}]),
         ("by size, 10", [{"": "plain", "rate": 1.5}, {"": "ours", "rate": 3.0}]),
         ("by size, 20", [{"": "plain", "rate": 2}]),
+        ("axes, queue", [{"sizes": [10, 20]}]),
+        ("axes, queue, points", [{"open": 1.0}]),
+        ("axes, queue, exponents", [{"open": 0.5}]),
     ]
