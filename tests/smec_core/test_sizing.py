@@ -146,7 +146,8 @@ def test_a_step_has_the_products_that_were_said(name: str, dataset: Dataset) -> 
             said = sum(2 * rows * inner * columns for rows, inner, columns in products)
             if own:
                 compared += 1
-                assert said == pytest.approx(sum(own) / len(own), rel=0.05)
+                # an epoch's last step is smaller: a mean of products is not the product of means
+                assert said == pytest.approx(sum(own) / len(own), rel=0.1)
     assert compared
 
 
