@@ -64,7 +64,7 @@ def dry_run(
         warm_start: the champion that the stages start from.
 
     Returns:
-        `run` and `finished`; unless it is also `workers`, `stages`, `seconds` by part, and `memory` and `disk` in bytes.
+        `run` and `finished`; if not, also `workers`, `stages`, `seconds` by part, and `memory` and `disk` in bytes.
 
     Raises:
         InputError: the run's name is that of another.

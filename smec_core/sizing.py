@@ -126,7 +126,9 @@ class DataShape:
         else:
             queries = train / steps_per_epoch(train, config.batch_size)
             pairs = queries * self.positives
-            docs = _distinct(queries * (self.positives + self.hard), self.judged) + config.negatives
+            # a document is there if any of the queries that name it is
+            naming = train * (self.positives + self.hard) / self.judged
+            docs = self.judged * (1 - (1 - queries / train) ** naming) + config.negatives
             docs = _distinct(docs, self.docs)
         if not config.unsupervised_weight(self.labelled):
             return StepRows(queries, docs, pairs)
