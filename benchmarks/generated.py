@@ -55,8 +55,9 @@ def write_dataset(
 ) -> None:
     """Writes a dataset of a low-rank part and noise, a piece at a time: memory does not grow with it.
 
-    Each query means what one document means, with other noise; these documents are spread evenly over the corpus.
-    The qrels come last: where they are, the dataset is whole.
+    A query shares the first half of the low-rank part with its document, and the other half and the noise are its own:
+    there is something to learn. The documents asked for are spread evenly over the corpus. The qrels come last: where
+    they are, the dataset is whole.
 
     Args:
         folder: where to; holds no corpus yet.
@@ -87,7 +88,10 @@ def write_dataset(
         meaning_QR = np.concatenate(meanings)
         for start in range(0, queries, PIECE_ROWS):
             rng = np.random.default_rng((seed, 2, start))
-            _write_piece(writer, "q", start, meaning_QR[start : start + PIECE_ROWS], basis_RD, rng)
+            piece_NR = meaning_QR[start : start + PIECE_ROWS]
+            own_NR = rng.standard_normal(piece_NR.shape, dtype=np.float32)
+            own_NR[:, : rank // 2] = piece_NR[:, : rank // 2]
+            _write_piece(writer, "q", start, own_NR, basis_RD, rng)
     ids = [f"q{row}" for row in range(queries)]
     judged = pa.table({"query_id": ids, "doc_id": [f"d{row}" for row in asked], "score": np.ones(queries, np.int32)})
     pq.write_table(judged[tested:], folder / "qrels/train.parquet")

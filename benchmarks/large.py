@@ -3,10 +3,11 @@
     python -m benchmarks.large --folder FOLDER [--rows 2000000] [--queries 200000] [--budget 4] [--json FILE]
 
 The dataset is generated once and kept in FOLDER/data: 2 million documents of 768 dims are 6 GB. The mapped files of the
-training take two and a half times as much of FOLDER/scratch while it runs. Each command is a process with a Ray cluster
-of its own, whose anonymous memory is sampled: of the driver, of its largest worker (training worker, actor of compress),
-and of all its processes together. Pages of mapped files are no anonymous memory: the system takes them back when it
-needs them. `above budget` is what the training worker holds beyond memory_budget: Python, torch and the step itself.
+training take two and a half times as much of FOLDER/scratch while it runs. Each command is a process of its own, with a
+Ray cluster where it needs one, whose anonymous memory is sampled: of the driver, of its largest worker (training
+worker, actor of compress), and of all its processes together. Pages of mapped files are no anonymous memory: the system
+takes them back when it needs them. `above budget` is what the training worker holds beyond memory_budget: Python, torch
+and the step itself.
 """
 
 import argparse
@@ -75,13 +76,12 @@ def main() -> None:
         shutil.rmtree(folder / made, ignore_errors=True)
     settings = ["epochs=1", f"memory_budget={args.budget}", f"scratch={folder / 'scratch'}", *args.set]
     train = ["--data", str(data), "--dims", args.dims, "--out", str(model), "--storage", str(folder / "state")]
-    smallest = min(args.dims.split(","), key=int)
+    applied, smallest = ["--model", str(model)], min(args.dims.split(","), key=int)
     commands = {
         "train": ([*train, *(w for s in settings for w in ("--set", s))], "ray::RayTrainWorker"),
-        "evaluate": (["--data", str(data), "--model", str(model)], "ray::"),
+        "evaluate": ([*applied, "--data", str(data)], "ray::"),
         "compress": (
-            ["--model", str(model), "--input", str(data / "corpus"), "--output", str(folder / "compressed")]
-            + ["--dim", smallest],
+            [*applied, "--input", str(data / "corpus"), "--output", str(folder / "compressed"), "--dim", smallest],
             "ray::MapWorker",
         ),
     }

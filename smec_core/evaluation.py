@@ -14,7 +14,7 @@ from smec_core.convergence import HELD_OUT_DOCS, NEIGHBOURS
 from smec_core.dataset import HELD_OUT, Dataset
 from smec_core.errors import InputError
 from smec_core.judgements import Judgements
-from smec_core.metrics import SEARCH_DEPTH, PrefixSearch, gains_of, measure, ndcg, recall
+from smec_core.metrics import SEARCH_DEPTH, Matrices, PrefixSearch, gains_of, measure, ndcg, recall
 from smec_core.model import Model
 from smec_core.parquet import EmbeddingTable, unit_rows
 from smec_core.pca import Gram
@@ -189,7 +189,8 @@ def _search_corpus(
     dataset: Dataset, systems: Mapping[str, Encode], searches: Mapping[str, PrefixSearch], parts: Parts
 ) -> None:
     def search(start: int, stop: int) -> dict[str, dict[int, tuple[Tensor, ...]]]:
-        found = {name: search.fresh() for name, search in searches.items()}
+        matrices = Matrices()
+        found = {name: search.fresh(matrices) for name, search in searches.items()}
         for row, x_ND in unit_blocks(dataset.corpus, start, stop):
             row_N = torch.arange(row, row + len(x_ND))
             for name, one in found.items():

@@ -13,13 +13,34 @@ from smec_core.group import Group
 from smec_core.judgements import Judgements
 
 
+class Matrices:
+    """Two matrices to write over, the same memory for every block: new memory costs about as much as a product."""
+
+    def __init__(self) -> None:
+        self._buffers: list[Tensor] = []
+
+    def take(self, rows: int, columns: int, device: torch.device) -> list[Tensor]:
+        """Both (rows, columns), with whatever they hold."""
+        size = rows * columns
+        if not self._buffers or len(self._buffers[0]) < size or self._buffers[0].device != device:
+            self._buffers = [torch.empty(size, device=device) for _ in range(2)]
+        return [buffer[:size].view(rows, columns) for buffer in self._buffers]
+
+
 class PrefixSearch:
     """Top-k documents of each query at several prefixes, over documents that come block by block.
 
     A longer prefix reuses the products of the shorter ones, so all prefixes cost one product at the longest.
     """
 
-    def __init__(self, q_QD: Tensor, dims: Sequence[int], k: int, own_row_Q: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        q_QD: Tensor,
+        dims: Sequence[int],
+        k: int,
+        own_row_Q: Tensor | None = None,
+        matrices: Matrices | None = None,
+    ) -> None:
         """Prepares a search.
 
         Args:
@@ -27,6 +48,7 @@ class PrefixSearch:
             dims: the prefixes.
             k: results per query.
             own_row_Q: a global row never to return for each query (the query's own), -1 for none.
+            matrices: memory to work in; its own by default.
         """
         self.q_QD = q_QD
         self.dims = sorted(dims)
@@ -34,25 +56,30 @@ class PrefixSearch:
         self.own_row_Q = own_row_Q
         empty = (torch.full((len(q_QD), k), -torch.inf), torch.full((len(q_QD), k), -1, dtype=torch.int64))
         self.best = {dim: tuple(t.to(q_QD.device) for t in empty) for dim in self.dims}
+        self._matrices = matrices or Matrices()
 
+    @torch.no_grad()
     def add(self, row_N: Tensor, d_ND: Tensor) -> None:
         """Searches a block of nested document vectors with their global rows."""
-        dot_QN = torch.zeros(len(self.q_QD), len(d_ND), device=self.q_QD.device)
+        dot_QN, other_QN = self._matrices.take(len(self.q_QD), len(d_ND), self.q_QD.device)
         square_N = torch.zeros(len(d_ND), device=self.q_QD.device)
+        own_QN = None if self.own_row_Q is None else self.own_row_Q[:, None] == row_N[None, :]
         below = 0
         for dim in self.dims:
-            dot_QN += self.q_QD[:, below:dim] @ d_ND[:, below:dim].T
+            product_QN = torch.mm(self.q_QD[:, below:dim], d_ND[:, below:dim].T, out=other_QN if below else dot_QN)
+            if below:
+                dot_QN += product_QN
             square_N = square_N + d_ND[:, below:dim].square().sum(1)
             below = dim
-            sim_QN = dot_QN * square_N.clamp_min(1e-24).rsqrt()
-            if self.own_row_Q is not None:
-                sim_QN[self.own_row_Q[:, None] == row_N[None, :]] = -torch.inf
+            sim_QN = torch.mul(dot_QN, square_N.clamp_min(1e-24).rsqrt(), out=other_QN)
+            if own_QN is not None:
+                sim_QN.masked_fill_(own_QN, -torch.inf)
             score_Qk, column_Qk = sim_QN.topk(min(self.k, len(row_N)), dim=1)
             self.best[dim] = _best_of([self.best[dim], (score_Qk, row_N[column_Qk])], self.k)
 
-    def fresh(self) -> "PrefixSearch":
-        """The same search, of nothing so far."""
-        return PrefixSearch(self.q_QD, self.dims, self.k, self.own_row_Q)
+    def fresh(self, matrices: Matrices) -> "PrefixSearch":
+        """The same search, of nothing so far; searches that take turns can share their matrices."""
+        return PrefixSearch(self.q_QD, self.dims, self.k, self.own_row_Q, matrices)
 
     def merge(self, best: dict[int, tuple[Tensor, ...]]) -> None:
         """Takes what the same search found best in other documents."""

@@ -28,7 +28,8 @@ def learn_int8_scales(model: "Model", table: EmbeddingTable) -> dict[str, float]
     starts = np.linspace(0, max(0, table.rows - SAMPLE_ROWS), SAMPLE_RANGES).astype(int)
     x_ND = np.concatenate(
         [
-            block.vectors_ND
+            # a copy: a view would keep the whole batch that it was read with
+            block.vectors_ND.copy()
             for start in np.unique(starts)
             for block in table.blocks(int(start), min(int(start) + SAMPLE_ROWS, table.rows))
         ]

@@ -11,7 +11,7 @@ from ir_measures import RR, R, nDCG
 from torch import Tensor
 
 from smec_core.judgements import Judgements
-from smec_core.metrics import PrefixSearch, gains_of, measure, ndcg, recall, reciprocal_rank
+from smec_core.metrics import Matrices, PrefixSearch, gains_of, measure, ndcg, recall, reciprocal_rank
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -96,3 +96,21 @@ def test_prefix_search_ignores_the_scale_of_documents() -> None:
 def test_missing_results_gain_nothing(rows: list[int]) -> None:
     judgements = Judgements.from_pairs(np.array([0]), np.array([0]), np.ones(1, np.float32))
     assert gains_of(torch.tensor([rows]), judgements).tolist() == [[0, 0]]
+
+
+def test_searches_that_take_turns_in_the_same_memory_find_what_each_finds_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q_QD, d_ND = (torch.randn(rows, 8, generator=generator) for rows in (5, 40))
+    matrices = Matrices()
+    # fewer queries, and blocks of other sizes, than what the memory was made for
+    alone = [PrefixSearch(queries, [4, 8], 3, torch.arange(len(queries))) for queries in (q_QD, q_QD[:2])]
+    shared = [search.fresh(matrices) for search in alone]
+    for search in alone:
+        search.add(torch.arange(40), d_ND)
+    for start, stop in ((0, 25), (25, 33), (33, 40)):
+        for search in shared:
+            search.add(torch.arange(start, stop), d_ND[start:stop])
+    for one, other in zip(alone, shared, strict=True):
+        assert {dim: rows.tolist() for dim, rows in one.results().items()} == {
+            dim: rows.tolist() for dim, rows in other.results().items()
+        }
