@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -149,24 +150,25 @@ def _figures(
 def _print(found: dict[str, Any]) -> None:
     seconds, memory, disk = found["seconds"], found["memory"], found["disk"]
     table = Table(title=f"run {found['run']}, {found['workers']} worker(s), as this machine is now", box=SIMPLE_HEAD)
-    for name in ("pass", "stage", "tries"):
+    for name in ("stage", "tries"):
         table.add_column(name, no_wrap=True)
-    for name in ("steps", "ms a step", *Range._fields):
+    for name in ("steps", "ms", *Range._fields):
         table.add_column(name, justify="right", no_wrap=True)
-    for stage in found["stages"]:
-        steps = sorted({stage["steps"]["least"], stage["steps"]["most"]})
-        table.add_row(
-            stage["pass"],
-            f"{stage['d_in']} -> {stage['dim']}",
-            ", ".join(stage["projections"]),
-            " - ".join(map(str, steps)),
-            f"{stage['step_ms']:.1f}",
-            *(_time(stage["seconds"][name]) for name in Range._fields),
-        )
+    for pass_name, stages in groupby(found["stages"], key=lambda stage: stage["pass"]):
+        table.add_row(f"{pass_name} pass", style="dim")
+        for stage in stages:
+            steps = sorted({stage["steps"]["least"], stage["steps"]["most"]})
+            table.add_row(
+                f"{stage['d_in']} -> {stage['dim']}",
+                ", ".join(stage["projections"]),
+                " - ".join(map(str, steps)),
+                f"{stage['step_ms']:.0f}",
+                *(_time(stage["seconds"][name]) for name in Range._fields),
+            )
     table.add_section()
     for name in ("start", "reading", "evaluation"):
-        table.add_row(name, *[""] * 4, *[_time(seconds[name])] * 3)
-    table.add_row("total", *[""] * 4, *(_time(seconds["total"][name]) for name in Range._fields), style="bold")
+        table.add_row(name, *[""] * 3, *[_time(seconds[name])] * 3)
+    table.add_row("total", *[""] * 3, *(_time(seconds["total"][name]) for name in Range._fields), style="bold")
     show(table)
     where = {"memory": "shared memory", "mapped": "mapped files", "streamed": "memory, the rest is read when needed"}
     lines = Table(title="memory and disk", show_header=False, box=SIMPLE_HEAD)
@@ -179,7 +181,7 @@ def _print(found: dict[str, Any]) -> None:
 
 def _time(seconds: float) -> str:
     if seconds < 100:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
