@@ -163,7 +163,7 @@ class StagePlan:
         epoch_steps: steps of an epoch.
         epochs: epochs that each candidate takes.
         score_epochs: epochs from one scoring on dev to the next; 0 without dev.
-        prefixes: how many prefixes are scored.
+        prefixes: those that are scored.
         does_pca: whether it starts at a PCA of the rows.
         is_last: whether no stage follows.
     """
@@ -175,7 +175,7 @@ class StagePlan:
     epoch_steps: int
     epochs: Range
     score_epochs: int
-    prefixes: int
+    prefixes: tuple[int, ...]
     does_pca: bool
     is_last: bool
 
@@ -201,9 +201,9 @@ class StagePlan:
         docs = data.dev_docs(config) / workers
         return sum(scoring_seconds(self.shape, kind, self._scored(kind), data.dev, docs, speed) for kind in self.kinds)
 
-    def _scored(self, kind: Projection) -> int:
+    def _scored(self, kind: Projection) -> Sequence[int]:
         is_harmless = kind in ("rotation", "selection") and not self.shape.parallel
-        return 1 + len(self.shape.ahead) if is_harmless else self.prefixes
+        return (*self.shape.ahead, self.shape.dim) if is_harmless else self.prefixes
 
     def seconds(self, data: DataShape, config: TrainConfig, workers: int, speed: MachineSpeed) -> Range:
         """Time of the stage."""
@@ -218,7 +218,8 @@ class StagePlan:
             found = found.plus(scorings.times(scoring))
             # the prefixes that a rotation cannot change, once; the kept stage put on top of dev
             whole = StageShape(self.shape.d_in, self.shape.d_in)
-            around += scoring_seconds(whole, "free", 1, data.dev, data.dev_docs(config) / workers, speed)
+            unchanged = [dim for dim in self.prefixes if dim >= self.shape.d_in]
+            around += scoring_seconds(whole, "free", unchanged, data.dev, data.dev_docs(config) / workers, speed)
         return found.plus(around)
 
 
@@ -316,7 +317,7 @@ def _stage(
         epoch_steps=epoch_steps,
         epochs=epochs,
         score_epochs=config.scoring_epochs(epoch_steps) if is_scored else 0,
-        prefixes=len(parallel or {*shape.ahead, dim, d_in, *(p for p in prefixes if p >= d_in)}),
+        prefixes=parallel or tuple({*shape.ahead, dim, d_in, *(p for p in prefixes if p >= d_in)}),
         does_pca=config.init == "pca" and (dim != d_in or bool(parallel)) and pass_name != "warm",
         is_last=number + 1 == len(shapes),
     )
