@@ -148,28 +148,26 @@ def _figures(
 
 def _print(found: dict[str, Any]) -> None:
     seconds, memory, disk = found["seconds"], found["memory"], found["disk"]
-    table = Table(title=f"run {found['run']}, {found['workers']} worker(s), as this machine is now", box=SIMPLE_HEAD)
-    for name in ("pass", "stage", "tries"):
-        table.add_column(name, no_wrap=True)
-    for name in ("steps", "ms a step", *Range._fields):
-        table.add_column(name, justify="right", no_wrap=True)
+    title = f"run {found['run']}, {found['workers']} worker(s), as this machine is now"
+    table = Table(title=title, box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    for name in ("stage", "tries", "steps", "ms/step", *Range._fields):
+        table.add_column(name, justify="left" if name in ("stage", "tries") else "right", no_wrap=True)
     for stage in found["stages"]:
         steps = sorted({stage["steps"]["least"], stage["steps"]["most"]})
         table.add_row(
-            stage["pass"],
-            f"{stage['d_in']} -> {stage['dim']}",
+            f"{stage['pass']} {stage['d_in']} -> {stage['dim']}",
             ", ".join(stage["projections"]),
-            " - ".join(map(str, steps)),
+            "-".join(map(str, steps)),
             f"{stage['step_ms']:.1f}",
             *(_time(stage["seconds"][name]) for name in Range._fields),
         )
     table.add_section()
     for name in ("start", "reading", "evaluation"):
-        table.add_row(name, *[""] * 4, *[_time(seconds[name])] * 3)
-    table.add_row("total", *[""] * 4, *(_time(seconds["total"][name]) for name in Range._fields), style="bold")
+        table.add_row(name, *[""] * 3, *[_time(seconds[name])] * 3)
+    table.add_row("total", *[""] * 3, *(_time(seconds["total"][name]) for name in Range._fields), style="bold")
     show(table)
     where = {"memory": "shared memory", "mapped": "mapped files", "streamed": "memory, the rest is read when needed"}
-    lines = Table(title="memory and disk", show_header=False, box=SIMPLE_HEAD)
+    lines = Table(show_header=False, box=None, pad_edge=False)
     lines.add_row("rows of a node", f"{_mib(memory['rows_of_a_node'])} in {where[memory['tier']]}: {memory['why']}")
     lines.add_row("a worker's own", _mib(memory["worker"]))
     lines.add_row("driver", _mib(memory["driver"]))
