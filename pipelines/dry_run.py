@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import torch
 from rich.box import SIMPLE_HEAD
+from rich.console import JustifyMethod
 from rich.table import Table
 
 from pipelines.cluster_settings import ClusterSettings
@@ -151,7 +152,9 @@ def _print(found: dict[str, Any]) -> None:
     title = f"run {found['run']}, {found['workers']} worker(s), as this machine is now"
     table = Table(title=title, box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for name in ("stage", "tries", "steps", "ms/step", *Range._fields):
-        table.add_column(name, justify="left" if name in ("stage", "tries") else "right", no_wrap=True)
+        # in a narrow terminal what is tried goes on two lines, and no figure is cut short
+        justify: JustifyMethod = "left" if name in ("stage", "tries") else "right"
+        table.add_column(name, justify=justify, no_wrap=name != "tries")
     for stage in found["stages"]:
         steps = sorted({stage["steps"]["least"], stage["steps"]["most"]})
         table.add_row(
