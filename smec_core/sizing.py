@@ -163,7 +163,7 @@ class StagePlan:
         epoch_steps: steps of an epoch.
         epochs: epochs that each candidate takes.
         score_epochs: epochs from one scoring on dev to the next; 0 without dev.
-        prefixes: those that are scored.
+        prefixes: how many prefixes are scored.
         does_pca: whether it starts at a PCA of the rows.
         is_last: whether no stage follows.
     """
@@ -175,7 +175,7 @@ class StagePlan:
     epoch_steps: int
     epochs: Range
     score_epochs: int
-    prefixes: tuple[int, ...]
+    prefixes: int
     does_pca: bool
     is_last: bool
 
@@ -199,11 +199,16 @@ class StagePlan:
     def scoring_seconds(self, data: DataShape, config: TrainConfig, workers: int, speed: MachineSpeed) -> float:
         """Time of a scoring of all candidates on dev."""
         docs = data.dev_docs(config) / workers
-        return sum(scoring_seconds(self.shape, kind, self._scored(kind), data.dev, docs, speed) for kind in self.kinds)
+        return sum(
+            scoring_seconds(self.shape, kind, *self._scored(kind, data.dim), data.dev, docs, speed)
+            for kind in self.kinds
+        )
 
-    def _scored(self, kind: Projection) -> Sequence[int]:
-        is_harmless = kind in ("rotation", "selection") and not self.shape.parallel
-        return (*self.shape.ahead, self.shape.dim) if is_harmless else self.prefixes
+    def _scored(self, kind: Projection, input_dim: int) -> tuple[int, int]:
+        """How many prefixes a candidate is scored at, and the longest."""
+        if kind in ("rotation", "selection") and not self.shape.parallel:
+            return 1 + len(self.shape.ahead), self.shape.dim
+        return self.prefixes, input_dim
 
     def seconds(self, data: DataShape, config: TrainConfig, workers: int, speed: MachineSpeed) -> Range:
         """Time of the stage."""
@@ -218,8 +223,8 @@ class StagePlan:
             found = found.plus(scorings.times(scoring))
             # the prefixes that a rotation cannot change, once; the kept stage put on top of dev
             whole = StageShape(self.shape.d_in, self.shape.d_in)
-            unchanged = [dim for dim in self.prefixes if dim >= self.shape.d_in]
-            around += scoring_seconds(whole, "free", unchanged, data.dev, data.dev_docs(config) / workers, speed)
+            docs = data.dev_docs(config) / workers
+            around += scoring_seconds(whole, "free", 1, data.dim, data.dev, docs, speed)
         return found.plus(around)
 
 
@@ -317,7 +322,7 @@ def _stage(
         epoch_steps=epoch_steps,
         epochs=epochs,
         score_epochs=config.scoring_epochs(epoch_steps) if is_scored else 0,
-        prefixes=parallel or tuple({*shape.ahead, dim, d_in, *(p for p in prefixes if p >= d_in)}),
+        prefixes=len(parallel or {*shape.ahead, dim, d_in, *(p for p in prefixes if p >= d_in)}),
         does_pca=config.init == "pca" and (dim != d_in or bool(parallel)) and pass_name != "warm",
         is_last=number + 1 == len(shapes),
     )
