@@ -150,8 +150,9 @@ def _figures(
 def _print(found: dict[str, Any]) -> None:
     seconds, memory, disk = found["seconds"], found["memory"], found["disk"]
     table = Table(title=f"run {found['run']}, {found['workers']} worker(s), as this machine is now", box=SIMPLE_HEAD)
-    for name in ("stage", "tries"):
-        table.add_column(name, no_wrap=True)
+    table.add_column("stage", no_wrap=True)
+    # where the terminal is narrow these go on two lines, and no figure is cut short
+    table.add_column("tries")
     for name in ("steps", "ms", *Range._fields):
         table.add_column(name, justify="right", no_wrap=True)
     for pass_name, stages in groupby(found["stages"], key=lambda stage: stage["pass"]):

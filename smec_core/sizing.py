@@ -199,11 +199,16 @@ class StagePlan:
     def scoring_seconds(self, data: DataShape, config: TrainConfig, workers: int, speed: MachineSpeed) -> float:
         """Time of a scoring of all candidates on dev."""
         docs = data.dev_docs(config) / workers
-        return sum(scoring_seconds(self.shape, kind, self._scored(kind), data.dev, docs, speed) for kind in self.kinds)
+        return sum(
+            scoring_seconds(self.shape, kind, *self._scored(kind, data.dim), data.dev, docs, speed)
+            for kind in self.kinds
+        )
 
-    def _scored(self, kind: Projection) -> int:
-        is_harmless = kind in ("rotation", "selection") and not self.shape.parallel
-        return 1 + len(self.shape.ahead) if is_harmless else self.prefixes
+    def _scored(self, kind: Projection, input_dim: int) -> tuple[int, int]:
+        """How many prefixes a candidate is scored at, and the longest."""
+        if kind in ("rotation", "selection") and not self.shape.parallel:
+            return 1 + len(self.shape.ahead), self.shape.dim
+        return self.prefixes, input_dim
 
     def seconds(self, data: DataShape, config: TrainConfig, workers: int, speed: MachineSpeed) -> Range:
         """Time of the stage."""
@@ -218,7 +223,8 @@ class StagePlan:
             found = found.plus(scorings.times(scoring))
             # the prefixes that a rotation cannot change, once; the kept stage put on top of dev
             whole = StageShape(self.shape.d_in, self.shape.d_in)
-            around += scoring_seconds(whole, "free", 1, data.dev, data.dev_docs(config) / workers, speed)
+            docs = data.dev_docs(config) / workers
+            around += scoring_seconds(whole, "free", 1, data.dim, data.dev, docs, speed)
         return found.plus(around)
 
 

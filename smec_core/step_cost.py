@@ -15,10 +15,10 @@ Product = tuple[float, float, float]
 """Rows, inner dim and columns of a matrix product."""
 
 # of this code, whatever the machine: Python and torch around the products of a step
-BATCH_SECONDS, CANDIDATE_SECONDS, COLLECTIVE_SECONDS = 1.0e-3, 1.7e-3, 1.0e-3
+BATCH_SECONDS, CANDIDATE_SECONDS, COLLECTIVE_SECONDS = 0.5e-3, 2.0e-3, 1.0e-3
 # bytes moved for each entry: of the weights by optimizer, average and gradient; of what a rotation adds to that; of a
 # margin of the ranking loss; of a similarity that is searched at one prefix; of an anchor's similarity to the memory
-WEIGHT_BYTES, ROTATION_BYTES, MARGIN_BYTES, SEARCH_BYTES, MEMORY_BYTES = 90.0, 80.0, 100.0, 30.0, 40.0
+WEIGHT_BYTES, ROTATION_BYTES, MARGIN_BYTES, SEARCH_BYTES, MEMORY_BYTES = 120.0, 200.0, 250.0, 30.0, 40.0
 # LAPACK's eigenvectors in float64, as products in float32
 EIGEN_PRODUCTS = 18.0
 FLOAT = 4
@@ -137,7 +137,7 @@ def load_seconds(rows: StepRows, input_dim: int, ranks: int, speed: MachineSpeed
 
 
 def scoring_seconds(
-    stage: StageShape, kind: Projection, prefixes: int, queries: int, docs: float, speed: MachineSpeed
+    stage: StageShape, kind: Projection, prefixes: int, top: int, queries: int, docs: float, speed: MachineSpeed
 ) -> float:
     """Time to score a candidate on dev; `docs` are those of one rank.
 
@@ -145,14 +145,16 @@ def scoring_seconds(
         stage: the stage.
         kind: its projection.
         prefixes: how many it is scored at; a rotation cannot change those of its whole block and above.
+        top: the longest of them.
         queries: Q.
         docs: L.
         speed: of the machine.
     """
-    is_harmless = kind in ("rotation", "selection")
-    width = stage.dim if is_harmless and not stage.parallel else stage.d_in
-    found = speed.product(queries + docs, stage.d_in, width) + speed.product(queries, width, docs)
-    moved = SEARCH_BYTES * prefixes * queries * docs + 3 * FLOAT * (queries + docs) * stage.d_in
+    found = speed.product(queries + docs, stage.d_in, min(top, stage.d_in)) + speed.product(queries, top, docs)
+    if kind == "rotation":
+        frozen = [*inverse_products(stage.d_in), (stage.d_in,) * 3]
+        found += sum(speed.product(*product) for product in frozen)
+    moved = SEARCH_BYTES * prefixes * queries * docs + 4 * FLOAT * (queries + docs) * top
     return CANDIDATE_SECONDS + found + speed.moved(moved)
 
 
