@@ -3,13 +3,13 @@
 import os
 import tempfile
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from rich.box import SIMPLE_HEAD
-from rich.console import JustifyMethod
 from rich.table import Table
 
 from pipelines.cluster_settings import ClusterSettings
@@ -149,28 +149,30 @@ def _figures(
 
 def _print(found: dict[str, Any]) -> None:
     seconds, memory, disk = found["seconds"], found["memory"], found["disk"]
-    title = f"run {found['run']}, {found['workers']} worker(s), as this machine is now"
-    table = Table(title=title, box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    for name in ("stage", "tries", "steps", "ms/step", *Range._fields):
-        # in a narrow terminal what is tried goes on two lines, and no figure is cut short
-        justify: JustifyMethod = "left" if name in ("stage", "tries") else "right"
-        table.add_column(name, justify=justify, no_wrap=name != "tries")
-    for stage in found["stages"]:
-        steps = sorted({stage["steps"]["least"], stage["steps"]["most"]})
-        table.add_row(
-            f"{stage['pass']} {stage['d_in']} -> {stage['dim']}",
-            ", ".join(stage["projections"]),
-            "-".join(map(str, steps)),
-            f"{stage['step_ms']:.1f}",
-            *(_time(stage["seconds"][name]) for name in Range._fields),
-        )
+    table = Table(title=f"run {found['run']}, {found['workers']} worker(s), as this machine is now", box=SIMPLE_HEAD)
+    table.add_column("stage", no_wrap=True)
+    # where the terminal is narrow these go on two lines, and no figure is cut short
+    table.add_column("tries")
+    for name in ("steps", "ms", *Range._fields):
+        table.add_column(name, justify="right", no_wrap=True)
+    for pass_name, stages in groupby(found["stages"], key=lambda stage: stage["pass"]):
+        table.add_row(f"{pass_name} pass", style="dim")
+        for stage in stages:
+            steps = sorted({stage["steps"]["least"], stage["steps"]["most"]})
+            table.add_row(
+                f"{stage['d_in']} -> {stage['dim']}",
+                ", ".join(stage["projections"]),
+                " - ".join(map(str, steps)),
+                f"{stage['step_ms']:.0f}",
+                *(_time(stage["seconds"][name]) for name in Range._fields),
+            )
     table.add_section()
     for name in ("start", "reading", "evaluation"):
         table.add_row(name, *[""] * 3, *[_time(seconds[name])] * 3)
     table.add_row("total", *[""] * 3, *(_time(seconds["total"][name]) for name in Range._fields), style="bold")
     show(table)
     where = {"memory": "shared memory", "mapped": "mapped files", "streamed": "memory, the rest is read when needed"}
-    lines = Table(show_header=False, box=None, pad_edge=False)
+    lines = Table(title="memory and disk", show_header=False, box=SIMPLE_HEAD)
     lines.add_row("rows of a node", f"{_mib(memory['rows_of_a_node'])} in {where[memory['tier']]}: {memory['why']}")
     lines.add_row("a worker's own", _mib(memory["worker"]))
     lines.add_row("driver", _mib(memory["driver"]))
@@ -180,7 +182,7 @@ def _print(found: dict[str, Any]) -> None:
 
 def _time(seconds: float) -> str:
     if seconds < 100:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 

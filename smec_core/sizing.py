@@ -43,7 +43,7 @@ time, and of one whose dims an earlier stage has looked ahead to, which finds li
 # constants of a run, on a machine that does nothing else: imports, MLflow, Ray and its workers; the rows of one table
 # through Ray Data, and that over the time of one process that reads them; the last checkpoint, the tasks that evaluate,
 # the model's files
-START_SECONDS, TABLE_SECONDS, READ_FACTOR, END_SECONDS = 14.0, 3.0, 1.5, 6.0
+START_SECONDS, TABLE_SECONDS, READ_FACTOR, END_SECONDS = 14.0, 0.5, 1.2, 3.0
 WORKER_BYTES, DRIVER_BYTES, DRIVER_BYTES_PER_ROW = 480 << 20, 820 << 20, 150
 # matrices (I, I) of a candidate: parameters, average, gradient, both moments, best state, what going back needs
 WEIGHTS_OF_FREE, WEIGHTS_OF_ROTATION = 10, 16
