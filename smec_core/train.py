@@ -23,7 +23,7 @@ from smec_core.pca import principal_rotation
 from smec_core.resident import Node, Rows
 from smec_core.run import OnGradient, Run, StageSpec
 from smec_core.sampling import LabelledSampler, UnlabelledSampler
-from smec_core.schedule import chain_dims, prefix_dims, stage_shapes
+from smec_core.schedule import ahead_dims, chain_dims, prefix_dims, stage_kinds, stage_shapes
 from smec_core.stage import StageTraining
 from smec_core.tracker import Tracker
 from smec_core.trained import StageOutcome, Trained
@@ -221,7 +221,11 @@ class _Chain:
         y_queries: Rows,
     ) -> StageOutcome:
         d_in, dim = self.shapes[number]
-        kinds, stop = (self._kinds(d_in, dim), None) if plan is None else ([plan[number][0]], plan[number][1])
+        kinds, stop = (
+            (stage_kinds(d_in, dim, self.config, bool(self.base)), None)
+            if plan is None
+            else ([plan[number][0]], plan[number][1])
+        )
         epochs, start, old_docs = self.epochs, None, None
         if self.warm_start is not None and stop is not None:
             # what gained nothing on the champion's data, which may have been far less, would else never learn again
@@ -277,15 +281,7 @@ class _Chain:
         return self._ahead(number - 1)[::-1] if number else ()
 
     def _ahead(self, number: int) -> tuple[int, ...]:
-        """Smaller dims that a stage trains, too, descending."""
-        d_in, dim = self.shapes[number]
-        return tuple(dim for _, dim in self.shapes[number + 1 :]) if self._looks_ahead and d_in > dim else ()
-
-    @property
-    def _looks_ahead(self) -> bool:
-        # selected as they are, dims have no order to look ahead in
-        is_ordered = self.config.projection != "selection"
-        return is_ordered and self.config.lookahead_weight(self.data.train is not None) > 0
+        return ahead_dims(self.shapes, number, self.config, self.data.train is not None)
 
     @property
     def _stages_in_one(self) -> int:
@@ -304,13 +300,6 @@ class _Chain:
         assert run.dev is not None
         scores = run.dev.score(lambda y_Nd: y_Nd @ rotation_dd.T, dim, self.prefixes)
         return StageReached(place, {prefix: scores[prefix].mean().item() for prefix in self.prefixes}, self.seconds())
-
-    def _kinds(self, d_in: int, dim: int) -> list[Projection]:
-        if self.base:
-            return ["rotation"]
-        if self.config.projection == "auto":
-            return ["free"] if d_in == dim else ["rotation", "free"]
-        return [self.config.projection]
 
     def _prepare(self, pass_name: str, with_dev: bool) -> Run:
         data, config = self.data, self.config
