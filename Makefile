@@ -23,7 +23,7 @@ help:
 	@echo "make test-full    all tests, the slow ones too"
 	@echo "make check        ruff and mypy"
 	@echo "make format       let ruff rewrite the code"
-	@echo "make bench        all benchmarks, one after another, and results/bench/README.md of them (an hour or more);"
+	@echo "make bench        speed and memory, and a page of them, results/bench/README.md (an hour or more);"
 	@echo "                  DATA=folder measures on a dataset, REFERENCE=plain.py beside a plain implementation"
 	@echo "make wheel        the project as one file for a cluster's machines, with its constraints, in dist/"
 	@echo "make clean        remove the environment, caches and outputs/quickstart"

@@ -1,9 +1,9 @@
-"""Runs the benchmarks, one after another, each in a process of its own, and writes a page of their figures.
+"""Runs the benchmarks of speed and memory one after another, and writes a page of their figures.
 
     python -m benchmarks.bench --out results/bench [--data DATA] [--reference PLAIN.py] [--only NAME,NAME] [--quick]
 
-Each writes OUT/NAME.json; OUT/README.md is made of all those that are there, so that --only renews some, and without
-any a page is made anew. One that fails is named at the end; its figures of before stay.
+Each runs in a process of its own and writes OUT/NAME.json; OUT/README.md is made of all those that are there, so that
+--only renews some, and without any a page is made anew. One that fails is named at the end; its figures of before stay.
 """
 
 import argparse
@@ -46,7 +46,7 @@ class Benchmark:
         return found + (["--reference", args.reference] if self.reference and args.reference else [])
 
 
-# without large.py, which needs a disk of its own
+# those of speed and memory; without gpu and large, which need a machine for themselves, and sizing_check, which judges
 BENCHMARKS = (
     Benchmark("step_time", data=True, quick="--steps 2 --runs 1"),
     Benchmark("whole_train", data=True, reference=True, quick="--size 600 --dims 64,32 --set epochs=1"),

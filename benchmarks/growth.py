@@ -32,9 +32,10 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+from benchmarks.timing import ONE_THREAD
+
 # before torch is imported, here or in a child
-os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ |= ONE_THREAD
 
 import numpy as np
 
@@ -122,28 +123,21 @@ class Spent:
 @contextmanager
 def watched(spent: Spent) -> Iterator[None]:
     """Times the parts of a training while it lasts; ends its epochs early, and starts its stages with a full memory."""
-    import torch
-
+    from benchmarks.step_time import full_memory
     from smec_core import stage, step, train
     from smec_core.convergence import DevSet
     from smec_core.resident import ResidentRows
     from smec_core.sampling import Batch, LabelledSampler
 
-    epoch, begin = LabelledSampler.epoch, stage.StageTraining.__init__
+    epoch = LabelledSampler.epoch
 
     def few(sampler: LabelledSampler, key: tuple[int, ...]) -> Iterator[Batch]:
         return islice(epoch(sampler, key), STEPS)
 
-    def begin_full(training: stage.StageTraining, run: Any, *args: Any) -> None:
-        begin(training, run, *args)
-        if training.memory.slots:
-            row_N = torch.arange(min(training.memory.slots, run.x_docs.rows))
-            training.memory.push(row_N, run.x_docs.take(row_N))
-
     with ExitStack() as patches:
         patches.enter_context(patch.object(LabelledSampler, "epoch", few))
         patches.enter_context(patch.object(step, "time", SimpleNamespace(perf_counter=time.process_time)))
-        patches.enter_context(patch.object(stage.StageTraining, "__init__", begin_full))
+        patches.enter_context(full_memory())
         for owner, name, part in (
             (stage, "principal_rotation", "pca"),
             (train, "make_dev_set", "dev set"),
@@ -207,7 +201,7 @@ def in_a_process(point: Point) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="smec-") as folder:
         data = Path(folder) / "data"
         write_dataset(data, point.corpus, point.queries, TESTED, point.dims)
-        command = [sys.executable, __file__, "--point", json.dumps(asdict(point)), "--data", str(data)]
+        command = [sys.executable, "-m", "benchmarks.growth", "--point", json.dumps(asdict(point)), "--data", str(data)]
         printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     found: dict[str, float] = json.loads(printed.splitlines()[-1])
     return found

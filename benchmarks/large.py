@@ -15,14 +15,11 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.generated import write_dataset
+from benchmarks.generated import SMEC, write_dataset
 from benchmarks.processes import peak_mib
 
 DIM, TESTED, LOOK_EVERY = 768, 1000, 0.1
@@ -37,10 +34,10 @@ def swap_used_mib() -> float:
 def run(name: str, words: list[str], actor: str, folder: Path) -> dict[str, Any]:
     """Runs a command of smec to its end; its log is FOLDER/NAME.log."""
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
-    command = [sys.executable, "-m", "pipelines.cli", name, *words, "--json", str(folder / f"{name}.json")]
+    command = [*SMEC, name, *words, "--json", str(folder / f"{name}.json")]
     swap, started = swap_used_mib(), time.perf_counter()
     with (folder / f"{name}.log").open("w") as log:
-        job = subprocess.Popen(command, stdout=log, stderr=log, text=True, env=environment, cwd=folder)
+        job = subprocess.Popen(command, stdout=log, stderr=log, text=True, env=environment)
         peak = peak_mib(job, actor, LOOK_EVERY)
     if job.returncode:
         raise SystemExit(f"smec {name} failed with exit code {job.returncode}:\n{(folder / f'{name}.log').read_text()}")

@@ -23,13 +23,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from benchmarks.timing import ONE_THREAD
+
 # before torch is imported: each rank has one thread
-os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+os.environ |= ONE_THREAD
 
 import numpy as np
 import torch
@@ -39,7 +40,6 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from smec_core.candidate import Candidate
-from smec_core.cayley import BASE_DIM
 from smec_core.config import TrainConfig
 from smec_core.dataset import Dataset
 from smec_core.group import Group
@@ -50,6 +50,7 @@ from smec_core.run import Run
 from smec_core.schedule import steps_per_epoch
 from smec_core.stage import StageTraining
 from smec_core.step import Step
+from smec_core.step_cost import Product, StageShape, StepRows, step_products
 from smec_core.tracker import Record
 from smec_core.train import TrainingData, train
 
@@ -57,9 +58,6 @@ DOCS, QUERIES, DEV_QUERIES, DIM, DIMS = 5183, 809, 162, 768, "384,192,96,48,24"
 WARM_UP_STEPS = 5
 PARTS = ("data", "search", "forward", "backward", "reduce", "update")
 COLLECTIVES = ("gather", "sum_", "from_first_", "object_from", "gather_objects")
-
-Shape = tuple[int, int, int]
-"""Rows, inner dim and columns of a product."""
 
 
 def random_data(docs: int, queries: int, dim: int, node: Node) -> TrainingData:
@@ -74,39 +72,35 @@ def random_data(docs: int, queries: int, dim: int, node: Node) -> TrainingData:
     return TrainingData(ResidentRows(rows[0], node), ResidentRows(rows[1], node), learnt, held_out, node)
 
 
-def inverse_shapes(dim: int) -> Iterator[Shape]:
-    """Products of `inverse_without_pivots`; LAPACK's part, of blocks up to BASE_DIM, is left out."""
-    if dim > BASE_DIM:
-        half, rest = dim // 2, dim - dim // 2
-        yield from inverse_shapes(half)
-        yield from inverse_shapes(rest)
-        yield from [(half, half, rest), (rest, half, half), (rest, half, rest)]
-        yield from [(rest, rest, half), (half, rest, rest), (half, rest, half)]
+def products_of(candidate: Candidate, step: Step) -> list[Product]:
+    """Products of one step of a candidate of the chain on one rank, forward and back."""
+    stage, queries = candidate.stage, step.parts[0]
+    shape = StageShape(stage.d_in, stage.dim, candidate.ahead)
+    # so that all rows together are those that this rank projects
+    rows = StepRows(queries, step.docs, len(step.ranked.query_P), items=len(step.y_RI) - queries - step.docs)
+    return step_products(shape, stage.projection, rows, 1)
 
 
-def step_shapes(candidate: Candidate, step: Step) -> list[Shape]:
-    """Products of one step of a candidate of the chain on one rank."""
-    stage, rows = candidate.stage, len(step.y_RI)
-    dim_in, asked = stage.d_in, stage.dim if stage.is_harmless else stage.d_in
-    shapes: list[Shape] = [(rows, dim_in, asked), (asked, rows, dim_in)]
-    if stage.projection == "rotation":
-        shapes += [*inverse_shapes(dim_in), (asked, dim_in, dim_in), (dim_in, asked, dim_in)]
-        shapes += [(rows, dim_in, dim_in)] if rows < 2 * asked else 2 * [(asked, dim_in, dim_in)]
-    queries, docs = step.parts[0], step.docs
-    whole = [] if stage.is_harmless else [dim_in]
-    gated = [] if dim_in == stage.dim else sorted([stage.dim, *candidate.ahead])
-    for widths in (whole, gated):
-        for low, high in pairwise([0, *widths]):
-            own = high - low
-            shapes += [(queries, own, docs), (queries, docs, own), (docs, queries, own)]
-    return shapes
+@contextmanager
+def full_memory() -> Iterator[None]:
+    """Stages begin with a full memory while it lasts; else most steps of a short run would search one that fills."""
+    begin = StageTraining.__init__
+
+    def begin_full(training: StageTraining, run: Run, *args: Any) -> None:
+        begin(training, run, *args)
+        if training.memory.slots:
+            row_N = torch.arange(min(training.memory.slots, run.x_docs.rows))
+            training.memory.push(row_N.to(run.device), run.x_docs.take(row_N).to(run.device))
+
+    with patch.object(StageTraining, "__init__", begin_full):
+        yield
 
 
-def seconds_of(shapes: Sequence[Shape], device: torch.device, repeats: int = 7) -> float:
+def seconds_of(shapes: Sequence[Product], device: torch.device, repeats: int = 7) -> float:
     """Time of the products, each measured alone; shapes that occur several times are measured once."""
     times = {}
     for shape in set(shapes):
-        rows, inner, columns = shape
+        rows, inner, columns = map(round, shape)
         left, right = torch.randn(rows, inner, device=device), torch.randn(inner, columns, device=device)
         out = torch.empty(rows, columns, device=device)
         laps = []
@@ -136,7 +130,7 @@ class Parts:
 
     def __init__(self, device: torch.device, input_dim: int, slots: int) -> None:
         self.seconds: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-        self.shapes: dict[int, dict[str, list[Shape]]] = defaultdict(dict)
+        self.shapes: dict[int, dict[str, list[Product]]] = defaultdict(dict)
         self.rows: dict[int, int] = {}
         self._device, self._input_dim, self._slots = device, input_dim, slots
         self._collectives = 0.0
@@ -150,7 +144,7 @@ class Parts:
             dim = candidate.stage.dim
             self.rows.setdefault(dim, len(step.y_RI))
             if candidate.kind not in self.shapes[dim]:
-                self.shapes[dim][candidate.kind] = step_shapes(candidate, step)
+                self.shapes[dim][candidate.kind] = products_of(candidate, step)
                 if step.live_pairs and len(self.shapes[dim]) == 1:
                     self.shapes[dim]["search"] = [(step.queries + step.docs, self._input_dim, self._slots)]
             for name in ("_losses", "_reduce"):
@@ -160,18 +154,9 @@ class Parts:
             self.seconds[dim]["collectives"].append(self._collectives)
             self._collectives = 0.0
 
-        begin = StageTraining.__init__
-
-        def begin_full(training: StageTraining, run: Run, *args: Any) -> None:
-            begin(training, run, *args)
-            if training.memory.slots:
-                # else most steps of a short run would search a memory that fills
-                row_N = torch.arange(min(training.memory.slots, run.x_docs.rows))
-                training.memory.push(row_N.to(run.device), run.x_docs.take(row_N).to(run.device))
-
         with ExitStack() as patches:
             patches.enter_context(patch.object(Candidate, "train_step", step))
-            patches.enter_context(patch.object(StageTraining, "__init__", begin_full))
+            patches.enter_context(full_memory())
             for name in COLLECTIVES:
                 patches.enter_context(patch.object(Group, name, self._collective(getattr(Group, name))))
             yield
@@ -217,7 +202,7 @@ def measure(data: TrainingData, config: TrainConfig, steps: int) -> list[dict[st
     assert data.train is not None
     device, epoch_steps = data.node.device, steps_per_epoch(len(data.train), config.batch_size)
     epochs = steps_per_epoch(steps + WARM_UP_STEPS, epoch_steps)
-    # so that nothing stops early, and dev is scored at either end only
+    # so that nothing stops early, and dev is scored seldom
     changes = {"epochs": epochs, "patience": epochs, "score_steps": epochs * epoch_steps, "refit": False}
     records, parts = StepRecords(), Parts(device, data.docs.dim, config.queue_size)
     with parts.watching():

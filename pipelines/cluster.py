@@ -17,6 +17,9 @@ from smec_core.errors import SmecError
 # how long Ray takes to end an actor whose owner has died, and to say so
 DEATH_SECONDS = 2.0
 
+# addresses of the clusters that this process has started
+_started: set[str] = set()
+
 
 class RayFailure(SmecError):
     """Something failed on the cluster that is nobody's mistake, as a lost node: trying again may help."""
@@ -45,12 +48,18 @@ def connect(cpus: float) -> None:
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                 )
+                _started.add(ray.get_runtime_context().gcs_address)
         except (ConnectionError, ray.exceptions.RayError) as error:
             address = os.environ.get("RAY_ADDRESS", "local")
             raise SmecError(f"cannot connect to Ray at {address}: {_first_line(error)}") from error
         # Ray's own way out of a process waits half a second for lines of its workers, which are not printed here
         atexit.register(ray.shutdown)
     quiet_data()
+
+
+def is_own() -> bool:
+    """Whether the cluster is one that `connect` has started for this process: it is this machine, and ends with it."""
+    return ray.is_initialized() and ray.get_runtime_context().gcs_address in _started
 
 
 def quiet_data() -> None:

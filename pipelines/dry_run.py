@@ -76,40 +76,50 @@ def dry_run(
         return {"run": run_folder.name, "finished": True}
     data = DataShape.of(dataset, config)
     stages = plan_stages(data, config, base, warm_start)
-    speed = _speed(settings, config, dataset, data)
-    figures = _figures(settings, config, data, stages, speed)
+    figures = _figures(settings, config, data, stages, *_speeds(settings, config, dataset, data))
     found = {"run": run_folder.name, "finished": False, **figures}
     _print(found)
     return found
 
 
-def _speed(settings: ClusterSettings, config: TrainConfig, dataset: Dataset, data: DataShape) -> MachineSpeed:
+def _speeds(
+    settings: ClusterSettings, config: TrainConfig, dataset: Dataset, data: DataShape
+) -> tuple[MachineSpeed, MachineSpeed]:
+    """That of where steps run, and that of the CPU, which reads, takes the PCA and evaluates."""
+
     def read() -> int:
         rows = min(READ_ROWS, dataset.corpus.rows)
         return sum(unit_rows(block.vectors_ND).nbytes for block in dataset.corpus.blocks(0, rows))
 
     rows = data.step_rows(config, data.train)
-    device = torch.device("cuda" if settings.gpu != "off" and torch.cuda.is_available() else "cpu")
-    step = round(rows.anchors + rows.items)
-    speed = measure_speed(max(step, 1), data.dim, settings.cpus_per_worker, device, read)
-    busy = settings.worker_range[0] * settings.cpus_per_worker
-    # elsewhere, workers may have machines of their own
-    return speed if os.environ.get("RAY_ADDRESS") else speed.slowed(max(1.0, busy / (os.cpu_count() or 1)))
+    step, threads = max(round(rows.anchors + rows.items), 1), settings.cpus_per_worker
+    cpu = measure_speed(step, data.dim, threads, torch.device("cpu"), read)
+    if not os.environ.get("RAY_ADDRESS"):
+        # elsewhere, workers may have machines of their own
+        cpu = cpu.slowed(max(1.0, settings.worker_range[0] * threads / (os.cpu_count() or 1)))
+    if settings.gpu == "off" or torch.cuda.device_count() < settings.worker_range[0]:
+        return cpu, cpu
+    return measure_speed(step, data.dim, threads, torch.device("cuda"), read), cpu
 
 
 def _figures(
-    settings: ClusterSettings, config: TrainConfig, data: DataShape, stages: Sequence[StagePlan], speed: MachineSpeed
+    settings: ClusterSettings,
+    config: TrainConfig,
+    data: DataShape,
+    stages: Sequence[StagePlan],
+    speed: MachineSpeed,
+    cpu: MachineSpeed,
 ) -> dict[str, Any]:
     workers = settings.worker_range[0]
     records, training = [], Range(0, 0, 0)
     for stage in stages:
-        seconds = stage.seconds(data, config, workers, speed)
+        seconds = stage.seconds(data, config, workers, speed, cpu)
         records.append(as_json(stage, stage.step_seconds(data, config, workers, speed), seconds))
         training = training.plus(seconds)
     parts = {
         "start": START_SECONDS,
-        "reading": reading_seconds(data, speed),
-        "evaluation": evaluation_seconds(data, config, workers, speed),
+        "reading": reading_seconds(data, cpu),
+        "evaluation": evaluation_seconds(data, config, workers, cpu),
     }
     total = training.plus(sum(parts.values()))
     budget = int(
@@ -121,8 +131,7 @@ def _figures(
     scratch = Path(settings.scratch or tempfile.gettempdir()).absolute()
     scratch = next(folder for folder in (scratch, *scratch.parents) if folder.is_dir())
     rows = data.docs + data.queries
-    dev_docs = min(data.docs, config.dev_corpus) if config.guard else 0
-    residency = choose_residency(rows, dev_docs, data.dim, budget, workers, scratch, settings.tier)
+    residency = choose_residency(rows, config.dev_docs(data.docs), data.dim, budget, workers, scratch, settings.tier)
     held = resident_bytes(data, config, stages)
     streamed = residency.tier == "streamed"
     return {

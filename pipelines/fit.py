@@ -19,7 +19,7 @@ from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.checkpoints import Start, begin_start
-from pipelines.cluster import connect, start_coordinator, unwrap, withdraw_claim
+from pipelines.cluster import connect, is_own, start_coordinator, unwrap, withdraw_claim
 from pipelines.cluster_settings import ClusterSettings
 from pipelines.console import Progress, say, warn
 from pipelines.run_folder import RunFolder
@@ -109,12 +109,12 @@ def _train(
     """The last checkpoint of the training."""
     least, most = settings.worker_range
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))
-    if not os.environ.get("RAY_ADDRESS"):
-        # a process that looks out for nodes that are to be taken away; this machine is none
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if least < most:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACEMENT_SECONDS))
     connect(most * settings.cpus_per_worker)
+    if is_own():
+        # a process that looks out for nodes that are to be taken away; this machine is none
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     use_gpu = use_gpus(settings, least)
     found = ray.cluster_resources().get("CPU", 0)
     if found < least * settings.cpus_per_worker:
@@ -170,8 +170,7 @@ class _Trainer(ray.train.torch.TorchTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         # the workers read by themselves; and a cluster of this process's own ends with it, placement groups and all
-        needless = ["DatasetsCallback"]
-        needless += [] if os.environ.get("RAY_ADDRESS") else ["PlacementGroupCleanerCallback"]
+        needless = ["DatasetsCallback", *(["PlacementGroupCleanerCallback"] if is_own() else [])]
         # no public way leads there; were it closed, the processes would be there again
         callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
         return [callback for callback in callbacks if type(callback).__name__ not in needless]

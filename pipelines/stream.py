@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipelines.cluster import unwrap
 from pipelines.stream_pieces import read_piece
+from smec_core.errors import SmecError
 from smec_core.local import local_stream
 from smec_core.parquet import EmbeddingTable, ParquetPart
 from smec_core.resident import BLOCK_ROWS, Stream
@@ -43,6 +44,8 @@ def stream_of(table: EmbeddingTable) -> Stream:
                 yield from _blocks(first.result())
                 for piece in pieces:
                     yield from _blocks(piece)
+        except SmecError:
+            raise
         except Exception as error:
             raise unwrap(error) from error
 

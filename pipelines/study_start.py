@@ -169,7 +169,7 @@ class StudyStart:
 
     @property
     def _trial_memory(self) -> int:
-        return self._memory(min(self.dataset.corpus.rows, self.config.dev_corpus))
+        return self._memory(self.config.dev_docs(self.dataset.corpus.rows))
 
     def _concurrent(self) -> int:
         """How many trials the nodes that are up have room for."""

@@ -7,6 +7,7 @@ import shutil
 from _thread import interrupt_main
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +18,7 @@ from pydantic import Field
 
 import smec_core
 from pipelines.checkpoints import remove_checkpoints
-from pipelines.cluster import connect
+from pipelines.cluster import connect, is_own
 from pipelines.cluster_settings import JobSettings, OutFolder
 from pipelines.console import context, say, show
 from pipelines.dry_run import dry_run
@@ -235,7 +236,9 @@ class Training:
             try:
                 connect(settings.worker_range[1] * settings.cpus_per_worker)
             except BaseException as error:
-                started.result().fail(error, lease.lost)
+                # what is wrong with MLflow, too, is not what is told
+                with suppress(Exception):
+                    started.result().fail(error, lease.lost)
                 raise
         return started.result()
 
@@ -275,9 +278,9 @@ class Training:
         return model
 
     def _parts(self) -> Parts:
-        """How the corpus is searched: by as many tasks as there are workers, here where that is one."""
+        """How the corpus is searched: by as many tasks as there are workers, here where that is one on this machine."""
         settings = self._settings
-        if not settings.is_one_process:
+        if not (settings.is_one_process and is_own()):
             return on_cluster(settings.worker_range[0], settings.cpus_per_worker)
 
         def here(work: Callable[[int, int], Any], rows: int) -> list[Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 BASE_DIM = 64
 
@@ -40,6 +41,7 @@ class _CayleyRows(torch.autograd.Function):
         return rows_dI
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_dI: Tensor) -> Any:
         inverse_II, inverse_dI = ctx.saved_tensors
         grad_II = inverse_dI.T @ (grad_dI @ inverse_II.T)

@@ -111,13 +111,15 @@ class TrainConfig(BaseModel):
     patience: int | None = Field(None, ge=1)
     """Epochs without gain on dev after which a stage stops; default: a third of its most epochs, and at least 2."""
     score_steps: int = Field(10, ge=1)
-    """Steps between two scorings on dev, at least; dev is scored at the end of an epoch."""
+    """Steps between two scorings on dev, at least, where epochs are shorter; but dev is scored twice within `patience`.
+    It is always scored at the end of an epoch."""
     guard_tolerance: float = Field(0.005, ge=0)
     """The most nDCG@10 that a stage may cost any earlier configured prefix on dev, and its own where it looks ahead."""
     dev_fraction: float = Field(0.2, gt=0, lt=1)
     """Share of the train queries held out as dev, by a hash of the query id, where the data has no qrels/dev."""
     dev_queries: int = Field(5000, ge=2)
-    """Most queries that are dev, those whose ids have the lowest hashes; the others are trained on."""
+    """Most queries that are dev, those whose ids have the lowest hashes. Where dev is a share of the train queries, the
+    others are trained on; others of the data's own dev split are not used."""
     dev_corpus: int = Field(100_000, ge=100)
     """Most documents that dev is scored against: all judged ones, then a seeded sample."""
     refit: bool = True
@@ -147,9 +149,13 @@ class TrainConfig(BaseModel):
         """Most epochs of a stage where an epoch takes `epoch_steps` steps."""
         return self.epochs if self.epochs is not None else max(2, math.ceil(STAGE_STEPS / epoch_steps))
 
-    def scoring_epochs(self, epoch_steps: int) -> int:
-        """Epochs from one scoring on dev to the next where an epoch takes `epoch_steps` steps."""
-        return math.ceil(self.score_steps / epoch_steps)
+    def scoring_epochs(self, epochs: int, epoch_steps: int) -> int:
+        """Epochs from one scoring on dev to the next in a stage of at most `epochs` epochs of `epoch_steps` steps."""
+        return min(math.ceil(self.score_steps / epoch_steps), max(1, self.stage_patience(epochs) // 2))
+
+    def dev_docs(self, corpus_rows: int) -> int:
+        """Documents that dev is scored against, which is a copy of so many."""
+        return min(corpus_rows, self.dev_corpus) if self.guard else 0
 
     def stage_patience(self, epochs: int) -> int:
         """Epochs without gain after which a stage of at most `epochs` epochs stops."""

@@ -96,6 +96,11 @@ def _on_top(apply: Callable[[Tensor], Tensor], z_ND: Tensor, d_in: int, top: int
     return torch.cat([apply(z_ND[:, :d_in]), z_ND[:, d_in:top]], dim=1)
 
 
+def held_out_docs(corpus_rows: int, config: TrainConfig) -> int:
+    """How many documents are held out where there are no judgements to choose by."""
+    return min(max(int(corpus_rows * config.dev_fraction), 2), HELD_OUT_DOCS)
+
+
 def dev_rows(judgements: Judgements | None, held_out: np.ndarray, corpus_rows: int, config: TrainConfig) -> np.ndarray:
     """Global rows of the documents that dev is scored against, ascending: at most config.dev_corpus and all judged."""
     if corpus_rows <= config.dev_corpus:

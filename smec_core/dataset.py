@@ -176,8 +176,9 @@ class Dataset:
         """Judgements to learn from and to choose by; (None, None) without train judgements.
 
         Dev is the dataset's own, else the train queries whose id hashes below `config.dev_fraction`: the same queries
-        in every version of the data. Of more than `config.dev_queries` those with the lowest hashes are dev, and the
-        others are learnt from. Without the guard nothing is chosen, so nothing is held out.
+        in every version of the data. Of more than `config.dev_queries` those with the lowest hashes are dev; the others
+        are learnt from, unless they are the dataset's own dev. Without the guard nothing is chosen, so nothing is held
+        out.
 
         Raises:
             InputError: too few train queries, or the dataset was opened without the config's exclude_self.
@@ -197,8 +198,7 @@ class Dataset:
             if len(dev) <= most:
                 return train, dev
             share_Q = self._hash_shares(dev)
-            threshold = np.sort(share_Q)[most - 1]
-            return train.merge(dev.select(share_Q > threshold)), dev.select(share_Q <= threshold)
+            return train, dev.select(share_Q <= np.sort(share_Q)[most - 1])
         share_Q = self._hash_shares(train)
         ordered_Q = np.sort(share_Q)
         # at least one query on either side, whatever the hashes say

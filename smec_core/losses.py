@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 KINK = 1e-2
 LEAST_SQUARE = 1e-24
@@ -105,14 +106,17 @@ class _RankLoss(torch.autograd.Function):
         return F.softplus(margin_KPN).mul_(weight_PN).sum((1, 2)) @ weight_K
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         q_BI, d_NI, slope_KBN, slope_KB, slope_KN = ctx.saved_tensors
-        grad_BI, grad_NI = torch.zeros_like(q_BI), torch.zeros_like(d_NI)
+        # the champion's documents, which compatible queries are to find, are not trained
+        grad_BI, grad_NI = torch.zeros_like(q_BI), torch.zeros_like(d_NI) if ctx.needs_input_grad[1] else None
         slope_KBN, slope_KB, slope_KN = (slope_K * grad for slope_K in (slope_KBN, slope_KB, slope_KN))
         for place, part in enumerate(_parts(ctx.prefixes)):
             q_Bb, d_Nb = q_BI[:, part], d_NI[:, part]
             torch.addmm(q_Bb * slope_KB[place, :, None], slope_KBN[place], d_Nb, out=grad_BI[:, part])
-            torch.addmm(d_Nb * slope_KN[place, :, None], slope_KBN[place].T, q_Bb, out=grad_NI[:, part])
+            if grad_NI is not None:
+                torch.addmm(d_Nb * slope_KN[place, :, None], slope_KBN[place].T, q_Bb, out=grad_NI[:, part])
         return grad_BI, grad_NI, None, None, None
 
 
@@ -236,6 +240,7 @@ class _UnsupervisedLoss(torch.autograd.Function):
         return F.smooth_l1_loss(error_KP, none_KP, reduction="none", beta=KINK).sum(1) @ weight_K
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         a_AI, m_UI, slope_KP, slope_KA, slope_KU = ctx.saved_tensors
         grad_AI, grad_UI = torch.zeros_like(a_AI), torch.zeros_like(m_UI)

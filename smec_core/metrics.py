@@ -19,11 +19,12 @@ class Matrices:
     def __init__(self) -> None:
         self._buffers: list[Tensor] = []
 
-    def take(self, rows: int, columns: int, device: torch.device) -> list[Tensor]:
-        """Both (rows, columns), with whatever they hold."""
+    def take(self, rows: int, columns: int, like: Tensor) -> list[Tensor]:
+        """Both (rows, columns), with whatever they hold, of the kind and on the device of a tensor."""
         size = rows * columns
-        if not self._buffers or len(self._buffers[0]) < size or self._buffers[0].device != device:
-            self._buffers = [torch.empty(size, device=device) for _ in range(2)]
+        held = self._buffers[0] if self._buffers else like.new_empty(0)
+        if len(held) < size or (held.device, held.dtype) != (like.device, like.dtype):
+            self._buffers = [like.new_empty(size) for _ in range(2)]
         return [buffer[:size].view(rows, columns) for buffer in self._buffers]
 
 
@@ -61,7 +62,7 @@ class PrefixSearch:
     @torch.no_grad()
     def add(self, row_N: Tensor, d_ND: Tensor) -> None:
         """Searches a block of nested document vectors with their global rows."""
-        dot_QN, other_QN = self._matrices.take(len(self.q_QD), len(d_ND), self.q_QD.device)
+        dot_QN, other_QN = self._matrices.take(len(self.q_QD), len(d_ND), self.q_QD)
         square_N = torch.zeros(len(d_ND), device=self.q_QD.device)
         own_QN = None if self.own_row_Q is None else self.own_row_Q[:, None] == row_N[None, :]
         below = 0

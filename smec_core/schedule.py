@@ -93,6 +93,11 @@ def ahead_dims(shapes: Sequence[Sequence[int]], number: int, config: TrainConfig
     return tuple(kept for _, kept in shapes[number + 1 :]) if looks_ahead and d_in > dim else ()
 
 
+def stages_in_one(input_dim: int, config: TrainConfig) -> int:
+    """Stages of the chain that one stage stands for."""
+    return len(chain_dims(input_dim, config.dims)) if config.schedule == "parallel" else 1
+
+
 def steps_per_epoch(items: int, batch_size: int) -> int:
     """Steps that see every item once."""
     return math.ceil(items / batch_size)

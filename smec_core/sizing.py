@@ -15,13 +15,13 @@ import numpy as np
 
 from smec_core.adapter import FrozenStage
 from smec_core.config import Projection, TrainConfig
-from smec_core.convergence import HELD_OUT_DOCS
+from smec_core.convergence import HELD_OUT_DOCS, held_out_docs
 from smec_core.dataset import Dataset
 from smec_core.evaluation import default_split
 from smec_core.judgements import Judgements
 from smec_core.machine_speed import MachineSpeed
 from smec_core.resident import BLOCK_ROWS
-from smec_core.schedule import ahead_dims, chain_dims, prefix_dims, stage_kinds, stage_shapes, steps_per_epoch
+from smec_core.schedule import ahead_dims, prefix_dims, stage_kinds, stage_shapes, stages_in_one, steps_per_epoch
 from smec_core.step_cost import (
     FLOAT,
     SEARCH_BYTES,
@@ -33,8 +33,7 @@ from smec_core.step_cost import (
     scoring_seconds,
     through_seconds,
 )
-from smec_core.train import LEAST_WARM_SHARE
-from smec_core.warm import WarmStart
+from smec_core.warm import WarmStart, warm_epochs
 
 KEPT_SHARE, KEPT_SHARE_PREPARED = 0.7, 0.05
 """Of the most epochs of a stage, after how many its best state is expected: of one that meets its dims for the first
@@ -102,7 +101,7 @@ class DataShape:
         tested = min(HELD_OUT_DOCS, docs) if split is None else len(dataset.splits[split].with_positives())
         sizes = (docs, dataset.queries.rows, dataset.dim)
         if train is None:
-            held_out = min(max(int(docs * config.dev_fraction), 2), HELD_OUT_DOCS) if config.guard else 0
+            held_out = held_out_docs(docs, config) if config.guard else 0
             return cls(*sizes, None, held_out, 0.0, 0.0, docs, tested)
         train = train.with_positives()
         judged = len(np.unique(train.doc_row_J))
@@ -113,10 +112,6 @@ class DataShape:
     def labelled(self) -> bool:
         """Whether there are judgements to learn from."""
         return self.train is not None
-
-    def dev_docs(self, config: TrainConfig) -> int:
-        """L, of all ranks."""
-        return min(self.docs, config.dev_corpus) if self.dev else 0
 
     def step_rows(self, config: TrainConfig, train: int | None) -> StepRows:
         """Mean sizes of a step where so many queries are learnt from."""
@@ -198,7 +193,7 @@ class StagePlan:
 
     def scoring_seconds(self, data: DataShape, config: TrainConfig, workers: int, speed: MachineSpeed) -> float:
         """Time of a scoring of all candidates on dev."""
-        docs = data.dev_docs(config) / workers
+        docs = config.dev_docs(data.docs) / workers
         return sum(
             scoring_seconds(self.shape, kind, *self._scored(kind, data.dim), data.dev, docs, speed)
             for kind in self.kinds
@@ -210,11 +205,13 @@ class StagePlan:
             return 1 + len(self.shape.ahead), self.shape.dim
         return self.prefixes, input_dim
 
-    def seconds(self, data: DataShape, config: TrainConfig, workers: int, speed: MachineSpeed) -> Range:
-        """Time of the stage."""
+    def seconds(
+        self, data: DataShape, config: TrainConfig, workers: int, speed: MachineSpeed, cpu: MachineSpeed
+    ) -> Range:
+        """Time of the stage; `speed` is that of where steps run."""
         found = self.steps.times(self.step_seconds(data, config, workers, speed))
         rows = data.docs / workers
-        around = pca_seconds(rows, self.shape.d_in, speed) if self.does_pca else 0.0
+        around = pca_seconds(rows, self.shape.d_in, cpu) if self.does_pca else 0.0
         if not self.is_last:
             around += through_seconds((data.docs + data.queries) / workers, self.shape, speed)
         if self.score_epochs:
@@ -223,7 +220,7 @@ class StagePlan:
             found = found.plus(scorings.times(scoring))
             # the prefixes that a rotation cannot change, once; the kept stage put on top of dev
             whole = StageShape(self.shape.d_in, self.shape.d_in)
-            docs = data.dev_docs(config) / workers
+            docs = config.dev_docs(data.docs) / workers
             around += scoring_seconds(whole, "free", 1, data.dim, data.dev, docs, speed)
         return found.plus(around)
 
@@ -237,23 +234,22 @@ def plan_stages(
         InputError: dims that the data or the base cannot give.
     """
     shapes = stage_shapes(data.dim, config, data.labelled, base)
-    everything = None if data.train is None else data.train + (data.dev if data.labelled else 0)
+    everything = None if data.train is None else data.train + data.dev
     if warm_start is not None:
-        epochs = [_warm_epochs(config, _epoch_steps(data, config, everything), kept) for kept in warm_start.epochs]
+        most = config.stage_epochs(_epoch_steps(data, config, everything)) * stages_in_one(data.dim, config)
+        epochs = [warm_epochs(kept, most) for kept in warm_start.epochs]
         kinds = [(stage.projection,) for stage in warm_start.stages]
         return [
-            _stage(data, config, shapes, number, "warm", kinds[number], everything, Range(*[float(epochs[number])] * 3))
-            for number in range(len(shapes))
+            _stage(data, config, shapes, number, "warm", kind, everything, Range(*[float(taken)] * 3), most)
+            for number, (kind, taken) in enumerate(zip(kinds, epochs, strict=True))
         ]
     first = []
-    most = config.stage_epochs(_epoch_steps(data, config, data.train))
-    if config.schedule == "parallel":
-        most *= len(chain_dims(data.dim, config.dims))
+    most = config.stage_epochs(_epoch_steps(data, config, data.train)) * stages_in_one(data.dim, config)
     for number, shape in enumerate(shapes):
         kinds_of = tuple(stage_kinds(shape[0], shape[1], config, bool(base)))
         is_prepared = number > 0 and bool(ahead_dims(shapes, number - 1, config, data.labelled))
         epochs_of = _first_epochs(data, config, most, is_prepared)
-        first.append(_stage(data, config, shapes, number, "first", kinds_of, data.train, epochs_of, base))
+        first.append(_stage(data, config, shapes, number, "first", kinds_of, data.train, epochs_of, most))
     if not (config.guard and config.refit and data.labelled):
         return first
     refit = []
@@ -261,7 +257,7 @@ def plan_stages(
         is_prepared = number > 0 and bool(first[number - 1].shape.ahead)
         kept = Range(0.0, float(round(_kept_share(is_prepared) * most)), float(most))
         # rotations where both are tried: where labels are few they are kept
-        refit.append(_stage(data, config, shapes, number, "refit", stage.kinds[:1], everything, kept, base))
+        refit.append(_stage(data, config, shapes, number, "refit", stage.kinds[:1], everything, kept, most))
     return [*first, *refit]
 
 
@@ -275,16 +271,11 @@ def _epoch_steps(data: DataShape, config: TrainConfig, train: int | None) -> int
     return steps_per_epoch(train, config.batch_size)
 
 
-def _warm_epochs(config: TrainConfig, epoch_steps: int, kept: int) -> int:
-    most = config.stage_epochs(epoch_steps)
-    return min(max(kept, math.ceil(LEAST_WARM_SHARE * most)), most)
-
-
 def _first_epochs(data: DataShape, config: TrainConfig, most: int, is_prepared: bool) -> Range:
     """Epochs of a stage while dev decides, which it does at a scoring only."""
     if not config.guard:
         return Range(*[float(most)] * 3)
-    every = config.scoring_epochs(_epoch_steps(data, config, data.train))
+    every = config.scoring_epochs(most, _epoch_steps(data, config, data.train))
     patience = config.stage_patience(most)
     until = [patience, round(_kept_share(is_prepared) * most) + patience, most]
     return Range(*(float(min(math.ceil(epochs / every) * every, most)) for epochs in until))
@@ -299,7 +290,7 @@ def _stage(
     kinds: tuple[Projection, ...],
     train: int | None,
     epochs: Range,
-    base: Sequence[FrozenStage] = (),
+    most: int,
 ) -> StagePlan:
     d_in, dim = shapes[number]
     prefixes = prefix_dims(data.dim, config.dims)
@@ -321,7 +312,7 @@ def _stage(
         rows=data.step_rows(config, train),
         epoch_steps=epoch_steps,
         epochs=epochs,
-        score_epochs=config.scoring_epochs(epoch_steps) if is_scored else 0,
+        score_epochs=config.scoring_epochs(most, epoch_steps) if is_scored else 0,
         prefixes=len(parallel or {*shape.ahead, dim, d_in, *(p for p in prefixes if p >= d_in)}),
         does_pca=config.init == "pca" and (dim != d_in or bool(parallel)) and pass_name != "warm",
         is_last=number + 1 == len(shapes),
@@ -367,7 +358,7 @@ def resident_bytes(data: DataShape, config: TrainConfig, stages: Sequence[StageP
         if stage.pass_name == stages[0].pass_name and not stage.is_last:
             # the first stage's input is the rows themselves
             widths.append(stage.shape.dim + (0 if len(widths) == 1 else stage.shape.d_in))
-    return FLOAT * (rows * (data.dim + max(widths)) + data.dev_docs(config) * data.dim)
+    return FLOAT * (rows * (data.dim + max(widths)) + config.dev_docs(data.docs) * data.dim)
 
 
 def driver_bytes(data: DataShape) -> int:

@@ -106,6 +106,8 @@ class StageTraining:
         run, spec = self._run, self._spec
         log = _StepLog(run, spec, self.memory)
         epochs = spec.epochs if spec.stop is None else spec.stop
+        # without dev the last state is the one that counts
+        every_epochs = run.config.scoring_epochs(spec.epochs, run.sampler.epoch_steps) if run.dev else epochs
         while self.active and self.epoch < epochs:
             batches = run.sampler.epoch(run.key(spec.number, 1, self.epoch))
             steps = in_reach(islice(batches, self.batch, None), run.x_docs, self.memory)
@@ -135,7 +137,7 @@ class StageTraining:
                 clock = Clock()
             log.flush()
             self.epoch, self.batch = self.epoch + 1, 0
-            if self.epoch % run.config.scoring_epochs(run.sampler.epoch_steps) == 0 or self.epoch == epochs:
+            if self.epoch % every_epochs == 0 or self.epoch == epochs:
                 self._score()
 
     def _score(self) -> None:

@@ -5,7 +5,6 @@ Runs in one process or on every rank of a process group; nothing here knows Ray 
 Shapes: D input dims.
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,20 +16,17 @@ import torch
 from smec_core.adapter import FrozenStage
 from smec_core.checkpoint import Checkpoint, Checkpoints, Progress, same_device
 from smec_core.config import Projection, TrainConfig
-from smec_core.convergence import HELD_OUT_DOCS, Scores, make_dev_set
+from smec_core.convergence import Scores, held_out_docs, make_dev_set
 from smec_core.judgements import Judgements
 from smec_core.pca import principal_rotation
 from smec_core.resident import Node, Rows
 from smec_core.run import OnGradient, Run, StageSpec
 from smec_core.sampling import LabelledSampler, UnlabelledSampler
-from smec_core.schedule import ahead_dims, chain_dims, prefix_dims, stage_kinds, stage_shapes
+from smec_core.schedule import ahead_dims, prefix_dims, stage_kinds, stage_shapes, stages_in_one
 from smec_core.stage import StageTraining
 from smec_core.tracker import Tracker
 from smec_core.trained import StageOutcome, Trained
-from smec_core.warm import WarmStart, check_warm_start
-
-LEAST_WARM_SHARE = 0.25
-"""Of the most epochs of a stage, what it takes in a warm start at least, however few the champion kept."""
+from smec_core.warm import WarmStart, check_warm_start, warm_epochs
 
 
 class StageReached(NamedTuple):
@@ -86,7 +82,7 @@ def train(
 
     A warm start is one pass on train + dev without a guard: the champion has learnt from what is dev now, so that dev
     would always like the start best. Each stage takes the epochs that the champion kept, over which its learning rate
-    runs a whole cycle, but at least LEAST_WARM_SHARE of the most epochs of a stage, and at most all of those.
+    runs a whole cycle, but at least warm.LEAST_SHARE of the most epochs of a stage, and at most all of those.
 
     Args:
         data: what this rank holds.
@@ -186,7 +182,9 @@ class _Chain:
         run = self._prepare(pass_name, with_dev=self.config.guard and plan is None)
         if plan is None or self.warm_start is not None:
             # a replay has more labels and so more steps an epoch, but the same epochs
-            self.epochs = self.config.stage_epochs(run.sampler.epoch_steps) * self._stages_in_one
+            self.epochs = self.config.stage_epochs(run.sampler.epoch_steps) * stages_in_one(
+                self.data.docs.dim, self.config
+            )
         y_docs, y_queries = self.data.docs, self.data.queries
         for stage in self.base:
             _put_on_top(run, stage)
@@ -228,8 +226,7 @@ class _Chain:
         )
         epochs, start, old_docs = self.epochs, None, None
         if self.warm_start is not None and stop is not None:
-            # what gained nothing on the champion's data, which may have been far less, would else never learn again
-            stop = min(max(stop, math.ceil(LEAST_WARM_SHARE * self.epochs)), self.epochs)
+            stop = warm_epochs(stop, self.epochs)
             epochs, start = stop, self.warm_start.stages[number]
             old_docs = self.warm_start.through(number, self.data.node.device) if self.config.compatible else None
         floors = {prefix: score - self.config.guard_tolerance for prefix, score in reached.items()}
@@ -283,15 +280,9 @@ class _Chain:
     def _ahead(self, number: int) -> tuple[int, ...]:
         return ahead_dims(self.shapes, number, self.config, self.data.train is not None)
 
-    @property
-    def _stages_in_one(self) -> int:
-        """Stages of the chain that one stage stands for."""
-        is_one = self.config.schedule == "parallel"
-        return len(chain_dims(self.data.docs.dim, self.config.dims)) if is_one else 1
-
     def _reached(self, run: Run, y_docs: Rows, number: int) -> StageReached:
         place = number + 2 if self.shapes[0][0] > self.shapes[0][1] else number + 1
-        place = max(place, self._stages_in_one)
+        place = max(place, stages_in_one(self.data.docs.dim, self.config))
         dim = self.shapes[number][1]
         is_last = number + 1 == len(self.shapes)
         # it changes no cosine at the prefixes that have had their stage
@@ -345,5 +336,5 @@ def _put_on_top(run: Run, stage: FrozenStage) -> None:
 
 
 def _held_out(rows: int, config: TrainConfig) -> np.ndarray:
-    count = min(max(int(rows * config.dev_fraction), 2), HELD_OUT_DOCS)
+    count = held_out_docs(rows, config)
     return np.sort(np.random.default_rng((config.seed, 2)).choice(rows, count, replace=False))

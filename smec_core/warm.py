@@ -3,6 +3,7 @@
 Shapes: N documents, D input dims, I dims that a stage takes.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from smec_core.config import Projection, TrainConfig
 from smec_core.errors import InputError
 from smec_core.model import Model
 from smec_core.schedule import prefix_dims, stage_shapes
+
+LEAST_SHARE = 0.25
+"""Of the most epochs of a stage, what it takes in a warm start at least, however few the champion kept."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,12 @@ class Through:
         if self._matrix_ID is not None:
             return x_ND @ self._matrix_ID.T
         return apply_chain(self._stages, F.normalize(x_ND, dim=1))[:, : self._width]
+
+
+def warm_epochs(kept: int, most: int) -> int:
+    """Epochs of a stage whose champion kept `kept`, of at most `most`."""
+    # what gained nothing on the champion's data, which may have been far less, would else never learn again
+    return min(max(kept, math.ceil(LEAST_SHARE * most)), most)
 
 
 def check_warm_start(

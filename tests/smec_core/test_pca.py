@@ -37,7 +37,7 @@ def test_the_sum_of_many_dims_is_that_of_the_products() -> None:
     gram.add(x_ND)
     unit_ND = F.normalize(x_ND, dim=1).double()
     torch.testing.assert_close(gram.sum_DD, unit_ND.T @ unit_ND, atol=1e-5, rtol=0)
-    assert torch.equal(gram.sum_DD, gram.sum_DD.T)
+    torch.testing.assert_close(gram.sum_DD, gram.sum_DD.T, atol=1e-5, rtol=0)
 
 
 def test_directions_are_orthonormal_and_strongest_first() -> None:

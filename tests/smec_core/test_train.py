@@ -5,18 +5,22 @@ import re
 import warnings
 from itertools import pairwise
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 
 from smec_core.adapter import FrozenStage
+from smec_core.candidate import Candidate
 from smec_core.config import PAPER_PRESET, TrainConfig
+from smec_core.convergence import Guard, QueryScores
 from smec_core.errors import InputError
 from smec_core.group import Group
 from smec_core.metrics import PrefixSearch
 from smec_core.model import Model, load
 from smec_core.pca import principal_rotation
+from smec_core.run import Run, StageSpec
 from smec_core.schedule import stage_shapes
 from smec_core.stage import StageTraining
 from smec_core.tracker import NullTracker
@@ -209,6 +213,55 @@ def nearest(z_ND: torch.Tensor, dim: int) -> torch.Tensor:
 
 def share(found_Nk: torch.Tensor, truth_Nk: torch.Tensor) -> float:
     return (found_Nk[:, :, None] == truth_Nk[:, None, :]).any(2).double().mean().item()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"epochs": 8, "patience": 8, "score_steps": 7}, [0, 3, 6, 8]),
+        ({"epochs": 8, "patience": 8, "score_steps": 1}, list(range(9))),
+        ({"epochs": 4, "patience": 4, "score_steps": 100}, [0, 2, 4]),
+    ],
+    ids=["every so many steps", "every epoch", "twice within patience"],
+)
+def test_dev_is_scored_so_often(changes: dict[str, Any], expected: list[int], data: Generated) -> None:
+    records = Records()
+    # three steps an epoch
+    train(data.training_data(), small(projection="rotation", refit=False, **changes), records)
+    for dim in DIMS:
+        assert [record["epoch"] for record in records.epochs if record["stage"] == dim] == expected
+
+
+@pytest.mark.parametrize("changes", [{}, {"lookahead": 0.0}, {"schedule": "parallel"}], ids=str)
+def test_what_a_rotation_cannot_change_has_the_scores_that_it_would_get(
+    changes: dict[str, Any], data: Generated
+) -> None:
+    score, update = Candidate.score, Guard.update
+    moved = []
+
+    def watched(candidate: Candidate, run: Run, spec: StageSpec, epoch: int, at_start: QueryScores) -> dict[str, float]:
+        taken: list[QueryScores] = []
+
+        def keep(guard: Guard, epoch: int, values: QueryScores) -> tuple[bool, float]:
+            taken.append(values)
+            return update(guard, epoch, values)
+
+        with patch.object(Guard, "update", keep):
+            figures = score(candidate, run, spec, epoch, at_start)
+        assert run.dev is not None
+        stage = candidate.average.freeze(candidate._in_place)
+        anew = run.dev.score(stage.apply, spec.d_in, spec.scored)
+        assert taken[0].keys() == anew.keys()
+        for dim, value_Q in anew.items():
+            # rounding may swap neighbours of the same cosine
+            assert taken[0][dim].mean() == pytest.approx(value_Q.mean().item(), abs=2e-3)
+        start = run.dev.score(lambda y: y, spec.d_in, spec.scored)
+        moved.append(max(float((anew[dim] - start[dim]).abs().mean()) for dim in spec.scored if dim < spec.d_in))
+        return figures
+
+    with patch.object(Candidate, "score", watched):
+        train(data.training_data(), small(projection="rotation", refit=False, score_steps=1, **changes), NullTracker())
+    assert max(moved) > 0.05, "no rotation changed anything"
 
 
 def test_the_paper_preset_runs_all_its_epochs(data: Generated) -> None:

@@ -19,7 +19,7 @@ from smec_core.warm import WarmStart
 from tests.smec_core.generated import Generated, Records, generate, ndcg_of
 
 DIM, DIMS = 24, (8, 4)
-SMALL = dict(dims=DIMS, epochs=5, lr=1e-2, negatives=64, score_steps=1)
+SMALL = dict(dims=DIMS, epochs=5, lr=1e-2, negatives=64)
 Champion = tuple[Model, WarmStart]
 
 
