@@ -337,17 +337,20 @@ def test_a_killed_study_goes_on_where_it_was(dataset: Path, space: Path, tmp_pat
     driver = _start(command, tmp_path)
     deadline = time.monotonic() + PATIENCE_SECONDS
     ended: dict[int, dict[str, Any]] = {}
-    while len(ended) < 3:
+    interrupted: dict[int, dict[str, Any]] = {}
+    while len(ended) < 3 or not interrupted:
+        driver.send_signal(signal.SIGCONT)
         assert driver.poll() is None and time.monotonic() < deadline, (tmp_path / "output.txt").read_text()
         time.sleep(0.1)
         if (out / ".smec-study").is_dir() and list((out / ".smec-study").iterdir()):
+            # stopped before it is looked at: between two trials, there is none to be interrupted
+            driver.send_signal(signal.SIGSTOP)
             trials = read_trials(_state(out))
             ended = {one.number: one.model_dump(mode="json") for one in trials if one.state != "running"}
+            interrupted = {one.number: one.params for one in trials if one.state == "running"}
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     parent = _state(out).read_json("mlflow_run.json")
-    interrupted = {one.number: one.params for one in read_trials(_state(out)) if one.state == "running"}
-    assert interrupted
     assert _start(command, tmp_path).wait(PATIENCE_SECONDS) == 0, (tmp_path / "output.txt").read_text()
     after = {one["number"]: one for one in _summary(out)["trials"]}
     assert sorted(after) == list(range(1, 9))
