@@ -125,7 +125,7 @@ def watched(spent: Spent) -> Iterator[None]:
     """Times the parts of a training while it lasts; ends its epochs early, and starts its stages with a full memory."""
     from benchmarks.step_time import full_memory
     from smec_core import stage, step, train
-    from smec_core.convergence import DevSet
+    from smec_core.candidate import Candidate
     from smec_core.resident import ResidentRows
     from smec_core.sampling import Batch, LabelledSampler
 
@@ -141,7 +141,7 @@ def watched(spent: Spent) -> Iterator[None]:
         for owner, name, part in (
             (stage, "principal_rotation", "pca"),
             (train, "make_dev_set", "dev set"),
-            (DevSet, "score", "dev"),
+            (Candidate, "score", "dev"),
             (ResidentRows, "through", "through"),
         ):
             patches.enter_context(patch.object(owner, name, spent.timed(part, getattr(owner, name))))

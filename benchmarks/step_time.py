@@ -75,7 +75,8 @@ def random_data(docs: int, queries: int, dim: int, node: Node) -> TrainingData:
 def products_of(candidate: Candidate, step: Step) -> list[Product]:
     """Products of one step of a candidate of the chain on one rank, forward and back."""
     stage, queries = candidate.stage, step.parts[0]
-    shape = StageShape(stage.d_in, stage.dim, candidate.ahead)
+    hidden_dim = stage.up.out_features if stage.projection == "residual_mlp" else 0
+    shape = StageShape(stage.d_in, stage.dim, candidate.ahead, candidate.parallel, hidden_dim)
     # so that all rows together are those that this rank projects
     rows = StepRows(queries, step.docs, len(step.ranked.query_P), items=len(step.y_RI) - queries - step.docs)
     return step_products(shape, stage.projection, rows, 1)

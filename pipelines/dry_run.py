@@ -19,6 +19,7 @@ from pipelines.worker import BUDGET_SHARE
 from smec_core.adapter import FrozenStage
 from smec_core.config import TrainConfig
 from smec_core.dataset import Dataset
+from smec_core.errors import InputError
 from smec_core.machine_speed import MachineSpeed, measure_speed
 from smec_core.parquet import unit_rows
 from smec_core.resident import choose_residency
@@ -39,7 +40,7 @@ from smec_core.sizing import (
 from smec_core.uri import public_uri
 from smec_core.warm import WarmStart
 
-READ_ROWS = 16_384
+SAMPLE_ROWS = 16_384
 # of the available memory, what Ray by default gives to tasks and not to its object store
 TASK_SHARE = 0.7
 
@@ -68,7 +69,8 @@ def dry_run(
         `run` and `finished`; if not, also `workers`, `stages`, `seconds` by part, and `memory` and `disk` in bytes.
 
     Raises:
-        InputError: the run's name is that of another.
+        InputError: the run's name is that of another; GPUs are wanted that this machine, which is to train, does not
+            have.
     """
     run_folder.check(identity)
     if run_folder.is_finished:
@@ -88,18 +90,23 @@ def _speeds(
     """That of where steps run, and that of the CPU, which reads, takes the PCA and evaluates."""
 
     def read() -> int:
-        rows = min(READ_ROWS, dataset.corpus.rows)
+        rows = min(SAMPLE_ROWS, dataset.corpus.rows)
         return sum(unit_rows(block.vectors_ND).nbytes for block in dataset.corpus.blocks(0, rows))
 
+    workers, gpus = settings.worker_range[0], torch.cuda.device_count()
+    is_elsewhere = bool(os.environ.get("RAY_ADDRESS"))
+    if settings.gpu == "on" and gpus < workers and not is_elsewhere:
+        raise InputError(f"gpu: {workers} GPUs wanted, but this machine has {gpus}")
     rows = data.step_rows(config, data.train)
     step, threads = max(round(rows.anchors + rows.items), 1), settings.cpus_per_worker
     cpu = measure_speed(step, data.dim, threads, torch.device("cpu"), read)
-    if not os.environ.get("RAY_ADDRESS"):
+    if not is_elsewhere:
         # elsewhere, workers may have machines of their own
-        cpu = cpu.slowed(max(1.0, settings.worker_range[0] * threads / (os.cpu_count() or 1)))
-    if settings.gpu == "off" or torch.cuda.device_count() < settings.worker_range[0]:
+        cpu = cpu.slowed(max(1.0, workers * threads / (os.cpu_count() or 1)))
+    if settings.gpu == "off" or gpus < workers:
         return cpu, cpu
-    return measure_speed(step, data.dim, threads, torch.device("cuda"), read), cpu
+    # the CPU reads
+    return measure_speed(step, data.dim, threads, torch.device("cuda"), read=lambda: 0), cpu
 
 
 def _figures(
@@ -147,7 +154,7 @@ def _figures(
             "why": residency.reason,
             "rows_of_a_node": min(held, budget) if streamed else held,
             "worker": worker_bytes(data, config, stages),
-            "driver": driver_bytes(data),
+            "driver": driver_bytes(data, config),
         },
         "disk": {
             "mapped": held if residency.tier == "mapped" else 0,

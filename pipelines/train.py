@@ -6,7 +6,7 @@ import platform
 import shutil
 from _thread import interrupt_main
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ import smec_core
 from pipelines.checkpoints import remove_checkpoints
 from pipelines.cluster import connect, is_own
 from pipelines.cluster_settings import JobSettings, OutFolder
-from pipelines.console import context, say, show
+from pipelines.console import adopt_loggers, context, say, show
 from pipelines.dry_run import dry_run
 from pipelines.evaluate import on_cluster, quality_table
 from pipelines.fit import fit
@@ -54,7 +54,8 @@ class TrainingSettings(JobSettings):
     dev, in which each stage takes as many epochs as the champion kept, but at least a quarter of the most. The kinds of
     projection and the dims that each stage keeps are the champion's, so tau, gumbel_noise, ads_lr_factor, init,
     hidden_dim and what dev and the guard go by (dev_fraction, dev_queries, dev_corpus, guard, patience,
-    guard_tolerance, refit) do nothing."""
+    score_steps, guard_tolerance, refit) do
+    nothing."""
     hold_out: float = Field(0.0, ge=0, lt=1)
     """Share of the queries, by a hash of their id, that are neither learnt from nor chosen by, whatever the split: for
     `smec evaluate --split held_out`."""
@@ -224,6 +225,7 @@ class Training:
             # here and not above: half of the time is MLflow's import
             from pipelines.tracking import MlflowRecorder
 
+            adopt_loggers()
             return MlflowRecorder.start(
                 config=settings.model_dump(mode="json"),
                 run_folder=run_folder,
@@ -235,6 +237,7 @@ class Training:
             started = pool.submit(start)
             try:
                 connect(settings.worker_range[1] * settings.cpus_per_worker)
+                wait([started])
             except BaseException as error:
                 # what is wrong with MLflow, too, is not what is told
                 with suppress(Exception):

@@ -111,8 +111,8 @@ class TrainConfig(BaseModel):
     patience: int | None = Field(None, ge=1)
     """Epochs without gain on dev after which a stage stops; default: a third of its most epochs, and at least 2."""
     score_steps: int = Field(10, ge=1)
-    """Steps between two scorings on dev, at least, where epochs are shorter; but dev is scored twice within `patience`.
-    It is always scored at the end of an epoch."""
+    """Steps between two scorings on dev, at least, where epochs are shorter; but dev is scored twice within `patience`,
+    and at the end of every epoch where that is 1. It is always scored at the end of an epoch."""
     guard_tolerance: float = Field(0.005, ge=0)
     """The most nDCG@10 that a stage may cost any earlier configured prefix on dev, and its own where it looks ahead."""
     dev_fraction: float = Field(0.2, gt=0, lt=1)

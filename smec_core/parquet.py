@@ -24,6 +24,7 @@ from smec_core.parquet_files import (
 from smec_core.uri import open_filesystem, public_uri
 
 ROW_GROUP_ROWS = 65_536
+READ_ROWS = 8192
 
 
 class ParquetPart(NamedTuple):
@@ -145,7 +146,7 @@ class EmbeddingTable:
         return f"{part.path}: row {row - part.start}"
 
     def blocks(
-        self, start: int = 0, stop: int | None = None, batch_rows: int = 8192, columns: Sequence[str] = ()
+        self, start: int = 0, stop: int | None = None, batch_rows: int = READ_ROWS, columns: Sequence[str] = ()
     ) -> Iterator[Block]:
         """Rows `start` to `stop` in global order, read a batch at a time; only the row groups that hold them are read.
 
@@ -159,7 +160,7 @@ class EmbeddingTable:
         self,
         start: int = 0,
         stop: int | None = None,
-        batch_rows: int = 8192,
+        batch_rows: int = READ_ROWS,
         columns: Sequence[str] = (),
         any_row: bool = False,
     ) -> Iterator[Batch]:

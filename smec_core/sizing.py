@@ -20,6 +20,8 @@ from smec_core.dataset import Dataset
 from smec_core.evaluation import default_split
 from smec_core.judgements import Judgements
 from smec_core.machine_speed import MachineSpeed
+from smec_core.metrics import SEARCH_DEPTH
+from smec_core.parquet import READ_ROWS
 from smec_core.resident import BLOCK_ROWS
 from smec_core.schedule import ahead_dims, prefix_dims, stage_kinds, stage_shapes, stages_in_one, steps_per_epoch
 from smec_core.step_cost import (
@@ -361,9 +363,11 @@ def resident_bytes(data: DataShape, config: TrainConfig, stages: Sequence[StageP
     return FLOAT * (rows * (data.dim + max(widths)) + config.dev_docs(data.docs) * data.dim)
 
 
-def driver_bytes(data: DataShape) -> int:
-    """Memory of the driver at its peak."""
-    return DRIVER_BYTES + DRIVER_BYTES_PER_ROW * (data.docs + data.queries)
+def driver_bytes(data: DataShape, config: TrainConfig) -> int:
+    """Memory of the driver at its peak: where it evaluates by itself, as with one worker."""
+    results = 3 * len(prefix_dims(data.dim, config.dims)) * SEARCH_DEPTH * (FLOAT + 8)
+    searching = data.tested * (2 * FLOAT * READ_ROWS + results)
+    return DRIVER_BYTES + DRIVER_BYTES_PER_ROW * (data.docs + data.queries) + searching
 
 
 def checkpoint_bytes(stages: Sequence[StagePlan]) -> int:

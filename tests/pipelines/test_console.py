@@ -18,6 +18,24 @@ from tests.builders import write_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
+LATE_MLFLOW = """
+import logging, sys
+from contextlib import suppress
+from unittest.mock import MagicMock
+from pipelines.console import adopt_loggers, begin
+
+begin("train")
+from pipelines import train
+
+adopt_loggers()
+assert "mlflow" not in sys.modules
+train.connect = lambda cpus: None
+with suppress(Exception):  # of a run of nothing
+    train.Training._recorder(MagicMock(), MagicMock(), MagicMock(), MagicMock())
+assert "mlflow" in sys.modules
+logging.getLogger("mlflow.store").warning("no answer of http://me:hunter2@host/x")
+"""
+
 
 def smec(folder: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
@@ -129,6 +147,20 @@ def test_what_libraries_log_has_the_same_form(as_json: None, capsys: pytest.Capt
     assert (first["level"], first["logger"], first["command"]) == ("warning", "some.library", "train")
     assert first["message"] == "retry of http://***@host/x"
     assert "ValueError: two\nlines" in second["traceback"]
+
+
+def test_what_mlflow_logs_has_the_same_form_though_it_is_imported_late(tmp_path: Path) -> None:
+    # in a process of its own: here MLflow has been imported
+    ended = subprocess.run(
+        [sys.executable, "-c", LATE_MLFLOW],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "SMEC_LOG": "json"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    line = [json.loads(line) for line in ended.stderr.splitlines()][-1]
+    assert (line["logger"], line["message"]) == ("mlflow.store", "no answer of http://***@host/x")
 
 
 def test_a_loss_that_is_no_number_is_still_json(as_json: None, capsys: pytest.CaptureFixture[str]) -> None:

@@ -199,7 +199,14 @@ def test_resident_rows_are_those_that_a_stage_and_the_next_one_need(dataset: Dat
 
 
 def test_a_product_takes_longer_the_larger_it_is() -> None:
+    assert 0 < SPEED.product(64, 32, 32) < SPEED.product(64, 128, 128) < SPEED.product(640, 128, 128)
+    assert SPEED.product(0, 10, 10) == 0
+    assert SPEED.slowed(2).product(64, 64, 64) == pytest.approx(2 * SPEED.product(64, 64, 64))
+
+
+def test_what_is_measured_is_a_speed() -> None:
     speed = measure_speed(64, DIM, 1, torch.device("cpu"), lambda: 1000)
-    assert 0 < speed.product(64, 32, 32) < speed.product(64, 128, 128) < speed.product(640, 128, 128)
-    assert speed.product(0, 10, 10) == 0
-    assert speed.slowed(2).product(64, 64, 64) == pytest.approx(2 * speed.product(64, 64, 64))
+    sizes, rates = zip(*speed.gemm, strict=True)
+    assert sizes == pytest.approx([64, (64 * 128 * 128) ** (1 / 3)])
+    for rate in (*rates, speed.bytes_per_s, speed.read_bytes_per_s):
+        assert 0 < rate < float("inf")
