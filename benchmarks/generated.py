@@ -51,7 +51,15 @@ def write_model(folder: Path, input_dim: int, dim: int) -> None:
 
 
 def write_dataset(
-    folder: Path, rows: int, queries: int, tested: int, dim: int, files: int = 4, rank: int = 48, seed: int = 0
+    folder: Path,
+    rows: int,
+    queries: int,
+    tested: int,
+    dim: int,
+    files: int = 4,
+    rank: int = 48,
+    noise: float = 0.0,
+    seed: int = 0,
 ) -> None:
     """Writes a dataset of a low-rank part and noise, a piece at a time: memory does not grow with it.
 
@@ -67,6 +75,8 @@ def write_dataset(
         dim: D.
         files: files of the corpus.
         rank: dims of the low-rank part.
+        noise: how much a query differs from its document in what they share, as a standard deviation over that of the
+            documents; with 0, every query can be answered.
         seed: of all numbers; the same one gives the same files.
     """
     (folder / "corpus").mkdir(parents=True)
@@ -90,7 +100,7 @@ def write_dataset(
             rng = np.random.default_rng((seed, 2, start))
             piece_NR = meaning_QR[start : start + PIECE_ROWS]
             own_NR = rng.standard_normal(piece_NR.shape, dtype=np.float32)
-            own_NR[:, : rank // 2] = piece_NR[:, : rank // 2]
+            own_NR[:, : rank // 2] = piece_NR[:, : rank // 2] + noise * own_NR[:, : rank // 2]
             _write_piece(writer, "q", start, own_NR, basis_RD, rng)
     ids = [f"q{row}" for row in range(queries)]
     judged = pa.table({"query_id": ids, "doc_id": [f"d{row}" for row in asked], "score": np.ones(queries, np.int32)})

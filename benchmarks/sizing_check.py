@@ -24,7 +24,7 @@ from benchmarks.generated import SMEC, sample_dataset, write_dataset
 from benchmarks.processes import peak_mib
 from benchmarks.timing import ONE_THREAD
 
-ROWS, QUERIES, TESTED, DIM = 200_000, 20_000, 1000, 768
+ROWS, QUERIES, TESTED, DIM, NOISE = 200_000, 20_000, 1000, 768, 0.5
 PARTS = ("data", "search", "compute")
 DIMS = {"given": "384,192,96", "sample": "256,128,64,32", "generated": "384,96"}
 COLUMNS = ("said", "real", "total", "a step", "steps", "said MiB", "real MiB", "worker", "driver")
@@ -37,7 +37,8 @@ def data_of(case: str, given: str | None, folder: Path) -> str:
         return given
     if case == "sample":
         return sample_dataset(folder / "sample", 6000)
-    write_dataset(folder / "generated", ROWS, QUERIES, TESTED, DIM)
+    # not so easy that dev has nothing left to say after an epoch
+    write_dataset(folder / "generated", ROWS, QUERIES, TESTED, DIM, noise=NOISE)
     return str(folder / "generated")
 
 

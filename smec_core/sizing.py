@@ -37,7 +37,7 @@ from smec_core.step_cost import (
 )
 from smec_core.warm import WarmStart, warm_epochs
 
-KEPT_SHARE, KEPT_SHARE_PREPARED = 0.7, 0.05
+KEPT_SHARE, KEPT_SHARE_PREPARED = 0.7, 0.2
 """Of the most epochs of a stage, after how many its best state is expected: of one that meets its dims for the first
 time, and of one whose dims an earlier stage has looked ahead to, which finds little left to gain."""
 
@@ -45,7 +45,7 @@ time, and of one whose dims an earlier stage has looked ahead to, which finds li
 # through Ray Data, and that over the time of one process that reads them; the last checkpoint, the tasks that evaluate,
 # the model's files
 START_SECONDS, TABLE_SECONDS, READ_FACTOR, END_SECONDS = 14.0, 0.5, 1.2, 3.0
-WORKER_BYTES, DRIVER_BYTES, DRIVER_BYTES_PER_ROW = 480 << 20, 820 << 20, 150
+WORKER_BYTES, DRIVER_BYTES, DRIVER_BYTES_PER_ROW = 480 << 20, 660 << 20, 150
 # matrices (I, I) of a candidate: parameters, average, gradient, both moments, best state, what going back needs
 WEIGHTS_OF_FREE, WEIGHTS_OF_ROTATION = 10, 16
 
@@ -345,8 +345,8 @@ def worker_bytes(data: DataShape, config: TrainConfig, stages: Sequence[StagePla
         rows = stage.rows
         step = 6 * (rows.anchors + rows.items) * stage.shape.d_in + rows.anchors * rows.slots * 4
         step += 8 * rows.pairs * rows.docs * (1 + len(stage.shape.ahead))
-        scoring = 4 * (data.dev * BLOCK_ROWS + (data.dev + BLOCK_ROWS) * stage.shape.d_in) if stage.score_epochs else 0
-        most = max(most, weights * stage.shape.d_in**2 + max(step, scoring))
+        scoring = 2 * data.dev * BLOCK_ROWS + 4 * (data.dev + BLOCK_ROWS) * stage.shape.d_in
+        most = max(most, weights * stage.shape.d_in**2 + max(step, scoring if stage.score_epochs else 0))
     queue = min(config.queue_size, data.docs) * data.dim if config.unsupervised_weight(data.labelled) else 0
     own = FLOAT * (most + queue + data.dev * data.dim)
     return int(WORKER_BYTES + own)
