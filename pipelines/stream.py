@@ -13,7 +13,6 @@ import ray
 import ray.data
 import torch
 from ray.data import Dataset
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
 from pipelines.cluster import unwrap
@@ -74,10 +73,16 @@ def _rows_dataset(table: EmbeddingTable, start: int, stop: int) -> Dataset:
     dataset.context.execution_options.preserve_order = True
     read = partial(read_piece, filesystem=table.filesystem, dim=table.dim)
     reads = min(READS_AT_ONCE, len(pieces))
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     # without a CPU of their own: all CPUs may belong to the workers, which wait for these reads
     return dataset.map_batches(
-        read, batch_size=1, batch_format="pyarrow", num_cpus=0, concurrency=reads, scheduling_strategy=here
+        read,
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=0,
+        concurrency=reads,
+        label_selector=here,
+        fallback_strategy=[{"label_selector": {}}],
     )
 
 
