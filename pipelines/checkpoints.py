@@ -15,7 +15,7 @@ remove is in that start's folder.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -63,11 +63,17 @@ def number_of(folder: Path) -> int:
     return int(json.loads((folder / "files-0.json").read_text())["number"])
 
 
+def has_checkpoint(run_folder: RunFolder) -> bool:
+    """Whether a start would go on from a whole checkpoint."""
+    found = _all_checkpoints(run_folder, dict(_starts(run_folder)))
+    return any(one.number is not None for one in found)
+
+
 def begin_start(run_folder: RunFolder) -> Start:
     """Finds the newest whole checkpoint, removes all others, and names the next start."""
     filesystem = run_folder.filesystem
     starts = dict(_starts(run_folder))
-    found = [one for number, path in starts.items() for one in _checkpoints(filesystem, number, path)]
+    found = _all_checkpoints(run_folder, starts)
     newest = max((one for one in found if one.number is not None), default=None, key=lambda one: one.order)
     if newest is None and found:
         say("none of the checkpoints that were being written is whole; training starts again")
@@ -114,10 +120,14 @@ class _Found(NamedTuple):
 
 def _starts(run_folder: RunFolder) -> Iterator[tuple[int, str]]:
     pattern = re.compile(re.escape(run_folder.name) + r"\.start-(\d+)")
-    for info in run_folder.filesystem.get_file_info(pafs.FileSelector(run_folder.path)):
+    for info in run_folder.filesystem.get_file_info(pafs.FileSelector(run_folder.path, allow_not_found=True)):
         match = pattern.fullmatch(info.base_name)
         if match and info.type == pafs.FileType.Directory:
             yield int(match[1]), info.path
+
+
+def _all_checkpoints(run_folder: RunFolder, starts: Mapping[int, str]) -> list[_Found]:
+    return [one for number, path in starts.items() for one in _checkpoints(run_folder.filesystem, number, path)]
 
 
 def _checkpoints(filesystem: pafs.FileSystem, start: int, path: str) -> list[_Found]:

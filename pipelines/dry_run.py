@@ -12,8 +12,9 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from pipelines.checkpoints import has_checkpoint
 from pipelines.cluster_settings import ClusterSettings
-from pipelines.console import say, show
+from pipelines.console import say, show, warn
 from pipelines.run_folder import RunFolder
 from pipelines.worker import BUDGET_SHARE
 from smec_core.adapter import FrozenStage
@@ -66,7 +67,8 @@ def dry_run(
         warm_start: the champion that the stages start from.
 
     Returns:
-        `run` and `finished`; if not, also `workers`, `stages`, `seconds` by part, and `memory` and `disk` in bytes.
+        `run` and `finished`; if not, also `workers`, `stages`, `seconds` by part, `memory` and `disk` in bytes, and
+        `warnings`.
 
     Raises:
         InputError: the run's name is that of another; GPUs are wanted that this machine, which is to train, does not
@@ -80,8 +82,35 @@ def dry_run(
     stages = plan_stages(data, config, base, warm_start)
     figures = _figures(settings, config, data, stages, *_speeds(settings, config, dataset, data))
     found = {"run": run_folder.name, "finished": False, **figures}
+    found["warnings"] = _warnings(settings, run_folder, found)
     _print(found)
+    for text in found["warnings"]:
+        warn(text)
     return found
+
+
+def _warnings(settings: ClusterSettings, run_folder: RunFolder, found: dict[str, Any]) -> list[str]:
+    """What the figures do not tell, and what does not fit on this machine, if it is the one that trains."""
+    workers, cores = found["workers"], os.cpu_count() or 1
+    texts = []
+    if has_checkpoint(run_folder):
+        texts.append("the run goes on from a checkpoint, so it takes less than this")
+    if os.environ.get("RAY_ADDRESS"):
+        return [*texts, "times are those of this machine; the cluster of RAY_ADDRESS may have others"]
+    if workers * settings.cpus_per_worker > cores:
+        texts.append(
+            f"workers: {workers} of {settings.cpus_per_worker} CPU(s) take turns on {cores} cores, and wait for each "
+            "other; fewer are faster"
+        )
+    wanted, available = found["memory"]["wanted"], found["memory"]["available"]
+    if wanted > available:
+        texts.append(
+            f"memory: {_mib(wanted)} wanted, {_mib(available)} available; fewer workers or a smaller memory_budget "
+            "take less"
+        )
+    if settings.gpu == "wait" and torch.cuda.device_count() < workers:
+        texts.append(f"gpu: a training would wait for {workers} GPU(s); times are those of CPUs")
+    return texts
 
 
 def _speeds(
@@ -96,7 +125,7 @@ def _speeds(
     workers, gpus = settings.worker_range[0], torch.cuda.device_count()
     is_elsewhere = bool(os.environ.get("RAY_ADDRESS"))
     if settings.gpu == "on" and gpus < workers and not is_elsewhere:
-        raise InputError(f"gpu: {workers} GPUs wanted, but this machine has {gpus}")
+        raise InputError(f"gpu: {workers} GPU(s) wanted, but this machine has {gpus}; auto and off train on CPUs")
     rows = data.step_rows(config, data.train)
     step, threads = max(round(rows.anchors + rows.items), 1), settings.cpus_per_worker
     cpu = measure_speed(step, data.dim, threads, torch.device("cpu"), read)
@@ -140,7 +169,8 @@ def _figures(
     rows = data.docs + data.queries
     residency = choose_residency(rows, config.dev_docs(data.docs), data.dim, budget, workers, scratch, settings.tier)
     held = resident_bytes(data, config, stages)
-    streamed = residency.tier == "streamed"
+    of_node = min(held, budget) if residency.tier == "streamed" else held
+    worker, driver = worker_bytes(data, config, stages), driver_bytes(data, config)
     return {
         "workers": workers,
         "stages": records,
@@ -152,9 +182,12 @@ def _figures(
         "memory": {
             "tier": residency.tier,
             "why": residency.reason,
-            "rows_of_a_node": min(held, budget) if streamed else held,
-            "worker": worker_bytes(data, config, stages),
-            "driver": driver_bytes(data, config),
+            "rows_of_a_node": of_node,
+            "worker": worker,
+            "driver": driver,
+            # on one machine; mapped files are not counted, they give way
+            "wanted": workers * worker + driver + (0 if residency.tier == "mapped" else of_node),
+            "available": psutil.virtual_memory().available,
         },
         "disk": {
             "mapped": held if residency.tier == "mapped" else 0,
@@ -192,6 +225,7 @@ def _print(found: dict[str, Any]) -> None:
     lines.add_row("rows of a node", f"{_mib(memory['rows_of_a_node'])} in {where[memory['tier']]}: {memory['why']}")
     lines.add_row("a worker's own", _mib(memory["worker"]))
     lines.add_row("driver", _mib(memory["driver"]))
+    lines.add_row("all of them", f"{_mib(memory['wanted'])}, of {_mib(memory['available'])} available on this machine")
     lines.add_row("disk", f"mapped files {_mib(disk['mapped'])}, checkpoints {_mib(disk['checkpoints'])}")
     show(lines)
 

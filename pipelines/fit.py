@@ -184,7 +184,7 @@ def use_gpus(settings: ClusterSettings, workers: int) -> bool:
     """
     found = ray.cluster_resources().get("GPU", 0)
     if settings.gpu == "on" and found < workers:
-        raise InputError(f"gpu: {workers} GPUs wanted, but the cluster has {found:g}")
+        raise InputError(f"gpu: {workers} GPU(s) wanted, but the cluster has {found:g}; auto and off train on CPUs")
     if settings.gpu == "wait" and found < workers:
         warn(f"{workers} worker(s) need {workers} GPUs, the cluster has {found:g} now; waiting")
         return True

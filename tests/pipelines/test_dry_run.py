@@ -8,6 +8,7 @@ import pytest
 import ray
 from typer.testing import CliRunner
 
+from pipelines.checkpoints import write_file_list
 from pipelines.cli import app
 from pipelines.run_folder import RunFolder
 from pipelines.train import Training, TrainSettings
@@ -104,6 +105,33 @@ def test_the_run_has_the_name_that_it_would_have(dataset: Path, tmp_path: Path) 
 )
 def test_any_settings_of_a_training_have_their_figures(arguments: list[str], dataset: Path, tmp_path: Path) -> None:
     assert dry_run(dataset, tmp_path, "--dims", "8,4", *arguments)["stages"]
+
+
+def test_it_warns_of_what_does_not_fit(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert dry_run(dataset, tmp_path, "--dims", "8,4")["warnings"] == []
+    found = dry_run(dataset, tmp_path, "--dims", "8,4", "--workers", "5000")
+    cores, memory = found["warnings"]
+    assert cores.startswith("workers: 5000 of 1 CPU(s) take turns on")
+    assert memory.startswith("memory: ")
+    assert found["memory"]["wanted"] > 5000 * found["memory"]["worker"]
+    # what another machine has is not known
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    [elsewhere] = dry_run(dataset, tmp_path, "--dims", "8,4", "--workers", "5000")["warnings"]
+    assert "RAY_ADDRESS" in elsewhere
+
+
+def test_it_says_that_the_run_would_go_on(dataset: Path, tmp_path: Path) -> None:
+    runs, folder = tmp_path / "runs", tmp_path / "here"
+    folder.mkdir()
+    flags = ["--dims", "8", "--name", "begun", "--storage", str(runs)]
+    assert dry_run(dataset, folder, *flags)["warnings"] == []
+    state = runs / "begun" / "begun.start-1" / "checkpoint"
+    state.mkdir(parents=True)
+    (state / "weights").write_bytes(b"1234")
+    write_file_list(state, 0, 1, 3)
+    [begun] = dry_run(dataset, folder, *flags)["warnings"]
+    assert "checkpoint" in begun
 
 
 def test_rows_above_the_budget_go_to_mapped_files(dataset: Path, tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_a_training_whose_lease_is_taken_over_stops_and_stores_nothing(dataset: 
 def test_an_unfinished_run_of_other_settings_is_not_taken_up(dataset: Path, tmp_path: Path) -> None:
     settings = _settings(dataset, tmp_path / "model", storage=str(tmp_path / "runs"), name="begun")
     # refused after the run has begun
-    with pytest.raises(SmecError, match="gpu: 1 GPUs wanted"):
+    with pytest.raises(SmecError, match="gpu: 1 GPU\\(s\\) wanted"):
         train.run(settings.model_copy(update={"gpu": "on"}))
     with pytest.raises(InputError, match="other settings or data; choose another --name"):
         train.run(settings.model_copy(update={"seed": 1}))
@@ -286,7 +286,7 @@ def test_a_bad_row_stops_the_run_with_its_place_and_stores_nothing(
 
 
 def test_gpus_that_are_not_there_are_refused(dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(SmecError, match="gpu: 1 GPUs wanted, but the cluster has 0"):
+    with pytest.raises(SmecError, match="gpu: 1 GPU\\(s\\) wanted, but the cluster has 0"):
         train.run(_settings(dataset, tmp_path / "model", gpu="on"))
 
 
