@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+QUICK = "A small run (`--quick`), which shows that it works; its figures say nothing."
 HERE = Path(__file__).resolve().parent
 Row = dict[str, Any]
 
@@ -73,7 +74,7 @@ def run(benchmark: Benchmark, args: argparse.Namespace) -> bool:
     if subprocess.run([sys.executable, *module, *words, "--json", str(partial)]).returncode or not partial.exists():
         return False
     shown = [Path(word).name if word in (args.data, args.reference) else word for word in words]
-    record = {"command": shlex.join(["python", *module, *shown]), "machine": machine()}
+    record = {"command": shlex.join(["python", *module, *shown]), "machine": machine(), "quick": args.quick}
     found.write_text(json.dumps(record | {"figures": json.loads(partial.read_text())}, indent=2) + "\n")
     partial.unlink()
     return True
@@ -106,7 +107,7 @@ def page(out: Path) -> str:
             continue
         record = json.loads(path.read_text())
         lines += [f"## {benchmark.name}", "", *_description(benchmark.name), f"    {record['command']}", ""]
-        lines += [f"{record['machine']}.", ""]
+        lines += [f"{record['machine']}.", *([QUICK] if record["quick"] else []), ""]
         for caption, rows in tables_of(record["figures"]):
             lines += [*([f"{caption}:", ""] if caption else []), *_markdown(rows), ""]
     return "\n".join(lines)

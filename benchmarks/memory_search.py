@@ -1,6 +1,6 @@
 """The exact top-k of the cross-batch memory beside a bare product and `topk` of the same shapes, in one run.
 
-    python -m benchmarks.memory_search [--rounds 15] [--json FILE]
+    python -m benchmarks.memory_search [--shapes 128x5000x10,512x65536x10] [--rounds 15] [--json FILE]
 
 One thread, in turn; `ratio` is the median over the rounds. The memory has been pushed until it is full; with `dead`, a
 tenth of its documents came again since, and left holes. Half of the anchors are documents, some of them in the memory,
@@ -70,7 +70,9 @@ def measure(anchors: int, slots: int, top_k: int, *, with_dead: bool, rounds: in
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--shapes", default=SHAPES, help="anchors x slots x neighbours")
+    parser.add_argument(
+        "--shapes", default=SHAPES, help="anchors x slots x neighbours of each, with commas between shapes"
+    )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
