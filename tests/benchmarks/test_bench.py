@@ -53,7 +53,12 @@ def test_a_benchmark_that_fails_keeps_its_figures_of_before(
 ) -> None:
     monkeypatch.chdir(bench.HERE.parent)
     monkeypatch.setattr(bench, "BENCHMARKS", (bench.Benchmark("pca", quick="--shapes nonsense"),))
-    before = {"command": "python -m benchmarks.pca", "machine": "a machine", "figures": {"1x2": {"fit ratio": 0.5}}}
+    before = {
+        "command": "python -m benchmarks.pca",
+        "machine": "a machine",
+        "quick": False,
+        "figures": {"1x2": {"fit ratio": 0.5}},
+    }
     (tmp_path / "pca.json").write_text(json.dumps(before))
     with pytest.raises(SystemExit, match="bench: failed: pca"):
         bench.main(["--quick", "--out", str(tmp_path)])
