@@ -6,7 +6,7 @@ import platform
 import shutil
 from _thread import interrupt_main
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,8 +54,7 @@ class TrainingSettings(JobSettings):
     dev, in which each stage takes as many epochs as the champion kept, but at least a quarter of the most. The kinds of
     projection and the dims that each stage keeps are the champion's, so tau, gumbel_noise, ads_lr_factor, init,
     hidden_dim and what dev and the guard go by (dev_fraction, dev_queries, dev_corpus, guard, patience,
-    score_steps, guard_tolerance, refit) do
-    nothing."""
+    score_steps, guard_tolerance, refit) do nothing."""
     hold_out: float = Field(0.0, ge=0, lt=1)
     """Share of the queries, by a hash of their id, that are neither learnt from nor chosen by, whatever the split: for
     `smec evaluate --split held_out`."""
@@ -237,13 +236,12 @@ class Training:
             started = pool.submit(start)
             try:
                 connect(settings.worker_range[1] * settings.cpus_per_worker)
-                wait([started])
+                return started.result()
             except BaseException as error:
                 # what is wrong with MLflow, too, is not what is told
                 with suppress(Exception):
                     started.result().fail(error, lease.lost)
                 raise
-        return started.result()
 
     def _evaluated(self, trained: Trained) -> Model:
         """The trained chain as a model that knows what made it and how good it is."""

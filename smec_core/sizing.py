@@ -365,6 +365,7 @@ def resident_bytes(data: DataShape, config: TrainConfig, stages: Sequence[StageP
 
 def driver_bytes(data: DataShape, config: TrainConfig) -> int:
     """Memory of the driver at its peak: where it evaluates by itself, as with one worker."""
+    # of the model and two baselines: a score and a row each
     results = 3 * len(prefix_dims(data.dim, config.dims)) * SEARCH_DEPTH * (FLOAT + 8)
     searching = data.tested * (2 * FLOAT * READ_ROWS + results)
     return DRIVER_BYTES + DRIVER_BYTES_PER_ROW * (data.docs + data.queries) + searching
