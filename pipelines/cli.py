@@ -33,6 +33,23 @@ Gpu = Annotated[str | None, typer.Option(help="auto, on or off.")]
 TrainGpu = Annotated[str | None, typer.Option(help="auto, on, off, or wait: for GPUs that the cluster may start.")]
 
 
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        from importlib.metadata import version
+
+        print(f"smec {version('smec-ray')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of smec itself; the help text is the app's."""
+
+
 @app.command()
 def sample(
     out: Annotated[str, typer.Argument(help="Folder to make.")],

@@ -21,7 +21,7 @@ def run_job(
     preset: Mapping[str, Any] | None = None,
 ) -> None:
     """Runs a job module with its settings; ends the process with the exit code of what went wrong."""
-    from pipelines.console import adopt_loggers, begin
+    from pipelines.console import adopt_loggers, begin, say
     from pipelines.settings import resolve
 
     try:
@@ -35,6 +35,7 @@ def run_job(
         if json_file is not None:
             _write_json(json_file, figures)
     except KeyboardInterrupt:
+        say("interrupted")
         sys.exit(130)
     except Exception as error:
         if json_file is not None and isinstance(error, GateError):

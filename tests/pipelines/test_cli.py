@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,11 @@ def test_unexpected_failures_are_one_line_and_exit_1(dataset: Path, monkeypatch:
     code, _, errors = smec("check", str(dataset))
     assert code == 1
     assert errors.strip() == "smec: unexpected RuntimeError: disk on fire; SMEC_DEBUG=1 shows where"
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert smec("--version") == (0, f"smec {project['version']}\n", "")
 
 
 def test_help_needs_no_heavy_import() -> None:
