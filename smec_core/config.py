@@ -110,7 +110,7 @@ class TrainConfig(BaseModel):
     """Keep the best state on dev, protect earlier prefixes, stop without gain; off: fixed epochs, last state."""
     patience: int | None = Field(None, ge=1)
     """Epochs without gain on dev after which a stage stops; default: a third of its most epochs, and at least 2."""
-    score_steps: int = Field(10, ge=1)
+    score_steps: int = Field(40, ge=1)
     """Steps between two scorings on dev, at least, where epochs are shorter; but dev is scored twice within `patience`,
     and at the end of every epoch where that is 1. It is always scored at the end of an epoch."""
     guard_tolerance: float = Field(0.005, ge=0)
