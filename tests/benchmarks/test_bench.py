@@ -13,10 +13,32 @@ NOT_COMMANDS = {"generated", "processes", "timing"}
 COMMANDS = sorted(path.stem for path in bench.HERE.glob("*.py") if path.stem not in NOT_COMMANDS)
 
 
+# one process for all, which imports torch once
+ASK_ALL = """
+import contextlib, io, json, runpy, sys
+said = {}
+for name in sys.argv[1:]:
+    sys.argv = [name, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as stdout:
+        try:
+            runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+        except SystemExit as end:
+            said[name] = [end.code, stdout.getvalue()]
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def helps() -> dict[str, tuple[int, str]]:
+    command = [sys.executable, "-c", ASK_ALL, *COMMANDS]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=bench.HERE.parent, check=True)
+    return {name: (code, said) for name, (code, said) in json.loads(ran.stdout).items()}
+
+
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_benchmark_says_what_it_measures(name: str) -> None:
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
-    said = subprocess.run(command, capture_output=True, text=True, cwd=bench.HERE.parent, check=True).stdout
+def test_every_benchmark_says_what_it_measures(name: str, helps: dict[str, tuple[int, str]]) -> None:
+    code, said = helps[name]
+    assert code == 0
     assert f"benchmarks.{name}" in said
     if any(one.name == name for one in bench.BENCHMARKS):
         assert "--json" in said

@@ -33,7 +33,7 @@ class Folders:
     """Checkpoints in numbered folders, which all stay.
 
     Attributes:
-        every: steps from one to the next.
+        every: steps from one to the next; 0: only at the ends of stages.
         records_before: how many records had come when each was made.
     """
 
@@ -165,7 +165,11 @@ def run_case(group: Group, case: Case, root: str, resume: int | None = None, int
     torch.manual_seed(torch.seed())  # no process starts with the random numbers of another
     records = Records()
     resumed = None if resume is None else Checkpoint.read(Path(root) / str(resume))
-    checkpoints = Folders(Path(root), 1, group, records, 0 if resume is None else resume + 1, interrupt)
+    if resume is None or interrupt:
+        checkpoints = Folders(Path(root), 1, group, records, 0 if resume is None else resume + 1, interrupt)
+    else:
+        # to write after every step takes most of the time, and nothing goes on from here
+        checkpoints = Folders(Path(root) / "again", 0, group, records, 0, interrupt)
     trained = None
     try:
         trained = train(
