@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.command import fail, run_job
+from smec_core import __version__
 from smec_core.errors import InputError
 
 app = typer.Typer(
@@ -35,9 +36,7 @@ TrainGpu = Annotated[str | None, typer.Option(help="auto, on, off, or wait: for 
 
 def _print_version(is_wanted: bool) -> None:
     if is_wanted:
-        from importlib.metadata import version
-
-        print(f"smec {version('smec-ray')}")
+        print(f"smec {__version__}")
         raise typer.Exit
 
 

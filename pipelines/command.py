@@ -21,7 +21,7 @@ def run_job(
     preset: Mapping[str, Any] | None = None,
 ) -> None:
     """Runs a job module with its settings; ends the process with the exit code of what went wrong."""
-    from pipelines.console import adopt_loggers, begin, say
+    from pipelines.console import adopt_loggers, begin, say_failed
     from pipelines.settings import resolve
 
     try:
@@ -34,8 +34,8 @@ def run_job(
         figures = module.run(resolve(kind, flags, config, assignments or [], preset))
         if json_file is not None:
             _write_json(json_file, figures)
-    except KeyboardInterrupt:
-        say("interrupted")
+    except KeyboardInterrupt as error:
+        say_failed(error, str(error) or "interrupted")
         sys.exit(130)
     except Exception as error:
         if json_file is not None and isinstance(error, GateError):

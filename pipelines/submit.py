@@ -98,8 +98,7 @@ def run(settings: SubmitSettings) -> dict[str, Any]:
     try:
         info = follow(client, job_id, settings.patience)
     except KeyboardInterrupt:
-        say(f"\nno longer followed, job {job_id} goes on. {_how(client, job_id)}")
-        raise
+        raise KeyboardInterrupt(f"no longer followed, job {job_id} goes on. {_how(client, job_id)}") from None
     if info.status.value != "SUCCEEDED":
         raise _failure(job_id, info)
     say(f"job {job_id} is done")

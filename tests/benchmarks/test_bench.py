@@ -15,7 +15,7 @@ COMMANDS = sorted(path.stem for path in bench.HERE.glob("*.py") if path.stem not
 
 # one process for all, which imports torch once
 ASK_ALL = """
-import contextlib, io, json, runpy, sys
+import contextlib, io, json, runpy, sys, traceback
 said = {}
 for name in sys.argv[1:]:
     sys.argv = [name, "--help"]
@@ -24,6 +24,8 @@ for name in sys.argv[1:]:
             runpy.run_module(f"benchmarks.{name}", run_name="__main__")
         except SystemExit as end:
             said[name] = [end.code, stdout.getvalue()]
+        except Exception:
+            said[name] = [1, traceback.format_exc()]
 print(json.dumps(said))
 """
 
@@ -38,7 +40,7 @@ def helps() -> dict[str, tuple[int, str]]:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_benchmark_says_what_it_measures(name: str, helps: dict[str, tuple[int, str]]) -> None:
     code, said = helps[name]
-    assert code == 0
+    assert code == 0, said
     assert f"benchmarks.{name}" in said
     if any(one.name == name for one in bench.BENCHMARKS):
         assert "--json" in said

@@ -186,6 +186,16 @@ def test_unexpected_failures_are_one_line_and_exit_1(dataset: Path, monkeypatch:
     assert errors.strip() == "smec: unexpected RuntimeError: disk on fire; SMEC_DEBUG=1 shows where"
 
 
+@pytest.mark.parametrize("message", ["", "job 7 goes on"])
+def test_an_interrupt_is_one_line_and_exit_130(message: str, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt(*[message] if message else [])
+
+    monkeypatch.setattr("pipelines.check.run", interrupted)
+    code, _, errors = smec("check", str(dataset))
+    assert (code, errors) == (130, f"smec: {message or 'interrupted'}\n")
+
+
 def test_the_version_is_that_of_the_package() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert smec("--version") == (0, f"smec {project['version']}\n", "")

@@ -33,7 +33,7 @@ class Folders:
     """Checkpoints in numbered folders, which all stay.
 
     Attributes:
-        every: steps from one to the next; 0: only at the ends of stages.
+        every: steps from one to the next.
         records_before: how many records had come when each was made.
     """
 
@@ -165,11 +165,10 @@ def run_case(group: Group, case: Case, root: str, resume: int | None = None, int
     torch.manual_seed(torch.seed())  # no process starts with the random numbers of another
     records = Records()
     resumed = None if resume is None else Checkpoint.read(Path(root) / str(resume))
+    checkpoints = None
+    # to write after every step takes most of the time: not where a training goes on to its end
     if resume is None or interrupt:
         checkpoints = Folders(Path(root), 1, group, records, 0 if resume is None else resume + 1, interrupt)
-    else:
-        # to write after every step takes most of the time, and nothing goes on from here
-        checkpoints = Folders(Path(root) / "again", 0, group, records, 0, interrupt)
     trained = None
     try:
         trained = train(
@@ -184,7 +183,8 @@ def run_case(group: Group, case: Case, root: str, resume: int | None = None, int
         trained = Trained(trained.stages, without_times(trained.metrics))
     except Interrupted:
         pass
-    return Ended(trained, [without_times(record) for record in records.all], checkpoints.records_before)
+    before = checkpoints.records_before if checkpoints else []
+    return Ended(trained, [without_times(record) for record in records.all], before)
 
 
 def alone(ranks: Ranks, *arguments: Any) -> Ended:

@@ -1,6 +1,7 @@
 """A training that is interrupted, anywhere and again and again, ends as one that is not."""
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -164,16 +165,21 @@ def test_another_number_of_workers_goes_on_with_a_training(
     whole = together(ranks, before, case, str(tmp_path))
     places: dict[Any, int] = {}
     for number in range(len(whole.records_before)):
-        places[place_of(progress_at(tmp_path, number), 2)] = number
+        places.setdefault(place_of(progress_at(tmp_path, number), 2), number)
     # in a first pass the last stage has two candidates, and each a team of its own
     last = max(stage for _, stage, _ in places)
     chosen = {place[0]: number for place, number in places.items() if place[1:] == (last, "within epoch")}
     assert set(chosen) == ({"first", "refit"} if case.judged else {"first"})
-    for number in chosen.values():
-        again = together(ranks, after, case, str(tmp_path), number)
-        assert again.choices == whole.choices
-        assert again.metrics["training"]["steps"] == whole.metrics["training"]["steps"]
-        torch.testing.assert_close(matrix_of(again), matrix_of(whole), atol=1e-4, rtol=0)
+    for pass_name, number in chosen.items():
+        # to their end, and from the next checkpoint that they write themselves
+        theirs = tmp_path / pass_name
+        shutil.copytree(tmp_path / str(number), theirs / str(number))
+        together(ranks, after, case, str(theirs), number, True)
+        for start in (number, number + 1):
+            again = together(ranks, after, case, str(theirs), start)
+            assert again.choices == whole.choices
+            assert again.metrics["training"]["steps"] == whole.metrics["training"]["steps"]
+            torch.testing.assert_close(matrix_of(again), matrix_of(whole), atol=1e-4, rtol=0)
 
 
 def matrix_of(ended: Ended) -> Tensor:
