@@ -12,12 +12,18 @@ def exists(filesystem: pafs.FileSystem, path: str) -> bool:
 
 
 def read_text(filesystem: pafs.FileSystem, path: str) -> str:
-    """A file's text; empty where there is no such file."""
+    """A file's text, also while others replace it; empty where there is no such file."""
     if not exists(filesystem, path):
         return ""
     try:
-        with filesystem.open_input_stream(path, compression=None) as source:
-            return str(source.read().decode())
+        while True:
+            with filesystem.open_input_stream(path, compression=None) as source:
+                content, version = source.read(), source.metadata()
+            # An object store gives size and ETag first and the bytes afterwards: of a file that is replaced in between,
+            # these are cut short, or end in whatever lay in memory
+            with filesystem.open_input_stream(path, compression=None) as source:
+                if source.metadata() == version:
+                    return str(content.decode())
     except FileNotFoundError:
         # removed meanwhile
         return ""

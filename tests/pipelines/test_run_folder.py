@@ -1,11 +1,15 @@
 """A run's folder on a disk and on a real S3 server: what a reader finds there, also after a writer was killed."""
 
+import itertools
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -77,6 +81,32 @@ def test_a_small_file_is_replaced_and_a_missing_one_is_none(run_folder: RunFolde
     for content in ({"a": [1, "ü"]}, {"a": None}):
         run_folder.write_json("state.json", content)
         assert run_folder.read_json("state.json") == content
+
+
+def test_a_reader_meets_a_small_file_whole_while_others_replace_it(run_folder: RunFolder) -> None:
+    contents = ["short", "long" * 2000]
+    run_folder.write_json("state.json", contents[0])
+    ended = threading.Event()
+
+    def replace() -> None:
+        for content in itertools.cycle(contents):
+            if ended.is_set():
+                return
+            run_folder.write_json("state.json", content)
+            time.sleep(0.02)
+
+    with ThreadPoolExecutor(2) as pool:
+        writers = [pool.submit(replace) for _ in range(2)]
+        try:
+            changes, last = 0, None
+            while changes < 50:
+                found = run_folder.read_json("state.json")
+                assert found in contents
+                changes, last = changes + (found != last), found
+        finally:
+            ended.set()
+        for writer in writers:
+            writer.result()
 
 
 def test_what_an_earlier_attempt_left_is_replaced(run_folder: RunFolder, model: Path, tmp_path: Path) -> None:
