@@ -12,7 +12,10 @@ def exists(filesystem: pafs.FileSystem, path: str) -> bool:
 
 
 def read_text(filesystem: pafs.FileSystem, path: str) -> str:
-    """A file's text, also while others replace it; empty where there is no such file."""
+    """A file's text; empty where there is no such file.
+
+    It is whole also while others replace the file, if none of its contents comes back within the time of a read.
+    """
     if not exists(filesystem, path):
         return ""
     try:

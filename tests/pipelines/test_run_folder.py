@@ -84,24 +84,30 @@ def test_a_small_file_is_replaced_and_a_missing_one_is_none(run_folder: RunFolde
 
 
 def test_a_reader_meets_a_small_file_whole_while_others_replace_it(run_folder: RunFolder) -> None:
-    contents = ["short", "long" * 2000]
-    run_folder.write_json("state.json", contents[0])
+    numbers = itertools.count()
+    written = set()
     ended = threading.Event()
 
+    def write_next() -> None:
+        number = next(numbers)
+        # as with a lease, no content comes back
+        content = f"{number} " + "long" * (2000 * (number % 2))
+        written.add(content)
+        run_folder.write_json("state.json", content)
+
     def replace() -> None:
-        for content in itertools.cycle(contents):
-            if ended.is_set():
-                return
-            run_folder.write_json("state.json", content)
+        while not ended.is_set():
+            write_next()
             time.sleep(0.02)
 
+    write_next()
     with ThreadPoolExecutor(2) as pool:
         writers = [pool.submit(replace) for _ in range(2)]
         try:
             changes, last = 0, None
             while changes < 50:
                 found = run_folder.read_json("state.json")
-                assert found in contents
+                assert found in written
                 changes, last = changes + (found != last), found
         finally:
             ended.set()
