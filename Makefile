@@ -58,7 +58,7 @@ test: $(READY)
 	$(BIN)/pytest -m "not slow"
 
 test-fast: $(READY)
-	$(BIN)/pytest -n auto -m "not slow and not ray and not server"
+	$(BIN)/pytest -n auto -m "not slow and not ray and not server and not training"
 
 test-full: $(READY)
 	$(BIN)/pytest

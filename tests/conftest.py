@@ -33,8 +33,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-        if {"s3", "postgres"} & {*getattr(item, "fixturenames", ()), *map(str, parameters)}:
+        used = {*getattr(item, "fixturenames", ()), *map(str, parameters)}
+        if {"s3", "postgres"} & used:
             item.add_marker(pytest.mark.server)
+        if "ranks" in used:
+            item.add_marker(pytest.mark.training)
 
 
 @pytest.fixture(scope="session")

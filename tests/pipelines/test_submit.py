@@ -27,6 +27,7 @@ def submit(*arguments: str) -> tuple[int, str]:
 def _no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", NOWHERE)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example.com:5000")
 
 

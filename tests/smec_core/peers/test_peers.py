@@ -23,6 +23,8 @@ from smec_core.peers.search_adaptor import SearchAdaptor
 from smec_core.peers.smec import Smec
 from tests.smec_core.generated import Generated, generate, ndcg_of, resident
 
+pytestmark = pytest.mark.training
+
 CONFIG = TrainConfig.model_validate(
     {"dims": "8,4", "batch_size": 32, "negatives": 32, "queue_size": 200, "epochs": 20, "hidden_dim": 32, "lr": 0.01}
 )
