@@ -9,7 +9,8 @@ Trainings, from their first worker: `run` is the name of the run.
     smec_train_memory_fill{run}                         share of the slots of S-XBM that hold a document
     smec_train_loss{run,pass,stage,projection}          the latest
     smec_train_dev_score{run,pass,stage,projection}     what the guard goes by
-    smec_train_dev_ndcg_at_10{...}                      of the stage's dim; recall_at_10 where there are no judgements
+    smec_train_dev_ndcg_at_10{...}                      of the stage's dim
+    smec_train_dev_neighbour_recall_at_10{...}          the same where there are no judgements
 
 Retrains, from an actor that outlives them: smec_retrain_<figure>{name}, see `RETRAIN_FIGURES`.
 """
@@ -39,7 +40,7 @@ TRAIN_GAUGES = {
     "smec_train_loss": "Loss of the last step.",
     "smec_train_dev_score": "Score on dev that the guard goes by.",
     "smec_train_dev_ndcg_at_10": "nDCG@10 on dev at the dim of the stage.",
-    "smec_train_dev_recall_at_10": "Recall@10 of neighbours at the dim of the stage, without judgements.",
+    "smec_train_dev_neighbour_recall_at_10": "Recall@10 of neighbours at the dim of the stage, without judgements.",
 }
 RETRAIN_FIGURES = {
     "last_run_timestamp_seconds": "When the last retrain ended, whatever it decided.",

@@ -23,7 +23,7 @@ from pipelines.pictures import loss_picture, main_measure, quality_picture
 FINGERPRINT_TAG = "smec.model_fingerprint"
 MOST_METRICS = 1000
 """How many metrics MLflow takes in one request."""
-MODEL_REQUIREMENTS = ("numpy", "pydantic", "safetensors", "torch")
+MODEL_REQUIREMENTS = ("numpy", "pyarrow", "pydantic", "safetensors", "torch")
 """What smec_core.load and encode import; MLflow adds itself."""
 
 

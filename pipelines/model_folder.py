@@ -12,11 +12,15 @@ MODEL_FILES = {"adapter.safetensors", "config.json", "metrics.json", "history.js
 
 
 def check_replaceable(folder: Path) -> None:
-    """Refuses a path that holds anything but a model, since all of it would be replaced.
+    """Refuses a path where no model can be put: it holds anything else, all of which would be replaced, or is closed.
 
     Raises:
-        InputError: it is a file, or a folder with other things in it.
+        InputError: it is a file, a folder with other things in it, or nothing can be written beside it.
     """
+    beside = next(place for place in folder.absolute().parents if place.exists())
+    if not beside.is_dir() or not os.access(beside, os.W_OK | os.X_OK):
+        why = "may not be written to" if beside.is_dir() else "is a file"
+        raise InputError(f"out: {folder} cannot be made, {beside} {why}; name another")
     if not folder.exists():
         return
     others = {path.name for path in folder.iterdir()} - MODEL_FILES if folder.is_dir() else {folder.name}

@@ -69,7 +69,9 @@ def run(settings: RetrainSettings) -> dict[str, Any]:
             record = service.ledger.last_cycle() or record
         export_figures(settings.name, record)
     if record["outcome"] == REFUSED:
-        stays = "what was in force stays so" if record["champion"] else "nothing is released"
+        stays = "the champion stays" if record["champion"] else "nothing is released"
+        if record["release"] is not None:
+            stays += f", with the corpus as it is now in {record['release']['version']}"
         raise GateError(f"{settings.name}: {record['reason']}; {stays}", record)
     if record["outcome"] != NOTHING_NEW and record["release"] is not None:
         say(f"{settings.name}: {record['release']['version']} is in force")
@@ -130,6 +132,8 @@ class _Cycle:
             The cycle's record.
         """
         settings, champion = self.settings, self.champion
+        # before anything is held out, which then has it, too: the files are hashed once
+        data = self.dataset.fingerprint
         dataset = self.dataset.holding_out(settings.gate.fraction)
         self._check(dataset)
         say(f"{settings.name}, cycle {self.number}: reading {dataset.corpus.rows:,} documents")
@@ -146,7 +150,7 @@ class _Cycle:
             "cycle": self.number,
             "identity": self.identity,
             "stamp": self.stamp,
-            "data": dataset.fingerprint,
+            "data": data,
             "encoder": encoder,
             "gate_fraction": settings.gate.fraction,
             "champion": None if champion is None else champion.release.fingerprint,

@@ -83,7 +83,10 @@ def read_once(dataset: Dataset, config: TrainConfig) -> Source:
 def _least_room() -> float:
     """Bytes of object store of the node that has the least, of those that can train."""
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return min(found.get("object_store_memory", 0.0) for found in resources if found.get("CPU"))
+    rooms = [found.get("object_store_memory", 0.0) for found in resources if found.get("CPU")]
+    if not rooms:
+        raise InputError("no node of the cluster has CPUs for trainings now; start one first")
+    return min(rooms)
 
 
 @ray.remote(num_cpus=0)

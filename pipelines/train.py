@@ -141,7 +141,7 @@ class Training:
         check_warm_start(self.warm_start, dataset.dim, self._config, labelled, self.base_stages)
         self.identity: dict[str, Any] = {
             "train": self._config.model_dump(mode="json"),
-            "data": dataset.fingerprint,
+            "data": self.dataset.fingerprint,
         }
         if self._base is not None:
             self.identity["base"] = self._base.fingerprint

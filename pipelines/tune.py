@@ -78,5 +78,7 @@ def run(settings: TuneSettings) -> dict[str, Any]:
 def _best_settings(settings: TuneSettings, out: Path) -> TrainSettings:
     """A training of the best settings on all labels, on the same cluster."""
     method = yaml.safe_load((out / BEST_FILE).read_text())
-    cluster = settings.cluster().model_dump(exclude={"name"})
-    return TrainSettings(**(cluster | method), data=settings.data, out=str(out / MODEL_FOLDER))
+    cluster = settings.cluster().model_dump()
+    return TrainSettings(
+        **(cluster | method), data=settings.data, storage=settings.storage, out=str(out / MODEL_FOLDER)
+    )

@@ -53,12 +53,12 @@ class TrainConfig(BaseModel):
     projection: Literal["auto", "free", "rotation", "residual_mlp", "selection"] = "auto"
     """What a stage learns beside its selection: a free matrix, a rotation, x + MLP(x), nothing (selection: ADS alone
     chooses among the dims as they are), or auto: both free and rotation, the rotation kept unless free is better on
-    dev by more than the error of the difference."""
+    dev by more than twice the error of the difference."""
     init: Literal["pca", "identity", "random"] = "pca"
     """Where a projection starts: uncentred PCA rotation of the kept block, identity, or a random rotation; the dims
     that the stage before has looked ahead to are mixed with none above them."""
     hidden_dim: int = Field(512, ge=1)
-    """Width of the MLP of projection=residual_mlp; nothing else reads it."""
+    """Width of the MLP of projection=residual_mlp, and of Matryoshka-Adaptor beside which experiments set SMEC."""
 
     tau: float = Field(1.0, gt=0)
     """Gumbel-Softmax temperature of ADS; sharpens the gradient, never changes which dims the forward pass keeps."""

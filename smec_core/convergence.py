@@ -156,9 +156,9 @@ class Guard:
     """Convergence of one candidate of a stage: what state was best on dev, and whether to go on.
 
     A state counts by the mean of its scores at the prefixes in training, those of a stage of the chain being the new
-    one and the previous one. The state before the first step always counts. A later one counts only where its gain
-    over that state is real (see `is_real`), no earlier configured prefix falls below its floor, and no held prefix
-    loses too much.
+    one, the previous one and those that it looks ahead to. The state before the first step always counts. A later one
+    counts only where its gain over that state is real (see `is_real`), no earlier configured prefix falls below its
+    floor, and no held prefix loses too much.
 
     Attributes:
         best_score: what the best state counts by.

@@ -227,12 +227,11 @@ def write_embeddings(
     path: str,
     ids: Sequence[str] | pa.Array,
     vectors_ND: np.ndarray,
-    filesystem: pafs.FileSystem | None = None,
     extra: dict[str, pa.Array] | None = None,
 ) -> None:
     """Writes one Parquet file (id, embedding, extra columns), without dictionary encoding of the embedding."""
     columns = {"id": pa.array(ids, pa.string()), "embedding": embedding_column(vectors_ND), **(extra or {})}
-    pq.write_table(pa.table(columns), path, filesystem=filesystem, use_dictionary=False, row_group_size=ROW_GROUP_ROWS)
+    pq.write_table(pa.table(columns), path, use_dictionary=False, row_group_size=ROW_GROUP_ROWS)
 
 
 def _first_dim(parquet: pq.ParquetFile, file: str) -> int:

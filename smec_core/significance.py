@@ -27,17 +27,16 @@ def query_interval(gain_Q: np.ndarray) -> float:
     return 1.96 * float(gain_Q.std(ddof=1)) / math.sqrt(len(gain_Q))
 
 
-def randomisation_p(gain_Q: np.ndarray, seed: int = 0, rounds: int = ROUNDS) -> float:
+def randomisation_p(gain_Q: np.ndarray, rounds: int = ROUNDS) -> float:
     """Two-sided p of a paired randomisation test (Smucker et al., CIKM 2007).
 
     How often the mean of gains with random signs is at least as far from zero as theirs, theirs being counted, too.
 
     Args:
         gain_Q: difference of two systems at each query.
-        seed: of the signs.
         rounds: how many random draws.
     """
-    rng, observed, as_far = np.random.default_rng(seed), abs(gain_Q.mean()), 1
+    rng, observed, as_far = np.random.default_rng(0), abs(gain_Q.mean()), 1
     for start in range(0, rounds, _CHUNK):
         signs_RQ = rng.integers(0, 2, (min(_CHUNK, rounds - start), len(gain_Q)), dtype=np.int8) * 2.0 - 1
         # a draw of the same mean must count, whatever the order of its sum

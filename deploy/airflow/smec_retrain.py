@@ -1,6 +1,6 @@
 """Retrains every night, as a job on a Ray cluster. For Airflow 3: copy this file into the DAGs folder.
 
-The workers of Airflow need `pip install smec-ray` with its constraints, and in their environment:
+The workers of Airflow need the wheel and the constraints of `make wheel`, and in their environment:
 
     RAY_API_SERVER_ADDRESS   http://HOST:8265, the cluster's dashboard
     RAY_AUTH_MODE            token

@@ -176,6 +176,16 @@ def test_a_folder_that_is_not_a_model_is_never_overwritten(dataset: Path) -> Non
     assert (dataset / "queries.parquet").exists()
 
 
+def test_a_model_that_could_not_be_put_in_its_place_is_refused_at_once(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    out, storage = tmp_path / "notes" / "deep" / "model", tmp_path / "runs"
+    code, _, errors = smec(
+        "train", "--data", str(dataset), "--dims", "4", "--out", str(out), "--storage", str(storage), "--dry-run"
+    )
+    assert code == 2
+    assert f"out: {out} cannot be made, {tmp_path / 'notes'} is a file" in errors
+
+
 def test_unexpected_failures_are_one_line_and_exit_1(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("disk on fire")

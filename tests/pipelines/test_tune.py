@@ -223,7 +223,8 @@ def test_quality_against_seconds_is_a_front_without_early_stops(dataset: Path, s
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_best_is_compared_on_test_and_trained_again(dataset: Path, space: Path, tmp_path: Path) -> None:
-    settings = _settings(dataset, space, tmp_path / "out", trials=3, confirm=2, train_best=True)
+    storage = tmp_path / "storage"
+    settings = _settings(dataset, space, tmp_path / "out", trials=3, confirm=2, train_best=True, storage=str(storage))
     summary = tune.run(settings)
     for one in summary["confirmed"]["dims"].values():
         assert len(one["best"]) == len(one["defaults"]) == 2
@@ -234,6 +235,8 @@ def test_the_best_is_compared_on_test_and_trained_again(dataset: Path, space: Pa
     assert metrics["evaluation"]["ndcg@10"]["8"] == pytest.approx(
         summary["confirmed"]["dims"]["8"]["best"][0], abs=1e-6
     )
+    # the study, and the training
+    assert sorted(path.name.split("-")[0] for path in storage.iterdir()) == ["smec", "study"]
 
 
 @pytest.mark.usefixtures("ray_cluster")

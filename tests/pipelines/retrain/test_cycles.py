@@ -91,7 +91,7 @@ def test_more_judgements_make_a_better_model_which_is_released(series: Series) -
     assert series.retrain()["outcome"] == "nothing new"
     assert series.version == "v0001"
     # nor when settings are new, but give the same model
-    with pytest.raises(GateError, match="it is the very model that was rolled back from; what was in force stays so"):
+    with pytest.raises(GateError, match="it is the very model that was rolled back from; the champion stays"):
         series.retrain("gate.max_drop=0.3")
     assert series.version == "v0001"
     assert series.rollback("v0002")["version"] == series.version == "v0002"
@@ -128,7 +128,7 @@ def test_shuffled_judgements_release_nothing(
     champion, version = standing.champion, standing.version
     standing.judge(1, shuffled)
 
-    with pytest.raises(GateError, match=rf"refused: {why}.*; what was in force stays so") as refused:
+    with pytest.raises(GateError, match=rf"refused: {why}.*; the champion stays") as refused:
         standing.retrain(f"gate.max_drop={max_drop}")
 
     assert refused.value.figures["outcome"] == "refused"
