@@ -15,9 +15,14 @@ def check_replaceable(folder: Path) -> None:
     """Refuses a path where no model can be put: it holds anything else, all of which would be replaced, or is closed.
 
     Raises:
-        InputError: it is a file, a folder with other things in it, or nothing can be written beside it.
+        InputError: it is a file, a folder with other things in it or the one that we are in, or nothing can be written
+            beside it.
     """
-    beside = next(place for place in folder.absolute().parents if place.exists())
+    folder = folder.resolve()
+    if Path.cwd().is_relative_to(folder):
+        raise InputError(f"out: {folder} holds the working directory; name another")
+    # pathlib's own tests raise where a folder may not be looked into
+    beside = next(place for place in folder.parents if os.path.exists(place))
     if not beside.is_dir() or not os.access(beside, os.W_OK | os.X_OK):
         why = "may not be written to" if beside.is_dir() else "is a file"
         raise InputError(f"out: {folder} cannot be made, {beside} {why}; name another")

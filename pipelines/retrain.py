@@ -132,8 +132,6 @@ class _Cycle:
             The cycle's record.
         """
         settings, champion = self.settings, self.champion
-        # before anything is held out, which then has it, too: the files are hashed once
-        data = self.dataset.fingerprint
         dataset = self.dataset.holding_out(settings.gate.fraction)
         self._check(dataset)
         say(f"{settings.name}, cycle {self.number}: reading {dataset.corpus.rows:,} documents")
@@ -150,7 +148,8 @@ class _Cycle:
             "cycle": self.number,
             "identity": self.identity,
             "stamp": self.stamp,
-            "data": data,
+            # of the whole dataset, from which the training takes it over
+            "data": self.dataset.fingerprint,
             "encoder": encoder,
             "gate_fraction": settings.gate.fraction,
             "champion": None if champion is None else champion.release.fingerprint,
@@ -223,7 +222,7 @@ class _Cycle:
         if challenger.fingerprint in self.ledger.releases().withdrawn:
             reason = "refused: it is the very model that was rolled back from"
             return self._close(record, REFUSED, reason, self._refresh(reason))
-        tags = {"smec.data_fingerprint": dataset.fingerprint, "smec.cycle": str(self.number)}
+        tags = {"smec.data_fingerprint": record["data"], "smec.cycle": str(self.number)}
         registry_version = self.registry.register(run_folder, challenger.fingerprint, tags)
         self.registry.challenge(registry_version)
         say(f"{self.settings.name} version {registry_version} in MLflow's registry is the challenger")

@@ -57,7 +57,7 @@ def read_once(dataset: Dataset, config: TrainConfig) -> Source:
     """Reads a dataset into the object store, for any number of trainings.
 
     Raises:
-        InputError: the object store has no room for it, or a row is bad.
+        InputError: the object store has no room for it, no node can train, or a row is bad.
     """
     rows, started = dataset.corpus.rows + dataset.queries.rows, time.perf_counter()
     need, room = 4 * rows * dataset.dim, _least_room()
@@ -85,7 +85,7 @@ def _least_room() -> float:
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     rooms = [found.get("object_store_memory", 0.0) for found in resources if found.get("CPU")]
     if not rooms:
-        raise InputError("no node of the cluster has CPUs for trainings now; start one first")
+        raise InputError("no node of the cluster has CPUs for trainings; start one first")
     return min(rooms)
 
 

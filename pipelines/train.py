@@ -102,7 +102,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     training.finish(run_folder, beside / training.name)
     # hours may have passed
     check_replaceable(out)
-    replace_folder(out, run_folder.fetch_model)
+    replace_folder(out.resolve(), run_folder.fetch_model)
     metrics = load(out).metrics
     show(quality_table(metrics["evaluation"]))
     say(f"model: {out}", run=training.name)

@@ -1,5 +1,6 @@
 """`smec tune`: searches settings of the method on Ray Tune, by dev figures alone."""
 
+import os
 from _thread import interrupt_main
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ def run(settings: TuneSettings) -> dict[str, Any]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"out: {out} cannot be made ({one_line(error)})") from error
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise InputError(f"out: {out} may not be written to; name another folder")
     name = settings.name or f"study-{digest(identity)}"
     study = RunFolder(settings.storage or str(out.absolute() / ".smec-study"), name)
     study.create()

@@ -1,6 +1,7 @@
 """What a user reads and a scheduler sees: one line and an exit code for each kind of bad input."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -176,14 +177,22 @@ def test_a_folder_that_is_not_a_model_is_never_overwritten(dataset: Path) -> Non
     assert (dataset / "queries.parquet").exists()
 
 
-def test_a_model_that_could_not_be_put_in_its_place_is_refused_at_once(dataset: Path, tmp_path: Path) -> None:
-    (tmp_path / "notes").write_text("mine")
-    out, storage = tmp_path / "notes" / "deep" / "model", tmp_path / "runs"
-    code, _, errors = smec(
-        "train", "--data", str(dataset), "--dims", "4", "--out", str(out), "--storage", str(storage), "--dry-run"
-    )
+@pytest.mark.parametrize("out", ["notes/deep/model", "link", ".", "/", "closed/deep/model"])
+def test_a_model_that_could_not_be_put_in_its_place_is_refused_at_once(
+    out: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, storage, access = tmp_path / "work", tmp_path / "runs", os.access
+    (work / "closed").mkdir(parents=True)
+    (work / "notes").write_text("mine")
+    (work / "link").symlink_to("notes/gone")
+    # nothing is closed to root
+    monkeypatch.setattr(os, "access", lambda place, mode: Path(place).name != "closed" and access(place, mode))
+    monkeypatch.chdir(work)
+    code, _, errors = smec("train", "--data", str(dataset), "--dims", "4", "--out", out, "--storage", str(storage))
     assert code == 2
-    assert f"out: {out} cannot be made, {tmp_path / 'notes'} is a file" in errors
+    assert errors.startswith("smec: out: ")
+    assert any(why in errors for why in ("notes is a file", "holds the working directory", "closed may not be written"))
+    assert not storage.exists()
 
 
 def test_unexpected_failures_are_one_line_and_exit_1(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:

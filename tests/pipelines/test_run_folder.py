@@ -105,7 +105,7 @@ def test_a_reader_meets_a_small_file_whole_while_others_replace_it(run_folder: R
         writers = [pool.submit(replace) for _ in range(2)]
         try:
             changes, last = 0, None
-            while changes < 50:
+            while changes < 50 and not any(writer.done() for writer in writers):
                 found = run_folder.read_json("state.json")
                 assert found in written
                 changes, last = changes + (found != last), found
@@ -113,6 +113,7 @@ def test_a_reader_meets_a_small_file_whole_while_others_replace_it(run_folder: R
             ended.set()
         for writer in writers:
             writer.result()
+    assert changes == 50
 
 
 def test_what_an_earlier_attempt_left_is_replaced(run_folder: RunFolder, model: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_the_logged_model_brings_its_code_and_asks_for_plain_versions(
 
     assert mlflow.models.get_model_info(folder).metadata["smec_fingerprint"] == model.fingerprint  # type: ignore[index]
     required = dict(line.split("==") for line in Path(folder, "requirements.txt").read_text().splitlines())
-    assert set(required) == {"mlflow", "numpy", "pydantic", "safetensors", "torch"}
+    assert set(required) == {"mlflow", "numpy", "pyarrow", "pydantic", "safetensors", "torch"}
     assert not any("+" in version for version in required.values())
     assert not list(Path(folder).rglob("*.pkl"))
 

@@ -23,8 +23,6 @@ from smec_core.peers.search_adaptor import SearchAdaptor
 from smec_core.peers.smec import Smec
 from tests.smec_core.generated import Generated, generate, ndcg_of, resident
 
-pytestmark = pytest.mark.training
-
 CONFIG = TrainConfig.model_validate(
     {"dims": "8,4", "batch_size": 32, "negatives": 32, "queue_size": 200, "epochs": 20, "hidden_dim": 32, "lr": 0.01}
 )
@@ -48,6 +46,7 @@ def data() -> Generated:
     return generate(torch.arange(6), dim=24, docs=300, queries=400, noise_scale=1.0, mixed=True)
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("name", PEERS)
 def test_a_peer_gives_every_dim_and_the_same_bytes_again(name: str, data: Generated) -> None:
     first, again = (PEERS[name]().fit(data.training_data(), CONFIG) for _ in range(2))
@@ -60,6 +59,7 @@ def test_a_peer_gives_every_dim_and_the_same_bytes_again(name: str, data: Genera
     assert (first.parameters > 0) == (name not in ("truncation", "random-projection"))
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("name", TRAINED)
 def test_what_learns_from_judgements_beats_pca_on_test(name: str, data: Generated) -> None:
     found, pca = (
@@ -110,6 +110,7 @@ def test_an_adaptor_whose_judgements_teach_nothing_stays_what_it_was(data: Gener
     torch.testing.assert_close(encode(data.docs_ND, 16), data.docs_ND[:, :16])
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("adaptor", [MatryoshkaAdaptor, SearchAdaptor])
 def test_an_adaptor_that_holds_on_stays_nearer_to_the_original(
     adaptor: Callable[[Recipe], Peer], data: Generated
