@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from smec_core.errors import GateError, SmecError
+from smec_core.errors import GateError, InputError, SmecError, one_line
 
 
 def run_job(
@@ -30,7 +30,7 @@ def run_job(
         adopt_loggers()
         kind = getattr(module, f"{job.capitalize()}Settings")
         if json_file is not None:
-            json_file.parent.mkdir(parents=True, exist_ok=True)
+            _check_writable(json_file)
         figures = module.run(resolve(kind, flags, config, assignments or [], preset))
         if json_file is not None:
             _write_json(json_file, figures)
@@ -41,6 +41,22 @@ def run_job(
         if json_file is not None and isinstance(error, GateError):
             _write_json(json_file, error.figures)
         fail(error)
+
+
+def _check_writable(json_file: Path) -> None:
+    """Makes the folder of a file that is written when all else is done.
+
+    Raises:
+        InputError: it could not be written.
+    """
+    try:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"json: {json_file} cannot be written ({one_line(error)})") from error
+    if json_file.is_dir():
+        raise InputError(f"json: {json_file} is a folder; name a file")
+    if not os.access(json_file.parent, os.W_OK | os.X_OK):
+        raise InputError(f"json: {json_file} cannot be written, {json_file.parent} may not be written to")
 
 
 def _write_json(path: Path, figures: Mapping[str, Any]) -> None:

@@ -28,8 +28,9 @@ def check_replaceable(folder: Path) -> None:
         raise InputError(f"out: {folder} cannot be made, {beside} {why}; name another")
     if not folder.exists():
         return
-    others = {path.name for path in folder.iterdir()} - MODEL_FILES if folder.is_dir() else {folder.name}
-    if others:
+    if not folder.is_dir():
+        raise InputError(f"out: {folder} is a file; nothing of it is overwritten, name a folder")
+    if others := {path.name for path in folder.iterdir()} - MODEL_FILES:
         raise InputError(
             f"out: {folder} is not a model folder, it holds {min(others)}; nothing of it is overwritten, name another"
         )

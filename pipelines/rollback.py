@@ -50,12 +50,15 @@ def run(settings: RollbackSettings) -> dict[str, Any]:
             earlier = [release for release in here if release.version == settings.to]
         if not earlier:
             kept = ", ".join(release.version for release in here)
-            wanted = f"no release has version {settings.to}" if settings.to else "no earlier model is kept"
+            wanted = f"to: no release has version {settings.to}" if settings.to else "no earlier model is kept"
             raise InputError(
-                f"to: {wanted}; releases in {settings.publish.place}: {kept or 'none'}; in force: {champion.version} "
+                f"{wanted}; releases in {settings.publish.place}: {kept or 'none'}; in force: {champion.version} "
                 f"in {champion.output}"
             )
         back = earlier[-1]
+        if (back.output, back.version) == (champion.output, champion.version):
+            say(f"{settings.name}: {back.version} is in force already; there is nothing to do")
+            return back._asdict()
         service.put_in_force(releases.returned_to(back))
     model = back.fingerprint[:12]
     say(f"{settings.name}: {back.version} with model {model} is in force again, {champion.version} no more")

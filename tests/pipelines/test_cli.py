@@ -195,6 +195,17 @@ def test_a_model_that_could_not_be_put_in_its_place_is_refused_at_once(
     assert not storage.exists()
 
 
+@pytest.mark.parametrize("json_file", ["data", "data/queries.parquet/figures.json"])
+def test_figures_that_could_not_be_written_are_told_of_before_the_work(
+    json_file: str, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(dataset.parent)
+    monkeypatch.delattr("pipelines.check.run")
+    code, _, errors = smec("check", str(dataset), "--json", json_file)
+    assert code == 2
+    assert errors.startswith(f"smec: json: {json_file} ")
+
+
 def test_unexpected_failures_are_one_line_and_exit_1(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("disk on fire")

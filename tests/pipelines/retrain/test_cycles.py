@@ -94,7 +94,9 @@ def test_more_judgements_make_a_better_model_which_is_released(series: Series) -
     with pytest.raises(GateError, match=r"it is the very model that was rolled back from; the champion stays$"):
         series.retrain("gate.max_drop=0.3")
     assert series.version == "v0001"
-    assert series.rollback("v0002")["version"] == series.version == "v0002"
+    # once and, as it is in force already, again
+    for _ in range(2):
+        assert series.rollback("v0002")["version"] == series.version == "v0002"
     with pytest.raises(InputError, match=r"to: no release has version v0009; .*: v0001, v0002; in force: v0002"):
         series.rollback("v0009")
 
