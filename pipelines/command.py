@@ -53,7 +53,7 @@ def _check_writable(json_file: Path) -> None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"json: {json_file} cannot be written ({one_line(error)})") from error
-    if json_file.is_dir():
+    if os.path.isdir(json_file):
         raise InputError(f"json: {json_file} is a folder; name a file")
     if not os.access(json_file.parent, os.W_OK | os.X_OK):
         raise InputError(f"json: {json_file} cannot be written, {json_file.parent} may not be written to")

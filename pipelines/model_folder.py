@@ -15,10 +15,13 @@ def check_replaceable(folder: Path) -> None:
     """Refuses a path where no model can be put: it holds anything else, all of which would be replaced, or is closed.
 
     Raises:
-        InputError: it is a file, a folder with other things in it or the one that we are in, or nothing can be written
-            beside it.
+        InputError: it is a file, a folder with other things in it, a mount point or where we are, or nothing can be
+            written beside it.
     """
-    folder = folder.resolve()
+    try:
+        folder = folder.resolve()
+    except RuntimeError as error:
+        raise InputError(f"out: {folder} is a link to itself; name another") from error
     if Path.cwd().is_relative_to(folder):
         raise InputError(f"out: {folder} holds the working directory; name another")
     # pathlib's own tests raise where a folder may not be looked into
@@ -26,6 +29,8 @@ def check_replaceable(folder: Path) -> None:
     if not beside.is_dir() or not os.access(beside, os.W_OK | os.X_OK):
         why = "may not be written to" if beside.is_dir() else "is a file"
         raise InputError(f"out: {folder} cannot be made, {beside} {why}; name another")
+    if os.path.ismount(folder):
+        raise InputError(f"out: {folder} is a mount point, which nothing can replace; name a folder in it")
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -42,9 +47,10 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
     A reader never meets half a folder. Between two renames, for an instant, it may meet none.
 
     Args:
-        folder: where it goes; what was there is removed.
+        folder: where it goes, also through a link; what was there is removed.
         write: fills the new folder.
     """
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:

@@ -134,6 +134,8 @@ class _Cycle:
         settings, champion = self.settings, self.champion
         dataset = self.dataset.holding_out(settings.gate.fraction)
         self._check(dataset)
+        # of the files as they are before they are read; the training takes it over
+        data = self.dataset.fingerprint
         say(f"{settings.name}, cycle {self.number}: reading {dataset.corpus.rows:,} documents")
         reference, encoder = Reference.of(dataset), encoder_of(settings.data)
         drift = known = None
@@ -148,8 +150,7 @@ class _Cycle:
             "cycle": self.number,
             "identity": self.identity,
             "stamp": self.stamp,
-            # of the whole dataset, from which the training takes it over
-            "data": self.dataset.fingerprint,
+            "data": data,
             "encoder": encoder,
             "gate_fraction": settings.gate.fraction,
             "champion": None if champion is None else champion.release.fingerprint,

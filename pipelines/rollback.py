@@ -56,10 +56,8 @@ def run(settings: RollbackSettings) -> dict[str, Any]:
                 f"in {champion.output}"
             )
         back = earlier[-1]
-        if (back.output, back.version) == (champion.output, champion.version):
-            say(f"{settings.name}: {back.version} is in force already; there is nothing to do")
-            return back._asdict()
         service.put_in_force(releases.returned_to(back))
-    model = back.fingerprint[:12]
-    say(f"{settings.name}: {back.version} with model {model} is in force again, {champion.version} no more")
+    is_new = (back.output, back.version) != (champion.output, champion.version)
+    since = f"again, {champion.version} no more" if is_new else "as before"
+    say(f"{settings.name}: {back.version} with model {back.fingerprint[:12]} is in force {since}")
     return back._asdict()

@@ -84,7 +84,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     check_replaceable(out)
     beside = out.absolute().parent / ".smec-runs"
     run_folder = RunFolder(settings.storage or str(beside), training.name)
-    if run_folder.local_path is not None and run_folder.local_path.is_relative_to(out.absolute()):
+    if run_folder.local_path is not None and run_folder.local_path.resolve().is_relative_to(out.resolve()):
         raise InputError(
             f"storage: {run_folder.storage_path} lies in the model folder {out}, which is replaced as a whole; "
             "name another"
@@ -102,7 +102,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     training.finish(run_folder, beside / training.name)
     # hours may have passed
     check_replaceable(out)
-    replace_folder(out.resolve(), run_folder.fetch_model)
+    replace_folder(out, run_folder.fetch_model)
     metrics = load(out).metrics
     show(quality_table(metrics["evaluation"]))
     say(f"model: {out}", run=training.name)

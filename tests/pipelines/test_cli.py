@@ -177,33 +177,75 @@ def test_a_folder_that_is_not_a_model_is_never_overwritten(dataset: Path) -> Non
     assert (dataset / "queries.parquet").exists()
 
 
-@pytest.mark.parametrize("out", ["notes/deep/model", "link", ".", "/", "closed/deep/model"])
-def test_a_model_that_could_not_be_put_in_its_place_is_refused_at_once(
-    out: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    work, storage, access = tmp_path / "work", tmp_path / "runs", os.access
-    (work / "closed").mkdir(parents=True)
-    (work / "notes").write_text("mine")
-    (work / "link").symlink_to("notes/gone")
-    # nothing is closed to root
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with places that cannot be written to; `closed` is closed to root, too."""
+    folder, access = tmp_path / "work", os.access
+    (folder / "closed").mkdir(parents=True)
+    (folder / "notes").write_text("mine")
+    (folder / "dangling").symlink_to("notes/gone")
+    (folder / "loop").symlink_to("loop")
     monkeypatch.setattr(os, "access", lambda place, mode: Path(place).name != "closed" and access(place, mode))
-    monkeypatch.chdir(work)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("out", "why"),
+    [
+        ("notes", "is a file; nothing of it is overwritten"),
+        ("notes/deep/model", "notes is a file"),
+        ("dangling", "notes is a file"),
+        ("loop", "is a link to itself"),
+        (".", "holds the working directory"),
+        ("/", "holds the working directory"),
+        ("/proc", "is a mount point"),
+        ("closed/deep/model", "closed may not be written to"),
+    ],
+)
+def test_a_model_that_could_not_be_put_in_its_place_is_refused_at_once(
+    out: str, why: str, dataset: Path, work: Path
+) -> None:
+    storage = work / "runs"
     code, _, errors = smec("train", "--data", str(dataset), "--dims", "4", "--out", out, "--storage", str(storage))
     assert code == 2
     assert errors.startswith("smec: out: ")
-    assert any(why in errors for why in ("notes is a file", "holds the working directory", "closed may not be written"))
+    assert why in errors
     assert not storage.exists()
 
 
-@pytest.mark.parametrize("json_file", ["data", "data/queries.parquet/figures.json"])
+def test_a_run_in_the_model_folder_is_refused_also_behind_a_link(dataset: Path, work: Path) -> None:
+    (work / "real").mkdir()
+    (work / "link").symlink_to("real")
+    code, _, errors = smec("train", "--data", str(dataset), "--dims", "4", "--out", "link", "--storage", "real/runs")
+    assert code == 2
+    assert "lies in the model folder link, which is replaced as a whole" in errors
+
+
+@pytest.mark.usefixtures("work")
+@pytest.mark.parametrize(
+    ("json_file", "why"),
+    [
+        (".", "is a folder"),
+        ("notes/figures.json", "cannot be written"),
+        ("closed/figures.json", "closed may not be written to"),
+    ],
+)
 def test_figures_that_could_not_be_written_are_told_of_before_the_work(
-    json_file: str, dataset: Path, monkeypatch: pytest.MonkeyPatch
+    json_file: str, why: str, dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(dataset.parent)
     monkeypatch.delattr("pipelines.check.run")
     code, _, errors = smec("check", str(dataset), "--json", json_file)
     assert code == 2
     assert errors.startswith(f"smec: json: {json_file} ")
+    assert why in errors
+
+
+@pytest.mark.usefixtures("work")
+def test_a_study_whose_results_could_not_be_written_is_refused_at_once(dataset: Path) -> None:
+    code, _, errors = smec("tune", "--data", str(dataset), "--dims", "4", "--space", "quick", "--out", "closed")
+    assert code == 2
+    assert errors == "smec: out: closed may not be written to; name another folder\n"
 
 
 def test_unexpected_failures_are_one_line_and_exit_1(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:

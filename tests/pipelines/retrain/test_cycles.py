@@ -56,7 +56,9 @@ def standing(_standing: tuple[Series, Path]) -> Iterator[Series]:
     assert made.version == "v0001"
 
 
-def test_more_judgements_make_a_better_model_which_is_released(series: Series) -> None:
+def test_more_judgements_make_a_better_model_which_is_released(
+    series: Series, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = series.champion
     assert first is not None
     assert series.check_whole() == first.tags["smec.model_fingerprint"]
@@ -94,9 +96,9 @@ def test_more_judgements_make_a_better_model_which_is_released(series: Series) -
     with pytest.raises(GateError, match=r"it is the very model that was rolled back from; the champion stays$"):
         series.retrain("gate.max_drop=0.3")
     assert series.version == "v0001"
-    # once and, as it is in force already, again
-    for _ in range(2):
+    for said in ("again, v0001 no more", "as before"):
         assert series.rollback("v0002")["version"] == series.version == "v0002"
+        assert capsys.readouterr().err.rstrip().endswith(f"is in force {said}")
     with pytest.raises(InputError, match=r"to: no release has version v0009; .*: v0001, v0002; in force: v0002"):
         series.rollback("v0009")
 
