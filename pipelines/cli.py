@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -489,6 +490,12 @@ def _preset(name: str | None) -> Mapping[str, Any] | None:
     if name not in (None, "paper"):
         fail(InputError(f"--preset {name}: unknown; known: paper"))
     return PAPER_PRESET if name else None
+
+
+# typer breaks lines where the docstring does, and again where the terminal ends
+for _command in app.registered_commands:
+    _paragraphs = (inspect.getdoc(_command.callback) or "").split("\n\n")
+    _command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in _paragraphs)
 
 
 def main() -> None:

@@ -273,6 +273,12 @@ def test_the_version_is_that_of_the_package() -> None:
     assert smec("--version") == (0, f"smec {project['version']}\n", "")
 
 
+def test_help_breaks_lines_where_the_terminal_ends_only() -> None:
+    printed = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "1000"}).stdout
+    [line] = [line for line in printed.splitlines() if "Every setting of the method" in line]
+    assert line.strip().endswith("goes on from its last checkpoint.")
+
+
 def test_help_needs_no_heavy_import() -> None:
     script = "import sys, pipelines.cli; print([m for m in ('torch', 'ray', 'mlflow', 'pyarrow') if m in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
