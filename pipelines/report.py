@@ -91,7 +91,8 @@ def _model_page(folder: Path) -> dict[str, Any]:
             drawn[f"loss-{stage.dim}"] = figures.losses(losses)
         if dev:
             drawn[f"dev-{stage.dim}"] = figures.dev_scores(dev, stage.epochs, stage.dev_score)
-        if stage.dim < stage.d_in and any(stage.importance):
+        # what is still as it began was not learned
+        if stage.dim < stage.d_in and stage.epochs and any(stage.importance):
             drawn[f"importance-{stage.dim}"] = figures.importance(stage.importance, stage.dim)
     stages = metrics.stages
     steps = {record.step: record for record in history if record.loss is not None}.values()
@@ -226,6 +227,11 @@ def _plain(value: Any) -> str:
     """A config value as a person writes it."""
     if isinstance(value, list):
         return ", ".join(map(_plain, value))
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{key} ({_plain(part)})" if isinstance(part, dict) else f"{key} {_plain(part)}"
+            for key, part in value.items()
+        )
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

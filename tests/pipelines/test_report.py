@@ -123,6 +123,7 @@ def write_model_folder(folder: Path, evaluation: dict[str, Any] | None, dims: tu
             "fingerprint": "9f2c41d07be35a68",
             "rows": 5183,
             "queries": 1109,
+            "splits": {"train": {"queries": 809, "unknown": 0}, "test": {"queries": 300, "unknown": 1}},
         },
         "versions": {"smec": "0.1.0", "torch": "2.13.0", "python": "3.11.9"},
         "created": "2026-03-02T10:15:00+00:00",
@@ -200,6 +201,7 @@ def test_page_holds_every_part(tmp_path: Path) -> None:
     assert set(page.figures) <= page.ids
     for figure in page.figures.values():
         go.Figure(figure)  # raises on anything plotly does not know
+    assert "train (queries 809, unknown 0), test (queries 300, unknown 1)" in page.text
 
 
 def test_page_loads_nothing_from_outside(tmp_path: Path) -> None:
@@ -264,6 +266,18 @@ def test_kept_state_is_marked_where_the_stage_stopped(tmp_path: Path) -> None:
     mark = traces(page, "dev-96")["kept"]
     assert mark == {stage["epochs"]: pytest.approx(stage["dev_score"], abs=1e-5)}
     assert mark.items() <= traces(page, "dev-96")["free matrix, chosen"].items()
+
+
+def test_a_stage_that_kept_its_start_has_learned_no_importance(tmp_path: Path) -> None:
+    folder = write_model_folder(tmp_path / "model", EVALUATION)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["stages"][1]["epochs"] = 0
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    _, page = report(folder)
+    dropping = [stage for stage in metrics["stages"] if stage["dim"] < stage["d_in"]]
+    shown = {f"importance-{stage['dim']}" for stage in dropping if stage["epochs"]}
+    assert len(shown) == len(dropping) - 1
+    assert {name for name in page.figures if name.startswith("importance-")} == shown
 
 
 def test_seconds_that_candidates_share_count_once(tmp_path: Path) -> None:
