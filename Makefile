@@ -19,7 +19,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help:
 	@echo "make quickstart   build a sample dataset, train, evaluate, compress it, write a report (about 5 minutes)"
 	@echo "make test         unit and Ray tests, as CI runs them"
-	@echo "make test-fast    unit tests only, under a minute"
+	@echo "make test-fast    unit tests only, about a minute"
 	@echo "make test-full    all tests, the slow ones too"
 	@echo "make check        ruff and mypy"
 	@echo "make format       let ruff rewrite the code"

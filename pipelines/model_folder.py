@@ -24,13 +24,13 @@ def check_replaceable(folder: Path) -> None:
         raise InputError(f"out: {folder} is a link to itself; name another") from error
     if Path.cwd().is_relative_to(folder):
         raise InputError(f"out: {folder} holds the working directory; name another")
+    if os.path.ismount(folder):
+        raise InputError(f"out: {folder} is a mount point, which nothing can replace; name a folder in it")
     # pathlib's own tests raise where a folder may not be looked into
     beside = next(place for place in folder.parents if os.path.exists(place))
     if not beside.is_dir() or not os.access(beside, os.W_OK | os.X_OK):
         why = "may not be written to" if beside.is_dir() else "is a file"
         raise InputError(f"out: {folder} cannot be made, {beside} {why}; name another")
-    if os.path.ismount(folder):
-        raise InputError(f"out: {folder} is a mount point, which nothing can replace; name a folder in it")
     if not folder.exists():
         return
     if not folder.is_dir():
