@@ -5,7 +5,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from rich.table import Table
 
-from pipelines.console import show
+from pipelines.console import say, show
+from smec_core.columns import DEFAULT_NAMES, ColumnNames
 from smec_core.dataset import Dataset
 
 
@@ -16,13 +17,15 @@ class CheckSettings(BaseModel):
 
     data: str
     """Dataset folder or URI."""
+    columns: ColumnNames = DEFAULT_NAMES
+    """What the columns are called where they have other names: --set columns.id=sku."""
     max_unknown: float = Field(0.1, ge=0, le=1)
     """Share of a split's judgements that may name ids which the data does not hold."""
 
 
 def run(settings: CheckSettings) -> dict[str, Any]:
     """Validates every row and prints a summary."""
-    dataset = Dataset.open(settings.data, settings.max_unknown)
+    dataset = Dataset.open(settings.data, settings.max_unknown, columns=settings.columns)
     for part in (dataset.corpus, dataset.queries):
         for _ in part.blocks():
             pass
@@ -37,4 +40,6 @@ def run(settings: CheckSettings) -> dict[str, Any]:
         figures = (split["queries"], split["judgements"], split["relevant"], split["unknown"])
         table.add_row(f"qrels/{name}", *map(str, figures))
     show(table)
+    if dataset.unsupervised:
+        say(dataset.unsupervised)
     return summary

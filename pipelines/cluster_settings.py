@@ -1,10 +1,11 @@
 """What jobs that train are told about the cluster."""
 
 import re
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
+from smec_core.columns import DEFAULT_NAMES, ColumnNames
 from smec_core.config import TrainConfig
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -71,17 +72,9 @@ class JobSettings(MethodSettings):
 
     data: str
     """Dataset folder or URI: corpus, queries and qrels in Parquet."""
+    columns: ColumnNames = DEFAULT_NAMES
+    """What the columns are called where they have other names: --set columns.id=sku."""
     storage: str | None = None
     """Folder or URI that all nodes reach, where runs keep their state; default: .smec-runs beside the model."""
     name: str | None = Field(None, pattern=NAME)
     """Run name; default: a hash of settings and data. A finished run of this name is returned, not trained again."""
-
-
-def _check_path(value: str) -> str:
-    if "://" in value:
-        raise ValueError("must be a path, not a URI; what all nodes must reach goes to --storage")
-    return value
-
-
-OutFolder = Annotated[str, AfterValidator(_check_path)]
-"""A folder on the machine where the job is started."""

@@ -18,11 +18,13 @@ from pipelines.file_tasks import RowProgress, actor_pool, run_file_tasks
 from pipelines.publish import Draft, PublishedFile, finished_version, manifest_of, put_in_force
 from pipelines.upgrade import check_dims, check_stored, stored_type, vectors_of_version, version_in_force
 from pipelines.vector_types import VectorType, vector_bytes
+from smec_core.columns import DEFAULT_NAMES, ColumnNames
 from smec_core.config import Dims
-from smec_core.errors import InputError, SmecError
+from smec_core.errors import InputError, SmecError, StoreError
 from smec_core.model import Model, load
 from smec_core.parquet import EmbeddingTable
-from smec_core.parquet_files import find_parquet, stamp_of
+from smec_core.parquet_files import stamp_of
+from smec_core.tables import find_table
 from smec_core.uri import open_filesystem, public_uri
 
 
@@ -36,6 +38,9 @@ class CompressSettings(BaseModel):
     input: str
     """Parquet file, or folder or URI of Parquet files, with the columns id and embedding; other columns are kept.
     With `upgrade` also a published folder, of which the version in force is taken."""
+    columns: ColumnNames = DEFAULT_NAMES
+    """What id and embedding are called in the input, where they have other names: --set columns.id=sku. In the output
+    they are id and embedding."""
     output: str
     """Published folder or URI: every run adds a version (v0001, ...) and points CURRENT at it, unless the one in force
     is the same already."""
@@ -80,6 +85,8 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
         InputError: settings, model and data do not fit together, or a row cannot be compressed; there is no version.
         SmecError: a worker failed; there is no version, and the next run goes on where this one stopped.
     """
+    # a URI that cannot be opened is told of before the work
+    open_filesystem(settings.output)
     model = load(settings.model)
     source = version_in_force(settings.input) if settings.upgrade else settings.input
     if (done := _upgraded(settings, model, source)) is not None:
@@ -87,9 +94,10 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
     source = vectors_of_version(source) if settings.upgrade else source
     # before the rows are counted: a file that is replaced meanwhile is then new to the next run
     filesystem, path = open_filesystem(source)
-    stamp = stamp_of(filesystem, find_parquet(filesystem, path))
+    stamp = stamp_of(filesystem, find_table(filesystem, path.rstrip("/")))
     quarantine = settings.on_bad_row == "quarantine"
-    table = EmbeddingTable.open(source, model.input_dim if quarantine and not settings.upgrade else None)
+    known_dim = model.input_dim if quarantine and not settings.upgrade else None
+    table = EmbeddingTable.open(source, known_dim, settings.columns)
     if settings.upgrade:
         check_stored(model, settings.model, table)
         dims = check_dims(model, table, settings.dim)
@@ -160,6 +168,8 @@ def _finished(output: str, plan: dict[str, Any], allowed: int) -> dict[str, Any]
     """Figures of a version that the same plan has made."""
     try:
         found = finished_version(output, plan)
+    except StoreError:
+        raise
     except (InputError, OSError):
         # what the draft will say better
         return None
@@ -245,6 +255,8 @@ def _plan(
         "on_bad_row": settings.on_bad_row,
         "rows_per_file": settings.rows_per_file,
     }
+    if settings.columns != DEFAULT_NAMES:
+        plan["columns"] = settings.columns.model_dump()
     if settings.dtype in ("int8", "binary"):
         plan["int8_scales"] = {str(dim): model.int8_scale(dim) for dim in dims}
     if settings.upgrade and model.base is not None:

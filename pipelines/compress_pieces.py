@@ -136,7 +136,7 @@ class CompressPiece:
 
     def _write(self, piece: Piece) -> Iterator[dict[str, Any]]:
         job = self.job
-        schema = pq.read_schema(self._part(piece).path, filesystem=job.table.filesystem)
+        schema = job.table.schema_of(self._part(piece))
         path = self._part(piece).path
         if job.dtype == "binary" and RESCORE in schema.names:
             raise InputError(f"{path}: column {RESCORE}: binary vectors need this name; rename it")

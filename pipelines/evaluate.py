@@ -10,6 +10,7 @@ from rich.table import Table
 from pipelines.console import show
 from pipelines.indexes.store import StoreName
 from pipelines.vector_types import VectorType
+from smec_core.columns import DEFAULT_NAMES, ColumnNames
 from smec_core.dataset import HELD_OUT, Dataset
 from smec_core.errors import InputError
 from smec_core.evaluation import Parts, default_split, evaluate, in_one_part
@@ -40,6 +41,8 @@ class EvaluateSettings(BaseModel):
 
     data: str
     """Dataset folder or URI."""
+    columns: ColumnNames = DEFAULT_NAMES
+    """What the columns are called where they have other names: --set columns.id=sku."""
     model: str
     """Model folder."""
     split: Literal["train", "dev", "test", "held_out"] | None = None
@@ -81,7 +84,7 @@ def run(settings: EvaluateSettings) -> dict[str, Any]:
     """Evaluates a model, or whole searches with it, prints the table and returns the figures."""
     model = load(settings.model)
     exclude_self = settings.exclude_self or bool(model.config.get("train", {}).get("exclude_self"))
-    dataset = Dataset.open(settings.data, settings.max_unknown, exclude_self)
+    dataset = Dataset.open(settings.data, settings.max_unknown, exclude_self, settings.columns)
     if settings.split == HELD_OUT:
         dataset = _with_held_out(dataset, model, settings.model)
     split = settings.split or default_split(dataset)

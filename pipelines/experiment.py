@@ -16,9 +16,11 @@ from pipelines.experiment_insights import gradient_page, ware_page
 from pipelines.experiment_methods import FAISS_PCA, ablation, compared, queue_sizes
 from pipelines.experiment_page import Page, describe, file_name, rich_table, write_page
 from pipelines.experiment_tables import MEAN, Results, ablation_page, compare_page, queue_page
+from pipelines.model_folder import LocalPath
 from pipelines.scoring import Kept, as_finished, train_and_score
 from pipelines.source import Source, read_once
 from smec_core import __version__
+from smec_core.columns import DEFAULT_NAMES, ColumnNames
 from smec_core.config import TrainConfig
 from smec_core.dataset import Dataset
 from smec_core.errors import InputError
@@ -46,7 +48,9 @@ class ExperimentSettings(TrainConfig):
     """Which experiment."""
     data: tuple[str, ...] = Field(min_length=1)
     """Dataset folders or URIs; several give the mean over them, too."""
-    out: str
+    columns: ColumnNames = DEFAULT_NAMES
+    """What the columns are called where they have other names: --set columns.id=sku."""
+    out: LocalPath
     """Folder of the results; a rerun takes from it the trainings that are finished."""
     seeds: int = Field(3, ge=1)
     """How many seeds, from `seed` on."""
@@ -188,12 +192,11 @@ def _name(uri: str) -> str:
 
 
 def _open(uri: str, settings: ExperimentSettings) -> Dataset:
-    dataset = Dataset.open(uri, exclude_self=settings.exclude_self)
+    dataset = Dataset.open(uri, exclude_self=settings.exclude_self, columns=settings.columns)
     for split in ("train", "test"):
         if split not in dataset.splits:
             raise InputError(
-                f"{public_uri(uri)}: there is no qrels/{split}.parquet; methods learn from train, and are "
-                "scored on test"
+                f"{public_uri(uri)}: there is no qrels/{split}; methods learn from train, and are scored on test"
             )
     if settings.direction == "corpus-to-queries":
         dataset = dataset.reversed()
@@ -207,7 +210,9 @@ def _command(settings: ExperimentSettings) -> str:
     words = ["smec", "experiment", settings.experiment, "--data", ",".join(map(_name, settings.data))]
     words += ["--dims", ",".join(map(str, settings.dims)), "--seeds", str(settings.seeds), "--out", "OUT"]
     shown = {"experiment", "data", "dims", "seeds", "out"}
-    for key, value in settings.model_dump(mode="json", exclude=shown, exclude_defaults=True).items():
+    values = settings.model_dump(mode="json", exclude=shown, exclude_defaults=True)
+    values |= {f"columns.{key}": name for key, name in values.pop("columns", {}).items()}
+    for key, value in values.items():
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         words += ["--set", f"{key}={text}"]
     return shlex.join(words)

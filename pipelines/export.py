@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.console import say, warn
 from pipelines.export_files import MADE_BY, check_replaceable, place
+from pipelines.model_folder import LocalPath
 from smec_core.errors import InputError, SmecError
 from smec_core.model import Model, load
 
@@ -39,7 +40,7 @@ class ExportSettings(BaseModel):
     """Model folder, as `smec train` writes it."""
     to: Literal["onnx", "faiss", "sentence-transformers", "numpy"]
     """Format to write."""
-    out: str
+    out: LocalPath
     """Path to write: a file for onnx and faiss, else a folder; an earlier export of the same format is replaced."""
     dim: int | None = Field(None, ge=1)
     """Dims of the vectors that the export gives; default: all, and users cut them."""

@@ -15,16 +15,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines.console import say
+from pipelines.console import say, warn
 from pipelines.file_tasks import RowProgress, actor_pool, run_file_tasks
 from pipelines.ingest_draft import JOB, DatasetDraft, digest_of
 from pipelines.ingest_encoder import Encoder
 from pipelines.ingest_rows import Place
-from pipelines.ingest_text import Scan, Shard, Texts, find_texts, qrels_fingerprint, read_qrels, scan
+from pipelines.ingest_text import Scan, Shard, Texts, find_texts, qrels_fingerprint, read_judgements, scan
 from pipelines.ingest_worker import EncodeShard
 from pipelines.lease import Lease
 from pipelines.publish import PublishedFile, describe_file, new_file
 from smec_core.errors import InputError, SmecError, one_line
+from smec_core.qrels import QrelsFile, as_table
+from smec_core.tables import check_names
 from smec_core.uri import open_filesystem, public_uri
 
 
@@ -73,15 +75,21 @@ class Source(NamedTuple):
         filesystem, path = open_filesystem(uri)
         place = Place(filesystem, path.rstrip("/"))
         try:
+            check_names(filesystem, place.path)
             texts = {kind: find_texts(place, kind) for kind in ("corpus", "queries")}
-            qrels = read_qrels(place)
+            judgements = read_judgements(place)
+            qrels = {split: as_table(files) for split, files in judgements.items()}
             judged = frozenset(name for table in qrels.values() for name in table["query_id"].to_pylist())
             scans = {
                 kind: scan(found, kind, rows_per_file, judged if kind == "queries" else None)
                 for kind, found in texts.items()
             }
+        except InputError:
+            raise
         except OSError as error:
             raise InputError(f"{public_uri(uri)}: cannot be read ({one_line(error)})") from error
+        for split, files in judgements.items():
+            _warn_of_unknown(split, files, scans)
         return cls(texts, scans, qrels, judged)
 
     @property
@@ -101,6 +109,25 @@ class Source(NamedTuple):
             f"qrels/{split}": {"rows": len(table), "sha256": qrels_fingerprint(table)}
             for split, table in self.qrels.items()
         }
+
+
+def _warn_of_unknown(split: str, files: list[QrelsFile], scans: dict[str, Scan]) -> None:
+    """Says how many judgements name ids that no text has."""
+    unknown = [
+        (file, row, column, name)
+        for file in files
+        for column, kind in (("query_id", "queries"), ("doc_id", "corpus"))
+        for row, name in enumerate(getattr(file, column).to_pylist())
+        if name not in scans[kind].ids
+    ]
+    if unknown:
+        file, row, column, name = unknown[0]
+        count, total = len({(file.path, row) for file, row, *_ in unknown}), sum(len(file.score_J) for file in files)
+        warn(
+            f"{count:,} of {total:,} judgements of {split} name ids that the text does not hold, first "
+            f"{file.locate(row)}, column {column}: {name!r}; they will be left out, and refused where they are more "
+            "than a tenth"
+        )
 
 
 def run(settings: IngestSettings) -> dict[str, Any]:

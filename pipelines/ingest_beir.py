@@ -1,18 +1,15 @@
-"""Text and judgements in BEIR's own format.
+"""Text in BEIR's own format.
 
 KIND.jsonl              {"_id": "...", "title": "...", "text": "..."}, one a line; queries need no title
-qrels/SPLIT.tsv         query-id, corpus-id, score, with or without a header
 """
 
 import io
 import json
 from collections.abc import Iterator
-from typing import Any
 
-import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pipelines.ingest_rows import MAX_SCORE, QRELS_SCHEMA, START, Position, Text
+from pipelines.ingest_rows import START, Position, Text
 from pipelines.publish import first_line
 from smec_core.errors import InputError
 
@@ -59,28 +56,6 @@ class JsonLines:
         if not isinstance(text, str) or not isinstance(title, str | None):
             raise InputError(f"{where}: text must be a string, and title, where there is one, too")
         return Text.checked(position, where, key, title, text)
-
-
-def read_tsv(filesystem: pafs.FileSystem, path: str) -> pa.Table:
-    """Judgements of one file.
-
-    Raises:
-        InputError: a malformed line.
-    """
-    rows: list[dict[str, Any]] = []
-    for line, raw in enumerate(_lines(filesystem, path), start=1):
-        try:
-            query, document, score = raw.decode().strip("\r\n").split("\t")
-            if line == 1 and score == "score":
-                continue
-            if abs(int(score)) > MAX_SCORE:
-                raise ValueError(score)
-            rows.append({"query_id": query, "doc_id": document, "score": int(score)})
-        except ValueError:
-            raise InputError(
-                f"{path}: line {line}: needs query-id, corpus-id and a whole score, separated by tabs"
-            ) from None
-    return pa.Table.from_pylist(rows, QRELS_SCHEMA)
 
 
 def _lines(filesystem: pafs.FileSystem, path: str, offset: int = 0) -> Iterator[bytes]:

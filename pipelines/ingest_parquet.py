@@ -1,26 +1,19 @@
-"""Text and judgements in Parquet, as datasets on the Hugging Face hub have them.
-
-    corpus, queries     _id or id, text, and title where there is one
-    judgements          query-id, corpus-id, score, or query_id, doc_id, score
-
-Ids are strings; whole numbers, which CSV readers make of them, are taken as written. Shapes: P judgements.
-"""
+"""Text in Parquet, as datasets on the Hugging Face hub have it: _id or id, text, and title where there is one."""
 
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from pipelines.ingest_rows import MAX_SCORE, QRELS_SCHEMA, START, Position, Text
+from pipelines.ingest_rows import START, Position, Text
+from smec_core.columns import Wanted, judge_schema, strings_of
 from smec_core.errors import InputError, one_line
 
 READ_ROWS = 1024
-ID, TITLE, TEXT = ("_id", "id"), ("title",), ("text",)
-QUERY, DOCUMENT, SCORE = ("query-id", "query_id"), ("corpus-id", "doc_id"), ("score",)
+COLUMNS = {"_id": Wanted(("_id", "id"), "id"), "text": Wanted(("text",), "text")}
+TITLE = {"title": Wanted(("title",), "text")}
 
 
 class ParquetTexts:
@@ -54,8 +47,8 @@ class ParquetTexts:
         try:
             with pq.ParquetFile(path, filesystem=self.filesystem, pre_buffer=False) as parquet:
                 schema = parquet.schema_arrow
-                names = [_find(path, schema, ID), _find(path, schema, TEXT)]
-                names += [name for name in TITLE if name in schema.names]
+                wanted = COLUMNS | (TITLE if "title" in schema.names else {})
+                names = list(judge_schema(path, schema, wanted).values())
                 for group in range(parquet.num_row_groups):
                     rows = parquet.metadata.row_group(group).num_rows
                     if row + rows > first:
@@ -64,77 +57,19 @@ class ParquetTexts:
                             row += len(batch)
                     else:
                         row += rows
+        except InputError:
+            raise
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path}: rows from {row} on cannot be read ({one_line(error)})") from error
 
     def _texts(self, batch: pa.RecordBatch, names: list[str], file: int, row: int, skipped: int) -> Iterator[Text]:
         path = self.paths[file]
-        keys = _strings(batch[names[0]], path, names[0], row, numbers=True).to_pylist()
-        texts = _strings(batch[names[1]], path, names[1], row).to_pylist()
+        keys, texts = (strings_of(batch[name], path, name, row).to_pylist() for name in names[:2])
         titles = [None] * len(batch)
         if len(names) > 2:
-            titles = _strings(batch[names[2]], path, names[2], row, nulls=True).to_pylist()
+            titles = strings_of(batch[names[2]], path, names[2], row, nulls=True).to_pylist()
         for index in range(skipped, len(batch)):
             position = Position(file, row + index, row + index)
             if not keys[index]:
                 raise InputError(f"{self.locate(position)}, column {names[0]}: is empty; every row needs an id")
             yield Text.checked(position, self.locate(position), keys[index], titles[index], texts[index])
-
-
-def read_parquet(filesystem: pafs.FileSystem, path: str) -> pa.Table:
-    """Judgements of one file.
-
-    Raises:
-        InputError: an unreadable file, a missing or wrongly typed column, a null, or a score that is no whole number.
-    """
-    try:
-        with pq.ParquetFile(path, filesystem=filesystem) as parquet:
-            schema = parquet.schema_arrow
-            query, document, score = (_find(path, schema, names) for names in (QUERY, DOCUMENT, SCORE))
-            table = parquet.read(columns=[query, document, score])
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
-    columns = [_strings(table[name], path, name, numbers=True) for name in (query, document)]
-    return pa.table([*columns, _scores(table[score], path, score)], schema=QRELS_SCHEMA)
-
-
-def _find(path: str, schema: pa.Schema, names: Sequence[str]) -> str:
-    """The first of some names that is a column."""
-    for name in names:
-        if name in schema.names:
-            return name
-    raise InputError(
-        f"{path}: column {' or '.join(names)} is missing; it holds {', '.join(schema.names) or 'no columns'}"
-    )
-
-
-def _strings(
-    column: pa.Array | pa.ChunkedArray, path: str, name: str, row: int = 0, numbers: bool = False, nulls: bool = False
-) -> pa.Array | pa.ChunkedArray:
-    """A column as strings; `row` is the file's row of its first."""
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    fits = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    # a column of nothing but nulls has no type
-    if not (fits or (numbers and pa.types.is_integer(kind)) or (nulls and pa.types.is_null(kind))):
-        raise InputError(f"{path}: column {name} is {column.type}; it must be string")
-    if column.null_count and not nulls:
-        raise InputError(f"{path}: row {row + _first(pc.is_null(column))}, column {name}: is null")
-    return pc.cast(column, pa.string())
-
-
-def _scores(column: pa.ChunkedArray, path: str, name: str) -> pa.ChunkedArray:
-    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        raise InputError(f"{path}: column {name} is {column.type}; it must be a number")
-    if column.null_count:
-        raise InputError(f"{path}: row {_first(pc.is_null(column))}, column {name}: is null")
-    scores_P = pc.cast(column, pa.float64(), safe=False).to_numpy()
-    # the comparisons are false for NaN, too
-    bad_P = ~((scores_P == np.floor(scores_P)) & (np.abs(scores_P) <= MAX_SCORE))
-    if bad_P.any():
-        row = int(bad_P.argmax())
-        raise InputError(f"{path}: row {row}, column {name}: {column[row]} is no whole score")
-    return pc.cast(column, pa.int32())
-
-
-def _first(flags: pa.Array | pa.ChunkedArray) -> int:
-    return int(pc.index(flags, True).as_py())

@@ -2,13 +2,9 @@
 
 from typing import NamedTuple
 
-import pyarrow as pa
 import pyarrow.fs as pafs
 
 from smec_core.errors import InputError
-
-QRELS_SCHEMA = pa.schema([("query_id", pa.string()), ("doc_id", pa.string()), ("score", pa.int32())])
-MAX_SCORE = 2**31 - 1
 
 
 class Place(NamedTuple):
@@ -20,19 +16,6 @@ class Place(NamedTuple):
     def join(self, name: str) -> str:
         """Path of something in the folder."""
         return f"{self.path}/{name}"
-
-    def has_file(self, name: str) -> bool:
-        """Whether a file is there."""
-        return bool(self.filesystem.get_file_info(self.join(name)).type == pafs.FileType.File)
-
-    def parquet_files(self, folder: str) -> list[str]:
-        """Paths of the Parquet files in a folder of this one, sorted; none where there is no such folder."""
-        # asked first: a selector refuses what is no folder
-        if self.filesystem.get_file_info(self.join(folder)).type != pafs.FileType.Directory:
-            return []
-        infos = self.filesystem.get_file_info(pafs.FileSelector(self.join(folder)))
-        files = [info for info in infos if info.type == pafs.FileType.File and info.extension == "parquet"]
-        return sorted(info.path for info in files if not info.base_name.startswith((".", "_")))
 
 
 class Position(NamedTuple):

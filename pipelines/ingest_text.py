@@ -1,27 +1,21 @@
 """Text to embed: what a source folder holds, in BEIR's own format or in Parquet, and its shards.
 
-    corpus and queries      KIND.jsonl, KIND.parquet, KIND/*.parquet or data/KIND-*.parquet
-    judgements              qrels/SPLIT.tsv, qrels/SPLIT.parquet or qrels/SPLIT-*.parquet; validation is dev
-
-Which of these each has is found from what lies there. A fingerprint is of ids and text in their order, so that it does
-not depend on format and files.
+smec_core/tables.py finds where corpus, queries and judgements lie. A fingerprint is of ids and text in their order, so
+that it does not depend on format and files.
 """
 
 import hashlib
-import posixpath
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import pyarrow as pa
 
-from pipelines.ingest_beir import JsonLines, read_tsv
-from pipelines.ingest_parquet import ParquetTexts, read_parquet
+from pipelines.ingest_beir import JsonLines
+from pipelines.ingest_parquet import ParquetTexts
 from pipelines.ingest_rows import START, Place, Position, Text
+from smec_core import tables
 from smec_core.errors import InputError
-
-SPLITS = ("train", "dev", "test")
-# the Hugging Face hub calls dev so
-ALIASES = {"dev": ("dev", "validation")}
+from smec_core.qrels import QrelsFile, read_qrels
 
 
 class Texts(Protocol):
@@ -66,11 +60,12 @@ class Shard(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """What the first reading found; `sha256` is of all ids and texts that are encoded."""
+    """What the first reading found; `sha256` is of all ids and texts that are encoded, `ids` are those of all texts."""
 
     shards: list[Shard]
     rows: int
     sha256: str
+    ids: set[str]
 
 
 def find_texts(source: Place, kind: str) -> Texts:
@@ -79,22 +74,10 @@ def find_texts(source: Place, kind: str) -> Texts:
     Raises:
         InputError: nothing there, or more than one of the ways in which they can lie there.
     """
-    in_data = [path for path in source.parquet_files("data") if posixpath.basename(path).startswith(f"{kind}-")]
-    found = {
-        f"{kind}.jsonl": [source.join(f"{kind}.jsonl")] if source.has_file(f"{kind}.jsonl") else [],
-        f"{kind}.parquet": [source.join(f"{kind}.parquet")] if source.has_file(f"{kind}.parquet") else [],
-        f"{kind}/*.parquet": source.parquet_files(kind),
-        f"data/{kind}-*.parquet": in_data,
-    }
-    present = [pattern for pattern, paths in found.items() if paths]
-    if not present:
-        raise InputError(f"{source.path}: no {kind} there; expected {' or '.join(found)}")
-    if len(present) > 1:
-        raise InputError(f"{source.path}: holds {' and '.join(present)}; leave one of them there, to be the {kind}")
-    [pattern] = present
-    if pattern.endswith(".jsonl"):
-        return JsonLines(source.filesystem, found[pattern][0])
-    return ParquetTexts(source.filesystem, found[pattern])
+    table = tables.find_texts(source.filesystem, source.path, kind)
+    if table.form.endswith(".jsonl"):
+        return JsonLines(source.filesystem, table.paths[0])
+    return ParquetTexts(source.filesystem, table.paths)
 
 
 def scan(texts: Texts, kind: str, rows_per_file: int, judged: frozenset[str] | None = None) -> Scan:
@@ -124,7 +107,7 @@ def scan(texts: Texts, kind: str, rows_per_file: int, judged: frozenset[str] | N
     if not rows:
         raise InputError(f"{texts.path}: {'no rows' if judged is None else 'none of its queries occurs in qrels'}")
     shards.append(Shard(kind, len(shards), *begin, rows - len(shards) * rows_per_file, part.hexdigest()))
-    return Scan(shards, rows, whole.hexdigest())
+    return Scan(shards, rows, whole.hexdigest(), seen)
 
 
 def fingerprint(texts: list[Text]) -> str:
@@ -141,33 +124,17 @@ def _bytes(text: Text) -> bytes:
     return b"%d %d " % (len(key), len(content)) + key + content
 
 
-def read_qrels(source: Place) -> dict[str, pa.Table]:
-    """Judgements of every split that is there: query_id, doc_id, score.
+def read_judgements(source: Place) -> dict[str, list[QrelsFile]]:
+    """Judgements of every split that is there.
 
     Raises:
-        InputError: no split at all, a split in two ways or without judgements, or a malformed row.
+        InputError: no split at all, a split in two forms or without judgements, a file that fits none, or a malformed
+            row.
     """
-    tables = {}
-    files = source.parquet_files("qrels")
-    for split in SPLITS:
-        found: dict[str, list[str]] = {}
-        for name in ALIASES.get(split, (split,)):
-            whole = [path for path in files if posixpath.basename(path) == f"{name}.parquet"]
-            parts = [path for path in files if posixpath.basename(path).startswith(f"{name}-")]
-            tsv = [source.join(f"qrels/{name}.tsv")] if source.has_file(f"qrels/{name}.tsv") else []
-            found |= {f"{name}.tsv": tsv, f"{name}.parquet": whole, f"{name}-*.parquet": parts}
-        present = [pattern for pattern, paths in found.items() if paths]
-        if len(present) > 1:
-            raise InputError(f"{source.path}/qrels: holds {' and '.join(present)}; leave one of them there")
-        if present:
-            paths = found[present[0]]
-            read = read_tsv if present[0].endswith(".tsv") else read_parquet
-            tables[split] = pa.concat_tables([read(source.filesystem, path) for path in paths])
-            if not len(tables[split]):
-                raise InputError(f"{paths[0]}: no judgements; add some or remove the file")
-    if not tables:
+    found = tables.find_qrels(source.filesystem, source.path)
+    if not found:
         raise InputError(f"{source.path}/qrels: no train, dev or test there, as .tsv or .parquet")
-    return tables
+    return {split: read_qrels(source.filesystem, table) for split, table in found.items()}
 
 
 def qrels_fingerprint(table: pa.Table) -> str:

@@ -5,10 +5,24 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from smec_core.errors import InputError
+from smec_core.uri import HALF_A_URI
 
 MODEL_FILES = {"adapter.safetensors", "config.json", "metrics.json", "history.jsonl", "README.md"}
+
+
+def _check_path(value: str) -> str:
+    if "://" in value or HALF_A_URI.match(value):
+        raise ValueError("must be a path, not a URI; what all nodes must reach goes to --storage")
+    return value
+
+
+LocalPath = Annotated[str, AfterValidator(_check_path)]
+"""A file or folder on the machine where the job is started."""
 
 
 def check_replaceable(folder: Path) -> None:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipelines import report_figures as figures
 from pipelines.console import say
+from pipelines.model_folder import LocalPath
 from pipelines.report_files import ConfigFile, Evaluation, MetricsFile, Record, Stage, read, read_history
 from pipelines.study import SUMMARY_FILE
 from pipelines.study_report import study_page
@@ -34,7 +35,7 @@ class ReportSettings(BaseModel):
 
     folder: str
     """Model folder, as `smec train --out` wrote it, or a study's, as `smec tune --out` did."""
-    out: str
+    out: LocalPath
     """HTML file to write; one that is there is replaced."""
 
 

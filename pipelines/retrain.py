@@ -99,7 +99,8 @@ class _Cycle:
     @cached_property
     def dataset(self) -> Dataset:
         """The data as they are, opened when they are first needed."""
-        return Dataset.open(self.settings.data, exclude_self=self.settings.train.exclude_self)
+        settings = self.settings
+        return Dataset.open(settings.data, exclude_self=settings.train.exclude_self, columns=settings.columns)
 
     @cached_property
     def champion(self) -> _Champion | None:
@@ -295,6 +296,7 @@ class _Cycle:
             CompressSettings(
                 model=_model_uri(run_folder),
                 input=join_uri(settings.data, "corpus"),
+                columns=settings.columns,
                 output=publish.output,
                 dim=publish.dim,
                 dtype=publish.dtype,

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipelines.cluster_settings import NAME, MethodSettings
 from pipelines.vector_types import VectorType
+from smec_core.columns import DEFAULT_NAMES, ColumnNames
 from smec_core.config import Dims, TrainConfig
 from smec_core.gate import GateSettings
 from smec_core.uri import public_uri
@@ -58,6 +59,8 @@ class RetrainSettings(BaseModel):
     """Of the series of models: its folder in the storage, and the registered model in MLflow."""
     data: str
     """Dataset folder or URI, as it is now."""
+    columns: ColumnNames = DEFAULT_NAMES
+    """What the columns are called where they have other names: --set columns.id=sku."""
     storage: str
     """Folder or URI that all nodes reach, for champions, records and the state of trainings."""
     train: ChallengerSettings
@@ -71,7 +74,8 @@ class RetrainSettings(BaseModel):
         """What decides the outcome for given data: where it and the data are as before, there is nothing to do."""
         method = self.train.model_dump(mode="json", include={*TrainConfig.model_fields, "start"})
         publish = self.publish.model_dump(mode="json", exclude={"keep"})
-        return {"train": method, "publish": publish, "gate": self.gate.model_dump(mode="json")}
+        identity = {"train": method, "publish": publish, "gate": self.gate.model_dump(mode="json")}
+        return identity if self.columns == DEFAULT_NAMES else identity | {"columns": self.columns.model_dump()}
 
 
 class RollbackSettings(RetrainSettings):

@@ -36,7 +36,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from pipelines.console import say
-from pipelines.model_folder import put_in_place
+from pipelines.model_folder import LocalPath, put_in_place
 from smec_core.errors import InputError, SmecError
 from smec_core.parquet import write_embeddings
 
@@ -71,7 +71,7 @@ class SampleSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    out: str
+    out: LocalPath
     """Folder to write: a new or empty one, or an earlier sample, which is kept if it is the same and else replaced."""
     size: int | None = Field(None, ge=MIN_PAIRS)
     """Most pairs to take, chosen by a hash; all of them (about 20 000) by default."""

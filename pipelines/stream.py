@@ -71,7 +71,7 @@ def _rows_dataset(table: EmbeddingTable, start: int, stop: int) -> Dataset:
     ]
     dataset = ray.data.from_items(pieces, override_num_blocks=len(pieces))
     dataset.context.execution_options.preserve_order = True
-    read = partial(read_piece, filesystem=table.filesystem, dim=table.dim)
+    read = partial(read_piece, filesystem=table.filesystem, dim=table.dim, names=table.names)
     reads = min(READS_AT_ONCE, len(pieces))
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     # without a CPU of their own: all CPUs may belong to the workers, which wait for these reads

@@ -19,13 +19,13 @@ from pydantic import Field
 import smec_core
 from pipelines.checkpoints import remove_checkpoints
 from pipelines.cluster import connect, is_own
-from pipelines.cluster_settings import JobSettings, OutFolder
+from pipelines.cluster_settings import JobSettings
 from pipelines.console import adopt_loggers, context, say, show
 from pipelines.dry_run import dry_run
 from pipelines.evaluate import on_cluster, quality_table
 from pipelines.fit import fit
 from pipelines.lease import Lease
-from pipelines.model_folder import check_replaceable, replace_folder
+from pipelines.model_folder import LocalPath, check_replaceable, replace_folder
 from pipelines.run_folder import RunFolder
 from pipelines.source import Source
 from smec_core.adapter import FrozenStage
@@ -63,7 +63,7 @@ class TrainingSettings(JobSettings):
 class TrainSettings(TrainingSettings):
     """What `smec train` takes."""
 
-    out: OutFolder
+    out: LocalPath
     """Model folder to write; an earlier model there is replaced once the new one is whole."""
     dry_run: bool = False
     """Check settings and data, say how long the training will take and what it will hold (flag --dry-run), and end."""
@@ -131,7 +131,9 @@ class Training:
             InputError: bad settings or data.
         """
         self._settings, self._config = settings, settings.method()
-        dataset = opened or Dataset.open(settings.data, exclude_self=settings.exclude_self)
+        dataset = opened or Dataset.open(settings.data, exclude_self=settings.exclude_self, columns=settings.columns)
+        if dataset.unsupervised:
+            say(dataset.unsupervised)
         self.dataset = dataset.holding_out(settings.hold_out) if settings.hold_out else dataset
         self._base = None if settings.base is None else _read_base(settings.base, dataset.dim)
         self._champion = None if settings.warm_start is None else load(settings.warm_start)

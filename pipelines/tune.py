@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from pipelines.console import context
+from pipelines.console import context, say
 from pipelines.lease import Lease
 from pipelines.model_folder import check_replaceable
 from pipelines.run_folder import RunFolder
@@ -41,10 +41,12 @@ def run(settings: TuneSettings) -> dict[str, Any]:
         raise InputError(f"out: {out} is a file; name a folder")
     if settings.train_best:
         check_replaceable(out / MODEL_FOLDER)
-    dataset = Dataset.open(settings.data, exclude_self=settings.exclude_self)
+    dataset = Dataset.open(settings.data, exclude_self=settings.exclude_self, columns=settings.columns)
     if settings.confirm and "test" not in dataset.splits:
-        raise InputError(f"confirm: {public_uri(dataset.uri)} has no qrels/test.parquet to compare on")
+        raise InputError(f"confirm: {public_uri(dataset.uri)} has no qrels/test to compare on")
     labelled = dataset.train_judgements() is not None
+    if dataset.unsupervised:
+        say(dataset.unsupervised)
     # dev figures are those of the first pass
     config = settings.method().resolved(labelled).model_copy(update={"refit": False})
     space = read_space(settings.space, config)

@@ -4,7 +4,8 @@ import re
 
 from pydantic import Field, field_validator
 
-from pipelines.cluster_settings import ClusterSettings, JobSettings, OutFolder
+from pipelines.cluster_settings import ClusterSettings, JobSettings
+from pipelines.model_folder import LocalPath
 
 
 class TuneSettings(JobSettings):
@@ -12,7 +13,7 @@ class TuneSettings(JobSettings):
 
     space: str
     """Search space: a YAML file, or one of smec, full, quick."""
-    out: OutFolder
+    out: LocalPath
     """Folder for the results: best.yaml, summary.json, and the model with --refit."""
     trials: int = Field(20, ge=1)
     """Trials of the study, those of earlier starts included."""

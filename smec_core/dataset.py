@@ -12,20 +12,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
+from smec_core.columns import DEFAULT_NAMES, ColumnNames
 from smec_core.config import TrainConfig
-from smec_core.errors import InputError, one_line
+from smec_core.errors import InputError
 from smec_core.judgements import Judgements
 from smec_core.parquet import EmbeddingTable
-from smec_core.parquet_files import find_parquet, stamp_of
+from smec_core.parquet_files import stamp_of
+from smec_core.qrels import QrelsFile, read_qrels
+from smec_core.tables import TABLES, Table, check_names, find_qrels, find_table
 from smec_core.uri import join_uri, open_filesystem, public_uri
 
-SPLITS = ("train", "dev", "test")
 HELD_OUT = "held_out"
 MIN_TRAIN_QUERIES = 20
 _HASH_BYTES = 1 << 22
-_COLUMN_NAMES = {"query_id": ("query_id", "query-id"), "doc_id": ("doc_id", "corpus-id"), "score": ("score",)}
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Dataset:
         queries: query embeddings.
         splits: judgements of each split present.
         unknown_judgements: judgements left out of each split, because their query or document is not in the data.
+        qrels: files of each split.
     """
 
     uri: str
@@ -45,39 +46,43 @@ class Dataset:
     queries: EmbeddingTable
     splits: dict[str, Judgements]
     unknown_judgements: dict[str, int]
+    qrels: dict[str, Table]
 
     @classmethod
-    def open(cls, uri: str, max_unknown: float = 0.1, exclude_self: bool = False) -> "Dataset":
+    def open(
+        cls,
+        uri: str,
+        max_unknown: float = 0.1,
+        exclude_self: bool = False,
+        columns: ColumnNames = DEFAULT_NAMES,
+    ) -> "Dataset":
         """Opens a dataset: footers, ids and judgements are read, vectors are not.
 
         Args:
             uri: folder or URI with corpus, queries and qrels.
             max_unknown: share of a split's judgements that may name ids which the data does not hold.
             exclude_self: the document that has a query's own id is the query itself; see `Judgements.own_doc_of`.
+            columns: what the columns are called.
 
         Raises:
             InputError: anything that breaks the data contract, with file, row and column.
         """
         filesystem, root = open_filesystem(uri.rstrip("/"))
-        # on an object store `smec ingest` writes in place, beside its plan, and the manifest last
-        paths = [f"{root}.partial/plan.json", f"{root}/manifest.json"]
-        if [info.is_file for info in filesystem.get_file_info(paths)] == [True, False]:
+        if _is_draft(filesystem, root):
             raise InputError(f"{public_uri(uri)}: is not finished; run `smec ingest` again, which goes on with it")
-        corpus, queries = EmbeddingTable.open(join_uri(uri, "corpus")), EmbeddingTable.open(join_uri(uri, "queries"))
+        check_names(filesystem, root)
+        corpus, queries = (EmbeddingTable.open(join_uri(uri, name), names=columns) for name in TABLES)
         if corpus.dim != queries.dim:
             raise InputError(f"{public_uri(uri)}: queries have {queries.dim} dims, the corpus has {corpus.dim}")
         doc_ids, query_ids = corpus.ids(), queries.ids()
         own_doc_of = None
         if exclude_self:
             own_doc_of = pc.fill_null(pc.index_in(query_ids, value_set=doc_ids), -1).to_numpy().astype(np.int64)
-        splits, unknown = {}, {}
-        for split in SPLITS:
-            if find_parquet(filesystem, f"{root}/qrels/{split}"):
-                path = f"{root}/qrels/{split}.parquet"
-                splits[split], unknown[split] = _read_qrels(
-                    filesystem, path, query_ids, doc_ids, max_unknown, own_doc_of
-                )
-        return cls(uri, corpus, queries, splits, unknown)
+        splits, unknown, qrels = {}, {}, find_qrels(filesystem, root)
+        for split, table in qrels.items():
+            files = read_qrels(filesystem, table, columns)
+            splits[split], unknown[split] = _judgements(files, query_ids, doc_ids, max_unknown, own_doc_of)
+        return cls(uri, corpus, queries, splits, unknown, qrels)
 
     @property
     def dim(self) -> int:
@@ -86,11 +91,13 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash (16 hex digits) of the bytes of every file: other data, another fingerprint."""
+        """Hash (16 hex digits) of the bytes of every file, and of what the columns are called where that was given."""
         filesystem, root = open_filesystem(self.uri.rstrip("/"))
         files = [part.path for table in (self.corpus, self.queries) for part in table.files]
-        files += [f"{root}/qrels/{split}.parquet" for split in SPLITS if split in self.splits]
+        files += [path for table in self.qrels.values() for path in table.paths]
         total = hashlib.blake2b(digest_size=8)
+        if self.corpus.names != DEFAULT_NAMES:
+            total.update(self.corpus.names.model_dump_json().encode())
         for path in files:
             total.update(path.removeprefix(root).encode() + b"\0")
             with filesystem.open_input_stream(path, buffer_size=0) as stream:
@@ -120,7 +127,7 @@ class Dataset:
             splits[name] = turned.select(~np.isin(turned.query_row_Q, seen))
             if not len(splits[name].with_positives()):
                 raise InputError(
-                    f"{public_uri(self.uri)}/qrels/{name}.parquet: in the other direction no query is left that the "
+                    f"{self.split_name(name)}: in the other direction no query is left that the "
                     "splits before it do not have"
                 )
             seen = np.union1d(seen, turned.query_row_Q)
@@ -156,6 +163,19 @@ class Dataset:
             apart.__dict__["fingerprint"] = self.fingerprint
         return apart
 
+    @property
+    def unsupervised(self) -> str | None:
+        """What to say before a training without judgements: they may lie there under another name."""
+        if "train" in self.splits:
+            return None
+        found = ", ".join(self.qrels) or "no split at all"
+        return f"{public_uri(self.uri)}: no judgements in qrels/train (found: {found}); a training is unsupervised"
+
+    def split_name(self, split: str) -> str:
+        """Where the judgements of a split lie, for messages."""
+        form = self.qrels[split].form if split in self.qrels else f"{split}.parquet"
+        return f"{public_uri(self.uri)}/qrels/{form}"
+
     def train_judgements(self) -> Judgements | None:
         """Judgements of the train queries that have a relevant document; None without train judgements.
 
@@ -167,7 +187,7 @@ class Dataset:
         train = self.splits["train"].with_positives()
         if len(train) < MIN_TRAIN_QUERIES:
             raise InputError(
-                f"{public_uri(self.uri)}/qrels/train.parquet: {len(train)} queries with a relevant document; training "
+                f"{self.split_name('train')}: {len(train)} queries with a relevant document; training "
                 f"needs at least {MIN_TRAIN_QUERIES}, or remove the file to train without judgements"
             )
         return train
@@ -233,8 +253,9 @@ class Dataset:
 def dataset_stamp(uri: str) -> str:
     """Hash (hex) of names, sizes and times of a dataset's files: where it is the same, nothing has changed."""
     filesystem, root = open_filesystem(uri.rstrip("/"))
-    parts = ["corpus", "queries", *(f"qrels/{split}" for split in SPLITS)]
-    return stamp_of(filesystem, [path for part in parts for path in find_parquet(filesystem, f"{root}/{part}")])
+    paths = [path for name in TABLES for path in find_table(filesystem, f"{root}/{name}")]
+    paths += [path for table in find_qrels(filesystem, root).values() for path in table.paths]
+    return stamp_of(filesystem, paths)
 
 
 def hash_share(name: str, what_for: bytes = b"") -> float:
@@ -242,52 +263,47 @@ def hash_share(name: str, what_for: bytes = b"") -> float:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8, person=what_for).digest()) / 2**64
 
 
-def _read_qrels(
-    filesystem: pafs.FileSystem,
-    path: str,
+def _is_draft(filesystem: pafs.FileSystem, root: str) -> bool:
+    """Whether `smec ingest` still writes a dataset: on an object store it does so in place, beside its plan."""
+    if filesystem.get_file_info(f"{root}/manifest.json").is_file:
+        return False
+    try:
+        return bool(filesystem.get_file_info(f"{root}.partial/plan.json").is_file)
+    except OSError:
+        # who may read this dataset and nothing beside it has not begun one here
+        return False
+
+
+def _judgements(
+    files: list[QrelsFile],
     query_ids: pa.ChunkedArray,
     doc_ids: pa.ChunkedArray,
     max_unknown: float,
     own_doc_of: np.ndarray | None,
 ) -> tuple[Judgements, int]:
-    try:
-        table = pq.read_table(path, filesystem=filesystem)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
-    columns = {name: _qrels_column(path, table, name) for name in _COLUMN_NAMES}
-    if not len(table):
-        raise InputError(f"{path}: the split is empty; add judgements or remove the file")
-    query_row = pc.index_in(columns["query_id"], value_set=query_ids)
-    doc_row = pc.index_in(columns["doc_id"], value_set=doc_ids)
-    known = pc.and_(pc.is_valid(query_row), pc.is_valid(doc_row))
-    unknown = len(table) - pc.sum(known).as_py()
-    if unknown > max_unknown * len(table):
-        row = pc.index(known, False).as_py()
-        missing = "query_id" if not query_row[row].is_valid else "doc_id"
+    """The judgements of a split by rows, and how many were left out since their ids are not in the data."""
+    query_row = [pc.index_in(file.query_id, value_set=query_ids) for file in files]
+    doc_row = [pc.index_in(file.doc_id, value_set=doc_ids) for file in files]
+    known = [
+        pc.and_(pc.is_valid(query), pc.is_valid(doc)).to_numpy() for query, doc in zip(query_row, doc_row, strict=True)
+    ]
+    total = sum(len(known_J) for known_J in known)
+    unknown = total - sum(int(known_J.sum()) for known_J in known)
+    if unknown > max_unknown * total:
+        number = next(number for number, known_J in enumerate(known) if not known_J.all())
+        file, row = files[number], int(known[number].argmin())
+        column = "doc_id" if query_row[number][row].is_valid else "query_id"
         raise InputError(
-            f"{path}: {unknown} of {len(table)} judgements name ids that the data does not hold, "
-            f"first row {row}, column {missing}: {columns[missing][row].as_py()!r}"
+            f"{file.path}: {unknown} of {total} judgements name ids that the data does not hold, "
+            f"first {file.locate(row).removeprefix(f'{file.path}: ')}, column {column}: "
+            f"{getattr(file, column)[row].as_py()!r}"
         )
-    score = pc.cast(columns["score"], pa.float32()).filter(known).to_numpy()
-    query, doc = query_row.filter(known).to_numpy(), doc_row.filter(known).to_numpy()
-    judged = Judgements.from_pairs(query, doc, score, own_doc_of)
+    query_row_J, doc_row_J = (
+        np.concatenate([pc.fill_null(rows, -1).to_numpy()[keep] for rows, keep in zip(found, known, strict=True)])
+        for found in (query_row, doc_row)
+    )
+    score_J = np.concatenate([file.score_J[keep] for file, keep in zip(files, known, strict=True)])
+    judged = Judgements.from_pairs(query_row_J, doc_row_J, score_J.astype(np.float32), own_doc_of)
     if not len(judged.with_positives()):
-        raise InputError(f"{path}: no judgement has a score above 0; the split is empty")
+        raise InputError(f"{files[0].path}: no judgement has a score above 0; the split is empty")
     return judged, unknown
-
-
-def _qrels_column(path: str, table: pa.Table, name: str) -> pa.ChunkedArray:
-    found = next((alias for alias in _COLUMN_NAMES[name] if alias in table.column_names), None)
-    if found is None:
-        raise InputError(f"{path}: column {name} is missing; it holds {', '.join(table.column_names) or 'no columns'}")
-    column = table[found]
-    fits = pa.types.is_integer(column.type) if name == "score" else pa.types.is_string(column.type)
-    if pa.types.is_large_string(column.type) and name != "score":
-        column, fits = column.cast(pa.string()), True
-    if not fits:
-        kind = "an integer" if name == "score" else "string"
-        raise InputError(f"{path}: column {found} is {column.type}; it must be {kind}")
-    if column.null_count:
-        row = pc.index(pc.is_null(column), True).as_py()
-        raise InputError(f"{path}: row {row}, column {found}: is null")
-    return column

@@ -36,6 +36,17 @@ class LeaseError(SmecError):
     exit_code = 4
 
 
+class StoreError(InputError, OSError):
+    """An object store refuses: no access, no such bucket, a key that cannot be.
+
+    It is an OSError, too, for who reads or writes and has more to say of it.
+    """
+
+
+class StoreUnreachable(SmecError, OSError):
+    """An object store does not answer; a later try may succeed."""
+
+
 class GateError(SmecError):
     """A new model was refused, and the one before it stays in force."""
 

@@ -100,7 +100,7 @@ def check_fit(dataset: Dataset, model: Model, split: str | None) -> None:
         raise InputError(f"{public_uri(dataset.uri)}: {dataset.dim} dims, but the model takes {model.input_dim}")
     if split is not None and split not in dataset.splits:
         present = ", ".join(dataset.splits) or "none"
-        raise InputError(f"{public_uri(dataset.uri)}: there is no qrels/{split}.parquet; splits present: {present}")
+        raise InputError(f"{public_uri(dataset.uri)}: there is no qrels/{split}; splits present: {present}")
 
 
 def baseline_encoders(corpus: Gram) -> dict[str, Encode]:

@@ -12,15 +12,10 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from smec_core.columns import DEFAULT_NAMES, ColumnNames, judge_schema, strings_of
 from smec_core.errors import InputError, RowError, one_line
-from smec_core.parquet_files import (
-    NULL_VECTOR,
-    find_parquet,
-    open_parquet,
-    read_any_batches,
-    read_batches,
-    row_groups,
-)
+from smec_core.parquet_files import NULL_VECTOR, open_parquet, read_any_batches, read_batches, row_groups
+from smec_core.tables import find_table
 from smec_core.uri import open_filesystem, public_uri
 
 ROW_GROUP_ROWS = 65_536
@@ -37,11 +32,15 @@ class ParquetPart(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Consecutive rows of a file as they are stored, not checked; `row` is the file's row of the first."""
+    """Consecutive rows of a file as they are stored, not checked; `row` is the file's row of the first.
+
+    `rows` has the columns id and embedding, whatever `names` the file has for them.
+    """
 
     part: ParquetPart
     row: int
     rows: pa.RecordBatch
+    names: ColumnNames = DEFAULT_NAMES
 
 
 class Block(NamedTuple):
@@ -59,45 +58,47 @@ class Block(NamedTuple):
         Raises:
             RowError: null id, null, NaN or infinite values, a zero vector, or a differing dim.
         """
-        part, row, rows = batch
-        ids = pc.cast(rows["id"], pa.string())
-        if ids.null_count:
-            raise RowError(part.path, row + ids.is_null().index(True).as_py(), "id", "is null; every row needs an id")
-        vectors_ND = vectors_of(rows["embedding"], dim, part.path, row)
+        part, row, rows, names = batch
+        ids = strings_of(rows["id"], part.path, names.id, row)
+        vectors_ND = vectors_of(rows["embedding"], dim, part.path, row, names.embedding)
         return cls(part.start + row, ids, vectors_ND, pa.Table.from_batches([rows]))
 
 
 class EmbeddingTable:
     """The rows (id, embedding) of one folder of Parquet files or of one file, in (sorted file, row) order."""
 
-    def __init__(self, filesystem: pafs.FileSystem, files: list[ParquetPart], dim: int) -> None:
+    def __init__(
+        self, filesystem: pafs.FileSystem, files: list[ParquetPart], dim: int, names: ColumnNames = DEFAULT_NAMES
+    ) -> None:
         self.filesystem = filesystem
         self.files = files
         self.dim = dim
+        self.names = names
         self.rows = sum(part.rows for part in files)
 
     @classmethod
-    def open(cls, uri: str, dim: int | None = None) -> "EmbeddingTable":
+    def open(cls, uri: str, dim: int | None = None, names: ColumnNames = DEFAULT_NAMES) -> "EmbeddingTable":
         """Reads footers only, and, where no `dim` is given, the first row of each file for it.
+
+        Args:
+            uri: a file, a folder of files, or either without the ending .parquet.
+            dim: D of the vectors, where it is known.
+            names: what the columns are called.
 
         Raises:
             InputError: nothing there, unreadable, empty, or a missing or wrongly typed column.
         """
         filesystem, path = open_filesystem(uri)
-        paths = find_parquet(filesystem, path)
-        if not paths:
-            shown = public_uri(uri)
-            raise InputError(f"{shown}: no Parquet file there; expected {shown}.parquet or {shown}/*.parquet")
         parts: list[ParquetPart] = []
         dims: dict[str, int] = {}
         start = 0
-        for file in paths:
+        for file in find_table(filesystem, path.rstrip("/")):
             with open_parquet(filesystem, file) as parquet:
-                _check_schema(file, parquet.schema_arrow)
+                judge_schema(file, parquet.schema_arrow, names.of_vectors)
                 groups = range(parquet.metadata.num_row_groups)
                 rows = tuple(parquet.metadata.row_group(group).num_rows for group in groups)
                 if sum(rows) and dim is None:
-                    dims[file] = _first_dim(parquet, file)
+                    dims[file] = _first_dim(parquet, file, names.embedding)
             parts.append(ParquetPart(file, sum(rows), start, rows))
             start += sum(rows)
         if not start:
@@ -105,9 +106,31 @@ class EmbeddingTable:
         for file, other in dims.items():
             dim = dim or other
             if other != dim:
-                raise InputError(f"{file}: row 0, column embedding: {other} dims, but {next(iter(dims))} has {dim}")
+                column, first = names.embedding, next(iter(dims))
+                raise InputError(f"{file}: row 0, column {column}: {other} dims, but {first} has {dim}")
         assert dim is not None
-        return cls(filesystem, parts, dim)
+        return cls(filesystem, parts, dim, names)
+
+    def schema_of(self, part: ParquetPart) -> pa.Schema:
+        """The columns of a file, with the vectors and their ids called id and embedding.
+
+        Raises:
+            InputError: it has a column of that name beside.
+        """
+        schema = pq.read_schema(part.path, filesystem=self.filesystem)
+        schema = pa.schema([field.with_name(self._name_here(field.name)) for field in schema], schema.metadata)
+        for name in ("id", "embedding"):
+            if schema.names.count(name) > 1:
+                raise InputError(
+                    f"{part.path}: column {name}: {getattr(self.names, name)} is taken for it; rename or remove it"
+                )
+        return schema
+
+    def _name_here(self, name: str) -> str:
+        return {self.names.id: "id", self.names.embedding: "embedding"}.get(name, name)
+
+    def _name_there(self, name: str) -> str:
+        return {"id": self.names.id, "embedding": self.names.embedding}.get(name, name)
 
     def ids(self) -> pa.ChunkedArray:
         """All ids in global row order.
@@ -118,14 +141,12 @@ class EmbeddingTable:
         chunks = []
         for part in self.files:
             with open_parquet(self.filesystem, part.path) as parquet:
+                name = self.names.id
                 try:
-                    ids = pc.cast(parquet.read(columns=["id"])["id"], pa.string())
+                    ids = parquet.read(columns=[name])[name]
                 except (pa.ArrowException, OSError) as error:
-                    raise InputError(f"{part.path}: column id cannot be read ({one_line(error)})") from error
-            if ids.null_count:
-                row = ids.is_null().index(True).as_py()
-                raise InputError(f"{part.path}: row {row}, column id: is null; every row needs an id")
-            chunks.extend(ids.chunks)
+                    raise InputError(f"{part.path}: column {name} cannot be read ({one_line(error)})") from error
+            chunks.extend(strings_of(ids, part.path, name).chunks)
         ids = pa.chunked_array(chunks, pa.string())
         if pc.count_distinct(ids).as_py() < len(ids):
             self._raise_repeated_id(ids)
@@ -136,7 +157,8 @@ class EmbeddingTable:
         for row, name in enumerate(ids.to_pylist()):
             if name in first:
                 raise InputError(
-                    f"{self.locate(row)}, column id: {name!r} was seen before in {self.locate(first[name])}; remove one"
+                    f"{self.locate(row)}, column {self.names.id}: {name!r} was seen before in "
+                    f"{self.locate(first[name])}; remove one"
                 )
             first[name] = row
 
@@ -171,6 +193,7 @@ class EmbeddingTable:
         """
         stop = self.rows if stop is None else stop
         wanted = list(dict.fromkeys(["id", "embedding", *columns]))
+        stored, vector = [self._name_there(name) for name in wanted], self.names.embedding
         for part in self.files:
             if part.start + part.rows <= start or part.start >= stop:
                 continue
@@ -178,22 +201,25 @@ class EmbeddingTable:
             with open_parquet(self.filesystem, part.path) as parquet:
                 groups, row = row_groups(parquet, low, high)
                 if any_row:
-                    read = read_any_batches(parquet, self.filesystem, part.path, batch_rows, wanted, groups, row)
+                    read = read_any_batches(
+                        parquet, self.filesystem, part.path, batch_rows, stored, vector, groups, row
+                    )
                 else:
-                    read = read_batches(parquet, part.path, batch_rows, wanted, groups, row)
+                    read = read_batches(parquet, part.path, batch_rows, stored, vector, groups, row)
                 for rows in read:
                     first, last = max(low - row, 0), min(high - row, len(rows))
                     if first < last:
-                        yield Batch(part, row + first, rows.slice(first, last - first))
+                        found = rows.select(stored).rename_columns(wanted)
+                        yield Batch(part, row + first, found.slice(first, last - first), self.names)
                     row += len(rows)
 
 
-def vectors_of(column: pa.Array, dim: int, file: str, row: int) -> np.ndarray:
+def vectors_of(column: pa.Array, dim: int, file: str, row: int, name: str = "embedding") -> np.ndarray:
     """Validated float32 vectors of an embedding column, shape (N, `dim`); `row` is the file's row of the first."""
 
     def refuse(bad_N: np.ndarray, why: str) -> None:
         if bad_N.any():
-            raise RowError(file, row + int(bad_N.argmax()), "embedding", why)
+            raise RowError(file, row + int(bad_N.argmax()), name, why)
 
     refuse(column.is_null().to_numpy(zero_copy_only=False), NULL_VECTOR)
     dims_N = _row_dims(column)
@@ -234,33 +260,12 @@ def write_embeddings(
     pq.write_table(pa.table(columns), path, use_dictionary=False, row_group_size=ROW_GROUP_ROWS)
 
 
-def _first_dim(parquet: pq.ParquetFile, file: str) -> int:
-    first = next(read_batches(parquet, file, 1, ["embedding"], row_groups(parquet, 0, 1)[0]))["embedding"]
+def _first_dim(parquet: pq.ParquetFile, file: str, name: str) -> int:
+    first = next(read_batches(parquet, file, 1, [name], name, row_groups(parquet, 0, 1)[0]))[name]
     dim = int(_row_dims(first)[0])
     if not first[0].is_valid or not dim:
-        raise RowError(file, 0, "embedding", "is null or has 0 dims; every row needs a vector")
+        raise RowError(file, 0, name, "is null or has 0 dims; every row needs a vector")
     return dim
-
-
-def _check_schema(file: str, schema: pa.Schema) -> None:
-    for name in ("id", "embedding"):
-        if name not in schema.names:
-            raise InputError(f"{file}: column {name} is missing; it holds {', '.join(schema.names) or 'no columns'}")
-    if not _is_string(schema.field("id").type):
-        raise InputError(f"{file}: column id is {schema.field('id').type}; it must be string")
-    kind = schema.field("embedding").type
-    storage = kind.storage_type if isinstance(kind, pa.FixedShapeTensorType) else kind
-    is_list = pa.types.is_fixed_size_list(storage) or pa.types.is_list(storage) or pa.types.is_large_list(storage)
-    if not is_list or not pa.types.is_floating(storage.value_type):
-        raise InputError(f"{file}: column embedding is {kind}; it must be a list of float16 or float32")
-
-
-def _is_string(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or (pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type))
-    )
 
 
 def _row_dims(column: pa.Array) -> np.ndarray:

@@ -10,20 +10,10 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from smec_core.errors import InputError, RowError, SmecError, one_line
+from smec_core.errors import InputError, RowError, SmecError, StoreError, one_line
 
 READ_BUFFER_BYTES = 8 << 20
 NULL_VECTOR = "is null; every row needs a vector"
-
-
-def find_parquet(filesystem: pafs.FileSystem, path: str) -> list[str]:
-    """Parquet files of a folder (`path`) or the one file (`path` or `path`.parquet), sorted; empty for none."""
-    infos = filesystem.get_file_info([path, f"{path}.parquet"])
-    if infos[0].type == pafs.FileType.Directory:
-        found = filesystem.get_file_info(pafs.FileSelector(path))
-        files = (info for info in found if info.type == pafs.FileType.File and info.base_name.endswith(".parquet"))
-        return sorted(info.path for info in files if not info.base_name.startswith((".", "_")))
-    return [info.path for info in infos if info.type == pafs.FileType.File][:1]
 
 
 def stamp_of(filesystem: pafs.FileSystem, paths: Sequence[str]) -> str:
@@ -45,6 +35,8 @@ def open_parquet(filesystem: pafs.FileSystem, path: str, metadata: pq.FileMetaDa
         return pq.ParquetFile(
             path, filesystem=filesystem, metadata=metadata, pre_buffer=False, buffer_size=READ_BUFFER_BYTES
         )
+    except StoreError:
+        raise
     except (pa.ArrowInvalid, FileNotFoundError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
     except OSError as error:
@@ -52,9 +44,15 @@ def open_parquet(filesystem: pafs.FileSystem, path: str, metadata: pq.FileMetaDa
 
 
 def read_batches(
-    parquet: pq.ParquetFile, path: str, batch_rows: int, columns: list[str], groups: list[int], row: int = 0
+    parquet: pq.ParquetFile,
+    path: str,
+    batch_rows: int,
+    columns: list[str],
+    vector: str,
+    groups: list[int],
+    row: int = 0,
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of some row groups; `row` is the file's row of the first.
+    """Batches of some row groups; `row` is the file's row of the first, `vector` names the column of the vectors.
 
     Raises:
         RowError: a null in a column of fixed-size lists, which pyarrow cannot read.
@@ -68,8 +66,8 @@ def read_batches(
             # how pyarrow meets a null in a FixedSizeList column
             null = re.search(r"Expected all lists to be of size=\d+ but index (\d+) had size=0", str(error))
             if null:
-                column = _column_with_null(parquet, columns, groups)
-                why = NULL_VECTOR if column == "embedding" else "a null in a fixed-size list; store it as lists"
+                column = _column_with_null(parquet, columns, groups) or vector
+                why = NULL_VECTOR if column == vector else "a null in a fixed-size list; store it as lists"
                 raise RowError(path, row + int(null[1]) - 1, column, why) from error
             # a connection that broke and a damaged page look the same
             raise SmecError(
@@ -81,13 +79,13 @@ def read_batches(
         row += len(batch)
 
 
-def _column_with_null(parquet: pq.ParquetFile, columns: list[str], groups: list[int]) -> str:
+def _column_with_null(parquet: pq.ParquetFile, columns: list[str], groups: list[int]) -> str | None:
     for column in columns:
         try:
             parquet.read_row_groups(groups, columns=[column])
         except (pa.ArrowException, OSError):
             return column
-    return "embedding"
+    return None
 
 
 def read_any_batches(
@@ -96,24 +94,25 @@ def read_any_batches(
     path: str,
     batch_rows: int,
     columns: list[str],
+    vector: str,
     groups: list[int],
     row: int = 0,
 ) -> Iterator[pa.RecordBatch]:
-    """As `read_batches`, but the column embedding comes as lists of any length, with nulls where it has some."""
+    """As `read_batches`, but the vectors come as lists of any length, with nulls where there are some."""
     footer = io.BytesIO()
     parquet.metadata.write_metadata_file(footer)
     # what pyarrow reads where the note of Arrow's types is not found
     footer = io.BytesIO(footer.getvalue().replace(b"ARROW:schema", b"arrow_schema"))
-    others = [name for name in columns if name != "embedding"]
+    others = [name for name in columns if name != vector]
     with open_parquet(filesystem, path, pq.read_metadata(footer)) as plain:
         # one by one: where a column is a dictionary, batches end with their row group, and elsewhere they need not
         for group in groups:
             for rows, vectors in zip(
-                read_batches(parquet, path, batch_rows, others, [group], row),
-                read_batches(plain, path, batch_rows, ["embedding"], [group], row),
+                read_batches(parquet, path, batch_rows, others, vector, [group], row),
+                read_batches(plain, path, batch_rows, [vector], vector, [group], row),
                 strict=True,
             ):
-                yield rows.append_column("embedding", vectors["embedding"]).select(columns)
+                yield rows.append_column(vector, vectors[vector]).select(columns)
             row += parquet.metadata.row_group(group).num_rows
 
 

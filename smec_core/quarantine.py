@@ -29,4 +29,4 @@ def separate(batch: Batch, dim: int) -> Iterator[Block | BadRow]:
         # by halves: a check sees whole batches, and bad rows are few
         for start, stop in ((0, rows // 2), (rows // 2, rows)):
             piece = batch.rows.slice(start, stop - start)
-            yield from separate(Batch(batch.part, batch.row + start, piece), dim)
+            yield from separate(batch._replace(row=batch.row + start, rows=piece), dim)

@@ -1,5 +1,6 @@
 """Shared fixtures: the data folder, one Ray cluster for all tests, an S3 server and an MLflow store of their own."""
 
+import json
 import logging
 import os
 import socket
@@ -9,8 +10,11 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -34,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         used = {*getattr(item, "fixturenames", ()), *map(str, parameters)}
-        if {"s3", "postgres"} & used:
+        if {"s3", "guarded_s3", "postgres"} & used:
             item.add_marker(pytest.mark.server)
         if "ranks" in used:
             item.add_marker(pytest.mark.training)
@@ -71,15 +75,16 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture(scope="session")
-def _s3_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@contextmanager
+def _s3_server(output: Path) -> Iterator[str]:
+    """Address of an S3 server, a process of its own, which takes any credentials until it is told otherwise."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    output = tmp_path_factory.mktemp("s3") / "server.log"
     with output.open("w") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            env=os.environ | {"INITIAL_NO_AUTH_ACTION_COUNT": "inf"},
             stdout=log,
             stderr=subprocess.STDOUT,
         )
@@ -97,6 +102,53 @@ def _s3_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait()
+
+
+@pytest.fixture(scope="session")
+def _s3_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with _s3_server(tmp_path_factory.mktemp("s3") / "server.log") as address:
+        yield address
+
+
+class GuardedBucket(NamedTuple):
+    """A bucket of which a role may list and read the folder `team/data`, and nothing else."""
+
+    address: str
+    key: str
+    secret: str
+
+    def uri(self, path: str) -> str:
+        """A URI in the bucket, with the role's credentials."""
+        options = f"endpoint_override={quote(self.address, safe='')}&scheme=http&region=us-east-1"
+        return f"s3://{self.key}:{quote(self.secret, safe='')}@guarded/{path}?{options}"
+
+
+@pytest.fixture(scope="session")
+def guarded_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedBucket]:
+    """A real S3 server that asks who is there; `team/data` and `other/data` hold the same small dataset."""
+    import boto3
+
+    from tests.builders import write_dataset
+
+    data = write_dataset(tmp_path_factory.mktemp("guarded") / "data", docs=60, queries=40, dim=8, files=1)
+    with _s3_server(tmp_path_factory.mktemp("guarded_s3") / "server.log") as address:
+        place = {"endpoint_url": f"http://{address}", "region_name": "us-east-1"}
+        store, roles = boto3.client("s3", **place), boto3.client("iam", **place)
+        store.create_bucket(Bucket="guarded")
+        for file in data.rglob("*.parquet"):
+            for folder in ("team", "other"):
+                store.upload_file(str(file), "guarded", f"{folder}/data/{file.relative_to(data)}")
+        roles.create_user(UserName="reader")
+        credentials = roles.create_access_key(UserName="reader")["AccessKey"]
+        allowed = [
+            {"Effect": "Allow", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::guarded/team/data/*"},
+            {"Effect": "Allow", "Action": "s3:ListBucket", "Resource": "arn:aws:s3:::guarded"},
+        ]
+        document = json.dumps({"Version": "2012-10-17", "Statement": allowed})
+        roles.put_user_policy(UserName="reader", PolicyName="own prefix", PolicyDocument=document)
+        asks = Request(f"http://{address}/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"})
+        urlopen(asks).close()
+        yield GuardedBucket(address, credentials["AccessKeyId"], credentials["SecretAccessKey"])
 
 
 @pytest.fixture

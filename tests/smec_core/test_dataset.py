@@ -143,27 +143,27 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no column query_id": (
         lambda f: drop_column(f / "qrels" / "train.parquet", "query_id"),
-        r"train\.parquet: column query_id is missing; it holds doc_id, score",
+        r"train\.parquet: column query_id or query-id is missing; it holds doc_id, score",
     ),
     "no column doc_id": (
         lambda f: drop_column(f / "qrels" / "train.parquet", "doc_id"),
-        r"train\.parquet: column doc_id is missing",
+        r"train\.parquet: column doc_id or corpus-id is missing",
     ),
     "no column score": (
         lambda f: drop_column(f / "qrels" / "test.parquet", "score"),
         r"test\.parquet: column score is missing",
     ),
-    "ids as numbers": (
-        lambda f: retype_column(f / "qrels" / "train.parquet", "doc_id", pa.array(range(QUERIES))),
-        r"train\.parquet: column doc_id is int64; it must be string",
+    "ids as fractions": (
+        lambda f: retype_column(f / "qrels" / "train.parquet", "doc_id", pa.array([0.5] * QUERIES)),
+        r"train\.parquet: column doc_id is double; it must be a string or a whole number",
     ),
     "scores as text": (
         lambda f: retype_column(f / "qrels" / "test.parquet", "score", pa.array(["1", "0", "2"])),
-        r"test\.parquet: column score is string; it must be an integer",
+        r"test\.parquet: column score is string; it must be a number",
     ),
-    "scores as fractions": (
-        lambda f: retype_column(f / "qrels" / "test.parquet", "score", pa.array([1.0, 0.5, 2.0])),
-        r"test\.parquet: column score is double; it must be an integer",
+    "a score that is no number": (
+        lambda f: retype_column(f / "qrels" / "test.parquet", "score", pa.array([1.0, float("nan"), 2.0])),
+        r"test\.parquet: row 1, column score: nan is no score",
     ),
     "a null query": (
         lambda f: retype_column(f / "qrels" / "train.parquet", "query_id", with_null(QUERIES, 5, pa.string())),

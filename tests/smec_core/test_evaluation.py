@@ -106,7 +106,7 @@ def test_parts_of_the_corpus_are_merged_exactly(stored: Dataset, split: str | No
 def test_what_does_not_fit_is_refused(stored: Dataset) -> None:
     with pytest.raises(InputError, match=r"12 dims, but the model takes 5"):
         evaluate(stored, identity([5, 2]), "test")
-    with pytest.raises(InputError, match=r"there is no qrels/dev\.parquet; splits present: train, test"):
+    with pytest.raises(InputError, match=r"there is no qrels/dev; splits present: train, test"):
         evaluate(stored, identity([DIM]), "dev")
     assert default_split(stored) == "test"
 

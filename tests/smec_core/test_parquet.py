@@ -1,7 +1,10 @@
 """Embedding tables: every way to store them, every range of rows, and every refusal with its place."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smec_core.columns import ColumnNames
 from smec_core.errors import InputError, SmecError
 from smec_core.parquet import EmbeddingTable, embedding_column, unit_rows, write_embeddings
 
@@ -85,13 +89,86 @@ def test_every_way_to_store_vectors_is_read(tmp_path: Path, stored: str) -> None
     np.testing.assert_array_equal(found_ND, x_ND)
 
 
-@pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
-def test_other_string_types_are_read_as_ids(tmp_path: Path, kind: pa.DataType) -> None:
-    ids = pa.array(["a", "b", "a2"], pa.string()).cast(kind)
-    pq.write_table(pa.table({"id": ids, "embedding": embedding_column(vectors(3))}), tmp_path / "corpus.parquet")
+@pytest.mark.parametrize(
+    ("ids", "kind"),
+    [
+        (["a", "b", "a2"], pa.large_string()),
+        (["a", "b", "a2"], pa.string_view()),
+        (["a", "b", "a2"], pa.dictionary(pa.int32(), pa.string())),
+        ([3, 1, 20], pa.int64()),
+        ([3, 1, 20], pa.uint8()),
+    ],
+    ids=str,
+)
+def test_ids_are_strings_of_any_kind_or_whole_numbers(tmp_path: Path, ids: list[Any], kind: pa.DataType) -> None:
+    stored = pa.array(ids).cast(kind)
+    pq.write_table(pa.table({"id": stored, "embedding": embedding_column(vectors(3))}), tmp_path / "corpus.parquet")
     table = EmbeddingTable.open(str(tmp_path / "corpus"))
-    assert table.ids().to_pylist() == ["a", "b", "a2"]
-    assert next(table.blocks()).ids.to_pylist() == ["a", "b", "a2"]
+    assert table.ids().to_pylist() == [str(name) for name in ids]
+    assert next(table.blocks()).ids.to_pylist() == [str(name) for name in ids]
+
+
+@pytest.mark.parametrize("version", ["V1", "V2", "ARROW_NATIVE"])
+def test_tensors_that_ray_data_writes_are_read_where_it_is_imported_too(tmp_path: Path, version: str) -> None:
+    # in a process of its own: what is imported there stays away from the other tests
+    code = """
+import sys
+import numpy as np, pyarrow as pa, pyarrow.parquet as pq
+from ray.data import DataContext
+from ray.data._internal.tensor_extensions.arrow import ArrowTensorArray, FixedShapeTensorFormat
+from smec_core.parquet import Block, EmbeddingTable
+
+path, array, version = sys.argv[1:]
+DataContext.get_current().arrow_fixed_shape_tensor_format = FixedShapeTensorFormat[version]
+x_ND = np.load(array)
+tensors = ArrowTensorArray.from_numpy(x_ND)
+pq.write_table(pa.table({"id": [f"d{row}" for row in range(len(x_ND))], "embedding": tensors}), path)
+assert isinstance(pq.read_schema(path).field("embedding").type, pa.BaseExtensionType)
+table = EmbeddingTable.open(path)
+for any_row in (False, True):
+    found = [Block.of(batch, table.dim).vectors_ND for batch in table.batches(any_row=any_row)]
+    np.testing.assert_array_equal(np.concatenate(found), x_ND)
+"""
+    np.save(tmp_path / "x.npy", vectors(6))
+    arguments = [str(tmp_path / "corpus.parquet"), str(tmp_path / "x.npy"), version]
+    ended = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    # and where it is not
+    np.testing.assert_array_equal(read(EmbeddingTable.open(str(tmp_path / "corpus"))), vectors(6))
+
+
+def test_columns_of_other_names_are_read_and_named_in_errors(tmp_path: Path) -> None:
+    names = ColumnNames(id="sku", embedding="vector")
+    columns = {"sku": ["a", "b"], "vector": embedding_column(vectors(2)), "title": ["x", "y"]}
+    pq.write_table(pa.table(columns), tmp_path / "corpus.parquet")
+    table = EmbeddingTable.open(str(tmp_path / "corpus"), names=names)
+    [block] = table.blocks(columns=["title"])
+    assert (table.ids().to_pylist(), block.ids.to_pylist()) == (["a", "b"], ["a", "b"])
+    assert block.table.column_names == ["id", "embedding", "title"]
+    np.testing.assert_array_equal(block.vectors_ND, vectors(2))
+    assert table.schema_of(table.files[0]).names == ["id", "embedding", "title"]
+
+    columns["vector"] = pa.array([[1.0] * DIM, None], VARIABLE)
+    pq.write_table(pa.table(columns), tmp_path / "corpus.parquet")
+    with pytest.raises(InputError, match=r"corpus\.parquet: row 1, column vector: is null"):
+        read(EmbeddingTable.open(str(tmp_path / "corpus"), names=names))
+    pq.write_table(pa.table({**columns, "id": [1, 2]}), tmp_path / "corpus.parquet")
+    with pytest.raises(InputError, match=r"corpus\.parquet: column id: sku is taken for it; rename or remove it"):
+        table.schema_of(table.files[0])
+    with pytest.raises(
+        InputError, match=r"column id is missing; it holds sku, vector \(another name: --set columns\.id=NAME"
+    ):
+        pq.write_table(pa.table({"sku": ["a"], "vector": embedding_column(vectors(1))}), tmp_path / "corpus.parquet")
+        EmbeddingTable.open(str(tmp_path / "corpus"))
+
+
+@pytest.mark.parametrize("name", ["id", "embedding", "title"])
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path, name: str) -> None:
+    columns = {"id": pa.array(["a", "b"]), "embedding": embedding_column(vectors(2)), "title": pa.array(["x", "y"])}
+    table = pa.Table.from_arrays([*columns.values(), columns[name]], [*columns, name])
+    pq.write_table(table, tmp_path / "corpus.parquet")
+    with pytest.raises(InputError, match=rf"corpus\.parquet: column {name} is there twice; rename or remove one"):
+        EmbeddingTable.open(str(tmp_path / "corpus"))
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
@@ -225,12 +302,15 @@ def test_files_of_different_dims_are_refused(tmp_path: Path) -> None:
     [
         ({"id": ["a"]}, "column embedding is missing; it holds id"),
         ({"embedding": embedding_column(vectors(1))}, "column id is missing; it holds embedding"),
-        ({"id": [7], "embedding": embedding_column(vectors(1))}, "column id is int64; it must be string"),
-        ({"id": ["a"], "embedding": [1.5]}, "column embedding is double; it must be a list of float16 or float32"),
+        (
+            {"id": [7.5], "embedding": embedding_column(vectors(1))},
+            "id is double; it must be a string or a whole number",
+        ),
+        ({"id": ["a"], "embedding": [1.5]}, "embedding is double; it must be a list of float16, float32 or float64"),
         ({"id": ["a"], "embedding": ["[1, 2]"]}, "column embedding is string; it must be a list"),
         (
             {"id": ["a"], "embedding": embedding_column(np.ones((1, 4), np.int8))},
-            "it must be a list of float16 or float32",
+            "it must be a list of float16, float32 or float64",
         ),
     ],
 )

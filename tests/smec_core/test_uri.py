@@ -1,8 +1,12 @@
-"""How a URI may be shown."""
+"""What a URI means, and how it may be shown."""
 
+from pathlib import Path
+
+import pyarrow.fs as pafs
 import pytest
 
-from smec_core.uri import mask
+from smec_core.errors import InputError
+from smec_core.uri import mask, open_filesystem, public_uri
 
 
 @pytest.mark.parametrize(
@@ -20,3 +24,59 @@ from smec_core.uri import mask
 )
 def test_credentials_are_masked_and_nothing_else(text: str, masked: str) -> None:
     assert mask(text) == masked
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("s3://bucket/a/../b", r"has '\.\.' in its path; write the path out"),
+        ("s3://bucket/./a", r"has '\.' in its path; write the path out"),
+        ("s3://bucket/a//b", "has '//' in its path; write one slash"),
+        ("s3://bucket/a\nb", "has a control character in it"),
+        ("s3://bucket#x/a", "has '#' where no name stands"),
+        ("s3://bucket/a?region=x#part", "has '#' where no name stands"),
+        ("s3://bucket/a?nonsense=1", "cannot open this URI .*Unexpected query parameter"),
+        ("s3://bucket/a?scheme=ftp&region=x", "cannot open this URI .*Invalid S3 connection scheme"),
+        ("s3:///a", "cannot open this URI .*Missing bucket name"),
+        ("s3a://bucket/a", "cannot open this URI .*Unrecognized filesystem type"),
+        ("https://host/a", "cannot open this URI .*Unrecognized filesystem type"),
+        ("hdfs://host/a", "cannot open this URI"),
+        ("file://host/a", "cannot open this URI"),
+        ("file:///a?b", "end the path of a file:// URI"),
+        ("file:///a#b", "end the path of a file:// URI"),
+        ("://a", "cannot open this URI"),
+        ("s3:/bucket/a", r"is half a URI; write s3://\.\.\., or \./s3:/bucket/a for a local path"),
+        ("file:/a", "is half a URI; write file://"),
+    ],
+)
+def test_a_uri_that_could_mean_something_else_is_refused(uri: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as refused:
+        open_filesystem(uri)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_refusal_shows_no_credentials() -> None:
+    with pytest.raises(InputError) as refused:
+        open_filesystem("s3://me:hunter2@bucket/a?nonsense=hunter2")
+    assert "hunter2" not in str(refused.value)
+
+
+def test_files_are_found_by_path_and_by_uri(tmp_path: Path) -> None:
+    folder = tmp_path / "a b#c%20d"
+    folder.mkdir()
+    for uri in (str(folder), folder.as_uri()):
+        filesystem, path = open_filesystem(uri)
+        assert isinstance(filesystem, pafs.LocalFileSystem)
+        assert path == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("s3://me:secret@bucket/a#b?region=x", "s3://bucket/a#b"),
+        ("abfs://container@account.dfs.core.windows.net/a", "abfs://container@account.dfs.core.windows.net/a"),
+        ("abfs://c:secret@account.dfs.core.windows.net/a", "abfs://account.dfs.core.windows.net/a"),
+    ],
+)
+def test_a_uri_is_shown_without_credentials_and_options(uri: str, shown: str) -> None:
+    assert public_uri(uri) == shown

@@ -1,0 +1,225 @@
+"""Where the tables of a folder lie: one resolver for corpus, queries and every split, of vectors and of text.
+
+    corpus/*.parquet or corpus.parquet (a file, or a folder of files); queries likewise
+    qrels/train.parquet, qrels/train/*.parquet, qrels/train-00000-of-00001.parquet or qrels/train.tsv; dev (or
+    validation) and test likewise
+    text also: corpus.jsonl, data/corpus-*.parquet
+
+Whatever else there could be data is refused by name: nothing is passed over in silence. Names that begin with `.` or
+`_` are nobody's data, as in Spark and Hive.
+"""
+
+import difflib
+import os
+import posixpath
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pyarrow.fs as pafs
+
+from smec_core.errors import InputError, StoreError, StoreUnreachable, one_line
+
+TABLES = ("corpus", "queries")
+SPLITS = ("train", "dev", "test")
+QRELS = "qrels"
+_ALIASES = {"validation": "dev"}
+_SPLIT = "|".join((*SPLITS, *_ALIASES))
+_QRELS_FILE = re.compile(rf"({_SPLIT})(-\d+(?:-of-\d+)?(?:-[0-9a-f]+)?)?(\.parquet|\.tsv)")
+_QRELS_FOLDER = re.compile(rf"({_SPLIT})(\.parquet)?")
+# what a table may be called by mistake
+_NEARLY = re.compile(r"(corpus|queries|qrels)(-\d+(-of-\d+)?)?(\.(parquet|parq|pq|tsv|csv|jsonl))?", re.IGNORECASE)
+_DATA_ENDINGS = {".parquet", ".parq", ".pq", ".tsv", ".csv", ".jsonl", ".ndjson", ".arrow", ".feather", ".ipc"}
+_DATA_ENDINGS |= {".orc", ".avro", ".npy", ".npz", ".safetensors", ".gz", ".bz2", ".zst", ".xz", ".zip"}
+_PARQUET_MAGIC = (b"PAR1", b"PARE")
+
+
+class Table(NamedTuple):
+    """A table that was found: the form it has, and its files in the order in which their rows count."""
+
+    form: str
+    paths: list[str]
+
+
+def find_table(filesystem: pafs.FileSystem, path: str) -> list[str]:
+    """Files of an embedding table: of the folder `path`, or of `path`.parquet, a file or a folder; or the file `path`.
+
+    Raises:
+        InputError: nothing there, more than one of these at once, or data that would not be read.
+    """
+    table = _only(posixpath.dirname(path), _parquet_forms(filesystem, path), posixpath.basename(path))
+    if table is None:
+        raise InputError(f"{path}: no Parquet file there; expected {path}.parquet or {path}/*.parquet")
+    return table.paths
+
+
+def find_texts(filesystem: pafs.FileSystem, root: str, kind: str) -> Table:
+    """The text of the corpus or of the queries, as Parquet or as lines of JSON.
+
+    Raises:
+        InputError: nothing there, more than one of the forms, or data that would not be read.
+    """
+    lines = filesystem.get_file_info(posixpath.join(root, f"{kind}.jsonl"))
+    found = {lines.base_name: [lines.path]} if lines.is_file else {}
+    found |= _parquet_forms(filesystem, posixpath.join(root, kind))
+    shards = re.compile(rf"{kind}-.+\.parquet")
+    # the other table lies there, too
+    in_data = _entries(filesystem, posixpath.join(root, "data"))
+    found[f"data/{kind}-*.parquet"] = [info.path for info in in_data if shards.fullmatch(info.base_name)]
+    table = _only(root, found, kind)
+    if table is None:
+        forms = f"{kind}.jsonl, {kind}.parquet, {kind}/*.parquet or data/{kind}-*.parquet"
+        raise InputError(f"{root}: no {kind} there; expected {forms}")
+    return table
+
+
+def find_qrels(filesystem: pafs.FileSystem, root: str) -> dict[str, Table]:
+    """Judgements of every split that is there, in the order train, dev, test.
+
+    Raises:
+        InputError: a split in more than one form, or a file that fits no split.
+    """
+    folder = posixpath.join(root, QRELS)
+    found: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
+    for info in _entries(filesystem, folder):
+        name, is_folder = info.base_name, info.type == pafs.FileType.Directory
+        match = (_QRELS_FOLDER if is_folder else _QRELS_FILE).fullmatch(name)
+        if match is None:
+            _refuse_data(filesystem, info, f"fits no split; {_meant(name)}")
+            continue
+        split, form = _ALIASES.get(match[1], match[1]), name
+        if is_folder:
+            form, paths = f"{name}/*.parquet", _files_in(filesystem, info.path)
+            if not paths:
+                raise InputError(f"{info.path}: holds no Parquet file; add the judgements, or remove the folder")
+        elif match[2]:
+            form, paths = f"{match[1]}-*{match[3]}", [info.path]
+        else:
+            paths = [info.path]
+        found[split].setdefault(form, []).extend(paths)
+    tables = {split: _only(folder, forms, split) for split, forms in found.items()}
+    return {split: table for split, table in tables.items() if table is not None}
+
+
+def check_names(filesystem: pafs.FileSystem, root: str) -> None:
+    """Refuses what lies in a dataset's folder under nearly the name of a table.
+
+    Raises:
+        InputError: such a name, as Corpus, corpus-00000-of-00002.parquet or qrels.tsv.
+    """
+    # lines of JSON are text, which may lie beside its vectors
+    known = {QRELS, *(f"{name}{ending}" for name in TABLES for ending in ("", ".parquet", ".jsonl"))}
+    for info in _entries(filesystem, root):
+        match = _NEARLY.fullmatch(info.base_name)
+        if match and info.base_name not in known:
+            name = match[1].lower()
+            forms = "qrels/train.parquet" if name == QRELS else f"{name}.parquet or {name}/*.parquet"
+            raise InputError(f"{info.path}: would not be read; name it {forms}, or move it away")
+
+
+def _parquet_forms(filesystem: pafs.FileSystem, path: str) -> dict[str, list[str]]:
+    """Files of the file or the folder `path`, and of `path`.parquet, by what these are called."""
+    found: dict[str, list[str]] = {}
+    refused: OSError | None = None
+    for place in (path, f"{path}.parquet"):
+        name = posixpath.basename(place)
+        try:
+            kind = filesystem.get_file_info(place).type
+        except OSError as error:
+            # a role may have the right to list a folder, and none to ask for a key beside it or of its name
+            refused, kind = refused or error, pafs.FileType.Directory
+        if kind == pafs.FileType.File:
+            found[name] = [place]
+        elif kind == pafs.FileType.Directory:
+            found[f"{name}/*.parquet"] = _files_in(filesystem, place)
+    if refused is not None and not any(found.values()):
+        raise refused
+    return found
+
+
+def _only(folder: str, found: dict[str, list[str]], what: str) -> Table | None:
+    """The one form that has files.
+
+    Raises:
+        InputError: several have.
+    """
+    present = [Table(form, sorted(paths)) for form, paths in found.items() if paths]
+    if len(present) > 1:
+        forms = " and ".join(table.form for table in present)
+        raise InputError(f"{folder}: holds {forms}; leave one of them there, to be the {what}")
+    return present[0] if present else None
+
+
+def _files_in(filesystem: pafs.FileSystem, folder: str) -> list[str]:
+    """The Parquet files of a folder, sorted.
+
+    Raises:
+        InputError: data that would not be read: in a subfolder, or under another name.
+    """
+    paths = []
+    for info in _entries(filesystem, folder):
+        if info.type == pafs.FileType.File and info.base_name.endswith(".parquet"):
+            paths.append(info.path)
+        else:
+            _refuse_data(filesystem, info, "would not be read; give it a name that ends in .parquet, or move it away")
+    return paths
+
+
+def _refuse_data(filesystem: pafs.FileSystem, info: pafs.FileInfo, why: str) -> None:
+    """Refuses what could be data that was meant to be read; notes, logs and the like may stay.
+
+    Raises:
+        InputError: it could be.
+    """
+    if info.type == pafs.FileType.Directory:
+        below = filesystem.get_file_info(pafs.FileSelector(info.path, recursive=True))
+        for one in sorted(below, key=lambda one: str(one.path)):
+            inside = posixpath.relpath(one.path, info.path).split("/")
+            if one.type == pafs.FileType.File and not any(map(_is_hidden, inside)) and _is_data(filesystem, one):
+                raise InputError(
+                    f"{one.path}: lies in a subfolder, and subfolders are not read; move it up, or begin the "
+                    f"subfolder's name with _"
+                )
+    elif info.type != pafs.FileType.File or _is_data(filesystem, info):
+        raise InputError(f"{info.path}: {why}")
+
+
+def _is_data(filesystem: pafs.FileSystem, info: pafs.FileInfo) -> bool:
+    if posixpath.splitext(info.base_name)[1].lower() in _DATA_ENDINGS:
+        return True
+    if info.size < len(_PARQUET_MAGIC[0]):
+        return False
+    with filesystem.open_input_file(info.path) as content:
+        return content.read(len(_PARQUET_MAGIC[0])) in _PARQUET_MAGIC
+
+
+def _entries(filesystem: pafs.FileSystem, folder: str) -> Iterator[pafs.FileInfo]:
+    """What lies in a folder, sorted, but for hidden names; nothing where there is no such folder.
+
+    Raises:
+        InputError: the folder cannot be listed, or has a link to nothing.
+    """
+    try:
+        infos = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+    except (StoreError, StoreUnreachable):
+        raise
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed ({one_line(error)})") from error
+    if isinstance(filesystem, pafs.LocalFileSystem) and os.path.isdir(folder):
+        # pyarrow passes links to nothing over
+        for name in sorted(set(os.listdir(folder)) - {info.base_name for info in infos}):
+            if not _is_hidden(name):
+                raise InputError(f"{posixpath.join(folder, name)}: is a link to nothing; mend or remove it")
+    yield from (info for info in sorted(infos, key=lambda info: str(info.path)) if not _is_hidden(info.base_name))
+
+
+def _meant(name: str) -> str:
+    """What to call a file of judgements."""
+    near = difflib.get_close_matches(name.lower().partition(".")[0], [*SPLITS, *_ALIASES], n=1)
+    if near:
+        return f"did you mean {near[0]}.parquet?"
+    return "name it train, dev (or validation) or test, with .parquet or .tsv"
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "_"))
