@@ -67,11 +67,11 @@ class RunFolder:
         Raises:
             InputError: no file system for this URI.
         """
+        self.filesystem, root = open_filesystem(storage)
         # a process with another working directory finds it, too
-        storage = storage if "://" in storage else str(Path(storage).absolute())
+        storage = storage if "://" in storage else root
         self._storage, self.name = storage, name
         self.uri = join_uri(storage, name)
-        self.filesystem, root = open_filesystem(storage)
         self.storage_path = root.rstrip("/")
         self.path = f"{self.storage_path}/{name}"
 
