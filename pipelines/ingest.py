@@ -113,20 +113,17 @@ class Source(NamedTuple):
 
 def _warn_of_unknown(split: str, files: list[QrelsFile], scans: dict[str, Scan]) -> None:
     """Says how many judgements name ids that no text has."""
+    queries, docs = scans["queries"].ids, scans["corpus"].ids
     unknown = [
-        (file, row, column, name)
+        f"{file.locate(row)}, column " + (f"doc_id: {doc!r}" if query in queries else f"query_id: {query!r}")
         for file in files
-        for column, kind in (("query_id", "queries"), ("doc_id", "corpus"))
-        for row, name in enumerate(getattr(file, column).to_pylist())
-        if name not in scans[kind].ids
+        for row, (query, doc) in enumerate(zip(file.query_id.to_pylist(), file.doc_id.to_pylist(), strict=True))
+        if query not in queries or doc not in docs
     ]
     if unknown:
-        file, row, column, name = unknown[0]
-        count, total = len({(file.path, row) for file, row, *_ in unknown}), sum(len(file.score_J) for file in files)
         warn(
-            f"{count:,} of {total:,} judgements of {split} name ids that the text does not hold, first "
-            f"{file.locate(row)}, column {column}: {name!r}; they will be left out, and refused where they are more "
-            "than a tenth"
+            f"{len(unknown):,} of {sum(len(file.score_J) for file in files):,} judgements of {split} name ids that the "
+            f"text does not hold, first {unknown[0]}; they will be left out, and refused if they are more than a tenth"
         )
 
 

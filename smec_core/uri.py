@@ -1,5 +1,6 @@
 """Paths and URIs: what lies in a folder, where it is, and how it may be shown."""
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -43,7 +44,15 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     if "://" not in uri:
         if HALF_A_URI.match(uri):
             raise InputError(f"{uri}: is half a URI; write {uri.partition(':')[0]}://..., or ./{uri} for a local path")
-        return pafs.LocalFileSystem(), str(Path(uri).absolute())
+        path = str(Path(uri).absolute())
+        try:
+            os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            # whoever reads there says what is missing
+            pass
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot be looked at ({one_line(error)}); name another place") from error
+        return pafs.LocalFileSystem(), path
     shown, parts = public_uri(uri), _split(uri)
     if problem := _ambiguity(parts):
         raise InputError(f"{shown if shown.isprintable() else repr(shown)}: {problem}")

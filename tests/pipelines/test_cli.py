@@ -105,7 +105,7 @@ BAD_INPUT = {
     "NaN": (_set_value(float("nan")), ["part-1.parquet: row 4, column embedding", "NaN or infinity"]),
     "infinity": (_set_value(float("inf")), ["part-1.parquet: row 4, column embedding", "NaN or infinity"]),
     "zero vector": (_zero, ["part-1.parquet: row 4, column embedding", "zero vector"]),
-    "wrong type": (_integers, ["part-1.parquet: column embedding", "list of float16 or float32"]),
+    "wrong type": (_integers, ["part-1.parquet: column embedding", "list of float16, float32 or float64"]),
     "duplicate id": (_repeat_id, ["part-1.parquet: row 0, column id: 'd0'", "part-0.parquet: row 0"]),
     "missing column": (_drop_column, ["queries.parquet: column id is missing"]),
     "few train queries": (_few_queries, ["train.parquet: 19 queries", "at least 20"]),
@@ -114,7 +114,7 @@ BAD_INPUT = {
         ["train.parquet", "name ids that the data does not hold", "row 1, column doc_id: 'x1'"],
     ),
     "empty split": (_empty_split, ["test.parquet: the split is empty"]),
-    "score not a number": (_score_text, ["train.parquet: column score is string", "integer"]),
+    "score not a number": (_score_text, ["train.parquet: column score is string", "must be a number"]),
 }
 
 
@@ -295,7 +295,7 @@ def test_evaluate_names_the_splits_there_are(dataset: Path, tmp_path: Path) -> N
     Model([], 8, {"dims": [8]}, {}).save(tmp_path / "model")
     code, _, errors = smec("evaluate", "--data", str(dataset), "--model", str(tmp_path / "model"), "--split", "dev")
     assert code == 2
-    assert "there is no qrels/dev.parquet; splits present: train, test" in errors
+    assert "there is no qrels/dev; splits present: train, test" in errors
 
 
 def test_a_model_that_was_trained_without_the_queries_themselves_is_evaluated_so(dataset: Path, tmp_path: Path) -> None:

@@ -193,6 +193,17 @@ def test_malformed_parquet_is_named(tmp_path: Path, name: str, columns: dict[str
         Source.read(str(tmp_path), 2)
 
 
+def test_judgements_whose_ids_are_nowhere_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Source.read(str(write_beir(tmp_path / "sound")), 2)
+    assert capsys.readouterr().err == ""
+    source = write_beir(tmp_path / "beir", train=QRELS, test=QRELS + "q2\tgone\t1\nnobody\tsun\t1\nnobody\tgone\t1\n")
+    Source.read(str(source), 2)
+    warned = " ".join(capsys.readouterr().err.split())
+    assert "3 of 6 judgements of test name ids that the text does not hold, first" in warned
+    assert f"{source}/qrels/test.tsv: line 5, column doc_id: 'gone'" in warned
+    assert "of train" not in warned
+
+
 def test_damaged_parquet_is_named(tmp_path: Path) -> None:
     in_one_file_each(tmp_path)
     content = (tmp_path / "corpus.parquet").read_bytes()
@@ -216,7 +227,7 @@ def test_what_is_missing_or_there_twice_is_named(tmp_path: Path) -> None:
         Source.read(str(source), 2)
     write(source / "queries.parquet", ASKED)
     write(source / "qrels/test-00000-of-00001.parquet", JUDGED)
-    with pytest.raises(InputError, match=r"qrels: holds test\.tsv and test-\*\.parquet; leave one of them there"):
+    with pytest.raises(InputError, match=r"qrels: holds test-\*\.parquet and test\.tsv; leave one of them there"):
         Source.read(str(source), 2)
     with pytest.raises(InputError, match=r"nowhere: no corpus there"):
         Source.read(str(tmp_path / "nowhere"), 2)

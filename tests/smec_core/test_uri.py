@@ -55,6 +55,16 @@ def test_a_uri_that_could_mean_something_else_is_refused(uri: str, message: str)
     assert len(str(refused.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("x" * 300, "File name too long"), ("loop", "Too many levels of symbolic links"), ("a\0b", "null byte")],
+)
+def test_a_path_that_cannot_be_is_refused(tmp_path: Path, name: str, why: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(InputError, match=rf"cannot be looked at \(.*({why})"):
+        open_filesystem(f"{tmp_path}/{name}")
+
+
 def test_a_refusal_shows_no_credentials() -> None:
     with pytest.raises(InputError) as refused:
         open_filesystem("s3://me:hunter2@bucket/a?nonsense=hunter2")
