@@ -84,7 +84,7 @@ class Source(NamedTuple):
                 kind: scan(found, kind, rows_per_file, judged if kind == "queries" else None)
                 for kind, found in texts.items()
             }
-        except InputError:
+        except SmecError:
             raise
         except OSError as error:
             raise InputError(f"{public_uri(uri)}: cannot be read ({one_line(error)})") from error

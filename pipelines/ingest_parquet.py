@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from pipelines.ingest_rows import START, Position, Text
 from smec_core.columns import Wanted, judge_schema, strings_of
-from smec_core.errors import InputError, one_line
+from smec_core.errors import InputError, SmecError, one_line
 
 READ_ROWS = 1024
 COLUMNS = {"_id": Wanted(("_id", "id"), "id"), "text": Wanted(("text",), "text")}
@@ -57,7 +57,7 @@ class ParquetTexts:
                             row += len(batch)
                     else:
                         row += rows
-        except InputError:
+        except SmecError:
             raise
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path}: rows from {row} on cannot be read ({one_line(error)})") from error

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from smec_core.errors import InputError, RowError, SmecError, StoreError, one_line
+from smec_core.errors import InputError, RowError, SmecError, one_line
 
 READ_BUFFER_BYTES = 8 << 20
 NULL_VECTOR = "is null; every row needs a vector"
@@ -35,7 +35,7 @@ def open_parquet(filesystem: pafs.FileSystem, path: str, metadata: pq.FileMetaDa
         return pq.ParquetFile(
             path, filesystem=filesystem, metadata=metadata, pre_buffer=False, buffer_size=READ_BUFFER_BYTES
         )
-    except StoreError:
+    except SmecError:
         raise
     except (pa.ArrowInvalid, FileNotFoundError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({one_line(error)})") from error

@@ -14,7 +14,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from smec_core.columns import DEFAULT_NAMES, MAX_SCORE, ColumnNames, judge_schema, scores_of, strings_of
-from smec_core.errors import InputError, one_line
+from smec_core.errors import InputError, SmecError, one_line
 from smec_core.tables import Table
 
 _NEEDS = "needs query-id, corpus-id and a score, separated by tabs"
@@ -62,7 +62,7 @@ def _read_parquet(filesystem: pafs.FileSystem, path: str, names: ColumnNames) ->
         with pq.ParquetFile(path, filesystem=filesystem) as parquet:
             column = judge_schema(path, parquet.schema_arrow, names.of_qrels)
             table = parquet.read(columns=list(column.values()))
-    except InputError:
+    except SmecError:
         raise
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({one_line(error)})") from error

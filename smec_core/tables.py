@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import pyarrow.fs as pafs
 
-from smec_core.errors import InputError, StoreError, StoreUnreachable, one_line
+from smec_core.errors import InputError, SmecError, one_line
 
 TABLES = ("corpus", "queries")
 SPLITS = ("train", "dev", "test")
@@ -201,7 +201,7 @@ def _entries(filesystem: pafs.FileSystem, folder: str) -> Iterator[pafs.FileInfo
     """
     try:
         infos = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
-    except (StoreError, StoreUnreachable):
+    except SmecError:
         raise
     except OSError as error:
         raise InputError(f"{folder}: cannot be listed ({one_line(error)})") from error
