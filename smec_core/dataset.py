@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from smec_core.config import TrainConfig
 from smec_core.errors import InputError, one_line
+from smec_core.grades import score_figures
 from smec_core.judgements import Judgements
 from smec_core.parquet import EmbeddingTable
 from smec_core.parquet_files import find_parquet, stamp_of
@@ -224,6 +225,8 @@ class Dataset:
                     "judgements": len(judged.doc_row_J),
                     "relevant": int((judged.score_J > 0).sum()),
                     "unknown": self.unknown_judgements.get(name, 0),
+                    "repeated": judged.repeated,
+                    "scores": score_figures(judged),
                 }
                 for name, judged in self.splits.items()
             },

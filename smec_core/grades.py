@@ -1,0 +1,57 @@
+"""Scores of judgements as grades: how they are spread, and what the ranking loss takes them for.
+
+Shapes: Q judged queries, J judgements.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from smec_core.judgements import Judgements
+
+HEAVY_TAIL = 10
+"""Scores whose largest is more than so many times the median of those above 0 have a heavy tail: they are counts, as of
+clicks, rather than grades."""
+MOST_VALUES = 10
+"""Distinct scores that are counted one by one; of more, the quantiles are told."""
+QUANTILES = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+
+
+def tail_of(score_J: np.ndarray) -> float:
+    """How many times the median of the scores above 0 the largest is; 0 where none is above 0."""
+    positive = score_J[score_J > 0].astype(np.float64)
+    return float(positive.max() / np.median(positive)) if len(positive) else 0.0
+
+
+def loss_grades(judged: Judgements) -> np.ndarray:
+    """The grades y (J) whose differences y_ij - y_ik are the weights of the ranking loss (paper equation 9).
+
+    They are the scores, except where these have a heavy tail (see `HEAVY_TAIL`). Then those above 0 are divided by the
+    highest of their query, so that each query counts alike, as in the mean of nDCG, and its documents keep their order.
+    As they are, a few queries with large counts would be all that is learnt.
+    """
+    if tail_of(judged.score_J) <= HEAVY_TAIL:
+        return judged.score_J
+    most_J = np.maximum.reduceat(judged.score_J, judged.offset_Q1[:-1])[judged.query_J]
+    return np.divide(judged.score_J, most_J, out=judged.score_J.copy(), where=judged.score_J > 0)
+
+
+def score_figures(judged: Judgements) -> dict[str, Any]:
+    """How the scores of a split are spread, for people and for --json.
+
+    Returns:
+        `values`: how often each score is there; or, where more than MOST_VALUES differ, `quantiles` of those above 0.
+        `tail`: the largest by the median of those above 0; more than HEAVY_TAIL is a heavy tail.
+    """
+    value, count = np.unique(judged.score_J, return_counts=True)
+    figures: dict[str, Any] = {"tail": tail_of(judged.score_J)}
+    if len(value) <= MOST_VALUES:
+        return figures | {"values": dict(zip(map(shown, value), count.tolist(), strict=True))}
+    # of those that are there: a score between two others is none
+    of_positive = np.quantile(judged.score_J[judged.score_J > 0], list(QUANTILES.values()), method="nearest")
+    return figures | {"quantiles": dict(zip(QUANTILES, of_positive.tolist(), strict=True))}
+
+
+def shown(score: float) -> str:
+    """A score as people write it: 3 and not 3.0."""
+    return np.format_float_positional(np.float32(score), trim="-")
