@@ -19,8 +19,8 @@ QUANTILES = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
 def tail_of(score_J: np.ndarray) -> float:
     """How many times the median of the scores above 0 the largest is; 0 where none is above 0."""
-    positive = score_J[score_J > 0].astype(np.float64)
-    return float(positive.max() / np.median(positive)) if len(positive) else 0.0
+    quantiles = _quantiles(score_J)
+    return quantiles["max"] / quantiles["median"] if quantiles else 0.0
 
 
 def loss_grades(judged: Judgements) -> np.ndarray:
@@ -47,9 +47,14 @@ def score_figures(judged: Judgements) -> dict[str, Any]:
     figures: dict[str, Any] = {"tail": tail_of(judged.score_J)}
     if len(value) <= MOST_VALUES:
         return figures | {"values": dict(zip(map(shown, value), count.tolist(), strict=True))}
-    # of those that are there: a score between two others is none
-    of_positive = np.quantile(judged.score_J[judged.score_J > 0], list(QUANTILES.values()), method="nearest")
-    return figures | {"quantiles": dict(zip(QUANTILES, of_positive.tolist(), strict=True))}
+    return figures | {"quantiles": _quantiles(judged.score_J)}
+
+
+def _quantiles(score_J: np.ndarray) -> dict[str, float]:
+    positive = score_J[score_J > 0].astype(np.float64)
+    if not len(positive):
+        return {}
+    return dict(zip(QUANTILES, np.quantile(positive, list(QUANTILES.values())).tolist(), strict=True))
 
 
 def shown(score: float) -> str:

@@ -47,7 +47,7 @@ def test_the_unit_of_counts_does_not_matter(unit: float) -> None:
     assert (grades == 1).all(), "each query has one document, and counts alike"
 
 
-@settings(deadline=None, derandomize=True, max_examples=200)
+@settings(deadline=None, derandomize=True, max_examples=100)
 @given(st.dictionaries(PAIRS, SCORES, min_size=1, max_size=40))
 def test_grades_keep_order_and_sign_and_do_not_grow(scores: Judged) -> None:
     judged = judge(scores)
@@ -68,7 +68,7 @@ def test_few_scores_are_counted_and_many_told_by_quantiles() -> None:
     figures = score_figures(one_query_each(0, 0, 1, 0.5, 1, 3))
     assert figures == {"tail": 3.0, "values": {"0": 2, "0.5": 1, "1": 2, "3": 1}}
     figures = score_figures(one_query_each(0, -1, *range(1, 101), 2_000_000))
-    assert figures["quantiles"] == {"min": 1, "median": 51, "p90": 91, "p99": 100, "max": 2_000_000}
+    assert figures["quantiles"] == pytest.approx({"min": 1, "median": 51, "p90": 91, "p99": 100, "max": 2_000_000})
     assert figures["tail"] == pytest.approx(2_000_000 / 51)
     assert score_figures(one_query_each(0, -1)) == {"tail": 0.0, "values": {"-1": 1, "0": 1}}
 
