@@ -26,14 +26,19 @@ def tail_of(score_J: np.ndarray) -> float:
 def loss_grades(judged: Judgements) -> np.ndarray:
     """The grades y (J) whose differences y_ij - y_ik are the weights of the ranking loss (paper equation 9).
 
-    They are the scores, except where these have a heavy tail (see `HEAVY_TAIL`). Then those above 0 are divided by the
-    highest of their query, so that each query counts alike, as in the mean of nDCG, and its documents keep their order.
-    As they are, a few queries with large counts would be all that is learnt.
+    They are the scores, except where these have a heavy tail (see `HEAVY_TAIL`). There a score s above 0 becomes
+    log(1 + s / m) / log(1 + h / m), with m the median of all scores above 0 and h the highest score of the query. So the
+    highest grade of each query is 1, every query counts alike, as in the mean of nDCG, and order is kept. With counts
+    as weights, training would learn from a few queries only.
     """
-    if tail_of(judged.score_J) <= HEAVY_TAIL:
-        return judged.score_J
-    most_J = np.maximum.reduceat(judged.score_J, judged.offset_Q1[:-1])[judged.query_J]
-    return np.divide(judged.score_J, most_J, out=judged.score_J.copy(), where=judged.score_J > 0)
+    score_J = judged.score_J
+    if tail_of(score_J) <= HEAVY_TAIL:
+        return score_J
+    is_positive_J = score_J > 0
+    level_J = np.log1p(np.maximum(score_J, 0) / np.median(score_J[is_positive_J]), dtype=np.float64)
+    most_J = np.maximum.reduceat(level_J, judged.offset_Q1[:-1])[judged.query_J]
+    grade_J = np.divide(level_J, most_J, out=score_J.astype(np.float64), where=is_positive_J)
+    return grade_J.astype(np.float32)
 
 
 def score_figures(judged: Judgements) -> dict[str, Any]:
