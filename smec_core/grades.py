@@ -27,9 +27,9 @@ def loss_grades(judged: Judgements) -> np.ndarray:
     """The grades y (J) whose differences y_ij - y_ik are the weights of the ranking loss (paper equation 9).
 
     They are the scores, except where these have a heavy tail (see `HEAVY_TAIL`). There a score s above 0 becomes
-    log(1 + s / m) / log(1 + h / m), with m the median of all scores above 0 and h the highest score of the query. So the
-    highest grade of each query is 1, every query counts alike, as in the mean of nDCG, and order is kept. With counts
-    as weights, training would learn from a few queries only.
+    log(1 + s / m) / log(1 + h / m), with m the median of all scores above 0 and h the highest score of the query. So
+    the highest grade of each query is 1, every query counts alike, as in the mean of nDCG, and order is kept. With
+    counts as weights, training would learn from a few queries only.
     """
     score_J = judged.score_J
     if tail_of(score_J) <= HEAVY_TAIL:
