@@ -48,7 +48,7 @@ def test_the_unit_of_counts_does_not_matter(unit: float) -> None:
     counts = [1, 3, 1, 7, 2, 50_000]
     grade_J = loss_grades(one_query_each(*(unit * count for count in counts)))
     assert (grade_J == 1).all(), "each query has one document, and counts alike"
-    several = {(number % 2, number): count for number, count in enumerate(counts)}
+    several: Judged = {(number % 2, number): count for number, count in enumerate(counts)}
     in_units = {pair: unit * count for pair, count in several.items()}
     np.testing.assert_allclose(loss_grades(judge(in_units)), loss_grades(judge(several)), rtol=1e-5)
 
