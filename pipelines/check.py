@@ -5,9 +5,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from rich.table import Table
 
-from pipelines.console import say, show
+from pipelines.console import say, show, warn
 from smec_core.columns import DEFAULT_NAMES, ColumnNames
 from smec_core.dataset import Dataset
+from smec_core.grades import HEAVY_TAIL, shown
 
 
 class CheckSettings(BaseModel):
@@ -32,14 +33,45 @@ def run(settings: CheckSettings) -> dict[str, Any]:
     dataset.train_judgements()
     summary = dataset.summary()
     table = Table(title=f"{summary['uri']}: {dataset.dim} dims, fingerprint {dataset.fingerprint}")
-    for name in ("part", "rows", "judgements", "relevant", "unknown ids"):
+    for name in ("part", "rows", "judgements", "relevant", "unknown ids", "repeated"):
         table.add_column(name, justify="left" if name == "part" else "right")
     for name in ("corpus", "queries"):
-        table.add_row(name, str(summary[name]["rows"]), "", "", "")
+        table.add_row(name, str(summary[name]["rows"]), "", "", "", "")
     for name, split in summary["splits"].items():
-        figures = (split["queries"], split["judgements"], split["relevant"], split["unknown"])
+        figures = (split[figure] for figure in ("queries", "judgements", "relevant", "unknown", "repeated"))
         table.add_row(f"qrels/{name}", *map(str, figures))
     show(table)
+    if summary["splits"]:
+        show(_scores_table(summary["splits"]))
+    for name, split in summary["splits"].items():
+        _tell_of_scores(f"qrels/{name}", split)
     if dataset.unsupervised:
         say(dataset.unsupervised)
     return summary
+
+
+def _scores_table(splits: dict[str, Any]) -> Table:
+    table = Table("part", "scores (how many), or quantiles of those above 0")
+    for name, split in splits.items():
+        scores = split["scores"]
+        if "values" in scores:
+            text = ", ".join(f"{value} ({count})" for value, count in scores["values"].items())
+        else:
+            text = ", ".join(f"{quantile} {shown(value)}" for quantile, value in scores["quantiles"].items())
+        table.add_row(f"qrels/{name}", text)
+    return table
+
+
+def _tell_of_scores(part: str, split: dict[str, Any]) -> None:
+    if split["repeated"]:
+        say(
+            f"{part}: {split['repeated']} judgements repeat a pair of query and document, of which the highest score "
+            "counts; to count them all, add them up and store one row a pair"
+        )
+    if split["scores"]["tail"] > HEAVY_TAIL:
+        warn(
+            f"{part}: the largest score is {split['scores']['tail']:.0f} times the median of those above 0 (more than "
+            f"{HEAVY_TAIL}), as with counts of clicks. Training takes their logarithm and gives each query the same "
+            "weight, but nDCG takes them as they are, so that a query's largest count outweighs its other documents; "
+            "where these are to count too, store log2(1 + count) or grades of 1 to 3"
+        )

@@ -16,6 +16,7 @@ import pyarrow.fs as pafs
 from smec_core.columns import DEFAULT_NAMES, ColumnNames
 from smec_core.config import TrainConfig
 from smec_core.errors import InputError
+from smec_core.grades import score_figures
 from smec_core.judgements import Judgements
 from smec_core.parquet import EmbeddingTable
 from smec_core.parquet_files import stamp_of
@@ -244,6 +245,8 @@ class Dataset:
                     "judgements": len(judged.doc_row_J),
                     "relevant": int((judged.score_J > 0).sum()),
                     "unknown": self.unknown_judgements.get(name, 0),
+                    "repeated": judged.repeated,
+                    "scores": score_figures(judged),
                 }
                 for name, judged in self.splits.items()
             },

@@ -3,7 +3,7 @@
 Shapes: Q judged queries, J judgements.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,6 +19,7 @@ class Judgements:
         score_J: its grade; 0 or less means judged irrelevant.
         own_doc_of: row of the document that a query itself is, by row of the queries table, -1 for none; such a
             document is neither result nor negative of its query. None where queries are no documents.
+        repeated: judgements of the split, as it was read, that do not count because another of their pair does.
     """
 
     query_row_Q: np.ndarray
@@ -26,6 +27,7 @@ class Judgements:
     doc_row_J: np.ndarray
     score_J: np.ndarray
     own_doc_of: np.ndarray | None = None
+    repeated: int = 0
 
     @classmethod
     def from_pairs(
@@ -51,6 +53,7 @@ class Judgements:
             doc.astype(np.int64),
             score.astype(np.float32),
             own_doc_of,
+            int(repeated.sum()),
         )
 
     def __len__(self) -> int:
@@ -75,9 +78,10 @@ class Judgements:
     def select(self, keep_Q: np.ndarray) -> "Judgements":
         """The judgements of the queries where `keep_Q` is true."""
         keep_J = keep_Q[self.query_J]
-        return Judgements.from_pairs(
+        kept = Judgements.from_pairs(
             self.query_row_Q[self.query_J][keep_J], self.doc_row_J[keep_J], self.score_J[keep_J], self.own_doc_of
         )
+        return replace(kept, repeated=self.repeated)
 
     def merge(self, other: "Judgements") -> "Judgements":
         """Both sets of judgements together."""

@@ -25,7 +25,8 @@ class RankedPairs(NamedTuple):
     Attributes:
         query_P: row of the query of each positive pair.
         doc_P: row of its document.
-        weight_PN: grade of the pair's document less grade of document n for the pair's query, never below 0.
+        weight_PN: grade of the pair's document less grade of document n for the pair's query, never below 0; what the
+            grades are is in `smec_core.grades.loss_grades`.
     """
 
     query_P: Tensor

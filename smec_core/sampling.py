@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from smec_core.config import TrainConfig
+from smec_core.grades import loss_grades
 from smec_core.judgements import Judgements
 from smec_core.memory import CrossBatchMemory
 from smec_core.resident import Rows
@@ -23,7 +24,8 @@ class Batch(NamedTuple):
         doc_row_N: rows of the documents in the corpus, none twice.
         pair_query_P: place in `query_row_B` of each positive pair.
         pair_doc_P: place in `doc_row_N` of each positive pair.
-        weight_PN: grade of the pair's document less the grade of document n for that query, at least 0.
+        weight_PN: grade of the pair's document less the grade of document n for that query, at least 0; see
+            `loss_grades`.
     """
 
     query_row_B: np.ndarray
@@ -38,6 +40,7 @@ class LabelledSampler:
 
     def __init__(self, judgements: Judgements, corpus_rows: int, config: TrainConfig) -> None:
         self.judgements = judgements
+        self.grade_J = loss_grades(judgements)
         self.corpus_rows = corpus_rows
         self.config = config
         self.epoch_steps = steps_per_epoch(len(judgements), config.batch_size)
@@ -55,11 +58,11 @@ class LabelledSampler:
         owner_J = np.repeat(np.arange(len(query_B)), end_B - begin_B)
         within_J = np.arange(len(owner_J)) - np.repeat(np.cumsum(end_B - begin_B) - (end_B - begin_B), end_B - begin_B)
         judgement_J = begin_B[owner_J] + within_J
-        doc_row_J, score_J = judged.doc_row_J[judgement_J], judged.score_J[judgement_J]
+        doc_row_J, grade_J = judged.doc_row_J[judgement_J], self.grade_J[judgement_J]
 
         lot_J = rng.random(len(owner_J))
-        positive = _first_of_each(owner_J, lot_J, score_J > 0, self.config.positives)
-        hard = _first_of_each(owner_J, lot_J, score_J <= 0, self.config.hard_negatives)
+        positive = _first_of_each(owner_J, lot_J, grade_J > 0, self.config.positives)
+        hard = _first_of_each(owner_J, lot_J, grade_J <= 0, self.config.hard_negatives)
         random_docs = rng.integers(0, self.corpus_rows, self.config.negatives)
         doc_row_N = np.unique(np.concatenate([doc_row_J[positive], doc_row_J[hard], random_docs]))
 
@@ -67,9 +70,9 @@ class LabelledSampler:
         present_J = doc_row_N[place_J] == doc_row_J
         # judgements of the step's queries on all documents of the step, whichever query brought them in
         grade_BN = np.zeros((len(query_B), len(doc_row_N)), np.float32)
-        grade_BN[owner_J[present_J], place_J[present_J]] = np.maximum(score_J[present_J], 0)
+        grade_BN[owner_J[present_J], place_J[present_J]] = np.maximum(grade_J[present_J], 0)
         pair_query_P, pair_doc_P = owner_J[positive], place_J[positive]
-        weight_PN = np.maximum(score_J[positive][:, None] - grade_BN[pair_query_P], 0)
+        weight_PN = np.maximum(grade_J[positive][:, None] - grade_BN[pair_query_P], 0)
         own_B = judged.own_doc_row_Q
         if own_B is not None:
             weight_PN[doc_row_N[None, :] == own_B[query_B][pair_query_P][:, None]] = 0

@@ -148,6 +148,46 @@ def test_check_says_what_a_good_dataset_holds(dataset: Path, tmp_path: Path) -> 
     assert figures["splits"]["train"]["queries"] + figures["splits"]["test"]["queries"] == 60
 
 
+def _score(path: Path, scores: np.ndarray) -> None:
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(table.schema.get_field_index("score"), "score", pa.array(scores)), path)
+
+
+def test_check_says_how_scores_are_spread(dataset: Path) -> None:
+    path = dataset / "qrels" / "train.parquet"
+    rows = pq.read_metadata(path).num_rows
+    _score(path, np.arange(rows) % 3 + 1)
+    code, printed, errors = smec("check", str(dataset))
+    assert code == 0 and not errors
+    assert f"1 ({rows // 3}), 2 ({rows // 3}), 3 ({rows // 3})" in printed
+
+    _score(path, np.arange(rows) + 1)
+    code, printed, errors = smec("check", str(dataset))
+    assert code == 0 and not errors, "grades of a long scale are no counts"
+    assert f"min 1, median {np.median(np.arange(rows) + 1):.0f}, p90" in printed and f"max {rows}" in printed
+
+
+def test_check_warns_of_scores_that_are_counts_and_of_repeated_pairs(dataset: Path, tmp_path: Path) -> None:
+    path = dataset / "qrels" / "train.parquet"
+    rows = pq.read_metadata(path).num_rows
+    counts = np.minimum(np.random.default_rng(0).zipf(1.3, rows), 10**6)
+    _score(path, counts)
+    table = pq.read_table(path)
+    pq.write_table(pa.concat_tables([table, table.slice(0, 2)]), path)
+    code, printed, errors = smec("check", str(dataset), "--json", str(tmp_path / "check.json"))
+    assert code == 0
+    assert f"max {counts.max()}" in printed
+    repeated, warning = errors.strip().splitlines()
+    assert repeated.startswith("qrels/train: 2 judgements repeat a pair") and "the highest score counts" in repeated
+    times = f"{counts.max() / np.median(counts):.0f} times the median of those above 0"
+    assert warning.startswith("warning: qrels/train: the largest score is") and times in warning
+    assert "store log2(1 + count) or grades of 1 to 3" in warning
+    figures = json.loads((tmp_path / "check.json").read_text())["splits"]
+    assert (figures["train"]["repeated"], figures["test"]["repeated"]) == (2, 0)
+    assert figures["train"]["scores"]["quantiles"]["max"] == counts.max()
+    assert figures["test"]["scores"]["values"] == {"1": figures["test"]["relevant"]}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

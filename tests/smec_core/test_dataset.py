@@ -86,7 +86,7 @@ def test_a_dataset_without_judgements_opens(folder: Path) -> None:
 
 
 def test_summary_counts_what_there_is(folder: Path) -> None:
-    write_qrels(folder, "train", [*train_pairs(), ("q0", "gone", 1), ("q0", "d5", 0)])
+    write_qrels(folder, "train", [*train_pairs(), ("q0", "gone", 1), ("q0", "d5", 0), ("q0", "d5", -1)])
     dataset = Dataset.open(str(folder))
     summary = dataset.summary()
     assert summary["corpus"] == {"rows": DOCS, "files": 2}
@@ -96,6 +96,8 @@ def test_summary_counts_what_there_is(folder: Path) -> None:
         "judgements": QUERIES + 1,
         "relevant": QUERIES,
         "unknown": 1,
+        "repeated": 1,
+        "scores": {"tail": 1.0, "values": {"0": 1, "1": QUERIES}},
     }
     assert summary["fingerprint"] == dataset.fingerprint
 

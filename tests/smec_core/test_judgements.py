@@ -37,3 +37,10 @@ def test_grouping_merging_and_selecting_keep_every_judgement_once(first: Triples
 
     relevant = {query for query, _, score in first if score > 0}
     assert triples_of(judge(first).with_positives()) == [t for t in highest(first) if t[0] in relevant]
+
+
+def test_repeated_pairs_are_counted() -> None:
+    judged = judge([(0, 1, 1), (0, 1, 3), (0, 1, 3), (1, 2, 1), (2, 2, 0), (2, 2, 0)])
+    assert judged.repeated == 3
+    assert triples_of(judged) == [(0, 1, 3), (1, 2, 1), (2, 2, 0)]
+    assert judged.with_positives().repeated == 3, "what was read is told of whatever is left of it"

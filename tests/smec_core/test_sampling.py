@@ -68,6 +68,30 @@ def test_an_epoch_keeps_its_promises(
             assert (batch.weight_PN[of_query][:, brought] > 0).all(), "a hard negative without weight"
 
 
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(JUDGED, st.sampled_from([1, 3, 5]), st.integers(1, 3))
+def test_weights_of_small_grades_are_their_differences_to_the_last_bit(
+    grades: Grades, unit: int, positives: int
+) -> None:
+    graded = {pair: grade * unit for pair, grade in grades.items()}
+    for batch in epoch(graded, (0,), batch_size=8, positives=positives, negatives=10):
+        for pair, (b, n) in enumerate(zip(batch.pair_query_P, batch.pair_doc_P, strict=True)):
+            query = batch.query_row_B[b]
+            grade_N = np.array([graded.get((query, doc), 0) for doc in batch.doc_row_N], np.float32)
+            expected_N = np.maximum(grade_N[n] - grade_N, 0)
+            assert batch.weight_PN[pair].tobytes() == expected_N.tobytes()
+
+
+def test_no_count_of_clicks_outweighs_the_other_queries() -> None:
+    counts = np.minimum(np.random.default_rng(0).zipf(1.3, 40), 10**6).tolist()
+    grades = {(query, query % DOCS): count for query, count in enumerate(counts)} | {(0, 7): 1, (3, 8): 0}
+    (batch,) = epoch(grades, (0,), batch_size=40, negatives=10)
+    most_P = batch.weight_PN.max(axis=1)
+    first_of_query = np.unique(batch.pair_query_P, return_index=True)[1]
+    assert most_P.max() == 1
+    assert (np.maximum.reduceat(most_P, first_of_query) == 1).all(), "a query counts less than others"
+
+
 @settings(deadline=None, derandomize=True, max_examples=20)
 @given(seed=st.integers(0, 2**40), number=st.integers(0, 100))
 def test_the_key_alone_decides_the_steps(seed: int, number: int) -> None:

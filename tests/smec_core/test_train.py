@@ -133,6 +133,22 @@ def test_dev_never_falls_below_the_start(run: tuple[Trained, Records]) -> None:
         assert all(stage["dev_score"] >= float(start["dev_score"]) for start in starts)
 
 
+def test_counts_of_clicks_as_scores_cost_no_quality(data: Generated, run: tuple[Trained, Records]) -> None:
+    rng, given = np.random.default_rng(0), data.training_data()
+    assert given.train is not None and given.dev is not None
+    train_counts, dev_counts = (
+        dataclasses.replace(judged, score_J=np.minimum(rng.zipf(1.2, len(judged)), 10**6).astype(np.float32))
+        for judged in (given.train, given.dev)
+    )
+    trained = train(dataclasses.replace(given, train=train_counts, dev=dev_counts), small(), NullTracker())
+    of_counts, of_ones = (
+        ndcg_of(model.encode(data.docs_ND), model.encode(data.queries_QD), data.test, [DIM, *DIMS])
+        for model in (model_of(trained), model_of(run[0]))
+    )
+    for dim, ndcg in of_ones.items():
+        assert of_counts[dim] >= ndcg - 0.01, f"{dim} dims: {of_counts[dim]:.4f}, with scores of 1 {ndcg:.4f}"
+
+
 def test_without_alpha_the_memory_is_left_out(data: Generated) -> None:
     records, with_memory = Records(), Records()
     train(data.training_data(), small(alpha=None), records)
