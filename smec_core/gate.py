@@ -48,11 +48,12 @@ class Verdict:
     """What the gate says.
 
     Attributes:
-        problems: what keeps the challenger out; none where the gate holds.
+        problems: what keeps the challenger out; none where it has passed.
         queries: gate queries.
         means: mean nDCG@10 by system and dim.
         gain: mean gain over the dims on the champion, or without one on the better baseline.
         p: of that gain, by a paired randomisation test.
+        why: what made it pass or not, in words.
     """
 
     problems: list[str]
@@ -60,6 +61,7 @@ class Verdict:
     means: dict[str, dict[int, float]]
     gain: float
     p: float
+    why: str
 
     @property
     def holds(self) -> bool:
@@ -69,8 +71,7 @@ class Verdict:
     @property
     def reason(self) -> str:
         """It in one line."""
-        gain = f"gain {self.gain:+.4f} nDCG@10, p {self.p:.3f}, {self.queries} gate queries"
-        return f"held: {gain}" if self.holds else f"refused: {'; '.join(self.problems)} ({gain})"
+        return f"{'PASSED' if self.holds else 'REFUSED'}: {self.why}"
 
     def as_json(self) -> dict[str, Any]:
         """It as plain values."""
@@ -119,4 +120,13 @@ def judge(scores: Scores, settings: GateSettings) -> Verdict:
             problems.append(
                 f"new queries lose {loss:.4f} on old documents, gate.max_old_loss is {settings.max_old_loss}"
             )
-    return Verdict(problems, queries, means, gain, p)
+    against = f"{gain:+.4f} nDCG@10, mean over the dims and {queries} gate queries, against the champion"
+    if champion == CHAMPION:
+        asked = "not asked for" if settings.significance == 1 else f"at most {settings.significance} asked for"
+        figures = f"{against} (at least {settings.min_gain} asked for), p {p:.3f} ({asked})"
+        passed = f"{figures}; no dim loses more than {settings.max_loss}"
+    else:
+        figures = ", ".join(f"{name} {mean:.4f}" for name, mean in overall.items()) + f" on {queries} gate queries"
+        passed = f"there is no champion to beat yet, and it is not below the baselines: mean nDCG@10 of {figures}"
+    why = f"{'; '.join(problems)} ({figures})" if problems else passed
+    return Verdict(problems, queries, means, gain, p, why)

@@ -27,6 +27,12 @@ def query_interval(gain_Q: np.ndarray) -> float:
     return 1.96 * float(gain_Q.std(ddof=1)) / math.sqrt(len(gain_Q))
 
 
+def share_interval(value_Q: np.ndarray, base_Q: np.ndarray) -> float:
+    """Half the width of the 95 % confidence interval of mean value / mean base over the same queries (delta method)."""
+    mean = float(base_Q.mean())
+    return query_interval(value_Q - value_Q.mean() / mean * base_Q) / mean if mean else math.nan
+
+
 def randomisation_p(gain_Q: np.ndarray, rounds: int = ROUNDS) -> float:
     """Two-sided p of a paired randomisation test (Smucker et al., CIKM 2007).
 
