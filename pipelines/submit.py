@@ -51,7 +51,8 @@ class SubmitSettings(BaseModel):
     given here, and otherwise a new one starts: a nightly command is the same every night."""
     env: list[str] = []
     """NAME=VALUE, or NAME to take the value from this environment: what the job's environment gets besides
-    MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and MLFLOW_EXPERIMENT_ID. Whoever holds the cluster's token can read it."""
+    MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and MLFLOW_EXPERIMENT_ID. Whoever holds the cluster's token can read
+    it."""
     detach: bool = False
     """Leave once the job is submitted."""
     patience: float = Field(120.0, gt=0)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from smec_core.significance import randomisation_p
+from smec_core.significance import p_text, randomisation_p
 
 CHALLENGER, CHAMPION, OLD_DOCUMENTS = "challenger", "champion", "new queries on old documents"
 BASELINES = ("truncation", "pca")
@@ -102,7 +102,7 @@ def judge(scores: Scores, settings: GateSettings) -> Verdict:
         if gain < settings.min_gain:
             problems.append(f"the mean over the dims gains {gain:+.4f}, gate.min_gain asks for {settings.min_gain}")
         elif p > settings.significance:
-            problems.append(f"the gain may be luck (p {p:.3f}, gate.significance asks for {settings.significance})")
+            problems.append(f"the gain may be luck ({p_text(p)}, gate.significance asks for {settings.significance})")
     for name in BASELINES:
         if overall[CHALLENGER] < overall[name] - settings.max_below:
             problems.append(
@@ -123,7 +123,7 @@ def judge(scores: Scores, settings: GateSettings) -> Verdict:
     against = f"{gain:+.4f} nDCG@10, mean over the dims and {queries} gate queries, against the champion"
     if champion == CHAMPION:
         asked = "not asked for" if settings.significance == 1 else f"at most {settings.significance} asked for"
-        figures = f"{against} (at least {settings.min_gain} asked for), p {p:.3f} ({asked})"
+        figures = f"{against} (at least {settings.min_gain} asked for), {p_text(p)} ({asked})"
         passed = f"{figures}; no dim loses more than {settings.max_loss}"
     else:
         figures = ", ".join(f"{name} {mean:.4f}" for name, mean in overall.items()) + f" on {queries} gate queries"

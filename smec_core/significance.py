@@ -48,3 +48,8 @@ def randomisation_p(gain_Q: np.ndarray, rounds: int = ROUNDS) -> float:
         # a draw of the same mean must count, whatever the order of its sum
         as_far += int((np.abs(signs_RQ @ gain_Q) / len(gain_Q) >= observed - 1e-12).sum())
     return as_far / (rounds + 1)
+
+
+def p_text(p: float) -> str:
+    """A p as it is told: `p < 0.001`, `p = 0.122`."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
