@@ -30,8 +30,8 @@ def test_a_better_challenger_may_take_over() -> None:
     assert verdict.gain == pytest.approx(0.02)
     assert verdict.p < 0.01
     assert verdict.reason == (
-        "PASSED: +0.0200 nDCG@10, mean over the dims and 200 gate queries, against the champion (at least 0.0 asked for), "
-        "p < 0.001 (at most 0.05 asked for); no dim loses more than 0.01"
+        "PASSED: +0.0200 nDCG@10, mean over the dims and 200 gate queries, against the champion (at least 0.0 asked "
+        "for), p < 0.001 (at most 0.05 asked for); no dim loses more than 0.01"
     )
     assert verdict.as_json()["ndcg@10"][CHAMPION]["8"] == pytest.approx(0.5)
 
