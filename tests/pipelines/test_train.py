@@ -245,6 +245,10 @@ def test_mlflow_holds_the_run(dataset: Path, tmp_path: Path) -> None:
     [run] = mlflow.search_runs(search_all_experiments=True, filter_string="run_name = 'recorded'", output_format="list")
     assert run.info.status == "FINISHED"
     assert run.data.params["seed"] == "5"
+    used = smec_core.load(tmp_path / "model").config["used"]
+    assert used == {"lookahead": 1.0, "alpha": 0.0, "top_k": 10, "epochs": 2, "lr": 0.002, "patience": 2}
+    assert {name: run.data.params[name] for name in used} == {name: str(value) for name, value in used.items()}
+    assert "None" not in run.data.params.values()
     metrics = smec_core.load(tmp_path / "model").metrics
     curve = MlflowClient().get_metric_history(run.info.run_id, "test/ndcg_at_10")
     assert {point.step: point.value for point in curve} == {
