@@ -442,7 +442,7 @@ def submit(
     --space, nothing else. All other paths are those of the cluster's machines:
     absolute, or URIs. The machines have all other packages installed.
 
-    The job gets MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and each --env.
+    The job gets MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, MLFLOW_EXPERIMENT_ID and each --env.
     Whoever holds the cluster's token can read them: passwords belong into the
     environment of the machines.
 

@@ -16,7 +16,7 @@ from pipelines.experiment_page import Page, ResultTable, file_name
 from pipelines.pictures import finish
 from pipelines.scoring import MAIN_MEASURE, Scored, gains
 from smec_core.metrics import MEASURES
-from smec_core.significance import query_interval, randomisation_p, seed_interval
+from smec_core.significance import p_text, query_interval, randomisation_p, seed_interval
 
 SIGNIFICANT = 0.05
 SHOWN = 5e-5
@@ -221,7 +221,7 @@ def standing(results: Results, dataset: str) -> list[str]:
         best = max((name for name in methods if name != SMEC), key=lambda name: value[name])
         gain_Q = gains(methods[SMEC], methods[best], dim)
         gain, p = float(gain_Q.mean()), randomisation_p(gain_Q)
-        told = f"{dim} ({gain:+.4f} against {best}, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})"
+        told = f"{dim} ({gain:+.4f} against {best}, {p_text(p)})"
         if abs(gain) < SHOWN:
             level.append(f"{dim} ({best})")
         else:

@@ -5,7 +5,8 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,18 +35,36 @@ def metric(name: str, value: float, step: int = 0, timestamp: int | None = None)
 
 
 def log_figures(client: MlflowClient, run_id: str, folder: Path) -> None:
-    """Logs what metrics.json holds: test/ndcg_at_10/384, test/ndcg_at_10/pca/384, stages/384/dev_score and others."""
+    """Logs what metrics.json holds. What goes by dim is a curve with the dim as its step, as test/ndcg_at_10."""
     metrics = _read(folder, "metrics.json")
-    tree: dict[str, Any] = {"dev": metrics.get("dev", {}), "training": metrics.get("training", {})}
-    for stage in metrics.get("stages", []):
-        tree[f"stages/{stage['dim']}"] = {key: stage.get(key) for key in ("epochs", "dev_score", "seconds")}
+    by_dim: dict[str, Mapping[str, Any]] = {f"dev/{name}": scores for name, scores in metrics.get("dev", {}).items()}
+    for name in ("epochs", "dev_score", "seconds"):
+        by_dim[f"stages/{name}"] = {str(stage["dim"]): stage.get(name) for stage in metrics.get("stages", [])}
     if evaluation := metrics.get("evaluation"):
-        scores = {name: values for name, values in evaluation.items() if name != "baselines"}
-        scores[main_measure(scores)] = scores[main_measure(scores)] | evaluation.get("baselines", {})
-        tree[evaluation["split"] or "held_out"] = scores  # without judgements it is by held-out documents
-    figures = [metric(name, value) for name, value in _numbers(tree)]
+        by_dim |= _evaluation_curves(evaluation)
+    figures = [
+        metric(name, value, int(dim))
+        for name, values in by_dim.items()
+        for dim, value in values.items()
+        if _is_number(value)
+    ]
+    figures += [
+        metric(f"training/{name}", value) for name, value in metrics.get("training", {}).items() if _is_number(value)
+    ]
     for start in range(0, len(figures), MOST_METRICS):
         client.log_batch(run_id, metrics=figures[start : start + MOST_METRICS])
+
+
+def _evaluation_curves(evaluation: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    main, place = main_measure(evaluation), evaluation["split"] or "held_out"
+    curves = {name: scores for name, scores in evaluation.items() if "@" in name}
+    for name, scores in evaluation.get("baselines", {}).items():
+        # the original embeddings' score is a level
+        curves[f"{main}_{name}"] = scores if isinstance(scores, Mapping) else dict.fromkeys(evaluation[main], scores)
+    for number, name in enumerate(("low", "high")):
+        interval = evaluation.get("intervals", {}).get(main, {})
+        curves[f"{main}_{name}"] = {dim: ends[number] for dim, ends in interval.items()}
+    return {f"{place}/{name}": values for name, values in curves.items()}
 
 
 def log_files(client: MlflowClient, run_id: str, folder: Path) -> None:
@@ -64,12 +83,17 @@ def log_files(client: MlflowClient, run_id: str, folder: Path) -> None:
         client.log_artifacts(run_id, made)
 
 
-def log_model(client: MlflowClient, run_id: str, folder: Path) -> None:
+def log_model(client: MlflowClient, run_id: str, folder: Path, model: smec_core.Model) -> None:
     """Logs the model as `runs:/<run id>/model`, for `mlflow.pyfunc.load_model` and `mlflow models serve`.
 
     What `mlflow.pyfunc.log_model` does, but through a client: that function needs MLflow's global tracking URI.
+
+    Args:
+        client: of the server.
+        run_id: the run.
+        folder: the stored model.
+        model: the same, read.
     """
-    model = smec_core.load(folder)
     experiment_id = client.get_run(run_id).info.experiment_id
     tags = {FINGERPRINT_TAG: model.fingerprint}
     logged = client.create_logged_model(experiment_id, "model", run_id, tags, model_type="smec")
@@ -78,20 +102,27 @@ def log_model(client: MlflowClient, run_id: str, folder: Path) -> None:
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]),
         params=ParamSchema([ParamSpec("dim", DataType.long, default=model.input_dim)]),
     )
-    with tempfile.TemporaryDirectory() as made:
-        mlflow.pyfunc.save_model(
-            f"{made}/model",
-            mlflow_model=Model(logged.artifact_location, run_id, model_uuid=logged.model_id, model_id=logged.model_id),
-            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-            artifacts={"model": str(folder)},
-            code_paths=[str(Path(smec_core.__file__).parent)],
-            signature=signature,
-            input_example=(np.eye(1, model.input_dim, dtype=np.float32), {"dim": min(model.dims)}),
-            # "+cpu" and the like name builds that package indexes do not have
-            pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in MODEL_REQUIREMENTS],
-            metadata={"smec_fingerprint": model.fingerprint, "smec_dims": list(model.dims)},
-        )
-        client.log_model_artifacts(logged.model_id, f"{made}/model")
+    try:
+        with tempfile.TemporaryDirectory() as made:
+            mlflow.pyfunc.save_model(
+                f"{made}/model",
+                mlflow_model=Model(
+                    logged.artifact_location, run_id, model_uuid=logged.model_id, model_id=logged.model_id
+                ),
+                python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+                artifacts={"model": str(folder)},
+                code_paths=[str(Path(smec_core.__file__).parent)],
+                signature=signature,
+                input_example=(np.eye(1, model.input_dim, dtype=np.float32), {"dim": min(model.dims)}),
+                # "+cpu" and the like name builds that package indexes do not have
+                pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in MODEL_REQUIREMENTS],
+                metadata={"smec_fingerprint": model.fingerprint, "smec_dims": list(model.dims)},
+            )
+            client.log_model_artifacts(logged.model_id, f"{made}/model")
+    except BaseException:
+        with suppress(Exception):
+            client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     client.set_tag(run_id, FINGERPRINT_TAG, model.fingerprint)
@@ -102,19 +133,18 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def _numbers(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{path}{key}/")
-        elif isinstance(value, int | float):
-            yield f"{path}{key}", value
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 def _write_table(path: Path, evaluation: Mapping[str, Any]) -> None:
     """A row a dim: the model's scores, then those of its baselines in the main measure."""
     main = main_measure(evaluation)
-    columns = {name: scores for name, scores in evaluation.items() if isinstance(scores, Mapping)}
-    for name, scores in columns.pop("baselines", {}).items():
+    columns = {name: scores for name, scores in evaluation.items() if "@" in name}
+    for number, end in enumerate(("low", "high")):
+        if interval := evaluation.get("intervals", {}).get(main):
+            columns[f"{main} 95 % {end}"] = {dim: ends[number] for dim, ends in interval.items()}
+    for name, scores in evaluation.get("baselines", {}).items():
         columns[f"{main} {name}"] = scores if isinstance(scores, Mapping) else dict.fromkeys(evaluation[main], scores)
     with path.open("w", newline="") as file:
         rows = csv.writer(file)

@@ -5,19 +5,21 @@ Other than the record of a training, which may be lost, what is in force must be
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Run
+from mlflow.entities import Metric, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from pipelines.mlflow_files import FINGERPRINT_TAG, log_model, metric
+import smec_core
+from pipelines.mlflow_files import FINGERPRINT_TAG, log_model
+from pipelines.mlflow_server import experiment_of, kept_run, prepare_mlflow
 from pipelines.run_folder import RunFolder
-from pipelines.tracking import STATE_FILE, experiment_named, kept_run, prepare_mlflow
+from pipelines.tracking import ERROR_TAG, LONGEST_TAG, STATE_FILE
 from smec_core.errors import InputError, SmecError, one_line
 from smec_core.uri import mask, public_uri
 
@@ -89,13 +91,20 @@ class Registry:
         """Ids of the training's run and of its model there; both are made where the server has missed them."""
         run = kept_run(self._client, (run_folder.read_json(STATE_FILE) or {}).get("run_id"))
         if run is None:
-            experiment = experiment_named(self._client)
+            experiment = experiment_of(self._client)
             run = self._client.create_run(experiment.experiment_id, run_name=run_folder.name)
         model_id = self._model_of(run, fingerprint)
         if model_id is None:
-            with tempfile.TemporaryDirectory() as made:
-                run_folder.fetch_model(Path(made))
-                log_model(self._client, run.info.run_id, Path(made))
+            try:
+                with tempfile.TemporaryDirectory() as made:
+                    run_folder.fetch_model(Path(made))
+                    log_model(self._client, run.info.run_id, Path(made), smec_core.load(made))
+            except BaseException:
+                with suppress(Exception):
+                    self._client.set_terminated(run.info.run_id, "FAILED")
+                raise
+            if ERROR_TAG in run.data.tags:
+                self._client.delete_tag(run.info.run_id, ERROR_TAG)
             self._client.set_terminated(run.info.run_id)
             model_id = self._model_of(self._client.get_run(run.info.run_id), fingerprint)
         return run.info.run_id, str(model_id)
@@ -107,8 +116,8 @@ class Registry:
                 return str(output.model_id)
         return None
 
-    def note(self, version: str, tags: Mapping[str, str], figures: Mapping[str, float]) -> None:
-        """Tags a version, and adds figures to the run that trained it.
+    def note(self, version: str, tags: Mapping[str, str], figures: Sequence[Metric]) -> None:
+        """Tags a version and the run that trained it, and adds figures to that run.
 
         Raises:
             SmecError: the registry cannot be reached.
@@ -117,9 +126,9 @@ class Registry:
             for key, value in tags.items():
                 self._client.set_model_version_tag(self._name, version, key, value)
             run_id = self._client.get_model_version(self._name, version).run_id
-            metrics: list[Metric] = [metric(name, value) for name, value in figures.items()]
-            if run_id and metrics:
-                self._client.log_batch(run_id, metrics=metrics)
+            if run_id:
+                notes = [RunTag(key, value[:LONGEST_TAG]) for key, value in tags.items()]
+                self._client.log_batch(run_id, metrics=figures, tags=notes)
 
     def challenge(self, version: str) -> None:
         """Lets the alias `challenger` name a version.

@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jinja2
 from markupsafe import Markup
@@ -20,12 +20,25 @@ from pipelines import report_figures as figures
 from pipelines.console import say
 from pipelines.model_folder import LocalPath
 from pipelines.report_files import ConfigFile, Evaluation, MetricsFile, Record, Stage, read, read_history
+from pipelines.report_words import (
+    NAMES,
+    NDCG,
+    NEIGHBOURS,
+    PROJECTIONS,
+    Row,
+    count,
+    duration,
+    named,
+    notes_of,
+    number,
+    percent,
+    plain,
+    reasons_of,
+    span,
+)
 from pipelines.study import SUMMARY_FILE
 from pipelines.study_report import study_page
 from smec_core.errors import InputError
-
-NDCG, NEIGHBOURS = "nDCG@10", "neighbour recall@10"
-PROJECTIONS = {"free": "free matrix", "rotation": "rotation", "residual_mlp": "residual MLP"}
 
 
 class ReportSettings(BaseModel):
@@ -37,18 +50,6 @@ class ReportSettings(BaseModel):
     """Model folder, as `smec train --out` wrote it, or a study's, as `smec tune --out` did."""
     out: LocalPath
     """HTML file to write; one that is there is replaced."""
-
-
-class Row(NamedTuple):
-    """The result at one dim; bytes of a float32 vector, kept as a share of the full-dimension score."""
-
-    dim: int
-    bytes: int
-    compression: float
-    model: float
-    truncation: float | None
-    pca: float | None
-    kept: float
 
 
 def run(settings: ReportSettings) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def run(settings: ReportSettings) -> dict[str, Any]:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipelines"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    environment.filters.update(number=_number, percent=_percent, duration=_duration, plain=_plain)
+    environment.filters.update(number=number, percent=percent, span=span, count=count, duration=duration, plain=plain)
     template = environment.get_template("study.html.j2" if is_study else "report.html.j2")
     _write(Path(settings.out), template.render(page, plotly_js=Markup(get_plotlyjs())))
     say(f"report: {settings.out}")
@@ -84,7 +85,7 @@ def _model_page(folder: Path) -> dict[str, Any]:
     metrics = read(folder / "metrics.json", MetricsFile)
     history = read_history(folder / "history.jsonl")
     page = _quality(config.input_dim, metrics)
-    drawn = page["figures"]
+    drawn, reasons = page["figures"], {}
     for stage in metrics.stages:
         records = [record for record in history if record.stage == stage.dim]
         losses, dev = _curves(stage, records)
@@ -92,6 +93,7 @@ def _model_page(folder: Path) -> dict[str, Any]:
             drawn[f"loss-{stage.dim}"] = figures.losses(losses)
         if dev:
             drawn[f"dev-{stage.dim}"] = figures.dev_scores(dev, stage.epochs, stage.dev_score)
+            reasons[stage.dim] = reasons_of(stage, dev)
         # what is still as it began was not learned
         if stage.dim < stage.d_in and stage.epochs and any(stage.importance):
             drawn[f"importance-{stage.dim}"] = figures.importance(stage.importance, stage.dim)
@@ -106,7 +108,7 @@ def _model_page(folder: Path) -> dict[str, Any]:
         drawn["time"] = figures.times([f"{stage.d_in} → {stage.dim}" for stage in stages], seconds)
     page["time_shares"] = {name: sum(values) / total for name, values in seconds.items()} if total > 0 else {}
     files = {"name": folder.resolve().name, "config": config, "metrics": metrics, "has_history": bool(history)}
-    return page | files | {"projections": PROJECTIONS}
+    return page | files | {"projections": PROJECTIONS, "reasons": reasons}
 
 
 def _quality(full_dim: int, metrics: MetricsFile) -> dict[str, Any]:
@@ -121,26 +123,41 @@ def _quality(full_dim: int, metrics: MetricsFile) -> dict[str, Any]:
         full = base.full or scores.get(full_dim) or math.nan
         whole = "the full-dimension nDCG@10" if base.full else f"this model's nDCG@10 at {full_dim} dims,"
         phrase = f"{{}} dims keep {{}} of {whole} at {{:.3g}}% of the bytes"
+    intervals = found.intervals.get(NAMES[measure], {})
+    # a share of the model's own score, where there are no baselines, has none
+    kept_intervals = intervals if measure == NEIGHBOURS else found.intervals.get("kept", {})
     rows = [
-        Row(dim, 4 * dim, full_dim / dim, score, base.truncation.get(dim), base.pca.get(dim), score / full)
+        Row(
+            dim,
+            4 * dim,
+            full_dim / dim,
+            score,
+            base.truncation.get(dim),
+            base.pca.get(dim),
+            score / full,
+            intervals.get(dim),
+            kept_intervals.get(dim),
+        )
         for dim, score in sorted(scores.items(), reverse=True)
     ]
     pick = _pick([row for row in rows if row.dim < full_dim])
     headline = "This model has not been evaluated"
     if pick:
-        headline = phrase.format(pick.dim, _percent(pick.kept), 100 / pick.compression)
+        between = f" ({span(pick.kept_interval)})" if pick.kept_interval else ""
+        headline = phrase.format(pick.dim, percent(pick.kept) + between, 100 / pick.compression)
     elif rows:
-        headline = f"{measure} {_number(rows[0].model)} at {rows[0].dim} dims"
+        headline = f"{measure} {number(rows[0].model)} at {rows[0].dim} dims"
     drawn: dict[str, figures.Figure] = {}
     if len(rows) > 1:
         across = base.full if measure == NDCG else None
-        drawn["quality"] = figures.quality(scores, base.truncation, base.pca, across, measure)
+        drawn["quality"] = figures.quality(scores, base.truncation, base.pca, across, measure, intervals)
     if len(rows) > 1 and math.isfinite(full):
         lines = (scores, base.truncation, base.pca)
         model, truncation, pca = ({full_dim / d: 100 * y / full for d, y in line.items()} for line in lines)
-        drawn["compression"] = figures.compression(model, truncation, pca, measure)
+        spans = {full_dim / d: (100 * low, 100 * high) for d, (low, high) in kept_intervals.items()}
+        drawn["compression"] = figures.compression(model, truncation, pca, measure, spans)
     page = {"full_dim": full_dim, "found": found, "measure": measure, "full": full, "rows": rows, "pick": pick}
-    notes = _notes(full_dim, rows, measure, base.full is not None, metrics.evaluation is not None)
+    notes = notes_of(full_dim, rows, measure, found, metrics.evaluation is not None)
     return page | {"headline": headline, "notes": notes, "figures": drawn}
 
 
@@ -152,41 +169,13 @@ def _pick(rows: Sequence[Row]) -> Row | None:
     return max(rows, key=lambda row: row.kept, default=None)
 
 
-def _notes(full_dim: int, rows: Sequence[Row], measure: str, has_full: bool, tested: bool) -> list[tuple[str, str]]:
-    """What speaks for and against shipping, as (good | warn | info, sentence)."""
-    if not rows:
-        return []
-    notes = []
-    gains = {row.dim: round(row.model - row.pca, 3) + 0.0 for row in rows if row.pca is not None}
-    if above := {dim: gain for dim, gain in gains.items() if gain >= 0}:
-        where = "every dim" if above == gains else f"{_listed([str(dim) for dim in above])} dims"
-        span = " to ".join(dict.fromkeys(f"{gain:+.3f}" for gain in (min(above.values()), max(above.values()))))
-        notes.append(("good", f"At or above PCA at {where}: {span} {measure}."))
-    if below := [f"{dim} dims (−{-gain:.3f})" for dim, gain in gains.items() if gain < 0]:
-        notes.append(("warn", f"Below PCA at {_listed(below)}."))
-    if not gains:
-        notes.append(("info", "No baselines in this folder: how truncation and PCA would do is not known here."))
-    if measure == NDCG and has_full:
-        if whole := [f"{row.dim}" for row in rows if row.kept >= 1]:
-            notes.append(("good", f"As good as the original {full_dim} dims, or better, at {_listed(whole)} dims."))
-        if lost := [f"{row.dim} dims ({_percent(row.kept)})" for row in rows if row.kept < 1]:
-            notes.append(("warn", f"Below the original embeddings at {_listed(lost)}."))
-    elif measure == NEIGHBOURS:
-        text = "Scored without judgements: by how well neighbours are kept, not by how well users find what they want."
-        notes.append(("info", text))
-    if not tested:
-        text = "No test evaluation in this folder: these are the first pass's scores on dev, which training chose by."
-        notes.append(("warn", text))
-    return notes
-
-
 def _curves(stage: Stage, records: Sequence[Record]) -> tuple[list[figures.Curve], list[figures.Curve]]:
     """Loss curves and dev score curves of one stage, against epochs trained."""
     losses, dev = [], []
     for run_name, projection in dict.fromkeys((record.run, record.projection) for record in records):
         series = [record for record in records if (record.run, record.projection) == (run_name, projection)]
         role: Literal["chosen", "replay", "rejected"] = "chosen" if projection == stage.projection else "rejected"
-        label = f"{PROJECTIONS.get(projection, projection)}, {role}"
+        label = f"{named(projection)}, {role}"
         steps = [record for record in series if record.loss is not None]
         in_epoch, seen = Counter(step.epoch for step in steps), Counter[int]()
         points: dict[float, float | None] = {}
@@ -194,46 +183,13 @@ def _curves(stage: Stage, records: Sequence[Record]) -> tuple[list[figures.Curve
             seen[step.epoch] += 1
             points[step.epoch + seen[step.epoch] / in_epoch[step.epoch]] = step.loss
         if points:
-            losses.append(figures.Curve(*(("replay", "replay") if run_name == "refit" else (label, role)), points))
+            losses.append(
+                figures.Curve(*(("replay", "replay") if run_name == "refit" else (label, role)), projection, points)
+            )
         scores = {float(record.epoch): record.dev_score for record in series if record.dev_score is not None}
         if scores and run_name == "first":
-            dev.append(figures.Curve(label, role, scores))
+            dev.append(figures.Curve(label, role, projection, scores))
     return losses, dev
-
-
-def _listed(values: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(values[:-1]), values[-1])))
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    """`0.755`, `5,183` with digits=0, and a dash for what is not there."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
-
-
-def _percent(share: float) -> str:
-    """`109%`, `85.8%`; below 100% cut, not rounded, so that no loss is ever shown as none."""
-    if not math.isfinite(share):
-        return "–"
-    return f"{share:.0%}" if share >= 1 else f"{math.floor(1000 * share + 1e-6) / 10:g}%"
-
-
-def _duration(seconds: float) -> str:
-    """`96 s`, `41 min`, `5.2 h`."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
-
-
-def _plain(value: Any) -> str:
-    """A config value as a person writes it."""
-    if isinstance(value, list):
-        return ", ".join(map(_plain, value))
-    if isinstance(value, dict):
-        return ", ".join(
-            f"{key} ({_plain(part)})" if isinstance(part, dict) else f"{key} {_plain(part)}"
-            for key, part in value.items()
-        )
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _write(out: Path, text: str) -> None:

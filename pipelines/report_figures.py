@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 Figure = dict[str, Any]
 Points = Mapping[Any, float | None]  # keys: int or float
+Intervals = Mapping[Any, tuple[float, float]]
 BLUE, GREEN, ORANGE, GREY, INK = "#2457d6", "#0b8f72", "#d97706", "#8d97a8", "#1b2433"
 ROLES = {"chosen": (BLUE, 1, "solid"), "replay": (GREEN, 2, "dot"), "rejected": (GREY, 3, "solid")}
 
@@ -19,12 +20,15 @@ class Curve(NamedTuple):
 
     label: str
     role: Literal["chosen", "replay", "rejected"]
+    projection: str
     points: Points
 
 
-def quality(model: Points, truncation: Points, pca: Points, full: float | None, measure: str) -> Figure:
+def quality(
+    model: Points, truncation: Points, pca: Points, full: float | None, measure: str, intervals: Intervals
+) -> Figure:
     """Score against dims, on a log axis; full is the score of the frozen embeddings, drawn across."""
-    data = _contest(model, truncation, pca)
+    data = _contest(model, truncation, pca, intervals)
     if full is not None:
         data.insert(0, _line("full dims", {min(model): full, max(model): full}, INK, 4, "lines", dash="dash"))
     ticks = _ticks(model)
@@ -32,9 +36,9 @@ def quality(model: Points, truncation: Points, pca: Points, full: float | None, 
     return _figure(data, x | _title("dims kept"), {"hoverformat": ".3f"} | _title(measure))
 
 
-def compression(model: Points, truncation: Points, pca: Points, measure: str) -> Figure:
+def compression(model: Points, truncation: Points, pca: Points, measure: str, intervals: Intervals) -> Figure:
     """Percent of the full-dimension quality kept against the compression ratio, on a log axis."""
-    data = _contest(model, truncation, pca)
+    data = _contest(model, truncation, pca, intervals)
     ticks = _ticks(model)
     x = {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:.3g}×" for tick in ticks], "hoverformat": ".3g"}
     y = {"ticksuffix": "%", "hoverformat": ".1f"}
@@ -57,13 +61,18 @@ def dev_scores(curves: Sequence[Curve], epochs: int, score: float | None) -> Fig
 
 
 def importance(shares: Sequence[float], dim: int) -> Figure:
-    """ADS importance of d_in dims, descending, as a multiple of an even share (1 / d_in); `dim` of them are kept."""
-    even = {rank: share * len(shares) for rank, share in enumerate(shares, start=1)}
-    kept = _line("kept", {rank: y for rank, y in even.items() if rank <= dim}, BLUE, 1, "lines")
-    dropped = _line("dropped", {rank: y for rank, y in even.items() if rank >= dim}, GREY, 2, "lines")
-    data = [line | {"fill": "tozeroy", "fillcolor": line["line"]["color"] + "33"} for line in (kept, dropped)]
-    y = {"rangemode": "tozero", "hoverformat": ".2f"} | _title("× even share")
-    return _figure(data, _title("dims, by importance"), y, _rule("x", dim))
+    """ADS importance of d_in dims as a multiple of an even share (1 / d_in), on a log axis; the first `dim` are kept.
+
+    Those that are kept, and those that are not, are sorted here: a stage that looks ahead leaves them in other places.
+    """
+    even = [share * len(shares) for share in shares]
+    ordered = [*sorted(even[:dim], reverse=True), *sorted(even[dim:], reverse=True)]
+    # a log axis has no place for what was rounded to nothing
+    points = {rank: share for rank, share in enumerate(ordered, start=1) if share > 0}
+    kept = _line("kept", {rank: y for rank, y in points.items() if rank <= dim}, BLUE, 1, "lines", width=3)
+    dropped = _line("dropped", {rank: y for rank, y in points.items() if rank > dim}, GREY, 2, "lines", width=3)
+    y = {"type": "log", "hoverformat": ".3g", "exponentformat": "power", "dtick": 1} | _title("× even share")
+    return _figure([kept, dropped], _title("dims, by importance"), y, _rule("x", dim + 0.5))
 
 
 def times(stages: Sequence[str], seconds: Mapping[str, Sequence[float]]) -> Figure:
@@ -92,22 +101,59 @@ def bars(shares: Mapping[str, float], title: str) -> Figure:
     return figure
 
 
-def front(trials: Iterable[tuple[float, float]], best: Iterable[tuple[float, float]], measure: str) -> Figure:
+def front(
+    trials: Iterable[tuple[float, float]],
+    best: Iterable[tuple[float, float]],
+    defaults: Iterable[tuple[float, float]],
+    measure: str,
+) -> Figure:
     """Quality against seconds of training, with the trials that no other beats in both joined."""
     data = [_dots("trials", trials, GREY), _dots("not beaten in both", best, BLUE) | {"mode": "lines+markers"}]
     data[1]["line"] = {"color": BLUE, "width": 2, "shape": "hv"}
+    data.append(_defaults(defaults))
     figure = _figure(data, _title("seconds of training"), {"hoverformat": ".4f"} | _title(measure))
     figure["layout"] |= {"hovermode": "closest"}
     return figure
 
 
-def slice_of(points: Mapping[str, Iterable[tuple[Any, float]]], name: str, measure: str, is_log: bool) -> Figure:
+def slice_of(
+    points: Mapping[str, Iterable[tuple[Any, float]]],
+    defaults: Iterable[tuple[Any, float]],
+    name: str,
+    measure: str,
+    is_log: bool,
+) -> Figure:
     """One figure of every trial against one setting."""
-    data = [_dots(label, some, GREY if label == "stopped" else BLUE) for label, some in points.items()]
-    x = _title(name) | ({"type": "log"} if is_log else {})
+    data = [_dots(label, some, GREY if label == "stopped early" else BLUE) for label, some in points.items()]
+    data.append(_defaults(defaults))
+    x = _title(name) | ({"type": "log", "nticks": 6} if is_log else {})
     figure = _figure(data, x, {"hoverformat": ".4f"} | _title(measure))
     figure["layout"] |= {"hovermode": "closest"}
     return figure
+
+
+def parallel(drawn: Figure, default: int | None) -> Figure:
+    """Optuna's parallel coordinates, which draws its axes as shapes and annotations, with one of its lines marked.
+
+    Args:
+        drawn: Optuna's figure.
+        default: which of the lines is that of the defaults.
+    """
+    kept = {name: part for name, part in drawn["layout"].items() if name not in ("template", "title")}
+    data = [line | {"opacity": 1.0} for line in drawn["data"]]
+    if default is not None:
+        line = data.pop(default)
+        # on top of the others
+        data.append(line | {"name": "the defaults", "showlegend": True})
+        data[-1]["line"] = line["line"] | {"color": ORANGE, "width": 3, "dash": "dash"}
+    margin = {"margin": {"l": 70, "r": 30, "t": 50, "b": 40}, "legend": {"orientation": "h", "x": 0, "y": 1.08}}
+    # the colours begin at white
+    return {"data": data, "layout": kept | margin | {"plot_bgcolor": "#d9dfe9"}}
+
+
+def _defaults(points: Iterable[tuple[Any, float]]) -> Figure:
+    dots = _dots("the defaults", points, ORANGE)
+    return dots | {"marker": {"color": ORANGE, "size": 13, "symbol": "diamond-open", "line": {"width": 2.5}}}
 
 
 def _dots(label: str, points: Iterable[tuple[Any, float]], colour: str) -> Figure:
@@ -117,10 +163,15 @@ def _dots(label: str, points: Iterable[tuple[Any, float]], colour: str) -> Figur
     return dots | {"marker": {"color": colour, "size": 8}}
 
 
-def _contest(model: Points, truncation: Points, pca: Points) -> list[Figure]:
-    """The model's line over those of its baselines."""
+def _contest(model: Points, truncation: Points, pca: Points, intervals: Intervals) -> list[Figure]:
+    """The model's line, with its intervals, over those of its baselines."""
     below = [_line("truncation", truncation, GREY, 3), _line("PCA", pca, ORANGE, 2)]
-    return [*below, _line("this model", model, BLUE, 1, width=3)]
+    line = _line("this model", model, BLUE, 1, width=3)
+    if intervals:
+        ends = {_rounded(x): ends for x, ends in intervals.items()}
+        half = [_rounded((ends[x][1] - ends[x][0]) / 2) if x in ends else None for x in line["x"]]
+        line["error_y"] = {"type": "data", "array": half, "color": BLUE, "thickness": 1.5, "width": 5}
+    return [*below, line]
 
 
 def _curve(curve: Curve, mode: str) -> Figure:

@@ -13,6 +13,7 @@ class ConfigFile(BaseModel):
 
     input_dim: int
     train: dict[str, Any] = {}
+    used: dict[str, Any] = {}
     data: dict[str, Any] = {}
     versions: dict[str, Any] = {}
     created: str | None = None
@@ -44,10 +45,15 @@ class Baselines(BaseModel):
     full: float | None = None
 
 
+Interval = tuple[float, float]
+
+
 class Evaluation(BaseModel):
-    """Scores by dim on one split."""
+    """Scores by dim on one split; intervals, which older models lack, are those of 95 % over the queries."""
 
     split: str | None = None
+    queries: int | None = None
+    intervals: dict[str, dict[int, Interval]] = {}
     ndcg: dict[int, float] = Field({}, alias="ndcg@10")
     neighbours: dict[int, float] = Field({}, alias="neighbour_recall@10")
     recall_10: dict[int, float] = Field({}, alias="recall@10")

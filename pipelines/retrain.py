@@ -22,6 +22,7 @@ from pipelines.console import context, say
 from pipelines.evaluate import on_cluster
 from pipelines.lease import Lease
 from pipelines.ledger import Ledger, QueryScores, Release
+from pipelines.mlflow_files import metric
 from pipelines.releases import Service
 from pipelines.retrain_drift import drift_since, encoder_of, known_queries
 from pipelines.retrain_outcome import NOTHING_NEW, PROMOTED, REFUSED, UNCHANGED, export_figures
@@ -160,7 +161,7 @@ class _Cycle:
         }
         if known is not None and known["now"] < (1 - settings.gate.max_drop) * known["then"]:
             problem = (
-                f"refused: the champion itself reaches {known['now']:.4f} nDCG@10 on {known['queries']} gate queries "
+                f"REFUSED: the champion itself reaches {known['now']:.4f} nDCG@10 on {known['queries']} gate queries "
                 f"on which it reached {known['then']:.4f}, more than a share of gate.max_drop, "
                 f"{settings.gate.max_drop}, less; look at the new judgements and embeddings"
             )
@@ -222,7 +223,7 @@ class _Cycle:
             reason = "unchanged: the new data give the champion again"
             return self._close(record, UNCHANGED, reason, self._refresh(reason))
         if challenger.fingerprint in self.ledger.releases().withdrawn:
-            reason = "refused: it is the very model that was rolled back from"
+            reason = "REFUSED: it is the very model that was rolled back from"
             return self._close(record, REFUSED, reason, self._refresh(reason))
         tags = {"smec.data_fingerprint": record["data"], "smec.cycle": str(self.number)}
         registry_version = self.registry.register(run_folder, challenger.fingerprint, tags)
@@ -234,12 +235,15 @@ class _Cycle:
         scores |= self._score(dataset, sides)
         verdict = gate.judge(scores, self.settings.gate)
         record |= {"gate": verdict.as_json(), "registry_version": registry_version}
-        figures = {f"gate/{name}/{dim}": mean for name, by_dim in verdict.means.items() for dim, mean in by_dim.items()}
-        figures |= {f"drift/{name}": value for name, value in (record["drift"] or {}).items() if value is not None}
+        figures = [
+            metric(f"gate/{name}", mean, dim) for name, by_dim in verdict.means.items() for dim, mean in by_dim.items()
+        ]
+        drift = record["drift"] or {}
+        figures += [metric(f"drift/{name}", value) for name, value in drift.items() if value is not None]
         self.registry.note(registry_version, {"smec.gate": verdict.reason}, figures)
         if not verdict.holds:
             return self._close(record, REFUSED, verdict.reason, self._refresh(verdict.reason))
-        say(f"the gate {verdict.reason}")
+        say(f"gate {verdict.reason}")
         self.ledger.keep_reference(self.number, reference, _by_query(dataset, scores[gate.CHALLENGER]))
         release = Release(
             cycle=self.number,

@@ -3,6 +3,7 @@
 import time
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import ray
@@ -10,14 +11,14 @@ import torch
 
 from pipelines.cluster import unwrap
 from pipelines.console import say
-from smec_core.config import TrainConfig
+from smec_core.config import SET_BY_DATA, TrainConfig
 from smec_core.dataset import Dataset
 from smec_core.errors import InputError
 from smec_core.judgements import Judgements
 from smec_core.local import read_resident
 from smec_core.parquet import EmbeddingTable
 from smec_core.resident import Node, ResidentRows
-from smec_core.train import TrainingData
+from smec_core.train import TrainingData, settings_used
 
 # of the object store that vectors may fill
 MOST_OF_STORE = 0.9
@@ -38,6 +39,11 @@ class Source:
     queries: EmbeddingTable
     labels: tuple[Judgements | None, Judgements | None]
     vectors: tuple[ray.ObjectRef, ray.ObjectRef] | None = None
+
+    def used(self, config: TrainConfig, is_warm: bool = False) -> dict[str, Any]:
+        """What the settings come to whose default depends on the data."""
+        found = settings_used(config, self.corpus.dim, self.corpus.rows, *self.labels, is_warm)
+        return {name: getattr(found, name) for name in SET_BY_DATA}
 
     def fetch(self, node: Node) -> TrainingData:
         """Takes the vectors from the object store: a node's processes share one copy."""

@@ -10,12 +10,15 @@ import optuna
 from pydantic import BaseModel
 
 from pipelines import report_figures as figures
+from pipelines.pictures import MEASURES
 from pipelines.report_files import read
 from pipelines.study import Objective, Trial, best_trials
 from smec_core.errors import InputError
 from tune_spaces.space import Space, distributions
 
 LEAST_FOR_IMPORTANCE = 4
+DEFAULTS = 1
+"""Number of the trial that is the defaults."""
 
 
 class SummaryFile(BaseModel):
@@ -55,10 +58,13 @@ def study_page(file: Path) -> dict[str, Any]:
         for trial in trials
         if trial.steps[0].place <= place
     }
+    measure = MEASURES.get(summary.measure, summary.measure)
+    of_defaults = [trial for trial in trials if trial.number == DEFAULTS]
     importance: dict[str, float] = {}
     if len(trials) >= 2:
         last = {trial.number: trial.quality or 0.0 for trial in trials}
-        drawn["parallel"] = _parallel(_optuna_study(trials, space, last), summary.measure)
+        default = next((place for place, trial in enumerate(trials) if trial.number == DEFAULTS), None)
+        drawn["parallel"] = _parallel(_optuna_study(trials, space, last), measure, default)
     if len(reached) >= LEAST_FOR_IMPORTANCE and len(set(reached.values())) > 1:
         compared = _optuna_study([trial for trial in trials if trial.number in reached], space, reached)
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
@@ -67,22 +73,33 @@ def study_page(file: Path) -> dict[str, Any]:
     finished = [trial for trial in trials if trial.state == "finished"]
     front = best_trials(trials, objective.model_copy(update={"with_seconds": True}))
     if finished:
-        drawn["front"] = figures.front(_points(finished, "seconds"), _points(front, "seconds"), summary.measure)
+        drawn["front"] = figures.front(
+            _points(finished, "seconds"),
+            _points(front, "seconds"),
+            _points([trial for trial in finished if trial in of_defaults], "seconds"),
+            measure,
+        )
     slices = {}
     for name in names:
-        by_state = {state: _points([t for t in trials if t.state == state], name) for state in ("finished", "stopped")}
-        drawn[f"slice-{name}"] = figures.slice_of(by_state, name, summary.measure, _is_log(space, name))
+        by_state = {
+            label: _points([trial for trial in trials if trial.state == state], name)
+            for label, state in (("finished", "finished"), ("stopped early", "stopped"))
+        }
+        drawn[f"slice-{name}"] = figures.slice_of(
+            by_state, _points(of_defaults, name), name, measure, _is_log(space, name)
+        )
         slices[name] = f"slice-{name}"
     if "queue_size" in space and finished:
         drawn["queue-seconds"] = figures.slice_of(
             {"finished": [(trial.params["queue_size"], trial.seconds) for trial in finished]},
+            [(trial.params["queue_size"], trial.seconds) for trial in finished if trial in of_defaults],
             "queue_size",
             "seconds of training",
             _is_log(space, "queue_size"),
         )
     by_number = {trial.number: trial for trial in summary.trials}
-    best, defaults = [by_number[number] for number in summary.best], by_number.get(1)
-    headline = f"{summary.measure} {best[0].quality:.4f} on dev, {len(summary.trials)} trials"
+    best, defaults = [by_number[number] for number in summary.best], by_number.get(DEFAULTS)
+    headline = f"{measure} {best[0].quality:.4f} on dev, {len(summary.trials)} trials"
     if defaults is not None and defaults.quality is not None and defaults.state == "finished":
         headline += f"; the defaults {defaults.quality:.4f}"
     rows = sorted(summary.trials, key=lambda one: (one.state != "finished", -(one.quality or 0.0)))
@@ -120,7 +137,6 @@ def _optuna_study(trials: list[Trial], space: Space, values: Mapping[int, float]
     return study
 
 
-def _parallel(study: optuna.Study, measure: str) -> figures.Figure:
+def _parallel(study: optuna.Study, measure: str, default: int | None) -> figures.Figure:
     drawn = json.loads(optuna.visualization.plot_parallel_coordinate(study, target_name=measure).to_json())
-    figure: figures.Figure = {"data": drawn["data"], "layout": {"margin": {"l": 60, "r": 30, "t": 40, "b": 20}}}
-    return figure
+    return figures.parallel(drawn, default)

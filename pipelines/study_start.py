@@ -22,12 +22,13 @@ from pipelines.confirm import confirm
 from pipelines.console import say, show
 from pipelines.fit import use_gpus
 from pipelines.lease import Lease
+from pipelines.mlflow_about import data_text
 from pipelines.publish import new_file
 from pipelines.run_folder import RunFolder
 from pipelines.search import Asha, StudySearch
 from pipelines.source import Source, read_once
 from pipelines.study import STATES, SUMMARY_FILE, Objective, Trial, best_trials, read_trials
-from pipelines.study_summary import best_text, overhead
+from pipelines.study_summary import best_text, outcome_text, overhead
 from pipelines.study_tables import confirmed_table, trials_table
 from pipelines.tracking import MlflowRecorder
 from pipelines.trial import TrialTask, resources_of, run_trial
@@ -85,11 +86,13 @@ class StudyStart:
             SmecError: no trial finished, or the study could not go on.
         """
         scratch = self.study.local_path or self.out
+        dims = ", ".join(map(str, self.config.dims))
         recorder = MlflowRecorder.start(
             config=self.settings.model_dump(mode="json"),
             run_folder=self.study,
             scratch=scratch,
-            tags={"smec.data": public_uri(self.dataset.uri), "smec.data_fingerprint": self.dataset.fingerprint},
+            about=f"Study of {', '.join(self.space)} for a SMEC model of {dims} dims. {data_text(self.dataset)}",
+            data=self.dataset,
         )
         say(f"study {self.study.name}: {len(self.space)} settings to search; MLflow run {recorder.run_id}")
         try:
@@ -98,7 +101,7 @@ class StudyStart:
                 for name in (SUMMARY_FILE, BEST_FILE):
                     (Path(made) / name).write_bytes((self.out / name).read_bytes())
                 recorder.log_files(Path(made))
-            recorder.finish(None)
+            recorder.finish(None, outcome=outcome_text(summary))
         except BaseException as error:
             recorder.fail(error, self.lease.lost)
             raise
@@ -111,7 +114,17 @@ class StudyStart:
         concurrent = 0
         if todo > 0:
             concurrent = self._concurrent()
-            watch = Watch(self.study, self.trials, self.config, self.objective, self.lease, recorder, scratch)
+            watch = Watch(
+                self.study,
+                self.trials,
+                self.config,
+                self._source,
+                self._measure,
+                self.objective,
+                self.lease,
+                recorder,
+                scratch,
+            )
             self._search(todo, concurrent, watch)
             self.lease.check()
         best = best_trials(list(self.trials.values()), self.objective)
@@ -142,6 +155,10 @@ class StudyStart:
     @cached_property
     def _source(self) -> Source:
         return read_once(self.dataset, self.config)
+
+    @property
+    def _measure(self) -> str:
+        return "ndcg@10" if self.dataset.train_judgements() is not None else "neighbour_recall@10"
 
     def _confirmed(self, best: Trial) -> dict[str, Any] | None:
         """The best settings beside the defaults on test: what is known already, or found where that is asked for."""
@@ -256,7 +273,7 @@ class StudyStart:
             "data": public_uri(self.dataset.uri),
             "objective": self.settings.objective,
             "dims": list(self.config.dims),
-            "measure": "ndcg@10" if self.dataset.train_judgements() is not None else "neighbour_recall@10",
+            "measure": self._measure,
             "space": describe(self.space),
             "best": [trial.number for trial in best],
             "defaults": first.quality if first and first.state == "finished" else None,

@@ -1,6 +1,6 @@
 """What a study says at its end: the best settings, and what a trial cost beside training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -28,3 +28,19 @@ def best_text(config: TrainConfig, best: Trial, study: str, file: str) -> str:
         f"smec train --data DATA --config {file} --out MODEL\n"
     )
     return header + yaml.safe_dump(settings, sort_keys=False, default_flow_style=None)
+
+
+def outcome_text(summary: Mapping[str, Any]) -> str:
+    """What a study found, in a few sentences."""
+    best = next(trial for trial in summary["trials"] if trial["number"] == summary["best"][0])
+    values = ", ".join(f"{name} {value}" for name, value in best["params"].items())
+    quality, states = best["steps"][-1]["quality"], summary["states"]
+    text = f"{states['finished']} trials finished, {states['stopped']} were stopped early, {states['failed']} failed. "
+    text += (
+        f"Best on dev, which it was chosen by: trial {best['number']} ({values}), {summary['measure']} {quality:.4f}"
+    )
+    text += "." if summary["defaults"] is None else f"; the defaults {summary['defaults']:.4f}."
+    if confirmed := summary.get("confirmed"):
+        gains = (f"{one['gain']:+.4f} at {dim} dims" for dim, one in confirmed["dims"].items())
+        text += f" On test, {confirmed['queries']} queries, it gains {', '.join(gains)} on the defaults."
+    return text

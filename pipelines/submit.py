@@ -17,7 +17,7 @@ from smec_core.errors import GateError, InputError, SmecError
 from smec_core.uri import mask
 
 # what a training needs to record itself; the rest of the environment is the cluster's own
-FORWARDED = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME")
+FORWARDED = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")
 SECRET_NAMES = re.compile(r"(?i)pass|pwd|secret|token|key|credential")
 REFUSED = GateError.exit_code
 """A decision, which another start would not make again: it would find nothing new."""
@@ -51,7 +51,8 @@ class SubmitSettings(BaseModel):
     given here, and otherwise a new one starts: a nightly command is the same every night."""
     env: list[str] = []
     """NAME=VALUE, or NAME to take the value from this environment: what the job's environment gets besides
-    MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME. Whoever holds the cluster's token can read it."""
+    MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and MLFLOW_EXPERIMENT_ID. Whoever holds the cluster's token can read
+    it."""
     detach: bool = False
     """Leave once the job is submitted."""
     patience: float = Field(120.0, gt=0)

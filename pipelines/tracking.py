@@ -5,8 +5,6 @@ global tracking URI, so nothing of it reaches Ray workers. The training comes fi
 once and recorded elsewhere, and neither raises nor holds the training up.
 """
 
-import logging
-import os
 import platform
 import re
 import threading
@@ -22,31 +20,26 @@ from typing import Any, Literal, Self
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, Metric, Param, Run, RunTag
-from mlflow.exceptions import MlflowException
+from mlflow.entities import Metric, Param, RunTag
 
 import smec_core
 from pipelines.console import warn
 from pipelines.machine import PREFIX, MachineFigures, is_wanted
+from pipelines.mlflow_about import dataset_inputs, reached_text, source_tags
 from pipelines.mlflow_files import MOST_METRICS, log_figures, log_files, log_model, metric
+from pipelines.mlflow_server import EXPERIMENT, experiment_of, kept_run, prepare_mlflow
 from pipelines.run_folder import RunFolder
+from smec_core.dataset import Dataset
 from smec_core.errors import one_line
 from smec_core.tracker import Record
-from smec_core.uri import mask
+from smec_core.uri import mask, public_uri
 
 FLUSH_SECONDS = 2.0
-EXPERIMENT = "smec"
 STATE_FILE = "mlflow_run.json"
 OFFLINE_FOLDER = "mlflow-offline"
-# What the user set stands. MLflow's own patience, 7 retries of up to 120 s each, would hold a training up for minutes.
-ENVIRONMENT = {
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "12",
-}
 # MLflow's limits for one request and one value
 MOST_PARAMS, LONGEST_PARAM, LONGEST_TAG = 100, 6000, 5000
+NOTE, ERROR_TAG = "mlflow.note.content", "smec.error"
 
 
 @dataclass
@@ -55,6 +48,8 @@ class _OpenRun:
     run_id: str
     last_step: dict[str, int]
     """Last step by metric name, so that steps trained again after a restart are not logged again."""
+    failed: str = ""
+    """Why the store was given up."""
 
 
 class MlflowRecorder:
@@ -65,17 +60,32 @@ class MlflowRecorder:
     """
 
     def __init__(
-        self, config: Mapping[str, Any], run_folder: RunFolder, scratch: Path, experiment: str, tags: Mapping[str, str]
+        self,
+        config: Mapping[str, Any],
+        run_folder: RunFolder,
+        scratch: Path,
+        experiment: str,
+        tags: Mapping[str, str],
+        about: str,
+        data: Dataset | None,
     ) -> None:
         self._config, self._run_folder, self._experiment = config, run_folder, experiment
-        self._tags = {"smec.version": smec_core.__version__, "smec.python": platform.python_version()}
+        self._about, self._inputs = about, [] if data is None else dataset_inputs(data)
+        self._tags = source_tags() | {
+            NOTE: about,
+            "smec.version": smec_core.__version__,
+            "smec.python": platform.python_version(),
+        }
         self._tags |= {f"smec.{package}": version(package) for package in ("mlflow", "ray", "torch")}
+        if data is not None:
+            self._tags |= {"smec.data": public_uri(data.uri), "smec.data_fingerprint": data.fingerprint}
         self._tags |= tags
         self._offline_folder = scratch / OFFLINE_FOLDER
         self._offline = f"sqlite:///{self._offline_folder / 'mlflow.db'}"
         self._server = mlflow.get_tracking_uri()
         self._stores = [self._server, self._offline]
         self._run: _OpenRun | None = None
+        self._left: list[_OpenRun] = []
         self._waiting: deque[tuple[int, Record]] = deque()
         self._has_machine = "mlflow.parentRunId" not in tags and is_wanted()
         self._stop = threading.Event()
@@ -90,20 +100,25 @@ class MlflowRecorder:
         experiment: str = EXPERIMENT,
         tags: Mapping[str, str] | None = None,
         parent: "MlflowRecorder | None" = None,
+        about: str = "",
+        data: Dataset | None = None,
     ) -> Self:
         """Opens the training's run, and a thread that sends it what `log` takes.
 
         Args:
-            config: flat settings, logged as params.
+            config: flat settings, logged as params; what is None is not.
             run_folder: the training's folder; gives the run its name and holds its id.
             scratch: local folder; holds the offline store when there is one.
-            experiment: MLflow experiment, made where it is missing; the environment's MLFLOW_EXPERIMENT_NAME wins.
+            experiment: MLflow experiment, made where it is missing; the environment's MLFLOW_EXPERIMENT_NAME and
+                MLFLOW_EXPERIMENT_ID win.
             tags: more tags for the run.
             parent: the recorder of the run that this one is a part of; stores that it has given up are not tried again.
+            about: what the run is, in a sentence or two; its description begins with it.
+            data: the dataset that it learns from and is evaluated on.
         """
         prepare_mlflow()
         parent_tag = {"mlflow.parentRunId": parent.run_id} if parent else {}
-        recorder = cls(config, run_folder, scratch.absolute(), experiment, {**(tags or {}), **parent_tag})
+        recorder = cls(config, run_folder, scratch.absolute(), experiment, {**(tags or {}), **parent_tag}, about, data)
         if parent is not None:
             recorder._stores = list(parent._stores)
         recorder._send(lambda run: None)
@@ -129,30 +144,44 @@ class MlflowRecorder:
         model_folder: str | Path | None,
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED",
         error: str | None = None,
+        outcome: str = "",
     ) -> None:
         """Sends what is left, the final figures, the files and the model, and ends the run.
+
+        A run that a store could not take whole is FAILED there, and says so.
 
         Args:
             model_folder: the stored model; None when there is none.
             status: how the training ended.
             error: why it failed.
+            outcome: what it reached, for the description; of a model, that is what metrics.json holds.
+
+        Raises:
+            InputError: the model cannot be read; nothing was said of the run's end.
         """
+        model = None if model_folder is None else smec_core.load(model_folder)
         self._stop.set()
         self._thread.join()
         self._flush()
-        before = self._run
         if error is not None:
             text = mask(error)[:LONGEST_TAG]
-            self._send(lambda run: run.client.set_tag(run.run_id, "smec.error", text))
-        if model_folder is not None:
-            folder = Path(model_folder).absolute()
-            for log in (log_figures, log_files, log_model):
+            self._send(lambda run: run.client.set_tag(run.run_id, ERROR_TAG, text))
+            outcome = f"{'Failed' if status == 'FAILED' else 'Ended'}: {text}"
+        if model is not None:
+            folder = Path(str(model_folder)).absolute()
+            outcome = reached_text(model.metrics)
+            for log in (log_figures, log_files):
                 self._send(lambda run, log=log: log(run.client, run.run_id, folder))  # type: ignore[misc]
+            self._send(lambda run: log_model(run.client, run.run_id, folder, model))
+        self._tags[NOTE] = "\n\n".join(filter(None, (self._about, outcome)))
+        self._send(lambda run: run.client.set_tag(run.run_id, NOTE, mask(self._tags[NOTE])[:LONGEST_TAG]))
         self._send(lambda run: run.client.set_terminated(run.run_id, status))
-        if before is not None and before is not self._run:
-            # Often only the artifact store fails: the first run must not look as if it were still training.
+        for left in self._left:
+            # often only the artifact store fails: the run must look neither in training nor whole
             with suppress(Exception):
-                before.client.set_terminated(before.run_id, status)
+                if status == "FINISHED":
+                    left.client.set_tag(left.run_id, ERROR_TAG, f"incomplete: {left.failed}"[:LONGEST_TAG])
+                left.client.set_terminated(left.run_id, "FAILED" if status == "FINISHED" else status)
 
     def log_files(self, folder: Path) -> None:
         """Sends the files of a folder."""
@@ -206,7 +235,7 @@ class MlflowRecorder:
                 self._give_up_store(error)
 
     def _give_up_store(self, error: Exception) -> None:
-        failed, self._run = self._stores.pop(0), None
+        failed, run, self._run = self._stores.pop(0), self._run, None
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         why = re.sub(r"^API request to \S+ failed with (timeout )?exception ", "", first_line).split("Caused by ")[-1]
         if self._stores:
@@ -214,7 +243,11 @@ class MlflowRecorder:
             then += f" (see it with: mlflow ui --backend-store-uri {self._offline})."
         else:
             then = "Training goes on without MLflow; the model folder has all figures."
-        warn(f"MLflow at {mask(failed)} fails: {shorten(mask(why), 300, placeholder=' ...')}. {then}")
+        why = shorten(mask(why), 300, placeholder=" ...")
+        if run is not None:
+            run.failed = f"{why}. {then}"
+            self._left.append(run)
+        warn(f"MLflow at {mask(failed)} fails: {why}. {then}")
 
     def _open(self, store: str) -> _OpenRun:
         """The run of this training that a store holds already, or a new one."""
@@ -227,59 +260,26 @@ class MlflowRecorder:
         client = MlflowClient(store)
         run = kept_run(client, state.get(key))
         if run is None:
-            experiment = experiment_named(client, self._experiment, artifacts)
+            experiment = experiment_of(client, self._experiment, artifacts)
             run = client.create_run(experiment.experiment_id, run_name=self._run_folder.name)
             self._run_folder.write_json(STATE_FILE, {**state, key: run.info.run_id})
         else:
             client.update_run(run.info.run_id, status="RUNNING")
-            if "smec.error" in run.data.tags:
-                client.delete_tag(run.info.run_id, "smec.error")
+            if ERROR_TAG in run.data.tags:
+                client.delete_tag(run.info.run_id, ERROR_TAG)
         client.log_batch(run.info.run_id, tags=[RunTag(k, mask(v)[:LONGEST_TAG]) for k, v in tags.items()])
         # A param cannot change, so a restart adds only those that a kill kept from being logged.
-        params = [Param(k, mask(str(v))[:LONGEST_PARAM]) for k, v in self._config.items() if k not in run.data.params]
+        params = [
+            Param(k, mask(str(v))[:LONGEST_PARAM])
+            for k, v in self._config.items()
+            if v is not None and k not in run.data.params
+        ]
         for start in range(0, len(params), MOST_PARAMS):
             client.log_batch(run.info.run_id, params=params[start : start + MOST_PARAMS])
+        if self._inputs:
+            client.log_inputs(run.info.run_id, self._inputs)
         last_step = {latest.key: latest.step for latest in run.data.to_proto().metrics}
         return _OpenRun(client, run.info.run_id, last_step)
-
-
-def prepare_mlflow() -> None:
-    """Sets how patient MLflow is, and what it says; what the user has set stands."""
-    for variable, value in ENVIRONMENT.items():
-        os.environ.setdefault(variable, value)
-    # Else MLflow prints the run's address to stdout, password and all.
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line for every retry
-
-
-def kept_run(client: MlflowClient, run_id: str | None) -> Run | None:
-    """A run, where the server has it and it was not deleted."""
-    if run_id is None:
-        return None
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
-        raise
-    return run if run.info.lifecycle_stage == "active" else None
-
-
-def experiment_named(client: MlflowClient, name: str = EXPERIMENT, artifacts: str | None = None) -> Experiment:
-    """The experiment of a name, made where it is missing; the environment's MLFLOW_EXPERIMENT_NAME wins."""
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or name
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return client.get_experiment(client.create_experiment(name, artifacts))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another training made it in the meantime
-                raise
-            found = client.get_experiment_by_name(name)
-    if found is None or found.lifecycle_stage != "active":
-        raise RuntimeError(f"experiment {name!r} is deleted: restore it, or name another in MLFLOW_EXPERIMENT_NAME")
-    return found
 
 
 def _metrics_of(timestamp: int, record: Record) -> list[Metric]:

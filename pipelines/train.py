@@ -30,7 +30,7 @@ from pipelines.run_folder import RunFolder
 from pipelines.source import Source
 from smec_core.adapter import FrozenStage
 from smec_core.dataset import Dataset
-from smec_core.errors import InputError
+from smec_core.errors import InputError, SmecError
 from smec_core.evaluation import Parts, default_split, evaluate, in_one_part
 from smec_core.model import Model, load
 from smec_core.quantize import learn_int8_scales
@@ -189,13 +189,14 @@ class Training:
             f"run {self.name}: {summary['corpus']['rows']} documents, {summary['queries']['rows']} queries, "
             f"{dataset.dim} dims, to {', '.join(map(str, config.dims))}"
         )
-        recorder = self._recorder(run_folder, scratch, lease)
+        source = Source(dataset.corpus, dataset.queries, dataset.training_split(config))
+        used = source.used(config, is_warm=self.warm_start is not None)
+        recorder = self._recorder(run_folder, scratch, lease, used)
         say(f"MLflow run {recorder.run_id} in {recorder.uri}")
         with TemporaryDirectory() as made:
             model_folder = Path(made) / "model"
             try:
                 history = Path(made) / "history.jsonl"
-                source = Source(dataset.corpus, dataset.queries, dataset.training_split(config))
                 trained = fit(
                     settings,
                     config,
@@ -207,8 +208,9 @@ class Training:
                     lease.check,
                     warm_start=self.warm_start,
                 )
-                self._evaluated(trained).save(model_folder)
+                self._evaluated(trained, used).save(model_folder)
                 shutil.copy(history, model_folder)
+                _check_readable(model_folder)
                 lease.check()
                 # in this order: what a kill leaves undone is done by the next start, which stops at a stored model
                 recorder.finish(model_folder)
@@ -218,20 +220,23 @@ class Training:
                 recorder.fail(error, lease.lost)
                 raise
 
-    def _recorder(self, run_folder: RunFolder, scratch: Path, lease: Lease) -> "MlflowRecorder":
+    def _recorder(self, run_folder: RunFolder, scratch: Path, lease: Lease, used: dict[str, Any]) -> "MlflowRecorder":
         """Opens the run in MLflow; Ray, which takes as long, starts in the meantime."""
         settings, dataset = self._settings, self.dataset
 
         def start() -> "MlflowRecorder":
             # here and not above: half of the time is MLflow's import
+            from pipelines.mlflow_about import data_text
             from pipelines.tracking import MlflowRecorder
 
             adopt_loggers()
+            dims = ", ".join(map(str, self._config.dims))
             return MlflowRecorder.start(
-                config=settings.model_dump(mode="json"),
+                config=settings.model_dump(mode="json") | used,
                 run_folder=run_folder,
                 scratch=scratch,
-                tags={"smec.data": public_uri(dataset.uri), "smec.data_fingerprint": dataset.fingerprint},
+                about=f"Training of a SMEC model: {dataset.dim}-dim embeddings to {dims} dims. {data_text(dataset)}",
+                data=dataset,
             )
 
         with ThreadPoolExecutor(1) as pool:
@@ -245,12 +250,13 @@ class Training:
                     started.result().fail(error, lease.lost)
                 raise
 
-    def _evaluated(self, trained: Trained) -> Model:
+    def _evaluated(self, trained: Trained, used: dict[str, Any]) -> Model:
         """The trained chain as a model that knows what made it and how good it is."""
         dataset, config, base = self.dataset, self._config, self._base
         record: dict[str, Any] = {
             "dims": prefix_dims(dataset.dim, config.dims),
             "train": config.model_dump(mode="json"),
+            "used": used,
             "run": self.name,
             "data": {
                 "uri": public_uri(dataset.uri),
@@ -296,6 +302,18 @@ class Training:
                 torch.set_num_threads(threads)
 
         return here
+
+
+def _check_readable(folder: Path) -> None:
+    """Refuses a model that nobody could use.
+
+    Raises:
+        SmecError: it cannot be read back.
+    """
+    try:
+        load(folder)
+    except InputError as error:
+        raise SmecError(f"the trained model cannot be read back, so it is not kept: {error}") from error
 
 
 def _read_base(folder: str, input_dim: int) -> Model:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
@@ -15,6 +15,7 @@ from pipelines.cluster import release_after
 from pipelines.console import say
 from pipelines.lease import Lease
 from pipelines.run_folder import RunFolder
+from pipelines.source import Source
 from pipelines.study import (
     METRIC,
     PLACE,
@@ -61,6 +62,8 @@ class Watch(tune.Callback):
         study: RunFolder,
         trials: dict[int, Trial],
         config: TrainConfig,
+        source: Source,
+        measure: str,
         objective: Objective,
         lease: Lease,
         recorder: MlflowRecorder,
@@ -72,12 +75,15 @@ class Watch(tune.Callback):
             study: the study's run folder.
             trials: all trials by number; kept up to date.
             config: the settings of a trial, before those that are searched.
+            source: what a trial learns from.
+            measure: name of the dev score.
             objective: what trials are compared by.
             lease: of the study; where it is lost, nothing more is written.
             recorder: of the study's own run in MLflow.
             scratch: local folder for what MLflow cannot take.
         """
         self._study, self._trials, self._config, self._objective = study, trials, config, objective
+        self._source, self._measure = source, measure
         self._lease, self._recorder, self._scratch = lease, recorder, scratch
         self._recorders: dict[int, MlflowRecorder] = {}
         self._placed: dict[int, tuple[Any, str]] = {}
@@ -104,12 +110,14 @@ class Watch(tune.Callback):
         self._release(number)
         self._write(record)
         if number not in self._recorders:
+            config = self._config.model_copy(update=params)
             self._recorders[number] = MlflowRecorder.start(
-                config=self._config.model_copy(update=params).model_dump(mode="json"),
+                config=config.model_dump(mode="json") | self._source.used(config),
                 run_folder=folder,
                 scratch=self._scratch,
                 tags={"smec.trial": str(number)},
                 parent=self._recorder,
+                about=f"{record.title[0].upper()}{record.title[1:]}, of study {self._study.name}.",
             )
         say(f"{record.title}: begins")
 
@@ -132,7 +140,9 @@ class Watch(tune.Callback):
             recorder.log(one)
         recorder.log({"step": step.place, "quality": step.quality, "seconds": step.seconds})
         if result.get("finished"):
-            recorder.log({"step": 0, **{f"dev/{dim}": score for dim, score in step.scores.items()}})
+            # a step that is not above the one before would be taken for one that is known
+            for dim, score in sorted(step.scores.items()):
+                recorder.log({"step": dim, f"dev/{self._measure}": score})
         else:
             self._write(record)
             say(f"trial {record.number}: {step.quality:.4f} after stage {step.place}, {step.seconds:.0f} s")
@@ -162,10 +172,11 @@ class Watch(tune.Callback):
     def _close(self, record: Trial, state: State) -> None:
         self._lease.check()
         # before the record: a kill in between has the trial run again, in the same run of MLflow
-        self._recorders.pop(record.number).finish(None, "FAILED" if record.error else "FINISHED", record.error)
+        how = f"failed: {record.error}" if record.error else f"{state} at {record.quality:.4f}"
+        status: Literal["FAILED", "FINISHED"] = "FAILED" if record.error else "FINISHED"
+        self._recorders.pop(record.number).finish(None, status, record.error, f"{how.capitalize()} on dev.")
         record.state, record.ended = state, time.time()
         self._write(record)
-        how = f"failed: {record.error}" if record.error else f"{state} at {record.quality:.4f}"
         say(f"trial {record.number}: {how}")
         remove_checkpoints(trial_folder(self._study, record.number))
         self._release(record.number)

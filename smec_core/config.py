@@ -189,6 +189,9 @@ class TrainConfig(BaseModel):
         return self.top_k if self.top_k is not None else 10 if labelled else 100
 
 
+SET_BY_DATA = tuple(name for name, field in TrainConfig.model_fields.items() if field.default is None)
+"""Settings whose default depends on the data."""
+
 PAPER_PRESET: dict[str, Any] = {
     "temperature": 1.0,
     "alpha": 0.1,

@@ -14,10 +14,11 @@ from smec_core.convergence import HELD_OUT_DOCS, NEIGHBOURS
 from smec_core.dataset import HELD_OUT, Dataset
 from smec_core.errors import InputError
 from smec_core.judgements import Judgements
-from smec_core.metrics import SEARCH_DEPTH, Matrices, PrefixSearch, gains_of, measure, ndcg, recall
+from smec_core.metrics import SEARCH_DEPTH, Matrices, PrefixSearch, gains_of, measure_queries, ndcg, recall
 from smec_core.model import Model
 from smec_core.parquet import EmbeddingTable, unit_rows
 from smec_core.pca import Gram
+from smec_core.significance import query_interval, share_interval
 from smec_core.uri import public_uri
 
 Encode = Callable[[Tensor], Tensor]
@@ -66,7 +67,9 @@ def evaluate(
 
     Returns:
         `split` and `queries`, a dict of prefix to value for each measure, and `baselines`: the first measure of
-        `truncation` and `pca` by prefix, and of `full`.
+        `truncation` and `pca` by prefix, and of `full`. `intervals` are the 95 % intervals over the queries, low and
+        high, by prefix: of the first measure, with baselines also of its share of `full` (`kept`) and of its gain over
+        `truncation` and `pca`; there are none for a single query.
 
     Raises:
         InputError: the split is not there, or the dims do not fit.
@@ -76,18 +79,51 @@ def evaluate(
     if baselines:
         systems |= baseline_encoders(_corpus_gram(dataset, parts))
     if split is None:
-        scores = _neighbour_scores(dataset, systems, model.dims, parts)
+        values = _neighbour_values(dataset, systems, model.dims, parts)
         report: dict[str, Any] = {"split": None, "queries": min(HELD_OUT_DOCS, dataset.corpus.rows)}
     else:
         judgements = dataset.splits[split].with_positives()
-        scores = _judged_scores(dataset, systems, model.dims, judgements, parts)
+        values = _judged_values(dataset, systems, model.dims, judgements, parts)
         report = {"split": split, "queries": len(judgements)}
-    report |= scores["model"]
+    report |= {measure: _means(by_dim) for measure, by_dim in values["model"].items()}
+    first = next(iter(values["model"]))
+    by_system = {
+        name: {dim: value_Q.numpy() for dim, value_Q in found[first].items()} for name, found in values.items()
+    }
     if baselines:
-        first = next(iter(scores["model"]))
-        report["baselines"] = {name: scores[name][first] for name in ("truncation", "pca")}
-        report["baselines"]["full"] = scores["truncation"][first][str(model.input_dim)]
+        report["baselines"] = {name: _means(values[name][first]) for name in ("truncation", "pca")}
+        report["baselines"]["full"] = report["baselines"]["truncation"][str(model.input_dim)]
+    if report["queries"] > 1:
+        report["intervals"] = _intervals(by_system, first, model.input_dim)
     return report
+
+
+def _means(by_dim: Mapping[int, Tensor]) -> dict[str, float]:
+    return {str(dim): value_Q.mean().item() for dim, value_Q in by_dim.items()}
+
+
+def _intervals(values: Mapping[str, Mapping[int, np.ndarray]], measure: str, input_dim: int) -> dict[str, Any]:
+    """95 % intervals over the queries; the systems answer the same ones, so that differences are of pairs."""
+
+    def around(mean: float, half: float) -> list[float]:
+        return [float(mean - half), float(mean + half)]
+
+    model = values["model"]
+    found: dict[str, Any] = {
+        measure: {str(dim): around(value_Q.mean(), query_interval(value_Q)) for dim, value_Q in model.items()}
+    }
+    if "truncation" not in values:
+        return found
+    full_Q = values["truncation"][input_dim]
+    if full_Q.any():
+        found["kept"] = {
+            str(dim): around(value_Q.mean() / full_Q.mean(), share_interval(value_Q, full_Q))
+            for dim, value_Q in model.items()
+        }
+    for name in ("truncation", "pca"):
+        gain = {dim: value_Q - values[name][dim] for dim, value_Q in model.items()}
+        found[name] = {str(dim): around(gain_Q.mean(), query_interval(gain_Q)) for dim, gain_Q in gain.items()}
+    return found
 
 
 def check_fit(dataset: Dataset, model: Model, split: str | None) -> None:
@@ -132,19 +168,16 @@ def query_scores(
     }
 
 
-def _judged_scores(
-    dataset: Dataset,
-    systems: Mapping[str, Encode],
-    dims: tuple[int, ...],
-    judgements: Judgements,
-    parts: Parts,
-) -> dict[str, dict[str, dict[str, float]]]:
+def _judged_values(
+    dataset: Dataset, systems: Mapping[str, Encode], dims: tuple[int, ...], judgements: Judgements, parts: Parts
+) -> dict[str, dict[str, dict[int, Tensor]]]:
+    """Value (Q) of each query, by system, measure and prefix."""
     sides = {name: Sides.same(encode) for name, encode in systems.items()}
-    scores = {}
+    values = {}
     for name, found in _judged_results(dataset, sides, dims, judgements, parts).items():
-        by_dim = {dim: measure(rows, judgements) for dim, rows in found.items()}
-        scores[name] = {key: {str(dim): by_dim[dim][key] for dim in dims} for key in by_dim[dims[0]]}
-    return scores
+        by_dim = {dim: measure_queries(rows, judgements) for dim, rows in found.items()}
+        values[name] = {key: {dim: by_dim[dim][key] for dim in dims} for key in by_dim[dims[0]]}
+    return values
 
 
 def _judged_results(
@@ -161,9 +194,9 @@ def _judged_results(
     return {name: search.results() for name, search in searches.items()}
 
 
-def _neighbour_scores(
+def _neighbour_values(
     dataset: Dataset, systems: Mapping[str, Encode], dims: tuple[int, ...], parts: Parts
-) -> dict[str, dict[str, dict[str, float]]]:
+) -> dict[str, dict[str, dict[int, Tensor]]]:
     rows = np.random.default_rng(0).permutation(dataset.corpus.rows)[:HELD_OUT_DOCS]
     own_row_Q = torch.from_numpy(rows)
     x_QD = read_rows(dataset.corpus, rows)
@@ -177,7 +210,7 @@ def _neighbour_scores(
     return {
         name: {
             f"neighbour_recall@{NEIGHBOURS}": {
-                str(dim): recall(gains_of(row_Qk, truth), truth, NEIGHBOURS).mean().item()
+                dim: recall(gains_of(row_Qk, truth), truth, NEIGHBOURS)
                 for dim, row_Qk in sorted(search.results().items(), reverse=True)
             }
         }

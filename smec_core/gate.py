@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from smec_core.significance import randomisation_p
+from smec_core.significance import p_text, randomisation_p
 
 CHALLENGER, CHAMPION, OLD_DOCUMENTS = "challenger", "champion", "new queries on old documents"
 BASELINES = ("truncation", "pca")
@@ -48,11 +48,12 @@ class Verdict:
     """What the gate says.
 
     Attributes:
-        problems: what keeps the challenger out; none where the gate holds.
+        problems: what keeps the challenger out; none where it has passed.
         queries: gate queries.
         means: mean nDCG@10 by system and dim.
         gain: mean gain over the dims on the champion, or without one on the better baseline.
         p: of that gain, by a paired randomisation test.
+        why: what made it pass or not, in words.
     """
 
     problems: list[str]
@@ -60,6 +61,7 @@ class Verdict:
     means: dict[str, dict[int, float]]
     gain: float
     p: float
+    why: str
 
     @property
     def holds(self) -> bool:
@@ -69,8 +71,7 @@ class Verdict:
     @property
     def reason(self) -> str:
         """It in one line."""
-        gain = f"gain {self.gain:+.4f} nDCG@10, p {self.p:.3f}, {self.queries} gate queries"
-        return f"held: {gain}" if self.holds else f"refused: {'; '.join(self.problems)} ({gain})"
+        return f"{'PASSED' if self.holds else 'REFUSED'}: {self.why}"
 
     def as_json(self) -> dict[str, Any]:
         """It as plain values."""
@@ -101,7 +102,7 @@ def judge(scores: Scores, settings: GateSettings) -> Verdict:
         if gain < settings.min_gain:
             problems.append(f"the mean over the dims gains {gain:+.4f}, gate.min_gain asks for {settings.min_gain}")
         elif p > settings.significance:
-            problems.append(f"the gain may be luck (p {p:.3f}, gate.significance asks for {settings.significance})")
+            problems.append(f"the gain may be luck ({p_text(p)}, gate.significance asks for {settings.significance})")
     for name in BASELINES:
         if overall[CHALLENGER] < overall[name] - settings.max_below:
             problems.append(
@@ -119,4 +120,13 @@ def judge(scores: Scores, settings: GateSettings) -> Verdict:
             problems.append(
                 f"new queries lose {loss:.4f} on old documents, gate.max_old_loss is {settings.max_old_loss}"
             )
-    return Verdict(problems, queries, means, gain, p)
+    against = f"{gain:+.4f} nDCG@10, mean over the dims and {queries} gate queries, against the champion"
+    if champion == CHAMPION:
+        asked = "not asked for" if settings.significance == 1 else f"at most {settings.significance} asked for"
+        figures = f"{against} (at least {settings.min_gain} asked for), {p_text(p)} ({asked})"
+        passed = f"{figures}; no dim loses more than {settings.max_loss}"
+    else:
+        figures = ", ".join(f"{name} {mean:.4f}" for name, mean in overall.items()) + f" on {queries} gate queries"
+        passed = f"there is no champion to beat yet, and it is not below the baselines: mean nDCG@10 of {figures}"
+    why = f"{'; '.join(problems)} ({figures})" if problems else passed
+    return Verdict(problems, queries, means, gain, p, why)

@@ -27,6 +27,12 @@ def query_interval(gain_Q: np.ndarray) -> float:
     return 1.96 * float(gain_Q.std(ddof=1)) / math.sqrt(len(gain_Q))
 
 
+def share_interval(value_Q: np.ndarray, base_Q: np.ndarray) -> float:
+    """Half the width of the 95 % confidence interval of mean value / mean base over the same queries (delta method)."""
+    mean = float(base_Q.mean())
+    return query_interval(value_Q - value_Q.mean() / mean * base_Q) / mean if mean else math.nan
+
+
 def randomisation_p(gain_Q: np.ndarray, rounds: int = ROUNDS) -> float:
     """Two-sided p of a paired randomisation test (Smucker et al., CIKM 2007).
 
@@ -42,3 +48,8 @@ def randomisation_p(gain_Q: np.ndarray, rounds: int = ROUNDS) -> float:
         # a draw of the same mean must count, whatever the order of its sum
         as_far += int((np.abs(signs_RQ @ gain_Q) / len(gain_Q) >= observed - 1e-12).sum())
     return as_far / (rounds + 1)
+
+
+def p_text(p: float) -> str:
+    """A p as it is told: `p < 0.001`, `p = 0.122`."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

@@ -124,6 +124,24 @@ def train(
     return Trained([*chain.base, *stages], metrics)
 
 
+def settings_used(
+    config: TrainConfig, input_dim: int, docs: int, train: Judgements | None, dev: Judgements | None, is_warm: bool
+) -> TrainConfig:
+    """The settings with what their defaults come to on some data: given these, a training gives the same model.
+
+    Args:
+        config: settings of the method.
+        input_dim: dims of the embeddings.
+        docs: documents of the corpus.
+        train: judgements to learn from, as in `TrainingData`.
+        dev: judgements to choose by.
+        is_warm: whether it is a warm start.
+    """
+    epochs = config.stage_epochs(_sampler(config, docs, train, dev, config.guard and not is_warm)[0].epoch_steps)
+    patience = config.stage_patience(epochs * stages_in_one(input_dim, config))
+    return config.resolved(train is not None).model_copy(update={"epochs": epochs, "patience": patience})
+
+
 class _Chain:
     """Runs the stages of a pass one after the other, each on the block that the one before it kept."""
 
@@ -294,14 +312,8 @@ class _Chain:
 
     def _prepare(self, pass_name: str, with_dev: bool) -> Run:
         data, config = self.data, self.config
-        dev, held_out = None, np.empty(0, np.int64)
-        if data.train is None:
-            held_out = _held_out(data.docs.rows, config) if with_dev else held_out
-            rows = np.setdiff1d(np.arange(data.docs.rows), held_out)
-            sampler: LabelledSampler | UnlabelledSampler = UnlabelledSampler(rows, config)
-        else:
-            labels = data.train if with_dev or data.dev is None else data.train.merge(data.dev)
-            sampler = LabelledSampler(labels.with_positives(), data.docs.rows, config)
+        sampler, held_out = _sampler(config, data.docs.rows, data.train, data.dev, with_dev)
+        dev = None
         if with_dev:
             dev = make_dev_set(data.queries, data.docs, data.dev, held_out, config, data.node)
         return Run(
@@ -333,6 +345,17 @@ class _Chain:
 def _put_on_top(run: Run, stage: FrozenStage) -> None:
     if run.dev is not None:
         run.dev.advance(stage.apply, stage.d_in)
+
+
+def _sampler(
+    config: TrainConfig, docs: int, train: Judgements | None, dev: Judgements | None, with_dev: bool
+) -> tuple[LabelledSampler | UnlabelledSampler, np.ndarray]:
+    """What a pass learns from, and the rows of documents that it holds out."""
+    if train is not None:
+        labels = train if with_dev or dev is None else train.merge(dev)
+        return LabelledSampler(labels.with_positives(), docs, config), np.empty(0, np.int64)
+    held_out = _held_out(docs, config) if with_dev else np.empty(0, np.int64)
+    return UnlabelledSampler(np.setdiff1d(np.arange(docs), held_out), config), held_out
 
 
 def _held_out(rows: int, config: TrainConfig) -> np.ndarray:

@@ -64,7 +64,7 @@ def test_first_model_nothing_new_new_data_bad_data_and_rollback(
         series.judge(1, shuffled)
         code, said = job("retrain", id="-".join(shuffled))
         assert code == 3
-        assert "refused" in said
+        assert "REFUSED: " in said
         assert in_force() == ("v0002", "2")
     # a scheduler that has lost the answer asks again, and gets the same
     code, said = job("retrain", id="train-test")

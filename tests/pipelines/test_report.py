@@ -176,7 +176,85 @@ def test_headline_is_the_smallest_dim_that_keeps_everything(tmp_path: Path) -> N
     assert figures["headline"] in page.text
     assert [row["dim"] for row in figures["dims"]] == list(DIMS)
     row = {"dim": 96, "bytes": 384, "compression": 8.0, "model": 0.739, "truncation": 0.517, "pca": 0.583}
-    assert figures["dims"][3] == row | {"kept": pytest.approx(0.739 / 0.628)}
+    # a model of an earlier version has no intervals
+    assert figures["dims"][3] == row | {"kept": pytest.approx(0.739 / 0.628), "interval": None, "kept_interval": None}
+    assert "95 %" not in page.text
+
+
+def with_intervals(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The evaluation with intervals: the gain on PCA is sure above 24 dims, that on the original ones above 48."""
+    intervals = {
+        "ndcg@10": {dim: [score - 0.02, score + 0.02] for dim, score in MODEL.items()},
+        "kept": {dim: [score / 0.628 - 0.1, score / 0.628 + 0.1] for dim, score in MODEL.items()},
+        "pca": {dim: [MODEL[dim] - PCA[dim] - 0.19, MODEL[dim] - PCA[dim] + 0.19] for dim in DIMS[3:]}
+        | {dim: [0.01, 0.2] for dim in DIMS[:3]},
+    }
+    return evaluation | {"queries": 120, "intervals": intervals}
+
+
+def test_what_the_page_claims_stands_with_its_interval_over_the_queries(tmp_path: Path) -> None:
+    figures, page = report(write_model_folder(tmp_path / "model", with_intervals(EVALUATION)))
+    assert (
+        figures["headline"] == "48 dims keep 109% (99.2% to 119%) of the full-dimension nDCG@10 at 6.25% of the bytes"
+    )
+    assert figures["dims"][4]["kept_interval"] == pytest.approx((0.686 / 0.628 - 0.1, 0.686 / 0.628 + 0.1))
+    for text in ("Measured with 120 queries", "0.739 ± 0.020", "99.2% to 119%", "Bars are 95 % intervals"):
+        assert text in page.text
+    # what the queries cannot tell apart speaks neither for nor against
+    assert "Above PCA at 768, 384 and 192 dims" in page.text
+    assert "Not to be told from PCA at 96, 48 and 24 dims" in page.text
+    assert "Better than the original 768 dims at 768, 384, 192 and 96 dims." in page.text
+    assert "Not to be told from the original 768 dims at 48 dims: the 95 % interval holds 100%." in page.text
+    assert "Below the original embeddings at 24 dims (85.8%)." in page.text
+    for chart, half in (("quality", 0.02), ("compression", 10.0)):
+        [model] = [trace for trace in page.figures[chart]["data"] if trace["name"] == "this model"]
+        assert model["error_y"]["array"] == [pytest.approx(half, abs=1e-4)] * len(DIMS)
+        go.Figure(page.figures[chart])
+
+
+def test_importance_is_sorted_on_either_side_of_the_cut(tmp_path: Path) -> None:
+    folder = write_model_folder(tmp_path / "model", EVALUATION)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for stage in metrics["stages"]:
+        # as a stage that looks ahead leaves them: kept and dropped ones each in their places
+        kept, dropped = stage["importance"][: stage["dim"]], stage["importance"][stage["dim"] :]
+        random.Random(0).shuffle(kept)
+        random.Random(1).shuffle(dropped)
+        stage["importance"] = kept + dropped
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    _, page = report(folder)
+    shown = traces(page, "importance-96")
+    ordered = [*shown["kept"].items(), *shown["dropped"].items()]
+    assert [rank for rank, _ in ordered] == list(range(1, 193))
+    assert [share for _, share in ordered] == sorted((share for _, share in ordered), reverse=True)
+    layout = page.figures["importance-96"]["layout"]
+    assert layout["yaxis"]["type"] == "log"
+    assert 96 < layout["shapes"][0]["x0"] < 97
+
+
+def test_why_a_higher_curve_was_not_kept_is_said_in_words(tmp_path: Path) -> None:
+    folder = write_model_folder(tmp_path / "model", EVALUATION)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    luckier, costly = metrics["stages"][2], metrics["stages"][3]
+    luckier |= {"projection": "rotation", "dev_score": 1.30}
+    luckier["candidates"] = {"rotation": {"epochs": 3, "dev_score": 1.30}, "free": {"epochs": 4, "dev_score": 1.31}}
+    costly["projection"], costly["dev_score"] = "rotation", 1.5
+    costly["candidates"] = {"rotation": {"epochs": 3, "dev_score": 1.5}, "free": {"epochs": 0, "dev_score": 1.0}}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    _, page = report(folder)
+    assert "The free matrix reached 1.3100, the rotation 1.3000: within two standard errors" in page.text
+    assert "so the rotation was kept, which changes no earlier prefix." in page.text
+    assert "Scores of the free matrix above the free matrix's best, 1.0000, do not count:" in page.text
+
+
+def test_the_configuration_shows_what_the_data_decided(tmp_path: Path) -> None:
+    folder = write_model_folder(tmp_path / "model", EVALUATION)
+    config = json.loads((folder / "config.json").read_text())
+    config["train"]["lr"], config["used"] = None, {"lr": 0.002, "alpha": 0.1}
+    (folder / "config.json").write_text(json.dumps(config))
+    _, page = report(folder)
+    assert "lr 0.002 (default for this data)" in page.text
+    assert page.text.count("default for this data") == 1
 
 
 def test_page_holds_every_part(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
+from mlflow import MlflowClient
 
 import smec_core
 from pipelines import compress, evaluate, report, train
@@ -244,8 +245,15 @@ def test_mlflow_holds_the_run(dataset: Path, tmp_path: Path) -> None:
     [run] = mlflow.search_runs(search_all_experiments=True, filter_string="run_name = 'recorded'", output_format="list")
     assert run.info.status == "FINISHED"
     assert run.data.params["seed"] == "5"
+    used = smec_core.load(tmp_path / "model").config["used"]
+    assert used == {"lookahead": 1.0, "alpha": 0.0, "top_k": 10, "epochs": 2, "lr": 0.002, "patience": 2}
+    assert {name: run.data.params[name] for name in used} == {name: str(value) for name, value in used.items()}
+    assert "None" not in run.data.params.values()
     metrics = smec_core.load(tmp_path / "model").metrics
-    assert run.data.metrics["test/ndcg_at_10/4"] == pytest.approx(metrics["evaluation"]["ndcg@10"]["4"])
+    curve = MlflowClient().get_metric_history(run.info.run_id, "test/ndcg_at_10")
+    assert {point.step: point.value for point in curve} == {
+        dim: pytest.approx(metrics["evaluation"]["ndcg@10"][str(dim)]) for dim in (32, 8, 4)
+    }
     vectors = np.random.default_rng(0).normal(size=(3, 32)).astype(np.float32)
     served = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/model").predict(vectors, params={"dim": 4})
     np.testing.assert_allclose(served, smec_core.load(tmp_path / "model").encode(vectors, 4), atol=1e-6)

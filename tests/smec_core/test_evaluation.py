@@ -16,6 +16,7 @@ from smec_core.group import Group, rows_of_rank
 from smec_core.model import Model
 from smec_core.parquet import write_embeddings
 from smec_core.pca import principal_rotation
+from smec_core.significance import query_interval
 from tests.smec_core.generated import Generated, generate, ndcg_of, resident
 from tests.smec_core.test_dataset import write_qrels
 
@@ -64,6 +65,24 @@ def test_every_prefix_and_baseline_is_scored(data: Generated, stored: Dataset) -
         assert {int(dim): value for dim, value in found.items()} == pytest.approx(expected, abs=1e-6)
     assert report["baselines"]["full"] == report["baselines"]["truncation"][str(DIM)]
     assert {"recall@10", "recall@100", "mrr@10"} <= set(report)
+
+
+def test_scores_come_with_their_intervals_over_the_queries(stored: Dataset) -> None:
+    report = evaluate(stored, identity([DIM, 4]), "test", baselines=True)
+    sides = {name: Sides.same(lambda x_ND: x_ND) for name in ("model",)}
+    value_Q = query_scores(stored, sides, [DIM, 4], stored.splits["test"])["model"]
+    found = report["intervals"]
+    assert set(found) == {"ndcg@10", "kept", "truncation", "pca"}
+    half = query_interval(value_Q[4])
+    mean = report["ndcg@10"]["4"]
+    assert found["ndcg@10"]["4"] == pytest.approx([mean - half, mean + half])
+    low, high = found["kept"]["4"]
+    assert (low + high) / 2 == pytest.approx(mean / report["baselines"]["full"])
+    # this model is truncation
+    assert found["truncation"] == {str(DIM): [0, 0], "4": [0, 0]}
+    assert found["kept"][str(DIM)] == [1, 1]
+    assert sum(found["pca"]["4"]) / 2 == pytest.approx(mean - report["baselines"]["pca"]["4"])
+    assert set(evaluate(stored, identity([DIM, 4]), "test")["intervals"]) == {"ndcg@10"}
 
 
 def test_the_query_itself_can_be_left_out_of_the_results(data: Generated, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from smec_core.significance import query_interval, randomisation_p, seed_interval
+from smec_core.significance import p_text, query_interval, randomisation_p, seed_interval, share_interval
 
 
 def test_the_interval_over_seeds_is_students() -> None:
@@ -19,6 +19,23 @@ def test_the_interval_over_queries_covers_the_mean_in_19_of_20_samples() -> None
     samples = rng.normal(0.1, 1, (2000, 100))
     covered = [abs(sample.mean() - 0.1) <= query_interval(sample) for sample in samples]
     assert 0.93 < np.mean(covered) < 0.97
+
+
+def test_the_interval_of_a_share_is_that_of_a_paired_bootstrap() -> None:
+    rng = np.random.default_rng(0)
+    base_Q = rng.uniform(0, 1, 200)
+    value_Q = np.clip(0.9 * base_Q + rng.normal(0, 0.1, 200), 0, 1)
+    drawn = rng.integers(0, 200, (4000, 200))
+    low, high = np.quantile(value_Q[drawn].mean(1) / base_Q[drawn].mean(1), [0.025, 0.975])
+    half = share_interval(value_Q, base_Q)
+    assert half == pytest.approx((high - low) / 2, rel=0.06)
+    # far narrower than if the queries were not the same ones
+    assert half < query_interval(value_Q) / base_Q.mean() / 2
+    assert share_interval(base_Q, base_Q) == 0
+
+
+def test_p_is_told_in_three_digits() -> None:
+    assert (p_text(1e-4), p_text(0.1219)) == ("p < 0.001", "p = 0.122")
 
 
 def test_p_of_few_queries_is_that_of_all_signs() -> None:

@@ -13,7 +13,7 @@ import torch
 
 from smec_core.adapter import FrozenStage
 from smec_core.candidate import Candidate
-from smec_core.config import PAPER_PRESET, TrainConfig
+from smec_core.config import PAPER_PRESET, SET_BY_DATA, TrainConfig
 from smec_core.convergence import Guard, QueryScores
 from smec_core.errors import InputError
 from smec_core.group import Group
@@ -24,7 +24,7 @@ from smec_core.run import Run, StageSpec
 from smec_core.schedule import stage_shapes
 from smec_core.stage import StageTraining
 from smec_core.tracker import NullTracker
-from smec_core.train import StageReached, train
+from smec_core.train import StageReached, settings_used, train
 from smec_core.trained import Trained
 from tests.smec_core.generated import Generated, Records, generate, ndcg_of, resident
 
@@ -63,6 +63,22 @@ def same_tensors(one: Trained, other: Trained) -> bool:
         for first, second in zip(one.stages, other.stages, strict=True)
         for name, tensor in first.tensors.items()
     )
+
+
+@pytest.mark.parametrize(
+    ("judged", "changes"),
+    [(True, {}), (True, {"schedule": "parallel"}), (False, {}), (True, {"guard": False, "projection": "free"})],
+)
+def test_the_settings_that_were_used_give_the_same_model(
+    data: Generated, judged: bool, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smec_core.config.STAGE_STEPS", 12)
+    config = TrainConfig(dims=(4,), batch_size=64, negatives=32, queue_size=100, **changes)
+    taken = data.training_data(judged)
+    used = settings_used(config, DIM, taken.docs.rows, taken.train, taken.dev, is_warm=False)
+    assert all(getattr(config, name) is None and getattr(used, name) is not None for name in SET_BY_DATA)
+    explicit = config.model_copy(update={name: getattr(used, name) for name in SET_BY_DATA})
+    assert same_tensors(train(taken, config, NullTracker()), train(taken, explicit, NullTracker()))
 
 
 def test_a_trained_model_beats_pca_on_queries_it_has_not_seen(data: Generated, run: tuple[Trained, Records]) -> None:

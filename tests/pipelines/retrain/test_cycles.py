@@ -82,8 +82,10 @@ def test_more_judgements_make_a_better_model_which_is_released(
     assert second.tags["smec.gate"] == record["reason"]
     assert (series.version, str(second.version)) == ("v0002", "2")
     assert "challenger" not in MlflowClient().get_registered_model(series.name).aliases
-    figures = MlflowClient().get_run(str(second.run_id)).data.metrics
-    assert figures["gate/challenger/16"] == pytest.approx(record["gate"]["ndcg@10"]["challenger"]["16"])
+    assert record["reason"].startswith("PASSED: +")
+    assert MlflowClient().get_run(str(second.run_id)).data.tags["smec.gate"] == record["reason"]
+    curve = MlflowClient().get_metric_history(str(second.run_id), "gate/challenger")
+    assert {str(point.step): point.value for point in curve} == pytest.approx(record["gate"]["ndcg@10"]["challenger"])
 
     assert series.rollback()["version"] == series.version == "v0001"
     assert series.check_whole() == first.tags["smec.model_fingerprint"]
@@ -132,7 +134,7 @@ def test_shuffled_judgements_release_nothing(
     champion, version = standing.champion, standing.version
     standing.judge(1, shuffled)
 
-    with pytest.raises(GateError, match=rf"refused: {why}.*; the champion stays$") as refused:
+    with pytest.raises(GateError, match=rf"REFUSED: {why}.*; the champion stays$") as refused:
         standing.retrain(f"gate.max_drop={max_drop}")
 
     assert refused.value.figures["outcome"] == "refused"

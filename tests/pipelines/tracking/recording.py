@@ -13,11 +13,13 @@ from pipelines.tracking import MlflowRecorder
 SCORES = {"8": 0.71, "4": 0.62}
 EVALUATION = {
     "split": "test",
+    "queries": 120,
     "ndcg@10": SCORES,
     "recall@10": {"8": 0.8, "4": 0.7},
     "recall@100": {"8": 0.9, "4": 0.85},
     "mrr@10": {"8": 0.6, "4": 0.5},
     "baselines": {"truncation": {"8": 0.6, "4": 0.3}, "pca": {"8": 0.6, "4": 0.5}, "full": 0.6},
+    "intervals": {"ndcg@10": {"8": [0.65, 0.77], "4": [0.55, 0.69]}, "kept": {"8": [1.1, 1.3], "4": [0.9, 1.1]}},
 }
 CONFIG = {"dims": (4,), "lr": 0.001, "data": "s3://AKIA:hunter2@bucket/set?region=x", "notes": "long " * 2000}
 
@@ -36,6 +38,11 @@ def step(number: int, **changes: Any) -> dict[str, Any]:
 
 def steps_of(run: Run, client: MlflowClient, name: str = "first/4/free/loss") -> list[int]:
     return [metric.step for metric in client.get_metric_history(run.info.run_id, name)]
+
+
+def by_dim(run: Run, client: MlflowClient, name: str) -> dict[int, float]:
+    """A measure by dim, which is the step of its curve."""
+    return {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, name)}
 
 
 def only_run(client: MlflowClient) -> Run:

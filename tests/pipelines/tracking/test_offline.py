@@ -15,6 +15,7 @@ from smec_core.model import Model
 from tests.pipelines.tracking.recording import (
     CONFIG,
     all_bytes,
+    by_dim,
     files_of,
     offline_client,
     only_run,
@@ -53,7 +54,7 @@ def test_a_server_killed_in_mid_run_costs_one_warning_and_a_local_copy_of_the_re
     assert run.data.params["lr"] == "0.001"
     assert steps_of(only_run(server_store), server_store) == [1, 2, 3, 4, 5]
     assert set(steps_of(run, offline)) >= {6, 7, 8, 9, 10}  # and what the server took without living to say so
-    assert run.data.metrics["test/ndcg_at_10/4"] == 0.62
+    assert by_dim(run, offline, "test/ndcg_at_10")[4] == 0.62
     assert "model_folder/adapter.safetensors" in files_of(offline, run.info.run_id)
     stored = next((tmp_path / "state" / "mlflow-offline" / "artifacts" / "models").glob("*/artifacts"))
     x_ND = np.ones((1, 8), dtype=np.float32)
@@ -87,7 +88,7 @@ def test_a_restart_returns_to_the_run_on_a_server_that_is_back(tmp_path: Path, m
     assert last.run_id == first.run_id
 
 
-def test_where_only_artifacts_fail_the_servers_run_still_has_its_figures_and_ends(
+def test_where_only_artifacts_fail_the_servers_run_has_its_figures_and_says_that_it_is_not_whole(
     model_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     client = MlflowClient()
@@ -95,11 +96,28 @@ def test_where_only_artifacts_fail_the_servers_run_still_has_its_figures_and_end
     client.create_experiment("smec", f"file://{tmp_path}/file/artifacts")  # no folder can be made there
     start(tmp_path / "state").finish(model_folder)
     run = only_run(client)
-    assert run.info.status == "FINISHED"
-    assert run.data.metrics["test/ndcg_at_10/4"] == 0.62
+    assert run.info.status == "FAILED"
+    assert run.data.tags["smec.error"].startswith("incomplete: ")
+    assert "mlflow-offline" in run.data.tags["smec.error"]
+    assert by_dim(run, client, "test/ndcg_at_10")[4] == 0.62
     offline = offline_client(tmp_path / "state")
+    assert only_run(offline).info.status == "FINISHED"
     assert "evaluation.csv" in files_of(offline, only_run(offline).info.run_id)
     assert capfd.readouterr().err.count("warning: ") == 1
+
+
+def test_a_run_whose_store_was_given_up_before_the_end_does_not_look_as_if_it_were_in_training(tmp_path: Path) -> None:
+    client = MlflowClient()
+    (tmp_path / "file").write_text("")
+    client.create_experiment("smec", f"file://{tmp_path}/file/artifacts")  # no folder can be made there
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "summary.json").write_text("{}")
+    recorder = start(tmp_path / "state")
+    recorder.log_files(tmp_path / "results")
+    recorder.finish(None)
+    run = only_run(client)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["smec.error"].startswith("incomplete: ")
 
 
 def test_training_goes_on_when_nothing_can_be_recorded(

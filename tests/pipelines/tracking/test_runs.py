@@ -1,7 +1,9 @@
 """A training's run in MLflow, also where the training is killed."""
 
 import csv
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,12 +17,17 @@ from mlflow import MlflowClient
 
 import smec_core
 from pipelines.run_folder import RunFolder
+from smec_core.dataset import Dataset
+from smec_core.errors import InputError, SmecError
 from smec_core.model import Model
+from tests.builders import write_dataset
 from tests.pipelines.tracking.recording import (
     CONFIG,
     SCORES,
     all_bytes,
+    by_dim,
     files_of,
+    offline_client,
     only_run,
     start,
     step,
@@ -68,12 +75,15 @@ def test_a_training_is_one_run_on_the_server_and_its_password_is_nowhere(
     assert steps_of(run, client, "refit/4/free/loss") == list(range(21, 31))
     assert run.data.metrics["first/4/free/seconds/data"] == 0.1
     assert run.data.metrics["first/4/free/dev_ndcg_at_10"] == 0.61
-    assert run.data.metrics["test/ndcg_at_10/4"] == 0.62
-    assert run.data.metrics["test/ndcg_at_10/pca/4"] == 0.5
-    assert run.data.metrics["test/ndcg_at_10/full"] == 0.6
-    assert run.data.metrics["test/recall_at_100/8"] == 0.9
-    assert run.data.metrics["dev/ndcg_at_10/8"] == 0.7
-    assert run.data.metrics["stages/4/dev_score"] == 1.4
+    # one curve a measure, with the dim as its step
+    assert by_dim(run, client, "test/ndcg_at_10") == {8: 0.71, 4: 0.62}
+    assert by_dim(run, client, "test/ndcg_at_10_pca") == {8: 0.6, 4: 0.5}
+    assert by_dim(run, client, "test/ndcg_at_10_full") == {8: 0.6, 4: 0.6}
+    assert by_dim(run, client, "test/ndcg_at_10_low") == {8: 0.65, 4: 0.55}
+    assert by_dim(run, client, "test/recall_at_100") == {8: 0.9, 4: 0.85}
+    assert by_dim(run, client, "dev/ndcg_at_10") == {8: 0.7, 4: 0.6}
+    assert by_dim(run, client, "stages/dev_score") == {8: 1.4, 4: 1.4}
+    assert not [name for name in run.data.metrics if name.rsplit("/", 1)[-1].isdigit()]
     assert run.data.metrics["training/seconds"] == 12.5
 
     files = files_of(client, run.info.run_id)
@@ -224,6 +234,113 @@ def test_a_failed_training_says_why_and_a_restart_takes_that_back(model_folder: 
     assert "smec.error" not in run.data.tags
 
 
+def test_a_model_that_cannot_be_read_makes_no_finished_run(
+    model_folder: Path, server: tuple[str, Callable[[], None]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(model_folder, tmp_path / "model")
+    weights = (tmp_path / "model" / "adapter.safetensors").read_bytes()
+    (tmp_path / "model" / "adapter.safetensors").write_bytes(weights[:-8])
+    recorder = start(tmp_path / "state")
+    with pytest.raises(InputError, match="damaged model folder") as refusal:
+        recorder.finish(tmp_path / "model")
+    assert only_run(MlflowClient()).info.status == "RUNNING"
+    recorder.fail(refusal.value, lost=False)
+
+    run = only_run(MlflowClient())
+    assert run.info.status == "FAILED"
+    assert "damaged model folder" in run.data.tags["smec.error"]
+    assert "damaged model folder" in run.data.tags["mlflow.note.content"]
+    # it is not the server that failed
+    assert not (tmp_path / "state" / "mlflow-offline").exists()
+    assert "MLflow at" not in capfd.readouterr().err
+
+
+def test_a_training_that_fails_after_its_run_was_finished_is_failed_there(model_folder: Path, tmp_path: Path) -> None:
+    recorder = start(tmp_path / "state")
+    recorder.finish(model_folder)
+    recorder.fail(SmecError("no space left"), lost=False)
+    run = only_run(MlflowClient())
+    assert (run.info.status, run.data.tags["smec.error"]) == ("FAILED", "no space left")
+
+
+def test_the_run_says_what_it_is_on_what_data_and_what_it_reached(
+    model_folder: Path, server: tuple[str, Callable[[], None]], tmp_path: Path
+) -> None:
+    dataset = Dataset.open(str(write_dataset(tmp_path / "set")))
+    for _ in range(2):
+        # a restart says nothing twice
+        recorder = start(tmp_path / "state", {"lr": None, "seed": 0}, about="Training to 4 dims.", data=dataset)
+        run = only_run(MlflowClient())
+        assert run.data.tags["mlflow.note.content"] == "Training to 4 dims."
+        recorder.abandon()
+    recorder = start(tmp_path / "state", {"lr": None, "seed": 0}, about="Training to 4 dims.", data=dataset)
+    recorder.finish(model_folder)
+
+    run = only_run(MlflowClient())
+    assert run.data.params == {"seed": "0"}
+    note = run.data.tags["mlflow.note.content"]
+    assert note.startswith("Training to 4 dims.\n\nReached, by nDCG@10 on test, 120 queries; 0.6000 with the original")
+    assert "| 4 | 0.6200 | 0.5500 to 0.6900 | 0.3000 | 0.5000 |" in note
+    assert run.data.tags["mlflow.user"]
+    assert run.data.tags["mlflow.source.type"] == "LOCAL"
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert run.data.tags.get("mlflow.source.git.commit", "") == commit.stdout.strip()
+    inputs = {found.tags[0].value: found.dataset for found in run.inputs.dataset_inputs}
+    assert {(key, value.name) for key, value in inputs.items()} == {
+        ("training", "set, training"),
+        ("evaluation", "set, evaluation"),
+    }
+    for used, split in (("training", "train"), ("evaluation", "test")):
+        assert inputs[used].digest == dataset.fingerprint
+        assert mlflow.data.get_source(inputs[used]).uri == str(tmp_path / "set")
+        profile = json.loads(inputs[used].profile)
+        assert profile["corpus"] == dataset.corpus.rows
+        assert (profile["split"], profile["judged_queries"]) == (split, len(dataset.splits[split].with_positives()))
+        assert [column["name"] for column in json.loads(inputs[used].schema)["mlflow_colspec"]] == ["id", "embedding"]
+
+
+@pytest.mark.parametrize("by", ["name", "id", "both"])
+def test_the_experiment_is_that_of_the_environment(
+    server: tuple[str, Callable[[], None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    number = MlflowClient().create_experiment("ours")
+    if by != "id":
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "ours")
+    if by != "name":
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", number)
+    recorder = start(tmp_path / "state")
+    recorder.finish(None)
+    assert MlflowClient().get_run(recorder.run_id).info.experiment_id == number
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "told"),
+    [
+        ("4711", None, "MLFLOW_EXPERIMENT_ID: there is no experiment 4711"),
+        ("products", None, "MLFLOW_EXPERIMENT_ID: there is no experiment products"),
+        ("0", "ours", "MLFLOW_EXPERIMENT_ID: experiment 0 is 'Default', but MLFLOW_EXPERIMENT_NAME is 'ours'"),
+    ],
+)
+def test_an_experiment_that_is_not_there_is_told_of_and_the_training_goes_on(
+    server: tuple[str, Callable[[], None]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    number: str,
+    name: str | None,
+    told: str,
+) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", number)
+    if name is not None:
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", name)
+    recorder = start(tmp_path / "state")
+    recorder.finish(None)
+    assert told in capfd.readouterr().err
+    # what an experiment's id means on the server it does not mean in our own store
+    assert only_run(offline_client(tmp_path / "state")).info.status == "FINISHED"
+    assert not MlflowClient().search_runs([one.experiment_id for one in MlflowClient().search_experiments()])
+
+
 def test_a_run_that_was_deleted_is_not_gone_on_with(tmp_path: Path) -> None:
     first = start(tmp_path / "state")
     first.finish(None)
@@ -245,7 +362,8 @@ def test_a_training_without_judgements_is_recorded_by_neighbour_recall(
     Model(model.stages, 8, {"dims": [8, 4]}, {"evaluation": evaluation}).save(tmp_path / "model")
     recorder = start(tmp_path / "state")
     recorder.finish(tmp_path / "model")
-    metrics = only_run(MlflowClient()).data.metrics
-    assert metrics["held_out/neighbour_recall_at_10/4"] == 0.62
-    assert metrics["held_out/neighbour_recall_at_10/pca/4"] == 0.4
+    client = MlflowClient()
+    run = only_run(client)
+    assert by_dim(run, client, "held_out/neighbour_recall_at_10")[4] == 0.62
+    assert by_dim(run, client, "held_out/neighbour_recall_at_10_pca")[4] == 0.4
     assert "arning" not in capfd.readouterr().err
