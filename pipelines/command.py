@@ -49,6 +49,11 @@ def _check_writable(json_file: Path) -> None:
     Raises:
         InputError: it could not be written.
     """
+    from smec_core.uri import HALF_A_URI
+
+    # pathlib has taken one of the slashes of a URI
+    if HALF_A_URI.match(str(json_file)):
+        raise InputError(f"json: {json_file} must be a path, not a URI")
     try:
         json_file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -27,8 +27,10 @@ _ALIASES = {"validation": "dev"}
 _SPLIT = "|".join((*SPLITS, *_ALIASES))
 _QRELS_FILE = re.compile(rf"({_SPLIT})(-\d+(?:-of-\d+)?(?:-[0-9a-f]+)?)?(\.parquet|\.tsv)")
 _QRELS_FOLDER = re.compile(rf"({_SPLIT})(\.parquet)?")
+_NOTE = re.compile(r".+\.md|(readme|license|licence|notice)(\..+)?", re.IGNORECASE)
 # what a table may be called by mistake
-_NEARLY = re.compile(r"(corpus|queries|qrels)(-\d+(-of-\d+)?)?(\.(parquet|parq|pq|tsv|csv|jsonl))?", re.IGNORECASE)
+_PART = r"\d+(-of-\d+)?|train|dev|validation|test"
+_NEARLY = re.compile(rf"(corpus|queries|qrels)([-_.]({_PART}))?(\.(parquet|parq|pq|tsv|csv|jsonl|txt))?", re.IGNORECASE)
 _DATA_ENDINGS = {".parquet", ".parq", ".pq", ".tsv", ".csv", ".jsonl", ".ndjson", ".arrow", ".feather", ".ipc"}
 _DATA_ENDINGS |= {".orc", ".avro", ".npy", ".npz", ".safetensors", ".gz", ".bz2", ".zst", ".xz", ".zip"}
 _PARQUET_MAGIC = (b"PAR1", b"PARE")
@@ -85,7 +87,10 @@ def find_qrels(filesystem: pafs.FileSystem, root: str) -> dict[str, Table]:
         name, is_folder = info.base_name, info.type == pafs.FileType.Directory
         match = (_QRELS_FOLDER if is_folder else _QRELS_FILE).fullmatch(name)
         if match is None:
-            _refuse_data(filesystem, info, f"fits no split; {_meant(name)}")
+            if is_folder:
+                _refuse_data(filesystem, info, "")
+            elif not _NOTE.fullmatch(name):
+                raise InputError(f"{info.path}: fits no split; {_meant(name)}")
             continue
         split, form = _ALIASES.get(match[1], match[1]), name
         if is_folder:

@@ -1,6 +1,7 @@
 """What `smec check` passes, every job reads; what a job refuses, it refuses in one line, before Ray starts."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,20 @@ def test_check_says_that_there_are_no_judgements(tmp_path: Path) -> None:
     assert "unsupervised" not in smec("check", str(data))
     (data / "qrels/train.parquet").unlink()
     assert f"{data}: no judgements in qrels/train (found: test); a training is unsupervised" in smec("check", str(data))
+
+
+def test_a_uri_is_no_place_for_a_local_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = str(tmp_path / "model")
+    Model([], 8, {"dims": [8]}, {}).save(model)
+    for command in (
+        ["check", model, "--json", "s3://bucket/figures.json"],
+        ["sample", "s3://bucket/sample"],
+        ["report", model, "--out", "s3://bucket/report.html"],
+        ["export", "--model", model, "--to", "numpy", "--out", "s3:/bucket/exported"],
+    ):
+        assert re.fullmatch(r"smec: (json|out): .*must be a path, not a URI.*\n", smec(*command, code=2))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def commands(tmp_path: Path, where: str) -> dict[str, list[str]]:

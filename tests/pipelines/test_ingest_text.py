@@ -193,6 +193,14 @@ def test_malformed_parquet_is_named(tmp_path: Path, name: str, columns: dict[str
         Source.read(str(tmp_path), 2)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    plain = Source.read(str(write_beir(tmp_path / "plain")), 2)
+    marked = write_beir(tmp_path / "marked")
+    for name in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
+        (marked / name).write_bytes(b"\xef\xbb\xbf" + (marked / name).read_bytes().replace(b"\n", b"\r\n"))
+    assert Source.read(str(marked), 2).fingerprints() == plain.fingerprints()
+
+
 def test_judgements_whose_ids_are_nowhere_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Source.read(str(write_beir(tmp_path / "sound")), 2)
     assert capsys.readouterr().err == ""

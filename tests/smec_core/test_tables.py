@@ -163,6 +163,10 @@ UNREAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "qrels/clicks.parquet": (as_rows, r"qrels/clicks\.parquet: fits no split; name it train, dev \(or validation\)"),
     "qrels/train-old.parquet": (as_rows, r"qrels/train-old\.parquet: fits no split"),
     "qrels/test.csv": (as_text, r"qrels/test\.csv: fits no split"),
+    "qrels/train.txt": (as_text, r"qrels/train\.txt: fits no split; did you mean train\.parquet\?"),
+    "qrels/run.trec": (as_text, r"qrels/run\.trec: fits no split; name it train"),
+    "qrels_train.parquet": (as_rows, r"qrels_train\.parquet: would not be read; name it qrels/train\.parquet"),
+    "qrels-test.tsv": (as_text, r"qrels-test\.tsv: would not be read; name it qrels/train\.parquet"),
     "qrels/2026/test.parquet": (as_rows, r"qrels/2026/test\.parquet: lies in a subfolder"),
     "qrels/train/part-0.parquet": (as_rows, r"qrels: holds train/\*\.parquet and train\.parquet; leave one of them"),
     "qrels/train.tsv": (
