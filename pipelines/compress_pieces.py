@@ -24,9 +24,10 @@ from pipelines.publish import describe_file, new_file
 from pipelines.stored_files import exists
 from pipelines.vector_types import RESCORE, VectorType, vector_columns, vector_fields
 from smec_core.errors import InputError, SmecError
-from smec_core.model import Model, unit_prefix
+from smec_core.model import Model
 from smec_core.parquet import ROW_GROUP_ROWS, Block, EmbeddingTable, ParquetPart
 from smec_core.quarantine import BadRow, separate
+from smec_core.vectors import unit_prefix
 
 ROW_GROUP_BYTES = 32 << 20
 QUARANTINE = "_quarantine"
