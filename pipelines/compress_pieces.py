@@ -243,10 +243,13 @@ def quarantined(bad: BadRow, file: str) -> pa.Table:
 
 @contextmanager
 def _writer(job: Job, target: str, schema: pa.Schema) -> Iterator["RowGroups"]:
-    plain = [name for name in schema.names if name not in ("embedding", RESCORE)]
+    vectors = {field.name: field.type for field in vector_fields(job.dims[0], job.dtype)}
+    # Parquet has no integers below 32 bits, but an index into a dictionary of 256 takes a byte; floats hardly repeat
+    small = [f"{name}.list.element" for name, kind in vectors.items() if pa.types.is_integer(kind.value_type)]
+    others = [name for name in schema.names if name not in vectors]
     with (
         new_file(job.filesystem, f"{job.folder}/{target}") as sink,
-        pq.ParquetWriter(sink, schema, use_dictionary=plain) as writer,
+        pq.ParquetWriter(sink, schema, use_dictionary=[*others, *small]) as writer,
     ):
         rows = RowGroups(writer)
         yield rows

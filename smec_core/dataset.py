@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from smec_core.config import TrainConfig
 from smec_core.errors import InputError, one_line
 from smec_core.judgements import Judgements
+from smec_core.manifest import find_manifest
 from smec_core.parquet import EmbeddingTable
 from smec_core.parquet_files import find_parquet, stamp_of
 from smec_core.uri import join_uri, open_filesystem, public_uri
@@ -60,8 +61,8 @@ class Dataset:
         """
         filesystem, root = open_filesystem(uri.rstrip("/"))
         # on an object store `smec ingest` writes in place, beside its plan, and the manifest last
-        paths = [f"{root}.partial/plan.json", f"{root}/manifest.json"]
-        if [info.is_file for info in filesystem.get_file_info(paths)] == [True, False]:
+        is_begun = filesystem.get_file_info(f"{root}.partial/plan.json").is_file
+        if is_begun and find_manifest(filesystem, root) is None:
             raise InputError(f"{public_uri(uri)}: is not finished; run `smec ingest` again, which goes on with it")
         corpus, queries = EmbeddingTable.open(join_uri(uri, "corpus")), EmbeddingTable.open(join_uri(uri, "queries"))
         if corpus.dim != queries.dim:
