@@ -26,7 +26,8 @@ class SmecModel(PythonModel):
     def predict(
         self,
         context: PythonModelContext,
-        model_input: np.ndarray | pd.DataFrame | list[Any],
+        # and what else `encode` takes; MLflow would warn, whenever the model is loaded, of a hint that says so
+        model_input: np.ndarray,
         params: dict[str, Any] | None = None,
     ) -> np.ndarray:
         """Embeds.
