@@ -40,7 +40,7 @@ def main() -> None:
     # queries go through the model that made the documents' vectors, or the numbers mean nothing to each other
     model = smec_core.load(args.model)
     version = Path(current(args.compressed))
-    content = (version / "manifest.json").read_bytes()
+    content = next(version.glob("*manifest.json")).read_bytes()
     manifest = json.loads(content)
     # another folder may have a version of this name, too
     key = f"{version.name}_{hashlib.sha256(content).hexdigest()[:8]}"

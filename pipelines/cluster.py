@@ -67,7 +67,8 @@ def quiet_data() -> None:
     # here and not above: not every process that imports this module uses Ray Data
     from ray.data import DataContext
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # every error that it logs, with a page of traceback, it also raises
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     context = DataContext.get_current()

@@ -24,9 +24,10 @@ from pipelines.publish import describe_file, new_file
 from pipelines.stored_files import exists
 from pipelines.vector_types import RESCORE, VectorType, vector_columns, vector_fields
 from smec_core.errors import InputError, SmecError
-from smec_core.model import Model, unit_prefix
+from smec_core.model import Model
 from smec_core.parquet import ROW_GROUP_ROWS, Block, EmbeddingTable, ParquetPart
 from smec_core.quarantine import BadRow, separate
+from smec_core.vectors import unit_prefix
 
 ROW_GROUP_BYTES = 32 << 20
 QUARANTINE = "_quarantine"
@@ -242,10 +243,13 @@ def quarantined(bad: BadRow, file: str) -> pa.Table:
 
 @contextmanager
 def _writer(job: Job, target: str, schema: pa.Schema) -> Iterator["RowGroups"]:
-    plain = [name for name in schema.names if name not in ("embedding", RESCORE)]
+    vectors = {field.name: field.type for field in vector_fields(job.dims[0], job.dtype)}
+    # Parquet has no integers below 32 bits, but an index into a dictionary of 256 takes a byte; floats hardly repeat
+    small = [f"{name}.list.element" for name, kind in vectors.items() if pa.types.is_integer(kind.value_type)]
+    others = [name for name in schema.names if name not in vectors]
     with (
         new_file(job.filesystem, f"{job.folder}/{target}") as sink,
-        pq.ParquetWriter(sink, schema, use_dictionary=plain) as writer,
+        pq.ParquetWriter(sink, schema, use_dictionary=[*others, *small]) as writer,
     ):
         rows = RowGroups(writer)
         yield rows

@@ -3,12 +3,14 @@
 import json
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
+from ray.util.annotations import RayDeprecationWarning
 
 from pipelines.cluster import connect, unwrap
 from pipelines.console import say, warn
@@ -16,6 +18,10 @@ from pipelines.publish import PublishedFile, first_line
 from smec_core.errors import InputError, SmecError
 
 PROGRESS_SECONDS = 5.0
+# a node that is lost takes what its workers have made along
+WORKER_DIED = (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ray.exceptions.OutOfMemoryError)
+DEATHS_IN_A_ROW = 3
+"""How often workers may die without a new file in between, before the job is given up."""
 
 
 def record(rows: int = 0, done: PublishedFile | None = None, error: SmecError | None = None) -> dict[str, Any]:
@@ -50,24 +56,53 @@ def run_file_tasks(
         workers: actors in the pool.
         gpus: GPUs of each actor; a fraction is shared.
 
+    Where a worker dies, all tasks are given out again: those that are finished are found so, and hand their files back.
+
     Yields:
-        As they come, in no order: rows done since the task's last record, and the file when a task is finished.
+        As they come, in no order: rows done since the task's last record, and each file once, when it is finished.
 
     Raises:
-        SmecError: the first error of a task, of the kind it was raised as.
+        SmecError: the first error of a task, of the kind it was raised as, or workers that die again and again.
     """
+    finished: set[str] = set()
+    left = DEATHS_IN_A_ROW
+    while True:
+        try:
+            for rows, done in _run(worker, arguments, tasks, workers, gpus):
+                is_new = done is not None and done.name not in finished
+                if done is not None and is_new:
+                    finished.add(done.name)
+                    left = DEATHS_IN_A_ROW
+                yield rows, done if is_new else None
+            return
+        except WORKER_DIED as error:
+            left -= 1
+            if not left:
+                raise unwrap(error) from error
+            warn(f"a worker died ({type(error).__name__}); going on with the files that are not finished")
+        except ray.exceptions.RayError as error:
+            raise unwrap(error) from error
+
+
+def _run(
+    worker: type, arguments: dict[str, Any], tasks: list[dict[str, Any]], workers: int, gpus: float
+) -> Iterator[tuple[int, PublishedFile | None]]:
+    """Runs all tasks once."""
     dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     # a record is handed over when it is made, not with the block of 128 MiB that it would be part of
     dataset.context.target_max_block_size = 1
     pool = ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2)
-    records = dataset.flat_map(worker, fn_constructor_kwargs=arguments, compute=pool, num_cpus=1, num_gpus=gpus)
-    try:
-        for item in records.iter_rows():
-            if item["error"]:
-                raise (InputError if item["input_error"] else SmecError)(item["error"])
-            yield item["rows"], PublishedFile(*json.loads(item["done"])) if item["done"] else None
-    except ray.exceptions.RayError as error:
-        raise unwrap(error) from error
+    # Ray prints an error for every pool whose actors it may restart, which it cannot always (ray#57733, ray#53727);
+    # the argument is to go, but no other way to say this has come yet
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        records = dataset.flat_map(
+            worker, fn_constructor_kwargs=arguments, compute=pool, num_cpus=1, num_gpus=gpus, max_restarts=0
+        )
+    for item in records.iter_rows():
+        if item["error"]:
+            raise (InputError if item["input_error"] else SmecError)(item["error"])
+        yield item["rows"], PublishedFile(*json.loads(item["done"])) if item["done"] else None
 
 
 def actor_pool(tasks: int, workers: int | None, gpu: str, share_gpus: bool) -> tuple[int, float]:

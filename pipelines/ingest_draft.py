@@ -17,10 +17,11 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from pipelines.ingest_rows import Place
-from pipelines.publish import MANIFEST, PLAN, PublishedFile, first_line, new_file
+from pipelines.publish import PLAN, PublishedFile, first_line, new_file
 from pipelines.run_folder import RunFolder
 from pipelines.stored_files import read_json
 from smec_core.errors import InputError, SmecError, one_line
+from smec_core.manifest import MANIFEST, find_manifest
 from smec_core.uri import open_filesystem, public_uri
 
 JOB = "ingest"
@@ -161,8 +162,9 @@ class DatasetDraft:
 
     def _read_manifest(self) -> dict[str, Any] | None:
         """The manifest of the output where an ingest has finished it."""
+        path = find_manifest(self._output.filesystem, self._output.path)
         try:
-            manifest = read_json(self._output.filesystem, self._output.join(MANIFEST))
+            manifest = read_json(self._output.filesystem, path) if path else None
         except ValueError:
             return None
         return manifest if isinstance(manifest, dict) and manifest.get("job") == JOB else None

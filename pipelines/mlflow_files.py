@@ -97,8 +97,8 @@ def log_model(client: MlflowClient, run_id: str, folder: Path, model: smec_core.
     experiment_id = client.get_run(run_id).info.experiment_id
     tags = {FINGERPRINT_TAG: model.fingerprint}
     logged = client.create_logged_model(experiment_id, "model", run_id, tags, model_type="smec")
+    # without inputs: MLflow refuses a tensor of another type than the one named, and numpy's default is not the model's
     signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, model.input_dim))]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]),
         params=ParamSchema([ParamSpec("dim", DataType.long, default=model.input_dim)]),
     )

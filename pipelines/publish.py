@@ -1,8 +1,10 @@
 """Published folders: finished versions beside each other, and a small file that names the one in force.
 
-    OUT/v0001/**.parquet, manifest.json    a finished version; nothing in it changes any more
+    OUT/v0001/**.parquet, _manifest.json   a finished version; nothing in it changes any more
     OUT/v0002/**.parquet, plan.json        unfinished: a run is writing it, or was killed; never pointed at
     OUT/CURRENT                            "v0001": the version in force, written last
+
+The plan has no underscore: a reader that is given an unfinished version by mistake meets it and stops.
 
 Object stores cannot rename, so what makes a version valid is its manifest, and what puts it in force is CURRENT: two
 small files that are each written in one piece, in this order, after all others.
@@ -26,10 +28,10 @@ import pyarrow.fs as pafs
 
 from pipelines.stored_files import exists, read_json, read_text
 from smec_core.errors import InputError, SmecError
+from smec_core.manifest import MANIFEST, find_manifest
 from smec_core.uri import join_uri, open_filesystem, public_uri
 
 CURRENT = "CURRENT"
-MANIFEST = "manifest.json"
 PLAN = "plan.json"
 VERSION = re.compile(r"v(\d{4,})")
 READ_BYTES = 8 << 20
@@ -92,7 +94,7 @@ def current(out: str) -> str:
     name = read_text(filesystem, f"{root}/{CURRENT}").strip()
     if not name:
         raise InputError(f"{public_uri(out)}: no version is published there (no file {CURRENT})")
-    if not VERSION.fullmatch(name) or not exists(filesystem, f"{root}/{name}/{MANIFEST}"):
+    if not VERSION.fullmatch(name) or find_manifest(filesystem, f"{root}/{name}") is None:
         raise InputError(f"{public_uri(out)}: {CURRENT} names {name!r}, which is no finished version; publish again")
     return join_uri(out, name)
 
@@ -103,8 +105,8 @@ def manifest_of(filesystem: pafs.FileSystem, folder: str) -> dict[str, Any] | No
     Raises:
         InputError: the version is not finished, or its manifest cannot be read.
     """
-    path = f"{folder}/{MANIFEST}"
-    if not exists(filesystem, path):
+    path = find_manifest(filesystem, folder)
+    if path is None:
         if exists(filesystem, f"{folder}/{PLAN}"):
             raise InputError(f"{folder}: a version that is not finished (no {MANIFEST}); give one that is published")
         return None
@@ -125,7 +127,7 @@ def put_in_force(out: str, name: str) -> None:
     """
     filesystem, root = open_filesystem(out)
     root = root.rstrip("/")
-    if not VERSION.fullmatch(name) or not exists(filesystem, f"{root}/{name}/{MANIFEST}"):
+    if not VERSION.fullmatch(name) or find_manifest(filesystem, f"{root}/{name}") is None:
         raise InputError(f"{public_uri(out)}: there is no finished version {name!r}")
     if read_text(filesystem, f"{root}/{CURRENT}").strip() != name:
         with new_file(filesystem, f"{root}/{CURRENT}") as sink:
@@ -142,7 +144,7 @@ def finished_version(out: str, plan: dict[str, Any]) -> tuple[str, dict[str, Any
     if filesystem.get_file_info(root).type != pafs.FileType.Directory:
         return None
     for name in (read_text(filesystem, f"{root}/{CURRENT}").strip(), *_versions(filesystem, root)[-1:]):
-        if not VERSION.fullmatch(name) or not exists(filesystem, f"{root}/{name}/{MANIFEST}"):
+        if not VERSION.fullmatch(name) or find_manifest(filesystem, f"{root}/{name}") is None:
             continue
         try:
             manifest = manifest_of(filesystem, f"{root}/{name}")
@@ -165,10 +167,10 @@ def plans(out: str) -> dict[str, dict[str, Any]]:
         return {}
     found: dict[str, dict[str, Any]] = {}
     for name in _versions(filesystem, root):
-        for file in (PLAN, MANIFEST):
+        for path in (f"{root}/{name}/{PLAN}", find_manifest(filesystem, f"{root}/{name}")):
             # one that is damaged tells nothing
             with suppress(ValueError):
-                found[name] = read_json(filesystem, f"{root}/{name}/{file}") or found.get(name, {})
+                found[name] = (read_json(filesystem, path) if path else None) or found.get(name, {})
     return found
 
 
@@ -176,8 +178,8 @@ def remove_version(out: str, name: str) -> None:
     """Removes a version that is not in force; killed in the middle it leaves none that passes for finished."""
     filesystem, root = open_filesystem(out)
     folder = f"{root.rstrip('/')}/{name}"
-    if exists(filesystem, f"{folder}/{MANIFEST}"):
-        filesystem.delete_file(f"{folder}/{MANIFEST}")
+    while (manifest := find_manifest(filesystem, folder)) is not None:
+        filesystem.delete_file(manifest)
     if filesystem.get_file_info(folder).type == pafs.FileType.Directory:
         filesystem.delete_dir(folder)
 
@@ -222,7 +224,7 @@ class Draft:
             names = _versions(filesystem, root)
             for name in reversed(names):
                 folder = f"{root}/{name}"
-                if not exists(filesystem, f"{folder}/{MANIFEST}") and read_json(filesystem, f"{folder}/{PLAN}") == plan:
+                if find_manifest(filesystem, folder) is None and read_json(filesystem, f"{folder}/{PLAN}") == plan:
                     return cls(out, filesystem, root, name, plan)
             name = _claim(filesystem, root, 1 + (_number(names[-1]) if names else 0), text)
         except OSError as error:

@@ -11,7 +11,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, FailFast, ValidationError
 
 from smec_core.errors import InputError
-from smec_core.model import Model, unit_prefix
+from smec_core.model import Model
+from smec_core.vectors import unit_prefix
 
 NUMBER_BYTES = 64
 """Most bytes of JSON that a number may take: 26 as programs write it, more where it is indented."""

@@ -9,6 +9,7 @@ from pipelines.ledger import Ledger, QueryScores, Release
 from pipelines.stored_files import read_json
 from smec_core.drift import SAME_COSINE, Drift, Reference
 from smec_core.errors import InputError
+from smec_core.manifest import find_manifest
 from smec_core.uri import open_filesystem, public_uri
 
 ADVICE = (
@@ -21,7 +22,8 @@ ADVICE = (
 def encoder_of(data: str) -> str | None:
     """Fingerprint of the encoder that made a dataset, where `smec ingest` has left one."""
     filesystem, root = open_filesystem(data.rstrip("/"))
-    manifest = read_json(filesystem, f"{root}/manifest.json")
+    path = find_manifest(filesystem, root)
+    manifest = read_json(filesystem, path) if path else None
     return manifest.get("encoder_fingerprint") if isinstance(manifest, dict) else None
 
 
@@ -44,7 +46,7 @@ def drift_since(ledger: Ledger, champion: Release, data: str, encoder: str | Non
     if dims != dims_before:
         raise InputError(f"{shown}: {dims} dims, but the champion takes {dims_before}; {ADVICE}")
     if None not in (encoder, encoder_before) and encoder != encoder_before:
-        raise InputError(f"{shown}: manifest.json names another encoder than that of the champion's data; {ADVICE}")
+        raise InputError(f"{shown}: its manifest names another encoder than that of the champion's data; {ADVICE}")
     drift = Drift.between(before, now)
     if drift.same_cosine is not None and drift.same_cosine < SAME_COSINE:
         raise InputError(

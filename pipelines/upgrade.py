@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.console import say, warn
-from pipelines.publish import MANIFEST, VERSION, current, is_published, manifest_of
+from pipelines.publish import VERSION, current, is_published, manifest_of
 from smec_core.errors import InputError
+from smec_core.manifest import MANIFEST
 from smec_core.model import Model
 from smec_core.parquet import EmbeddingTable
 from smec_core.uri import join_uri, open_filesystem

@@ -18,6 +18,7 @@ from smec_core.config import TrainConfig
 from smec_core.errors import InputError
 from smec_core.grades import score_figures
 from smec_core.judgements import Judgements
+from smec_core.manifest import find_manifest
 from smec_core.parquet import EmbeddingTable
 from smec_core.parquet_files import stamp_of
 from smec_core.qrels import QrelsFile, read_qrels
@@ -268,7 +269,7 @@ def hash_share(name: str, what_for: bytes = b"") -> float:
 
 def _is_draft(filesystem: pafs.FileSystem, root: str) -> bool:
     """Whether `smec ingest` still writes a dataset: on an object store it does so in place, beside its plan."""
-    if filesystem.get_file_info(f"{root}/manifest.json").is_file:
+    if find_manifest(filesystem, root) is not None:
         return False
     try:
         return bool(filesystem.get_file_info(f"{root}.partial/plan.json").is_file)

@@ -23,10 +23,11 @@ from smec_core.card import model_card
 from smec_core.config import Projection
 from smec_core.errors import InputError, one_line
 from smec_core.uri import open_filesystem, public_uri
+from smec_core.vectors import tensor_of, unit
 
 FORMAT = 1
 PICKLES = (b"\x80", b"PK\x03\x04")
-"""How files of pickle and torch.save begin; a safetensors file begins with the length of its small header."""
+"""How files of pickle and torch.save begin. A safetensors file may begin so, too: with the length of its header."""
 ROTATION_ERROR = 1e-2
 """Frobenius norm of W W' - I up to which a weight is a rotation, less the rounding of its training."""
 
@@ -73,53 +74,65 @@ class Model:
             self._base_block = _kept_dim(self.stages[: self.base.stages], input_dim)
             self._added_II = fold(self.stages[self.base.stages :], self._base_block)
 
+    def __repr__(self) -> str:
+        kind = "not linear" if self.matrix_DD is None else "linear"
+        extends = "" if self.base is None else f"; extends {self.base.fingerprint[:12]}"
+        dims = ", ".join(map(str, self.dims))
+        return (
+            f"Model({self.input_dim} -> {dims} dims; {len(self.stages)} stages; {kind}{extends}; "
+            f"fingerprint {self.fingerprint[:12]})"
+        )
+
     @overload
-    def encode(self, x_ND: np.ndarray, dim: int | None = None) -> np.ndarray: ...
+    def encode(self, x: Tensor, dim: int | None = None) -> Tensor: ...
     @overload
-    def encode(self, x_ND: Tensor, dim: int | None = None) -> Tensor: ...
-    def encode(self, x_ND: np.ndarray | Tensor, dim: int | None = None) -> np.ndarray | Tensor:
-        """Compresses embeddings.
+    def encode(self, x: np.ndarray | Sequence[Any], dim: int | None = None) -> np.ndarray: ...
+    def encode(self, x: np.ndarray | Sequence[Any] | Tensor, dim: int | None = None) -> np.ndarray | Tensor:
+        """Compresses one embedding or several.
 
         Args:
-            x_ND: original embeddings, (N, D), any scale.
+            x: original embeddings (N, D) or one (D,): numpy, torch or lists of numbers, of any scale. A row of zeros
+                stays one, and a row with NaN or infinity gives NaN.
             dim: how many dims to keep, any number up to D; one of `dims` keeps its measured quality. Default: all.
 
         Returns:
-            Unit vectors (N, dim), float32, numpy or torch as given.
+            Unit vectors (N, dim), or one (dim,), float32: torch for torch, else numpy.
 
         Raises:
-            InputError: the input is not (N, D), or `dim` is out of range.
+            InputError: the input is not such numbers, or `dim` is out of range.
 
         Example:
             >>> smec_core.load("model").encode(vectors, dim=96)
         """
-        if isinstance(x_ND, np.ndarray):
-            return self.encode(torch.from_numpy(np.require(x_ND, np.float32, ["C", "W"])), dim).numpy()
-        if x_ND.ndim != 2 or x_ND.shape[1] != self.input_dim:
-            raise InputError(f"embeddings have shape {tuple(x_ND.shape)}; this model takes (N, {self.input_dim})")
+        if not isinstance(x, Tensor):
+            return self.encode(tensor_of(x), dim).numpy()
+        if x.ndim not in (1, 2) or x.shape[-1] != self.input_dim:
+            takes = f"({self.input_dim},) or (N, {self.input_dim})"
+            raise InputError(f"embeddings have shape {tuple(x.shape)}; this model takes {takes}")
         dim = self.input_dim if dim is None else dim
         if not 1 <= dim <= self.input_dim:
             raise InputError(f"dim is {dim}; this model gives 1 to {self.input_dim}, trained for {self.dims}")
+        x_ND = torch.atleast_2d(x.float())
         if self.matrix_DD is None:
-            x_ND = _unit(x_ND.float())
-            z_Nd = apply_chain([stage.to(x_ND.device) for stage in self.stages], x_ND)[:, :dim]
+            z_Nd = apply_chain([stage.to(x.device) for stage in self.stages], unit(x_ND))[:, :dim]
         else:
-            z_Nd = x_ND.float() @ self.matrix_DD[:dim].to(x_ND.device).T
-        return _unit(z_Nd)
+            z_Nd = x_ND @ self.matrix_DD[:dim].to(x.device).T
+        return unit(z_Nd).reshape(*x.shape[:-1], dim)
 
     @overload
-    def upgrade(self, v_Nw: np.ndarray, dim: int | None = None) -> np.ndarray: ...
+    def upgrade(self, v: Tensor, dim: int | None = None) -> Tensor: ...
     @overload
-    def upgrade(self, v_Nw: Tensor, dim: int | None = None) -> Tensor: ...
-    def upgrade(self, v_Nw: np.ndarray | Tensor, dim: int | None = None) -> np.ndarray | Tensor:
+    def upgrade(self, v: np.ndarray | Sequence[Any], dim: int | None = None) -> np.ndarray: ...
+    def upgrade(self, v: np.ndarray | Sequence[Any] | Tensor, dim: int | None = None) -> np.ndarray | Tensor:
         """Brings vectors that the base encoded up to this model, without the original embeddings.
 
         Args:
-            v_Nw: what the base's `encode` gave, (N, w); w from the smallest block that the base keeps up to D.
+            v: what the base's `encode` gave, (N, w) or one (w,); w from the smallest block that the base keeps up to D.
             dim: how many dims to keep, up to w. Default: w.
 
         Returns:
-            What this model's `encode` gives for the same items: unit vectors (N, dim), float32, kind as given.
+            What this model's `encode` gives for the same items: unit vectors (N, dim), or one (dim,), float32: torch
+            for torch, else numpy.
 
         Raises:
             InputError: the model extends no other, or w or `dim` is out of range.
@@ -127,13 +140,13 @@ class Model:
         Example:
             >>> smec_core.load("smaller").upgrade(stored, dim=24)
         """
-        if isinstance(v_Nw, np.ndarray):
-            return self.upgrade(torch.from_numpy(np.require(v_Nw, np.float32, ["C", "W"])), dim).numpy()
+        if not isinstance(v, Tensor):
+            return self.upgrade(tensor_of(v), dim).numpy()
         if self.base is None or self._added_II is None:
             raise InputError("this model extends no other, so it upgrades no vectors; encode the original embeddings")
-        block, width = self._base_block, v_Nw.shape[-1]
-        if v_Nw.ndim != 2 or width > self.input_dim:
-            raise InputError(f"vectors have shape {tuple(v_Nw.shape)}; upgrade takes (N, {block} to {self.input_dim})")
+        block, width = self._base_block, v.shape[-1] if v.ndim else 0
+        if v.ndim not in (1, 2) or width > self.input_dim:
+            raise InputError(f"vectors have shape {tuple(v.shape)}; upgrade takes (N, {block} to {self.input_dim})")
         if width < block:
             raise InputError(
                 f"vectors have {width} dims, but an upgrade needs the first {block} to {self.input_dim} of the model "
@@ -142,9 +155,9 @@ class Model:
         dim = width if dim is None else dim
         if not 1 <= dim <= width:
             raise InputError(f"dim is {dim}, but the vectors to upgrade have {width} dims; give 1 to {width}")
-        v_Nw = v_Nw.float()
-        z_Nw = torch.cat([v_Nw[:, :block] @ self._added_II.to(v_Nw.device).T, v_Nw[:, block:]], dim=1)
-        return F.normalize(z_Nw[:, :dim], dim=1)
+        v_Nw = torch.atleast_2d(v.float())
+        z_Nw = torch.cat([v_Nw[:, :block] @ self._added_II.to(v.device).T, v_Nw[:, block:]], dim=1)
+        return F.normalize(z_Nw[:, :dim], dim=1).reshape(*v.shape[:-1], dim)
 
     def int8_scale(self, dim: int) -> float:
         """What 1 is worth in an int8 vector of `dim` dims.
@@ -230,15 +243,11 @@ def load(folder: str | Path) -> Model:
             raise InputError(f"{folder}: not a model folder ({name} is missing)") from error
         except OSError as error:
             raise InputError(f"{folder}: cannot be read ({one_line(error)})") from error
-    if content["adapter.safetensors"].startswith(PICKLES):
-        raise InputError(
-            f"{folder}/adapter.safetensors: is a pickle, which runs code when it is read; only safetensors is read here"
-        )
     try:
         config, metrics = (json.loads(content[name]) for name in ("config.json", "metrics.json"))
-        tensors = load_tensors(content["adapter.safetensors"])
-    except (ValueError, SafetensorError) as error:
+    except ValueError as error:
         raise InputError(f"{folder}: a damaged model folder ({error})") from error
+    tensors = _read_tensors(f"{folder}/adapter.safetensors", content["adapter.safetensors"])
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise InputError(f"{folder}/config.json: not a config of format {FORMAT}, which is what this version reads")
     try:
@@ -262,15 +271,16 @@ def load(folder: str | Path) -> Model:
         raise InputError(f"{folder}: config.json and adapter.safetensors do not fit together ({problem})") from error
 
 
-def unit_prefix(z_ND: Tensor, dim: int) -> Tensor:
-    """The first `dim` numbers of unit vectors (N, D), as unit vectors (N, dim)."""
-    return z_ND if z_ND.shape[1] == dim else _unit(z_ND[:, :dim])
-
-
-def _unit(z_Nd: Tensor) -> Tensor:
-    """Rows at norm 1, whatever their scale: the squares of a float32 vector may leave the range of float32."""
-    norm_N1 = torch.linalg.vector_norm(z_Nd, dim=1, keepdim=True, dtype=torch.float64)
-    return z_Nd / norm_N1.clamp_min(torch.finfo(torch.float32).tiny).float()
+def _read_tensors(path: str, content: bytes) -> dict[str, Tensor]:
+    try:
+        return load_tensors(content)
+    except (ValueError, SafetensorError) as error:
+        # the header is JSON, so a cut safetensors file has its brace after the eight bytes of the length
+        if content.startswith(PICKLES) and content[8:9] != b"{":
+            raise InputError(
+                f"{path}: is a pickle, which runs code when it is read; only safetensors is read here"
+            ) from error
+        raise InputError(f"{path}: is damaged ({error}); copy the model folder anew") from error
 
 
 def _read_stage(number: int, dim: int, projection: Projection, tensors: dict[str, Tensor]) -> FrozenStage:

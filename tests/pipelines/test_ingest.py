@@ -82,7 +82,7 @@ def test_dataset_of_real_text(tmp_path: Path, encoder: Path, data_dir: Callable[
     found = sum(pair in pairs for pair in zip(dataset.queries.ids().to_pylist(), best, strict=True))
     assert found > 0.6 * len(asked), "the model finds most claims' abstracts; vectors and ids do not fit together"
 
-    manifest = json.loads((tmp_path / "data/manifest.json").read_text())
+    manifest = json.loads((tmp_path / "data/_manifest.json").read_text())
     assert manifest["encoder"] == str(encoder)
     assert manifest["encoder_fingerprint"] == figures["encoder_fingerprint"] == Encoder.find(str(encoder)).fingerprint
     assert sum(file["rows"] for file in manifest["files"]) == len(documents) + len(asked) + 30
@@ -119,21 +119,21 @@ def many(folder: Path, **qrels: str) -> Path:
 
 def files_of(folder: Path) -> dict[str, str]:
     """Hash of every file but the manifest."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "_manifest.json"]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def left_by_a_kill(finished: Path, partial: Path, *lost: str, **plan: Any) -> None:
     """Makes of a finished dataset what a run leaves that is killed before it wrote some files."""
     shutil.copytree(finished, partial / "data")
-    (partial / "data/manifest.json").unlink()
+    (partial / "data/_manifest.json").unlink()
     for name in lost:
         (partial / "data" / name).unlink()
     (partial / "plan.json").write_text(json.dumps(plan_of(finished) | plan))
 
 
 def plan_of(finished: Path) -> dict[str, Any]:
-    manifest = json.loads((finished / "manifest.json").read_text())
+    manifest = json.loads((finished / "_manifest.json").read_text())
     keys = ("job", "text", "encoder_fingerprint", "query_prompt", "document_prompt", "batch_size", "rows_per_file")
     return {key: manifest[key] for key in keys}
 
@@ -202,10 +202,12 @@ def test_parquet_gives_the_same_bytes_and_a_file_of_another_plan_is_not_taken(
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("manifest", ["_manifest.json", "manifest.json"])
 def test_finished_dataset_of_the_same_plan_is_left_as_it_is(
-    tmp_path: Path, undisturbed: Path, encoder: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, undisturbed: Path, encoder: Path, manifest: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(undisturbed / "data", tmp_path / "data")
+    (tmp_path / "data/_manifest.json").rename(tmp_path / "data" / manifest)
     # as a run leaves it that is killed after its last step but one
     (tmp_path / "data.partial").mkdir()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}

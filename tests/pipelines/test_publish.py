@@ -12,7 +12,9 @@ from pipelines.publish import (
     current,
     describe_file,
     finished_version,
+    manifest_of,
     new_file,
+    plans,
     put_in_force,
     remove_version,
 )
@@ -46,7 +48,7 @@ def test_versions_stay_and_current_moves(tmp_path: Path) -> None:
 
 def test_manifest_describes_plan_and_files(tmp_path: Path) -> None:
     manifest = publish(tmp_path, PLAN, "three")
-    assert json.loads((tmp_path / "v0001/manifest.json").read_text()) == manifest
+    assert json.loads((tmp_path / "v0001/_manifest.json").read_text()) == manifest
     assert manifest["dim"] == 8
     assert manifest["rows"] == 5
     # sha256sum of the five bytes "three"
@@ -71,7 +73,7 @@ def test_unfinished_version_is_taken_up_only_by_the_same_job(tmp_path: Path) -> 
     assert current(str(tmp_path)).endswith("v0001")
     put_in_force(str(tmp_path), "v0002")
     assert current(str(tmp_path)).endswith("v0002")
-    assert sorted(path.name for path in (tmp_path / "v0002").iterdir()) == ["a.parquet", "manifest.json"]
+    assert sorted(path.name for path in (tmp_path / "v0002").iterdir()) == ["_manifest.json", "a.parquet"]
 
 
 def test_version_whose_files_changed_is_not_published(tmp_path: Path) -> None:
@@ -82,7 +84,7 @@ def test_version_whose_files_changed_is_not_published(tmp_path: Path) -> None:
     with pytest.raises(SmecError, match=r"v0002/a\.parquet: was changed or removed"):
         draft.finish([file], {"rows": 3})
     assert current(str(tmp_path)).endswith("v0001")
-    assert not (tmp_path / "v0002/manifest.json").exists()
+    assert not (tmp_path / "v0002/_manifest.json").exists()
 
 
 def test_a_version_is_published_once(tmp_path: Path) -> None:
@@ -165,6 +167,39 @@ def test_only_a_finished_version_comes_into_force(tmp_path: Path, name: str) -> 
     with pytest.raises(InputError, match="there is no finished version"):
         put_in_force(str(tmp_path), name)
     assert current(str(tmp_path)).endswith("v0001")
+
+
+def earlier_release(out: Path, name: str) -> None:
+    """Makes a version one that an earlier release published."""
+    (out / name / "_manifest.json").rename(out / name / "manifest.json")
+
+
+def test_versions_of_an_earlier_release_stay_in_use(tmp_path: Path) -> None:
+    out, filesystem = str(tmp_path), pafs.LocalFileSystem()
+    made = [publish(tmp_path, PLAN, "one"), publish(tmp_path, {**PLAN, "dim": 4}, "two")]
+    earlier_release(tmp_path, "v0001")
+    earlier_release(tmp_path, "v0002")
+    assert [manifest_of(filesystem, f"{out}/{name}") for name in ("v0001", "v0002")] == made
+    assert plans(out) == {"v0001": made[0], "v0002": made[1]}
+    assert current(out).endswith("v0002")
+    put_in_force(out, "v0001")
+    assert current(out).endswith("v0001")
+    assert finished_version(out, PLAN) == (f"{out}/v0001", made[0])
+    # what is finished is not written to again
+    assert Draft.open(out, PLAN).name == "v0003"
+    remove_version(out, "v0002")
+    assert not (tmp_path / "v0002").exists()
+
+
+def test_a_version_that_an_earlier_release_began_is_gone_on_with(tmp_path: Path) -> None:
+    publish(tmp_path, PLAN, "one")
+    earlier_release(tmp_path, "v0001")
+    (tmp_path / "v0002").mkdir()
+    (tmp_path / "v0002/plan.json").write_text(json.dumps(PLAN, indent=1))
+    draft = Draft.open(str(tmp_path), PLAN)
+    draft.finish([write(draft, "a.parquet", "two")], {"rows": 3})
+    put_in_force(str(tmp_path), draft.name)
+    assert sorted(path.name for path in (tmp_path / "v0002").iterdir()) == ["_manifest.json", "a.parquet"]
 
 
 def test_a_removed_version_is_gone(tmp_path: Path) -> None:

@@ -60,13 +60,14 @@ def test_judgements_name_rows_of_the_tables(folder: Path) -> None:
     assert (test.doc_row_J.tolist(), test.score_J.tolist()) == ([1, 4, 25], [1, 0, 2])
 
 
-def test_a_dataset_that_is_still_being_written_is_refused(folder: Path) -> None:
+@pytest.mark.parametrize("manifest", ["_manifest.json", "manifest.json"])
+def test_a_dataset_that_is_still_being_written_is_refused(folder: Path, manifest: str) -> None:
     plan = folder.with_name("data.partial") / "plan.json"
     plan.parent.mkdir()
     plan.write_text("{}")
     with pytest.raises(InputError, match="data: is not finished; run `smec ingest` again"):
         Dataset.open(str(folder))
-    (folder / "manifest.json").write_text("{}")
+    (folder / manifest).write_text("{}")
     assert Dataset.open(str(folder)).corpus.rows == DOCS
 
 

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +120,19 @@ def test_a_dim_out_of_range_is_refused(dim: int) -> None:
         make_model().encode(vectors(), dim)
 
 
-@pytest.mark.parametrize("shape", [(3, DIM - 1), (3, DIM + 1), (DIM,), (1, 3, DIM)])
+@pytest.mark.parametrize("shape", [(3, DIM - 1), (3, DIM + 1), (DIM - 1,), (0,), (), (1, 3, DIM)])
 def test_vectors_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match=r"embeddings have shape .*; this model takes \(N, 8\)"):
-        make_model().encode(np.ones(shape, np.float32))
+    for given in (np.ones(shape, np.float32), np.ones(shape).tolist(), torch.ones(shape)):
+        with pytest.raises(InputError, match=r"embeddings have shape .*; this model takes \(8,\) or \(N, 8\)"):
+            make_model().encode(given)
+
+
+def test_a_model_says_what_it_is() -> None:
+    model = make_model()
+    assert repr(model) == f"Model(8 -> 8, 4, 2 dims; 2 stages; linear; fingerprint {model.fingerprint[:12]})"
+    assert "; not linear; " in repr(make_model("residual_mlp"))
+    base = make_base()
+    assert f"5 stages; linear; extends {base.fingerprint[:12]};" in repr(make_extended(base))
 
 
 def test_other_weights_have_another_fingerprint() -> None:
@@ -218,6 +228,48 @@ class Payload:
         import os
 
         return os.mkdir, (self.made,)
+
+
+def with_header_of(content: bytes, length: int) -> bytes:
+    """The same tensors, in a safetensors file whose header is filled up to a length."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = content[8:end].rstrip(b" ").ljust(length, b" ")
+    assert len(header) == length
+    return length.to_bytes(8, "little") + header + content[end:]
+
+
+def test_a_header_of_any_length_is_read(folder: Path) -> None:
+    # the length is the file's first bytes, and those of 128 modulo 256 are pickle's, too
+    path, expected = folder / "adapter.safetensors", make_model().encode(vectors())
+    content = path.read_bytes()
+    for length in range(1024, 1024 + 256):
+        path.write_bytes(with_header_of(content, length))
+        np.testing.assert_array_equal(load(folder).encode(vectors()), expected)
+    assert with_header_of(content, 1024 + 128).startswith(b"\x80")
+
+
+def test_a_damaged_file_whose_length_is_that_of_pickle_is_called_damaged(folder: Path) -> None:
+    path = folder / "adapter.safetensors"
+    path.write_bytes(with_header_of(path.read_bytes(), 1024 + 128)[:-1])
+    with pytest.raises(InputError, match=r"adapter\.safetensors: is damaged"):
+        load(folder)
+
+
+def test_models_of_any_dims_are_read_back(tmp_path: Path) -> None:
+    first_bytes = set()
+    for input_dim in range(16, 385, 8):
+        dims = [input_dim, input_dim]
+        while dims[-1] > 8 and len(dims) < 7:
+            dims.append(dims[-1] // 2)
+            stages = [
+                FrozenStage(dim, "free", {"weight": torch.eye(d_in), "logits": torch.zeros(d_in)})
+                for d_in, dim in pairwise(dims)
+            ]
+            model = Model(stages, input_dim, {"dims": dims[1:]}, {})
+            model.save(tmp_path)
+            assert load(tmp_path).encode(np.ones(input_dim)).shape == (input_dim,)
+            first_bytes.add((tmp_path / "adapter.safetensors").read_bytes()[:1])
+    assert b"\x80" in first_bytes
 
 
 def test_a_pickle_in_place_of_the_tensors_is_refused_and_never_run(folder: Path, tmp_path: Path) -> None:
@@ -320,6 +372,18 @@ def test_upgraded_vectors_are_what_the_new_model_gives_for_the_originals(last: P
         np.testing.assert_allclose(upgraded.numpy(), model.encode(wide_vectors(), dim), atol=1e-6)
 
 
+def test_one_stored_vector_and_lists_are_upgraded() -> None:
+    base = make_base()
+    model, stored_Nw = make_extended(base), base.encode(wide_vectors(5), 32)
+    expected_Nd = model.upgrade(stored_Nw, 24)
+    for given in (stored_Nw.tolist(), stored_Nw.astype(np.float64), list(stored_Nw)):
+        np.testing.assert_allclose(model.upgrade(given, 24), expected_Nd, atol=1e-6)
+        np.testing.assert_allclose(model.upgrade(given[3], 24), expected_Nd[3], atol=1e-6)
+    one = model.upgrade(torch.from_numpy(stored_Nw[3]))
+    assert isinstance(one, torch.Tensor)
+    assert one.shape == (32,)
+
+
 def test_vectors_are_upgraded_from_model_to_model() -> None:
     first = make_base()
     second = make_extended(first)
@@ -336,7 +400,8 @@ def test_vectors_are_upgraded_from_model_to_model() -> None:
     [
         ((3, 15), None, r"have 15 dims, but an upgrade needs the first 16 to 64 of the model [0-9a-f]{12}; encode"),
         ((3, 65), None, r"have shape \(3, 65\); upgrade takes \(N, 16 to 64\)"),
-        ((32,), None, r"have shape \(32,\)"),
+        ((2, 3, 32), None, r"have shape \(2, 3, 32\)"),
+        ((15,), None, r"have 15 dims"),
         ((3, 32), 33, r"dim is 33, but the vectors to upgrade have 32 dims"),
         ((3, 32), 0, r"dim is 0"),
     ],

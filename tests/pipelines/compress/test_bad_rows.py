@@ -97,7 +97,7 @@ def test_bad_rows_are_set_apart_with_the_reason(tmp_path: Path, model: Path, fix
     assert ids == [f"d{row}" for row in range(300)] + [f"d{300 + row}" for row in sound]
     x_ND = np.concatenate([vectors(300, 0), vectors(300, 1)[sound]])
     np.testing.assert_allclose(out_Nd, smec_core.load(model).encode(x_ND, 8), atol=1e-6)
-    manifest = json.loads((tmp_path / "out/v0001/manifest.json").read_text())
+    manifest = json.loads((tmp_path / "out/v0001/_manifest.json").read_text())
     assert (manifest["rows"], manifest["quarantined"]) == (figures["rows"], figures["quarantined"])
 
 
@@ -123,15 +123,15 @@ def test_a_kill_between_the_files_of_a_piece_is_mended(tmp_path: Path, model: Pa
     options: dict[str, Any] = {"on_bad_row": "quarantine", "max_bad_rows": 0.05, "dim": "8,4"}
     whole = compress(model, source, out, **options)
     version = Path(whole["path"])
-    manifest = json.loads((version / "manifest.json").read_text())
+    manifest = json.loads((version / "_manifest.json").read_text())
     plan = {name: manifest[name] for name in manifest if name not in PUBLISHED}
     for lost in ("_quarantine", "8", "4"):
         (version / lost / "part-01.parquet").unlink()
-        (version / "manifest.json").unlink()
+        (version / "_manifest.json").unlink()
         (version / "plan.json").write_text(json.dumps(plan))
         (out / "CURRENT").unlink()
         assert compress(model, source, out, **options)["path"] == whole["path"]
-        assert json.loads((version / "manifest.json").read_text())["files"] == manifest["files"], lost
+        assert json.loads((version / "_manifest.json").read_text())["files"] == manifest["files"], lost
 
 
 def test_bad_rows_among_dictionaries_are_set_apart(tmp_path: Path, model: Path) -> None:

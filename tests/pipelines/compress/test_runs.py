@@ -44,7 +44,7 @@ def test_result_is_what_encode_gives_in_the_order_of_the_input(tmp_path: Path, m
 
 def test_manifest_lists_what_was_written(tmp_path: Path, model: Path) -> None:
     figures = compress(model, write_corpus(tmp_path / "in", [3, 5]), tmp_path / "out", dim=8)
-    manifest = json.loads((tmp_path / "out/v0001/manifest.json").read_text())
+    manifest = json.loads((tmp_path / "out/v0001/_manifest.json").read_text())
     assert manifest["rows"] == figures["rows"] == 8
     assert manifest["model_fingerprint"] == smec_core.load(model).fingerprint
     assert (manifest["dim"], manifest["dims"], manifest["dtype"]) == (8, [8, 4], "float32")
@@ -102,7 +102,7 @@ def test_killed_run_leaves_current_alone_and_the_next_one_ends_its_work(tmp_path
         time.sleep(0.002)
     job.kill()
     job.wait()
-    assert not (tmp_path / "out/v0002/manifest.json").exists()
+    assert not (tmp_path / "out/v0002/_manifest.json").exists()
     assert current(str(tmp_path / "out")) == str(tmp_path / "out/v0001")
 
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/v0002").glob("*.parquet")}
@@ -110,7 +110,7 @@ def test_killed_run_leaves_current_alone_and_the_next_one_ends_its_work(tmp_path
     assert (figures["version"], figures["rows"]) == ("v0002", 24_000)
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in done.items()), "finished files were written again"
     names = {path.name for path in (tmp_path / "out/v0002").iterdir()}
-    assert names == {"manifest.json", *(f"part-{file:02d}.parquet" for file in range(60))}
+    assert names == {"_manifest.json", *(f"part-{file:02d}.parquet" for file in range(60))}
     ids, out_Nd = read(current(str(tmp_path / "out")))
     assert ids == [f"d{row}" for row in range(24_000)]
     expected = smec_core.load(model).encode(np.concatenate([vectors(400, file) for file in range(60)]), 8)
@@ -118,7 +118,7 @@ def test_killed_run_leaves_current_alone_and_the_next_one_ends_its_work(tmp_path
 
     undisturbed = compress(model, source, tmp_path / "other", dim=8)
     files = [
-        json.loads(Path(path, "manifest.json").read_text())["files"] for path in (figures["path"], undisturbed["path"])
+        json.loads(Path(path, "_manifest.json").read_text())["files"] for path in (figures["path"], undisturbed["path"])
     ]
     assert files[0] == files[1], "the same bytes"
 

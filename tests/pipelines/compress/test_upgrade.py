@@ -32,7 +32,7 @@ def test_upgraded_vectors_are_what_the_new_model_makes_of_the_originals(
     assert ids == [f"d{row}" for row in range(253)]
     np.testing.assert_allclose(upgraded_Nd, new.encode(x_ND, 8), atol=1e-6)
     assert pq.read_table(out / "v0002/part-02.parquet")["year"].to_pylist() == [0, 1, 2]
-    manifest = json.loads((out / "v0002/manifest.json").read_text())
+    manifest = json.loads((out / "v0002/_manifest.json").read_text())
     assert manifest["model_fingerprint"] == new.fingerprint
     assert (manifest["dim"], manifest["dims"], manifest["input"]) == (8, [8, 4, 3], str(out / "v0001"))
     base = smec_core.load(model).fingerprint
@@ -69,7 +69,7 @@ def test_vectors_that_the_base_did_not_make_are_refused(tmp_path: Path, model: P
     with pytest.raises(InputError, match="dim: is required"):
         run(CompressSettings(model=str(model), input=str(source), output=str(again)))
 
-    manifest = out / "v0001/manifest.json"
+    manifest = out / "v0001/_manifest.json"
     facts = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(facts | {"model": "models/first", "model_fingerprint": "0123456789abcdef"}))
     base = smec_core.load(model).fingerprint[:12]
@@ -79,10 +79,10 @@ def test_vectors_that_the_base_did_not_make_are_refused(tmp_path: Path, model: P
         ):
             upgrade(extended, stored, again)
     manifest.write_text("{}")
-    with pytest.raises(InputError, match=r"manifest\.json: is not a manifest of smec compress"):
+    with pytest.raises(InputError, match=r"_manifest\.json: is not a manifest of smec compress"):
         upgrade(extended, out, again)
     manifest.write_text("{")
-    with pytest.raises(InputError, match=r"manifest\.json: is damaged"):
+    with pytest.raises(InputError, match=r"_manifest\.json: is damaged"):
         upgrade(extended, out, again)
     manifest.unlink()
     (out / "v0001/plan.json").write_text("{}")
@@ -106,11 +106,11 @@ def test_interrupted_upgrade_is_taken_up_again(tmp_path: Path, model: Path, exte
     compress(model, write_corpus(tmp_path / "in", [300, 300]), out, dim=8)
     upgrade(extended, out, out)
     # as a run leaves it that is killed after its first file
-    plan = json.loads((out / "v0002/manifest.json").read_text())
+    plan = json.loads((out / "v0002/_manifest.json").read_text())
     for key in ("format", "version", "created", "rows", "quarantined", "files"):
         del plan[key]
     (out / "v0002/plan.json").write_text(json.dumps(plan))
-    (out / "v0002/manifest.json").unlink()
+    (out / "v0002/_manifest.json").unlink()
     (out / "v0002/part-01.parquet").unlink()
     (out / "CURRENT").write_text("v0001\n")
     stamp = (out / "v0002/part-00.parquet").stat().st_mtime_ns
@@ -134,9 +134,13 @@ def test_upgrade_in_place_that_runs_again_has_nothing_to_do(tmp_path: Path, mode
         upgrade(extended, out, out, dim=4)
 
 
-def test_a_version_of_several_dims_is_upgraded_from_its_largest(tmp_path: Path, model: Path, extended: Path) -> None:
+@pytest.mark.parametrize("manifest", ["_manifest.json", "manifest.json"])
+def test_a_version_of_several_dims_is_upgraded_from_its_largest(
+    tmp_path: Path, model: Path, extended: Path, manifest: str
+) -> None:
     out = tmp_path / "out"
     compress(model, write_corpus(tmp_path / "in", [30]), out, dim="8,4")
+    (out / "v0001/_manifest.json").rename(out / "v0001" / manifest)
     upgrade(extended, out, out)
     expected = smec_core.load(extended).encode(vectors(30), 8)
     np.testing.assert_allclose(read(out / "v0002")[1], expected, atol=1e-6)

@@ -73,7 +73,7 @@ class Series:
     def check_whole(self) -> str:
         """Asserts that what is in force is whole, and made by the champion, as a reader meets it; its fingerprint."""
         folder = Path(current(str(self.output)))
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads((folder / "_manifest.json").read_text())
         for file in manifest["files"]:
             assert (folder / file["name"]).stat().st_size == file["bytes"]
         fingerprint: str = manifest["model_fingerprint"]

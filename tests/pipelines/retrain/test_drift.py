@@ -1,12 +1,15 @@
-"""What the champion reaches on the queries it was promoted by."""
+"""What the champion reaches on the queries it was promoted by, and which encoder made the data."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
+import pytest
 
 from pipelines.ledger import Ledger, Release
-from pipelines.retrain_drift import known_queries
+from pipelines.retrain_drift import encoder_of, known_queries
 
 
 def test_means_are_over_the_dims_in_the_order_of_the_scores() -> None:
@@ -19,3 +22,10 @@ def test_means_are_over_the_dims_in_the_order_of_the_scores() -> None:
     found = known_queries(ledger, champion, now)
     assert found is not None
     assert found["now"] == found["then"] == float(np.mean(values))
+
+
+@pytest.mark.parametrize("manifest", ["_manifest.json", "manifest.json"])
+def test_the_encoder_of_an_ingested_dataset_is_known(tmp_path: Path, manifest: str) -> None:
+    assert encoder_of(str(tmp_path)) is None
+    (tmp_path / manifest).write_text(json.dumps({"encoder_fingerprint": "0123"}))
+    assert encoder_of(f"{tmp_path}/") == "0123"

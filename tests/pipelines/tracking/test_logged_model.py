@@ -2,14 +2,19 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
 
 from smec_core.model import Model
 from tests.pipelines.tracking.recording import start
@@ -52,16 +57,70 @@ def test_the_logged_model_brings_its_code_and_asks_for_plain_versions(
     assert not list(Path(folder).rglob("*.pkl"))
 
 
-def test_mlflow_models_serve_answers_with_vectors(model: Model, model_folder: Path, tmp_path: Path) -> None:
-    recorder = start(tmp_path / "state")
-    recorder.finish(model_folder)
-    model_uri = f"runs:/{recorder.run_id}/model"
-    with serving(["models", "serve", "--model-uri", model_uri, "--env-manager", "local"], tmp_path / "serve") as served:
-        question = {"inputs": [[1, 2, 3, 4, 5, 6, 7, 8]], "params": {"dim": 4}}
-        request = urllib.request.Request(
-            f"http://{served[0]}/invocations", json.dumps(question).encode(), {"Content-Type": "application/json"}
-        )
+@pytest.fixture(scope="module")
+def logged(model_folder: Path, tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> str:
+    """Folder of a model as it lies in MLflow."""
+    folder = tmp_path_factory.mktemp("logged")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.chdir(folder)
+        recorder = start(folder / "state")
+        recorder.finish(model_folder)
+        return mlflow.artifacts.download_artifacts(f"runs:/{recorder.run_id}/model", dst_path=str(folder / "copy"))
+
+
+X_ND = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+GIVEN: dict[str, Any] = {
+    "float32": X_ND,
+    "float64": X_ND.astype(np.float64),
+    "float16": X_ND.astype(np.float16),
+    "integers": np.round(100 * X_ND).astype(np.int64),
+    "lists": X_ND.tolist(),
+    "one vector": X_ND[0],
+    "frame": pd.DataFrame(X_ND.astype(np.float64)),
+    "frame of vectors": pd.DataFrame({"embedding": list(X_ND)}),
+    "column of vectors": pd.Series(X_ND.tolist()),
+}
+
+
+@pytest.mark.parametrize("given", GIVEN)
+def test_the_logged_model_takes_numbers_as_users_have_them(model: Model, logged: str, given: str) -> None:
+    x_ND = {"integers": np.round(100 * X_ND), "one vector": X_ND[0]}.get(given, X_ND)
+    z_Nd = mlflow.pyfunc.load_model(logged).predict(GIVEN[given], params={"dim": 4})
+    assert z_Nd.dtype == np.float32
+    np.testing.assert_allclose(z_Nd, model.encode(x_ND, 4), atol=2e-3 if given == "float16" else 1e-6)
+
+
+@pytest.mark.parametrize("given", [X_ND[:, :7], X_ND[:, :7].tolist(), pd.DataFrame(X_ND[:, :7])])
+def test_the_logged_model_refuses_other_dims(logged: str, given: Any) -> None:
+    with pytest.raises(MlflowException, match=r"embeddings have shape \(3, 7\); this model takes \(8,\) or \(N, 8\)"):
+        mlflow.pyfunc.load_model(logged).predict(given)
+
+
+def ask(address: str, question: dict[str, Any]) -> Any:
+    request = urllib.request.Request(
+        f"http://{address}/invocations", json.dumps(question).encode(), {"Content-Type": "application/json"}
+    )
+    try:
         with urllib.request.urlopen(request, timeout=60) as response:
-            answer = json.load(response)
+            return json.load(response)["predictions"]
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_mlflow_models_serve_answers_with_vectors(model: Model, logged: str, tmp_path: Path) -> None:
+    one = [1, 2, 3, 4, 5, 6, 7, 8]
     expected = model.encode(np.arange(1, 9, dtype=np.float32)[None], 4)
-    np.testing.assert_allclose(answer["predictions"], expected, rtol=1e-6)
+    with serving(["models", "serve", "--model-uri", logged, "--env-manager", "local"], tmp_path / "serve") as served:
+        for inputs in ([one], [[number + 0.0 for number in one]]):
+            answer = ask(served[0], {"inputs": inputs, "params": {"dim": 4}})
+            np.testing.assert_allclose(answer, expected, rtol=1e-6)
+        answer = ask(served[0], {"instances": [one], "params": {"dim": 4}})
+        np.testing.assert_allclose(answer, expected, rtol=1e-6)
+        frame = {"columns": [f"x{number}" for number in one], "data": [one]}
+        answer = ask(served[0], {"dataframe_split": frame, "params": {"dim": 4}})
+        np.testing.assert_allclose(answer, expected, rtol=1e-6)
+        status, text = ask(served[0], {"inputs": [one[:7]]})
+        assert status == 400
+        assert "embeddings have shape (1, 7); this model takes (8,) or (N, 8)" in text

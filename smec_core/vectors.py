@@ -1,0 +1,46 @@
+"""Vectors as users give them, as tensors, and unit vectors.
+
+Shapes: N rows, D or d dims.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smec_core.errors import InputError
+
+
+def tensor_of(numbers: np.ndarray | Sequence[Any]) -> Tensor:
+    """Numbers as a float32 tensor.
+
+    Args:
+        numbers: an array of numbers of any type, lists of numbers, or rows as objects, as pandas holds them.
+
+    Raises:
+        InputError: rows of several lengths, or something else than numbers.
+    """
+    try:
+        array = np.asarray(numbers)
+        if array.dtype == object:
+            array = np.asarray(list(array))
+    except ValueError as error:
+        raise InputError("embeddings: the rows are not all of one length; give (N, D) numbers") from error
+    except TypeError as error:
+        raise InputError(f"embeddings are a {type(numbers).__name__}; give an array, a tensor or lists") from error
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"embeddings are of type {array.dtype}; give numbers")
+    return torch.from_numpy(np.require(array, np.float32, ["C", "W"]))
+
+
+def unit(z_Nd: Tensor) -> Tensor:
+    """Rows at norm 1, whatever their scale: the squares of a float32 vector may leave the range of float32."""
+    norm_N1 = torch.linalg.vector_norm(z_Nd, dim=1, keepdim=True, dtype=torch.float64)
+    return z_Nd / norm_N1.clamp_min(torch.finfo(torch.float32).tiny).float()
+
+
+def unit_prefix(z_ND: Tensor, dim: int) -> Tensor:
+    """The first `dim` numbers of unit vectors (N, D), as unit vectors (N, dim)."""
+    return z_ND if z_ND.shape[1] == dim else unit(z_ND[:, :dim])
