@@ -135,12 +135,17 @@ def quality_table(report: dict[str, Any]) -> Table:
     measure = next(name for name in report if "@" in name)
     baselines = report.get("baselines", {})
     where = "nearest documents" if report["split"] is None else report["split"]
-    table = Table(title=f"{measure} on {where}, {report['queries']} queries")
+    intervals = report.get("intervals", {}).get(measure, {})
+    over = ", ± 95 % over them" if intervals else ""
+    table = Table(title=f"{measure} on {where}, {report['queries']} queries{over}")
     names = ["model", *(name for name in ("truncation", "pca") if name in baselines)]
     for name in ["dims", "bytes", *names, *(["full"] if "full" in baselines else [])]:
         table.add_column(name, justify="right")
     for dim, value in report[measure].items():
         values = [value, *(baselines[name][dim] for name in names[1:])]
         values += [baselines["full"]] if "full" in baselines else []
-        table.add_row(dim, str(int(dim) * np.dtype(np.float32).itemsize), *(f"{v:.4f}" for v in values))
+        cells = [f"{v:.4f}" for v in values]
+        if dim in intervals:
+            cells[0] += f" ± {(intervals[dim][1] - intervals[dim][0]) / 2:.4f}"
+        table.add_row(dim, str(int(dim) * np.dtype(np.float32).itemsize), *cells)
     return table

@@ -84,7 +84,8 @@ def quality_tables(results: Results, measures: Sequence[str] = MEASURES) -> list
     for dataset in dict.fromkeys(scores["dataset"]):
         for measure in measures:
             some = scores[(scores["dataset"] == dataset) & (scores["measure"] == measure)]
-            where = "mean over the datasets" if dataset == MEAN else dataset
+            where = "mean over the datasets" if dataset == MEAN else str(dataset)
+            where += f"; ± 95 % over {len(results.seeds)} seeds" if len(results.seeds) > 1 else ""
             tables.append(
                 ResultTable(f"{file_name(dataset)}-{file_name(measure)}", f"{_TITLES[measure]}, {where}", _by_dim(some))
             )
@@ -149,8 +150,9 @@ def cost_table(results: Results) -> ResultTable:
 
 def _quality_figures(results: Results) -> dict[str, Figure]:
     scores = results.with_mean()
+    bars = f", bars: 95 % over {len(results.seeds)} seeds" if len(results.seeds) > 1 else ""
     return {
-        f"{file_name(dataset)}-quality": quality_figure(scores[scores["dataset"] == dataset], str(dataset))
+        f"{file_name(dataset)}-quality": quality_figure(scores[scores["dataset"] == dataset], f"{dataset}{bars}")
         for dataset in dict.fromkeys(scores["dataset"])
     }
 

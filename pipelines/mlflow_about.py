@@ -37,13 +37,14 @@ def source_tags() -> dict[str, str]:
 def dataset_inputs(dataset: Dataset) -> list[DatasetInput]:
     """The dataset as MLflow records it: what is learnt from, and what the model is evaluated on."""
     uri, summary = public_uri(dataset.uri), dataset.summary()
-    rows = {name: summary[name]["rows"] for name in ("corpus", "queries")} | {"dim": dataset.dim}
+    rows = {"documents": dataset.corpus.rows, "queries": dataset.queries.rows, "dim": dataset.dim}
     uses = {"training": "train", "evaluation": default_split(dataset)}
     found = []
     for use, split in uses.items():
         judged = summary["splits"].get(split)
-        profile = rows if judged is None else rows | {"split": split, "judged_queries": judged["queries"], **judged}
-        profile.pop("unknown", None)
+        profile: dict[str, Any] = dict(rows)
+        if judged is not None:
+            profile |= {"split": split, "judged_queries": judged["queries"], "judgements": judged["judgements"]}
         entity = DatasetEntity(
             # two datasets of one name and digest are one in MLflow
             name=f"{uri.rstrip('/').rsplit('/', 1)[-1]}, {use}",

@@ -35,9 +35,16 @@ def metric(name: str, value: float, step: int = 0, timestamp: int | None = None)
 
 
 def log_figures(client: MlflowClient, run_id: str, folder: Path) -> None:
-    """Logs what metrics.json holds. What goes by dim is a curve with the dim as its step, as test/ndcg_at_10."""
+    """Logs what metrics.json holds.
+
+    MLflow shows metrics in sections, by what stands before the last slash, in order of the alphabet: first `cost` and
+    `quality`, then `stages`, where steps and epochs are, too. What goes by dim is a curve with the dim as its step, as
+    quality/test/ndcg_at_10.
+    """
     metrics = _read(folder, "metrics.json")
-    by_dim: dict[str, Mapping[str, Any]] = {f"dev/{name}": scores for name, scores in metrics.get("dev", {}).items()}
+    by_dim: dict[str, Mapping[str, Any]] = {
+        f"quality/dev/{name}": scores for name, scores in metrics.get("dev", {}).items()
+    }
     for name in ("epochs", "dev_score", "seconds"):
         by_dim[f"stages/{name}"] = {str(stage["dim"]): stage.get(name) for stage in metrics.get("stages", [])}
     if evaluation := metrics.get("evaluation"):
@@ -49,7 +56,7 @@ def log_figures(client: MlflowClient, run_id: str, folder: Path) -> None:
         if _is_number(value)
     ]
     figures += [
-        metric(f"training/{name}", value) for name, value in metrics.get("training", {}).items() if _is_number(value)
+        metric(f"cost/{name}", value) for name, value in metrics.get("training", {}).items() if _is_number(value)
     ]
     for start in range(0, len(figures), MOST_METRICS):
         client.log_batch(run_id, metrics=figures[start : start + MOST_METRICS])
@@ -64,7 +71,7 @@ def _evaluation_curves(evaluation: Mapping[str, Any]) -> dict[str, Mapping[str, 
     for number, name in enumerate(("low", "high")):
         interval = evaluation.get("intervals", {}).get(main, {})
         curves[f"{main}_{name}"] = {dim: ends[number] for dim, ends in interval.items()}
-    return {f"{place}/{name}": values for name, values in curves.items()}
+    return {f"quality/{place}/{name}": values for name, values in curves.items()}
 
 
 def log_files(client: MlflowClient, run_id: str, folder: Path) -> None:

@@ -19,7 +19,7 @@ def main_measure(evaluation: Mapping[str, Any]) -> str:
 
 
 def quality_picture(evaluation: Mapping[str, Any]) -> Figure:
-    """Quality against dims kept, for the model, PCA, truncation, and the full embeddings as a level.
+    """Quality against dims kept, for the model with its intervals, PCA, truncation, and the full embeddings as a level.
 
     Args:
         evaluation: `evaluation` of metrics.json.
@@ -27,6 +27,7 @@ def quality_picture(evaluation: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
     measure, baselines = main_measure(evaluation), evaluation.get("baselines", {})
+    intervals = evaluation.get("intervals", {}).get(measure, {})
     for name, scores, colour in (
         ("truncation", baselines.get("truncation", {}), GREY),
         ("PCA", baselines.get("pca", {}), ORANGE),
@@ -35,6 +36,10 @@ def quality_picture(evaluation: Mapping[str, Any]) -> Figure:
         if scores:
             points = sorted((int(dim), score) for dim, score in scores.items())
             axes.plot(*zip(*points, strict=True), label=name, color=colour, marker="o", linewidth=2)
+    if intervals:
+        places, ends = [int(dim) for dim in intervals], list(intervals.values())
+        middle, half = [sum(one) / 2 for one in ends], [(high - low) / 2 for low, high in ends]
+        axes.errorbar(places, middle, half, fmt="none", color=BLUE, capsize=3, label="95 % over the queries")
     if "full" in baselines:
         axes.axhline(baselines["full"], label="full embeddings", color=INK, linestyle="--", linewidth=1)
     dims = sorted(int(dim) for dim in evaluation[measure])

@@ -28,6 +28,7 @@ from pipelines.report_words import (
     Row,
     count,
     duration,
+    gained,
     named,
     notes_of,
     number,
@@ -64,7 +65,9 @@ def run(settings: ReportSettings) -> dict[str, Any]:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipelines"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    environment.filters.update(number=number, percent=percent, span=span, count=count, duration=duration, plain=plain)
+    environment.filters.update(
+        number=number, percent=percent, span=span, gained=gained, count=count, duration=duration, plain=plain
+    )
     template = environment.get_template("study.html.j2" if is_study else "report.html.j2")
     _write(Path(settings.out), template.render(page, plotly_js=Markup(get_plotlyjs())))
     say(f"report: {settings.out}")

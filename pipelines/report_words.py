@@ -47,8 +47,8 @@ def notes_of(
     unsure = _unsure(found.intervals.get("pca", {}), 0.0)
     if above := {dim: gain for dim, gain in gains.items() if gain >= 0 and dim not in unsure}:
         where = "every dim" if above == gains else f"{_listed([str(dim) for dim in above])} dims"
-        gained = " to ".join(dict.fromkeys(f"{gain:+.3f}" for gain in (min(above.values()), max(above.values()))))
-        notes.append(("good", f"{'Above' if found.intervals else 'At or above'} PCA at {where}: {gained} {measure}."))
+        about = " to ".join(dict.fromkeys(f"{gain:+.3f}" for gain in (min(above.values()), max(above.values()))))
+        notes.append(("good", f"{'Above' if found.intervals else 'At or above'} PCA at {where}: {about} {measure}."))
     if below := [f"{dim} dims (−{-gain:.3f})" for dim, gain in gains.items() if gain < 0 and dim not in unsure]:
         notes.append(("warn", f"Below PCA at {_listed(below)}."))
     if equal := [str(dim) for dim in gains if dim in unsure]:
@@ -126,6 +126,11 @@ def percent(share: float) -> str:
 def span(interval: Interval) -> str:
     """`98.2% to 108%`."""
     return " to ".join(map(percent, interval))
+
+
+def gained(value: float) -> str:
+    """`+0.011`, `−0.003`."""
+    return f"{round(value, 3) + 0:+.3f}".replace("-", "−")
 
 
 def count(value: float) -> str:

@@ -283,8 +283,9 @@ class MlflowRecorder:
 
 
 def _metrics_of(timestamp: int, record: Record) -> list[Metric]:
-    """A record's figures, named pass/stage/projection/figure: first/384/free/loss."""
-    place = "".join(f"{record[key]}/" for key in ("pass", "stage", "projection") if key in record)
+    """A record's figures, named by where they were reached: stages/first/384/free/loss."""
+    places = [f"{record[key]}/" for key in ("pass", "stage", "projection") if key in record]
+    place = "".join(["stages/", *places] if places else [])
     return [
         metric(f"{place}{name}", value, int(record["step"]), timestamp)
         for name, value in record.items()

@@ -142,7 +142,7 @@ class Watch(tune.Callback):
         if result.get("finished"):
             # a step that is not above the one before would be taken for one that is known
             for dim, score in sorted(step.scores.items()):
-                recorder.log({"step": dim, f"dev/{self._measure}": score})
+                recorder.log({"step": dim, f"quality/dev/{self._measure}": score})
         else:
             self._write(record)
             say(f"trial {record.number}: {step.quality:.4f} after stage {step.place}, {step.seconds:.0f} s")

@@ -216,7 +216,10 @@ def history(model: Path) -> list[dict[str, object]]:
 def assert_complete_in_mlflow(run_id: str, model: Path) -> int:
     """MLflow's run holds each figure of each step of the history, once; how many."""
     expected = sorted(
-        (f"{record['pass']}/{record['stage']}/{record['projection']}/{name.replace('@', '_at_')}", record["step"])
+        (
+            f"stages/{record['pass']}/{record['stage']}/{record['projection']}/{name.replace('@', '_at_')}",
+            record["step"],
+        )
         for line in (model / "history.jsonl").read_text().splitlines()
         for record in [json.loads(line)]
         for name, value in record.items()
@@ -225,7 +228,9 @@ def assert_complete_in_mlflow(run_id: str, model: Path) -> int:
     database = sqlite3.connect(mlflow.get_tracking_uri().removeprefix("sqlite:///"))
     try:
         rows = database.execute("SELECT key, step FROM metrics WHERE run_uuid = ?", [run_id])
-        found = sorted((key, step) for key, step in rows if key.startswith(("first/", "refit/", "warm/")))
+        found = sorted(
+            (key, step) for key, step in rows if key.startswith(("stages/first/", "stages/refit/", "stages/warm/"))
+        )
     finally:
         database.close()
     assert found == expected

@@ -14,3 +14,13 @@ def test_the_quality_picture_shows_the_model_against_its_baselines() -> None:
     assert lines["truncation"] == [0.3, 0.6]
     assert set(lines["full embeddings"]) == {0.6}
     assert axes.get_ylabel() == "nDCG@10"
+
+
+def test_the_quality_picture_shows_the_intervals_over_the_queries() -> None:
+    intervals = {"ndcg@10": {"8": [0.66, 0.76], "4": [0.57, 0.67]}, "kept": {"8": [0.9, 1.1], "4": [0.8, 1.0]}}
+    evaluation = {"split": "test", "ndcg@10": {"8": 0.71, "4": 0.62}, "intervals": intervals}
+    (axes,) = quality_picture(evaluation).axes
+    [bars] = axes.containers
+    assert bars.get_label() == "95 % over the queries"
+    ends = {tuple(np.round(segment[:, 1], 3)) for segment in bars.lines[2][0].get_segments()}
+    assert ends == {(0.66, 0.76), (0.57, 0.67)}

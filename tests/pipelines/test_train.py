@@ -250,7 +250,7 @@ def test_mlflow_holds_the_run(dataset: Path, tmp_path: Path) -> None:
     assert {name: run.data.params[name] for name in used} == {name: str(value) for name, value in used.items()}
     assert "None" not in run.data.params.values()
     metrics = smec_core.load(tmp_path / "model").metrics
-    curve = MlflowClient().get_metric_history(run.info.run_id, "test/ndcg_at_10")
+    curve = MlflowClient().get_metric_history(run.info.run_id, "quality/test/ndcg_at_10")
     assert {point.step: point.value for point in curve} == {
         dim: pytest.approx(metrics["evaluation"]["ndcg@10"][str(dim)]) for dim in (32, 8, 4)
     }

@@ -118,7 +118,7 @@ def test_a_study_is_a_run_with_a_child_a_trial(study: Path) -> None:
         assert run.data.tags["mlflow.note.content"].endswith(" on dev.")
         curve = client.get_metric_history(run.info.run_id, "quality")
         assert [point.step for point in curve] == [step["place"] for step in trial["steps"]]
-        assert client.get_metric_history(run.info.run_id, "first/32/free/dev_ndcg_at_10")
+        assert client.get_metric_history(run.info.run_id, "stages/first/32/free/dev_ndcg_at_10")
     assert [point.step for point in client.get_metric_history(parent, "quality")] == list(range(1, 13))
     assert {file.path for file in client.list_artifacts(parent)} == {"summary.json", "best.yaml"}
     run = client.get_run(parent)
@@ -127,7 +127,7 @@ def test_a_study_is_a_run_with_a_child_a_trial(study: Path) -> None:
     assert {found.dataset.name for found in run.inputs.dataset_inputs} == {"d, training", "d, evaluation"}
     finished = next(one for one in summary["trials"] if one["state"] == "finished")
     trial = next(run for run in children if run.data.tags["smec.trial"] == str(finished["number"]))
-    curve = client.get_metric_history(trial.info.run_id, "dev/ndcg_at_10")
+    curve = client.get_metric_history(trial.info.run_id, "quality/dev/ndcg_at_10")
     assert {str(point.step): point.value for point in curve} == pytest.approx(finished["steps"][-1]["scores"])
 
 

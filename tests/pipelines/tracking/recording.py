@@ -36,7 +36,7 @@ def step(number: int, **changes: Any) -> dict[str, Any]:
     return {"pass": "first", "stage": 4, "projection": "free"} | figures | changes
 
 
-def steps_of(run: Run, client: MlflowClient, name: str = "first/4/free/loss") -> list[int]:
+def steps_of(run: Run, client: MlflowClient, name: str = "stages/first/4/free/loss") -> list[int]:
     return [metric.step for metric in client.get_metric_history(run.info.run_id, name)]
 
 

@@ -41,7 +41,7 @@ def test_a_server_killed_in_mid_run_costs_one_warning_and_a_local_copy_of_the_re
     server_run = recorder.run_id
     for number in range(1, 6):
         recorder.log(step(number))
-    wait_until(lambda: server_store.get_metric_history(server_run, "first/4/free/loss"))
+    wait_until(lambda: server_store.get_metric_history(server_run, "stages/first/4/free/loss"))
     kill()
     for number in range(6, 11):
         recorder.log(step(number))
@@ -54,7 +54,7 @@ def test_a_server_killed_in_mid_run_costs_one_warning_and_a_local_copy_of_the_re
     assert run.data.params["lr"] == "0.001"
     assert steps_of(only_run(server_store), server_store) == [1, 2, 3, 4, 5]
     assert set(steps_of(run, offline)) >= {6, 7, 8, 9, 10}  # and what the server took without living to say so
-    assert by_dim(run, offline, "test/ndcg_at_10")[4] == 0.62
+    assert by_dim(run, offline, "quality/test/ndcg_at_10")[4] == 0.62
     assert "model_folder/adapter.safetensors" in files_of(offline, run.info.run_id)
     stored = next((tmp_path / "state" / "mlflow-offline" / "artifacts" / "models").glob("*/artifacts"))
     x_ND = np.ones((1, 8), dtype=np.float32)
@@ -99,7 +99,7 @@ def test_where_only_artifacts_fail_the_servers_run_has_its_figures_and_says_that
     assert run.info.status == "FAILED"
     assert run.data.tags["smec.error"].startswith("incomplete: ")
     assert "mlflow-offline" in run.data.tags["smec.error"]
-    assert by_dim(run, client, "test/ndcg_at_10")[4] == 0.62
+    assert by_dim(run, client, "quality/test/ndcg_at_10")[4] == 0.62
     offline = offline_client(tmp_path / "state")
     assert only_run(offline).info.status == "FINISHED"
     assert "evaluation.csv" in files_of(offline, only_run(offline).info.run_id)

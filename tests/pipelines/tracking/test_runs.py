@@ -70,21 +70,21 @@ def test_a_training_is_one_run_on_the_server_and_its_password_is_nowhere(
     assert run.data.tags["smec.model_fingerprint"] == model.fingerprint
 
     # curves of candidates and passes stay apart
-    assert steps_of(run, client, "first/4/free/loss") == list(range(1, 11))
-    assert steps_of(run, client, "first/4/rotation/loss") == list(range(11, 21))
-    assert steps_of(run, client, "refit/4/free/loss") == list(range(21, 31))
-    assert run.data.metrics["first/4/free/seconds/data"] == 0.1
-    assert run.data.metrics["first/4/free/dev_ndcg_at_10"] == 0.61
+    assert steps_of(run, client, "stages/first/4/free/loss") == list(range(1, 11))
+    assert steps_of(run, client, "stages/first/4/rotation/loss") == list(range(11, 21))
+    assert steps_of(run, client, "stages/refit/4/free/loss") == list(range(21, 31))
+    assert run.data.metrics["stages/first/4/free/seconds/data"] == 0.1
+    assert run.data.metrics["stages/first/4/free/dev_ndcg_at_10"] == 0.61
     # one curve a measure, with the dim as its step
-    assert by_dim(run, client, "test/ndcg_at_10") == {8: 0.71, 4: 0.62}
-    assert by_dim(run, client, "test/ndcg_at_10_pca") == {8: 0.6, 4: 0.5}
-    assert by_dim(run, client, "test/ndcg_at_10_full") == {8: 0.6, 4: 0.6}
-    assert by_dim(run, client, "test/ndcg_at_10_low") == {8: 0.65, 4: 0.55}
-    assert by_dim(run, client, "test/recall_at_100") == {8: 0.9, 4: 0.85}
-    assert by_dim(run, client, "dev/ndcg_at_10") == {8: 0.7, 4: 0.6}
+    assert by_dim(run, client, "quality/test/ndcg_at_10") == {8: 0.71, 4: 0.62}
+    assert by_dim(run, client, "quality/test/ndcg_at_10_pca") == {8: 0.6, 4: 0.5}
+    assert by_dim(run, client, "quality/test/ndcg_at_10_full") == {8: 0.6, 4: 0.6}
+    assert by_dim(run, client, "quality/test/ndcg_at_10_low") == {8: 0.65, 4: 0.55}
+    assert by_dim(run, client, "quality/test/recall_at_100") == {8: 0.9, 4: 0.85}
+    assert by_dim(run, client, "quality/dev/ndcg_at_10") == {8: 0.7, 4: 0.6}
     assert by_dim(run, client, "stages/dev_score") == {8: 1.4, 4: 1.4}
     assert not [name for name in run.data.metrics if name.rsplit("/", 1)[-1].isdigit()]
-    assert run.data.metrics["training/seconds"] == 12.5
+    assert run.data.metrics["cost/seconds"] == 12.5
 
     files = files_of(client, run.info.run_id)
     assert {"evaluation.csv", "pictures/quality.png", "pictures/loss.png"} <= files
@@ -130,7 +130,7 @@ recorder = start(Path(sys.argv[1]), {"lr": 0.1})
 for number in range(1, 11):
     recorder.log({"pass": "first", "stage": 4, "projection": "free", "epoch": 0, "step": number, "loss": 1.0})
 client = MlflowClient()
-while len(client.get_metric_history(recorder.run_id, "first/4/free/loss")) < 10:
+while len(client.get_metric_history(recorder.run_id, "stages/first/4/free/loss")) < 10:
     time.sleep(0.1)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -202,9 +202,9 @@ def test_a_training_killed_again_and_again_on_several_machines_logs_each_step_on
     run = only_run(client)
     assert output == [run.info.run_id]
     for projection in ("free", "rotation"):
-        assert steps_of(run, client, f"first/4/{projection}/loss") == list(range(1, 61))
-        assert steps_of(run, client, f"first/4/{projection}/tau") == list(range(1, 61))
-        assert steps_of(run, client, f"first/4/{projection}/dev_ndcg_at_10") == list(range(5, 61, 5))
+        assert steps_of(run, client, f"stages/first/4/{projection}/loss") == list(range(1, 61))
+        assert steps_of(run, client, f"stages/first/4/{projection}/tau") == list(range(1, 61))
+        assert steps_of(run, client, f"stages/first/4/{projection}/dev_ndcg_at_10") == list(range(5, 61, 5))
     assert not list(tmp_path.glob("scratch*"))
 
 
@@ -294,7 +294,7 @@ def test_the_run_says_what_it_is_on_what_data_and_what_it_reached(
         assert inputs[used].digest == dataset.fingerprint
         assert mlflow.data.get_source(inputs[used]).uri == str(tmp_path / "set")
         profile = json.loads(inputs[used].profile)
-        assert profile["corpus"] == dataset.corpus.rows
+        assert (profile["documents"], profile["queries"]) == (dataset.corpus.rows, dataset.queries.rows)
         assert (profile["split"], profile["judged_queries"]) == (split, len(dataset.splits[split].with_positives()))
         assert [column["name"] for column in json.loads(inputs[used].schema)["mlflow_colspec"]] == ["id", "embedding"]
 
@@ -364,6 +364,6 @@ def test_a_training_without_judgements_is_recorded_by_neighbour_recall(
     recorder.finish(tmp_path / "model")
     client = MlflowClient()
     run = only_run(client)
-    assert by_dim(run, client, "held_out/neighbour_recall_at_10")[4] == 0.62
-    assert by_dim(run, client, "held_out/neighbour_recall_at_10_pca")[4] == 0.4
+    assert by_dim(run, client, "quality/held_out/neighbour_recall_at_10")[4] == 0.62
+    assert by_dim(run, client, "quality/held_out/neighbour_recall_at_10_pca")[4] == 0.4
     assert "arning" not in capfd.readouterr().err
