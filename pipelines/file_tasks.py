@@ -1,7 +1,6 @@
 """Jobs of one task per file on a pool of Ray Data actors: what compressing and encoding have in common."""
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+from joblib import cpu_count
 
 from pipelines.cluster import connect, unwrap
 from pipelines.console import say, warn
@@ -82,7 +82,7 @@ def actor_pool(tasks: int, workers: int | None, gpu: str, share_gpus: bool) -> t
     Raises:
         InputError: gpu is "on" and the cluster has none.
     """
-    connect(float(workers or os.cpu_count() or 1))
+    connect(float(workers or cpu_count()))
     resources = ray.cluster_resources()
     found = 0 if gpu == "off" else int(resources.get("GPU", 0))
     if gpu == "on" and not found:

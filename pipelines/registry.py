@@ -16,6 +16,7 @@ from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 
 from pipelines.mlflow_files import FINGERPRINT_TAG, log_model, metric
+from pipelines.preflight import check_store
 from pipelines.run_folder import RunFolder
 from pipelines.tracking import STATE_FILE, experiment_named, kept_run, prepare_mlflow
 from smec_core.errors import InputError, SmecError, one_line
@@ -28,13 +29,13 @@ class Registry:
     """The registered model of one name, on the server of MLFLOW_TRACKING_URI."""
 
     def __init__(self, name: str) -> None:
-        """Opens it; nothing is asked of the server yet.
+        """Opens it; nothing is asked of a server yet.
 
         Args:
             name: of the registered model.
 
         Raises:
-            InputError: in a Ray job, no server is named.
+            InputError: in a Ray job, no server is named; or the database cannot be opened.
         """
         self._name = name
         if "MLFLOW_TRACKING_URI" not in os.environ and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
@@ -42,6 +43,10 @@ class Registry:
                 "MLFLOW_TRACKING_URI: is not set, and MLflow's own default lies in the job's folder, which goes away "
                 "with it; set it to your MLflow server, here (smec submit sends it along) or on the cluster's machines"
             )
+        try:
+            check_store(mlflow.get_registry_uri())
+        except SmecError as error:
+            raise InputError(f"MLflow's registry at {self.address}: {error}") from error
 
     @property
     def address(self) -> str:

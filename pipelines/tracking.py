@@ -29,6 +29,7 @@ import smec_core
 from pipelines.console import warn
 from pipelines.machine import PREFIX, MachineFigures, is_wanted
 from pipelines.mlflow_files import MOST_METRICS, log_figures, log_files, log_model, metric
+from pipelines.preflight import check_store
 from pipelines.run_folder import RunFolder
 from smec_core.errors import one_line
 from smec_core.tracker import Record
@@ -224,6 +225,7 @@ class MlflowRecorder:
             key, artifacts = "offline_run_id", (self._offline_folder / "artifacts").as_uri()
             tags["smec.continues"] = f"run {state.get('run_id', '(none)')} at {self._server}"
             self._offline_folder.mkdir(parents=True, exist_ok=True)
+        check_store(store)
         client = MlflowClient(store)
         run = kept_run(client, state.get(key))
         if run is None:
