@@ -98,7 +98,8 @@ def check_store(uri: str) -> None:
     """Opens MLflow's database once, where its store is one: MLflow itself would go on trying for 100 seconds.
 
     Raises:
-        SmecError: it cannot be opened.
+        InputError: its file cannot be opened.
+        SmecError: its server does not answer.
     """
     # here and not above: not every job needs MLflow
     from mlflow.store.db.db_types import DATABASE_ENGINES, SQLITE
@@ -115,4 +116,5 @@ def check_store(uri: str) -> None:
     except Exception as error:
         # of whatever database it is
         problem = (str(error) or type(error).__name__).splitlines()[0]
-        raise SmecError(f"{mask(problem)}; name another store in MLFLOW_TRACKING_URI") from error
+        kind = InputError if engine == SQLITE else SmecError
+        raise kind(f"{mask(problem)}; name another store in MLFLOW_TRACKING_URI") from error

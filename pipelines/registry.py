@@ -35,7 +35,8 @@ class Registry:
             name: of the registered model.
 
         Raises:
-            InputError: in a Ray job, no server is named; or the database cannot be opened.
+            InputError: in a Ray job, no server is named; or the file of the database cannot be opened.
+            SmecError: the database does not answer.
         """
         self._name = name
         if "MLFLOW_TRACKING_URI" not in os.environ and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
@@ -46,7 +47,7 @@ class Registry:
         try:
             check_store(mlflow.get_registry_uri())
         except SmecError as error:
-            raise InputError(f"MLflow's registry at {self.address}: {error}") from error
+            raise type(error)(f"MLflow's registry at {self.address} fails: {error}") from error
 
     @property
     def address(self) -> str:

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from pipelines.preflight import RAY_PATH, SOCKET_PATH, ray_folder
 from pipelines.registry import Registry
-from smec_core.errors import InputError
+from smec_core.errors import InputError, SmecError
 from smec_core.model import Model
 from tests.builders import write_dataset
 from tests.kills import REPOSITORY
@@ -183,8 +183,10 @@ def test_a_working_folder_that_mlflow_cannot_write_to(folder: Path) -> None:
 
 
 def test_a_registry_whose_database_cannot_be_opened_is_refused_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    for uri in (f"sqlite:///{NOWHERE}/mlflow.db", "postgresql://me:secret@127.0.0.1:9/mlflow"):
+    kinds = {f"sqlite:///{NOWHERE}/mlflow.db": InputError, "postgresql://me:secret@127.0.0.1:9/mlflow": SmecError}
+    for uri, kind in kinds.items():
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        with pytest.raises(InputError, match=r"^MLflow's registry at .*; name another store in MLFLOW_TR") as refused:
+        with pytest.raises(SmecError, match=r"^MLflow's registry at .* fails: .*; name another store in ML") as refused:
             Registry("series")
+        assert type(refused.value) is kind
         assert "secret" not in str(refused.value)
