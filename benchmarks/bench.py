@@ -9,7 +9,6 @@ Each runs in a process of its own and writes OUT/NAME.json; OUT/README.md is mad
 import argparse
 import ast
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -83,12 +82,13 @@ def run(benchmark: Benchmark, args: argparse.Namespace) -> bool:
 def machine() -> str:
     """What figures of time depend on, in a line."""
     import torch
+    from joblib import cpu_count
 
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     cpu = next((line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name")), "CPU")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     python = sys.version.split()[0]
-    return f"{cpu}, {os.cpu_count()} cores, {gpu}, torch {torch.__version__}, Python {python}, {datetime.now(UTC):%F}"
+    return f"{cpu}, {cpu_count()} cores, {gpu}, torch {torch.__version__}, Python {python}, {datetime.now(UTC):%F}"
 
 
 def page(out: Path) -> str:

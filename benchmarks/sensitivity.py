@@ -15,7 +15,6 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-import yaml
 
 from pipelines.cluster import connect
 from pipelines.scoring import Scored, gain_interval, gains, train_and_score
@@ -23,6 +22,7 @@ from pipelines.source import read_once
 from smec_core.config import TrainConfig
 from smec_core.dataset import Dataset
 from smec_core.peers.smec import Smec
+from smec_core.yaml_file import parse_value
 
 VALUES = ["alpha=0.03,0.1,0.3,1", "tau=0.1,10", "lookahead=0,0.3,3"]
 
@@ -45,14 +45,14 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="SETTING=VALUE")
     parser.add_argument("--json")
     args = parser.parse_args()
-    changed = {name: yaml.safe_load(value) for name, _, value in (text.partition("=") for text in args.set)}
+    changed = {name: parse_value(value) for name, _, value in (text.partition("=") for text in args.set)}
     base = TrainConfig.model_validate({"dims": args.dims} | changed)
     dataset = Dataset.open(args.data, exclude_self=base.exclude_self)
     methods = {"defaults": Smec({})}
     for text in args.values:
         name, _, values = text.partition("=")
         for value in values.split(","):
-            methods[f"{name}={value}"] = Smec({name: yaml.safe_load(value)})
+            methods[f"{name}={value}"] = Smec({name: parse_value(value)})
     connect(1)
     seeds = [int(seed) for seed in args.seeds.split(",")]
     judgements = dataset.splits["test"].with_positives()

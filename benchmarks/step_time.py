@@ -35,7 +35,6 @@ os.environ |= ONE_THREAD
 import numpy as np
 import torch
 import torch.distributed as dist
-import yaml
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
@@ -53,6 +52,7 @@ from smec_core.step import Step
 from smec_core.step_cost import Product, StageShape, StepRows, step_products
 from smec_core.tracker import Record
 from smec_core.train import TrainingData, train
+from smec_core.yaml_file import parse_value
 
 DOCS, QUERIES, DEV_QUERIES, DIM, DIMS = 5183, 809, 162, 768, "384,192,96,48,24"
 WARM_UP_STEPS = 5
@@ -249,7 +249,7 @@ def work(rank: int, args: argparse.Namespace, store: str) -> None:
     torch.set_num_threads(1)
     if args.ranks > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}/store", rank=rank, world_size=args.ranks)
-    changes = {name: yaml.safe_load(value) for name, _, value in (text.partition("=") for text in args.set)}
+    changes = {name: parse_value(value) for name, _, value in (text.partition("=") for text in args.set)}
     config = TrainConfig.model_validate({"dims": args.dims} | changes)
     if args.data:
         data = load_training_data(Dataset.open(args.data), config)

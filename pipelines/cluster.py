@@ -9,9 +9,11 @@ from typing import Any
 
 import ray
 import ray.exceptions
+from joblib import cpu_count
 from ray import PlacementGroupID
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from pipelines.preflight import check_limits, keep_token, ray_folder
 from smec_core.errors import SmecError
 
 # how long Ray takes to end an actor whose owner has died, and to say so
@@ -33,25 +35,25 @@ def connect(cpus: float) -> None:
             for ever for CPUs that are not there.
 
     Raises:
+        InputError: this machine has not what Ray needs.
         SmecError: there is no such cluster.
     """
     if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS")
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if not address:
+            local_cpus = max(int(cpus), cpu_count())
+            check_limits(local_cpus)
+            keep_token()
+            options |= {"num_cpus": local_cpus, "include_dashboard": False, "_temp_dir": str(ray_folder())}
         try:
-            if os.environ.get("RAY_ADDRESS"):
-                ray.init(log_to_driver=False, logging_level=logging.ERROR)
-            else:
-                local_cpus = max(int(cpus), os.cpu_count() or 1)
-                ray.init(
-                    "local",
-                    num_cpus=local_cpus,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
-                _started.add(ray.get_runtime_context().gcs_address)
-        except (ConnectionError, ray.exceptions.RayError) as error:
-            address = os.environ.get("RAY_ADDRESS", "local")
-            raise SmecError(f"cannot connect to Ray at {address}: {_first_line(error)}") from error
+            ray.init(address or "local", **options)
+        except Exception as error:
+            # of any kind: Ray raises what it met
+            doing = f"connect to Ray at {address}" if address else "start Ray on this machine"
+            raise SmecError(f"cannot {doing}: {_first_line(error)}") from error
+        if not address:
+            _started.add(ray.get_runtime_context().gcs_address)
         # Ray's own way out of a process waits half a second for lines of its workers, which are not printed here
         atexit.register(ray.shutdown)
     quiet_data()

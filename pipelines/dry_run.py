@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import torch
+from joblib import cpu_count
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -91,7 +92,7 @@ def dry_run(
 
 def _warnings(settings: ClusterSettings, run_folder: RunFolder, found: dict[str, Any]) -> list[str]:
     """What the figures do not tell, and what does not fit on this machine, if it is the one that trains."""
-    workers, cores = found["workers"], os.cpu_count() or 1
+    workers, cores = found["workers"], cpu_count()
     texts = []
     if has_checkpoint(run_folder):
         texts.append("the run goes on from a checkpoint, so it takes less than this")
@@ -131,7 +132,7 @@ def _speeds(
     cpu = measure_speed(step, data.dim, threads, torch.device("cpu"), read)
     if not is_elsewhere:
         # elsewhere, workers may have machines of their own
-        cpu = cpu.slowed(max(1.0, workers * threads / (os.cpu_count() or 1)))
+        cpu = cpu.slowed(max(1.0, workers * threads / cpu_count()))
     if settings.gpu == "off" or gpus < workers:
         return cpu, cpu
     # the CPU reads

@@ -1,7 +1,6 @@
 """Jobs of one task per file on a pool of Ray Data actors: what compressing and encoding have in common."""
 
 import json
-import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+from joblib import cpu_count
 from ray.util.annotations import RayDeprecationWarning
 
 from pipelines.cluster import connect, unwrap
@@ -117,7 +117,7 @@ def actor_pool(tasks: int, workers: int | None, gpu: str, share_gpus: bool) -> t
     Raises:
         InputError: gpu is "on" and the cluster has none.
     """
-    connect(float(workers or os.cpu_count() or 1))
+    connect(float(workers or cpu_count()))
     resources = ray.cluster_resources()
     found = 0 if gpu == "off" else int(resources.get("GPU", 0))
     if gpu == "on" and not found:

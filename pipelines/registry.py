@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 import smec_core
 from pipelines.mlflow_files import FINGERPRINT_TAG, log_model
 from pipelines.mlflow_server import experiment_of, kept_run, prepare_mlflow
+from pipelines.preflight import check_store
 from pipelines.run_folder import RunFolder
 from pipelines.tracking import ERROR_TAG, LONGEST_TAG, STATE_FILE
 from smec_core.errors import InputError, SmecError, one_line
@@ -30,13 +31,14 @@ class Registry:
     """The registered model of one name, on the server of MLFLOW_TRACKING_URI."""
 
     def __init__(self, name: str) -> None:
-        """Opens it; nothing is asked of the server yet.
+        """Opens it; nothing is asked of a server yet.
 
         Args:
             name: of the registered model.
 
         Raises:
-            InputError: in a Ray job, no server is named.
+            InputError: in a Ray job, no server is named; or the file of the database cannot be opened.
+            SmecError: the database does not answer.
         """
         self._name = name
         if "MLFLOW_TRACKING_URI" not in os.environ and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
@@ -44,6 +46,10 @@ class Registry:
                 "MLFLOW_TRACKING_URI: is not set, and MLflow's own default lies in the job's folder, which goes away "
                 "with it; set it to your MLflow server, here (smec submit sends it along) or on the cluster's machines"
             )
+        try:
+            check_store(mlflow.get_registry_uri())
+        except SmecError as error:
+            raise type(error)(f"MLflow's registry at {self.address} fails: {error}") from error
 
     @property
     def address(self) -> str:

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from smec_core.errors import InputError
+from smec_core.yaml_file import parse_value, read_mapping
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -37,7 +37,7 @@ def resolve(
     """
     layers: list[tuple[str, Mapping[str, Any]]] = [("the preset", preset or {})]
     if config is not None:
-        layers.append((str(config), read_file(config)))
+        layers.append((str(config), read_mapping(config)))
     layers.append(("--set", dict(read_assignment(text) for text in assignments)))
     layers.append(("flag", {name: value for name, value in flags.items() if value is not None}))
     values: dict[str, Any] = {}
@@ -102,37 +102,6 @@ def _key(kind: type[BaseModel], problem: Any) -> str:
     return ".".join(path)
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads on, off, yes and no as the words they are: only true and false are booleans."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-def read_file(path: Path) -> Mapping[str, Any]:
-    """What a file of settings holds.
-
-    Raises:
-        InputError: it cannot be read, or holds something else.
-    """
-    try:
-        content = yaml.load(path.read_text(), _Loader)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not text") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise InputError(f"{path}: must hold key: value lines")
-    return content
-
-
 def read_assignment(text: str) -> tuple[str, Any]:
     """Key and value of one --set.
 
@@ -143,9 +112,9 @@ def read_assignment(text: str) -> tuple[str, Any]:
     if not separator:
         raise InputError(f"--set {text}: expected key=value")
     try:
-        return key.strip(), yaml.load(value, _Loader)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {text}: not a valid value") from error
+        return key.strip(), parse_value(value)
+    except ValueError as error:
+        raise InputError(f"--set {text}: {error}") from error
 
 
 def _explain(key: str, problem: Any, origin: Mapping[str, str], has_flag: bool) -> str:

@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from pipelines.study import Trial
 from smec_core.config import TrainConfig
+from smec_core.yaml_file import dump
 
 
 def overhead(trials: Sequence[Trial], began: float, concurrent: int) -> float:
@@ -27,7 +26,7 @@ def best_text(config: TrainConfig, best: Trial, study: str, file: str) -> str:
         f"# trial {best.number} of {study}, dev {best.quality:.4f}: "
         f"smec train --data DATA --config {file} --out MODEL\n"
     )
-    return header + yaml.safe_dump(settings, sort_keys=False, default_flow_style=None)
+    return header + dump(settings)
 
 
 def outcome_text(summary: Mapping[str, Any]) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 
 import typer
 
-from pipelines.settings import read_assignment, read_file
+from pipelines.settings import read_assignment
 from smec_core.errors import InputError
+from smec_core.yaml_file import read_mapping
 
 PACKAGES = ("smec_core", "pipelines", "tune_spaces")
 # what the packages are made of; whatever else lies in their folders stays here
@@ -39,7 +40,7 @@ def check_command(command: Sequence[str]) -> None:
     config = parameters.get("config")
     layers = [parameters, dict(read_assignment(text) for text in parameters.get("assign") or [])]
     if config is not None and config.is_file():
-        layers.append(read_file(config))
+        layers.append(read_mapping(config))
     for place in (place for layer in layers for place in _places(layer)):
         if not place.startswith("/") and "://" not in place:
             raise InputError(
@@ -52,7 +53,7 @@ def _places(layer: Mapping[str, Any]) -> Iterator[str]:
     for key, value in layer.items():
         if isinstance(value, Mapping):
             yield from _places(value)
-        elif key.rpartition(".")[2] in PLACES and value is not None:
+        elif str(key).rpartition(".")[2] in PLACES and value is not None:
             # experiments take several
             yield from str(value).split(",")
 

@@ -28,6 +28,7 @@ from pipelines.machine import PREFIX, MachineFigures, is_wanted
 from pipelines.mlflow_about import dataset_inputs, reached_text, source_tags
 from pipelines.mlflow_files import MOST_METRICS, log_figures, log_files, log_model, metric
 from pipelines.mlflow_server import EXPERIMENT, experiment_of, kept_run, prepare_mlflow
+from pipelines.preflight import check_store
 from pipelines.run_folder import RunFolder
 from smec_core.dataset import Dataset
 from smec_core.errors import one_line
@@ -257,6 +258,7 @@ class MlflowRecorder:
             key, artifacts = "offline_run_id", (self._offline_folder / "artifacts").as_uri()
             tags["smec.continues"] = f"run {state.get('run_id', '(none)')} at {self._server}"
             self._offline_folder.mkdir(parents=True, exist_ok=True)
+        check_store(store)
         client = MlflowClient(store)
         run = kept_run(client, state.get(key))
         if run is None:

@@ -5,8 +5,6 @@ from _thread import interrupt_main
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipelines.console import context, say
 from pipelines.lease import Lease
 from pipelines.model_folder import check_replaceable
@@ -20,6 +18,7 @@ from smec_core.dataset import Dataset
 from smec_core.errors import InputError, one_line
 from smec_core.schedule import prefix_dims, stage_shapes
 from smec_core.uri import public_uri
+from smec_core.yaml_file import read_mapping
 from tune_spaces.space import describe, read_space
 
 MODEL_FOLDER = "model"
@@ -82,8 +81,12 @@ def run(settings: TuneSettings) -> dict[str, Any]:
 
 def _best_settings(settings: TuneSettings, out: Path) -> TrainSettings:
     """A training of the best settings on all labels, on the same cluster."""
-    method = yaml.safe_load((out / BEST_FILE).read_text())
+    method = read_mapping(out / BEST_FILE)
     cluster = settings.cluster().model_dump()
     return TrainSettings(
-        **(cluster | method), data=settings.data, storage=settings.storage, out=str(out / MODEL_FOLDER)
+        **(cluster | method),
+        data=settings.data,
+        columns=settings.columns,
+        storage=settings.storage,
+        out=str(out / MODEL_FOLDER),
     )

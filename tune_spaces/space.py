@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -27,6 +26,7 @@ from pydantic import ValidationError
 
 from smec_core.config import TrainConfig
 from smec_core.errors import InputError
+from smec_core.yaml_file import read_entries
 
 Space = dict[str, BaseDistribution]
 
@@ -54,32 +54,16 @@ def read_space(name_or_path: str, base: TrainConfig) -> Space:
         InputError: the file cannot be read or is no search space, with the line at fault.
     """
     path = shipped_spaces().get(name_or_path, Path(name_or_path))
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "is not text"
-        raise InputError(
-            f"{path}: cannot be read ({reason}); give a YAML file, or one of {', '.join(shipped_spaces())}"
-        ) from error
-    loader = yaml.SafeLoader(text)
-    try:
-        root = loader.get_single_node()
-        if not isinstance(root, yaml.MappingNode) or not root.value:
-            raise InputError(f"{path}: holds no search space; write lines as  tau: {{loguniform: [0.1, 10]}}")
-        space: Space = {}
-        lines: dict[str, str] = {}
-        for key, value in root.value:
-            name, where = str(key.value), f"{path}:{key.start_mark.line + 1}"
-            if name in space:
-                raise InputError(f"{where}: {name} is there twice")
-            _check_name(name, where)
-            space[name] = _distribution(name, loader.construct_object(value, deep=True), where)
-            lines[name] = where
-            space[name] = _checked(name, space[name], base, where)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
-    finally:
-        loader.dispose()
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give a YAML file, or one of {', '.join(shipped_spaces())}")
+    entries = read_entries(path)
+    if not entries:
+        raise InputError(f"{path}: holds no search space; write lines as  tau: {{loguniform: [0.1, 10]}}")
+    space: Space = {}
+    lines = {entry.key: f"{path}:{entry.line}" for entry in entries}
+    for name, value, _ in entries:
+        _check_name(name, lines[name])
+        space[name] = _checked(name, _distribution(name, value, lines[name]), base, lines[name])
     _check_queue(space, lines, base)
     return space
 
@@ -125,7 +109,7 @@ def _distribution(name: str, spec: Any, where: str) -> BaseDistribution:
 
 
 def _number(value: Any, kind: str, name: str, where: str) -> float:
-    """A number, also where YAML takes it for a word, as 1e-3."""
+    """A number, in quotes or not."""
     try:
         number = float(value) if not isinstance(value, bool) else math.nan
     except (TypeError, ValueError):

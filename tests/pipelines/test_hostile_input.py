@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 import smec_core
@@ -19,6 +18,7 @@ from pipelines.run_folder import RunFolder
 from smec_core.errors import InputError, SmecError
 from smec_core.model import Model
 from smec_core.uri import open_filesystem
+from smec_core.yaml_file import dump
 from tests.builders import write_dataset
 from tests.kills import REPOSITORY
 
@@ -41,7 +41,7 @@ def test_a_uri_that_climbs_is_refused(uri: str) -> None:
 def test_a_name_that_is_no_name_is_refused(tmp_path: Path, name: str) -> None:
     config = tmp_path / "retrain.yaml"
     places = {"data": "data", "storage": str(tmp_path / "storage"), "publish": {"output": "out", "dim": 4}}
-    config.write_text(yaml.safe_dump({"name": name, "train": {"dims": 4}, **places}))
+    config.write_text(dump({"name": name, "train": {"dims": 4}, **places}))
     code, printed = smec("retrain", "--config", str(config))
 
     assert code == 2

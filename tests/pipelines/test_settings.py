@@ -5,6 +5,9 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from pipelines.settings import resolve
+from pipelines.study import Step, Trial
+from pipelines.study_summary import best_text
+from pipelines.train import TrainSettings
 from smec_core.config import PAPER_PRESET, TrainConfig
 from smec_core.errors import InputError
 
@@ -52,18 +55,41 @@ def test_a_missing_setting_says_how_to_give_it() -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("tau: [1", "not valid YAML"), ("- tau", "must hold key: value lines"), ("tauu: 1", "unknown key 'tauu'")],
+    [
+        ("tau: [1", ":1: not valid YAML"),
+        ("tau: 1\nepochs: 2\ntau: 2", ":3: tau is there twice"),
+        ("- tau", ": must hold key: value lines"),
+        ("tauu: 1", ": unknown key 'tauu'"),
+    ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "train.yaml"
     file.write_text(text)
-    with pytest.raises(InputError, match=f"train.yaml: .*{message}"):
+    with pytest.raises(InputError, match=f"train.yaml{message}"):
         resolve(TrainConfig, {"dims": "48"}, file)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent.yaml: cannot be read"):
         resolve(TrainConfig, {}, tmp_path / "absent.yaml")
+
+
+def test_numbers_are_those_of_yaml_1_2(tmp_path: Path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text("workers: 1:4\nseed: 010\nlr: 1e-3\nname: 2024-01-01\n")
+    flags = {"dims": "48", "data": "data", "out": "model"}
+    read = resolve(TrainSettings, flags, file)
+    assert (read.worker_range, read.seed, read.lr, read.name) == ((1, 4), 10, 0.001, "2024-01-01")
+    given = resolve(TrainSettings, flags, file, ["workers=1:2", "seed=0o10", "lr=5e-4", "gpu=off"])
+    assert (given.worker_range, given.seed, given.lr, given.gpu) == ((1, 2), 8, 0.0005, "off")
+
+
+def test_the_best_settings_of_a_study_are_read_back(tmp_path: Path) -> None:
+    config = TrainConfig(dims=(96, 48))
+    best = Trial(number=3, params={"lr": 1e-05, "tau": 1e16}, steps=[Step(place=0, quality=0.5, scores={}, seconds=1)])
+    (tmp_path / "best.yaml").write_text(best_text(config, best, "study", "best.yaml"))
+    read = resolve(TrainConfig, {}, tmp_path / "best.yaml")
+    assert read == config.model_copy(update=best.params)
 
 
 def test_sections_are_merged_key_by_key(tmp_path: Path) -> None:

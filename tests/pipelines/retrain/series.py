@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
@@ -18,6 +17,7 @@ from pipelines.publish import current
 from pipelines.retrain_settings import RetrainSettings, RollbackSettings
 from pipelines.settings import resolve
 from smec_core.model import load
+from smec_core.yaml_file import dump
 from tests.builders import write_dataset
 
 SETTINGS: dict[str, Any] = {
@@ -38,7 +38,7 @@ class Series:
         self.config = folder / "retrain.yaml"
         places = {"name": self.name, "data": str(self.data), "storage": str(self.storage)}
         publish = {"publish": {"output": str(self.output), "dim": 16}}
-        self.config.write_text(yaml.safe_dump({**places, **SETTINGS, **publish}))
+        self.config.write_text(dump({**places, **SETTINGS, **publish}))
         self._judgements = {name: pq.read_table(self._qrels(name)) for name in ("train", "test")}
 
     def _qrels(self, split: str) -> Path:
