@@ -10,17 +10,17 @@ import numpy as np
 from smec_core.judgements import Judgements
 
 HEAVY_TAIL = 10
-"""Scores whose largest is more than so many times the median of those above 0 have a heavy tail: they are counts, as of
-clicks, rather than grades."""
+"""Scores whose largest is more than so many times the low ones have a heavy tail: they are counts, as of clicks, rather
+than grades. The low ones are the lowest tenth of those above 0."""
 MOST_VALUES = 10
 """Distinct scores that are counted one by one; of more, the quantiles are told."""
-QUANTILES = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+QUANTILES = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
 
 def tail_of(score_J: np.ndarray) -> float:
-    """How many times the median of the scores above 0 the largest is; 0 where none is above 0."""
+    """How many times the low scores above 0, their p10, the largest is; 0 where none is above 0."""
     quantiles = _quantiles(score_J)
-    return quantiles["max"] / quantiles["median"] if quantiles else 0.0
+    return quantiles["max"] / quantiles["p10"] if quantiles else 0.0
 
 
 def loss_grades(judged: Judgements) -> np.ndarray:
@@ -46,7 +46,7 @@ def score_figures(judged: Judgements) -> dict[str, Any]:
 
     Returns:
         `values`: how often each score is there; or, where more than MOST_VALUES differ, `quantiles` of those above 0.
-        `tail`: the largest by the median of those above 0; more than HEAVY_TAIL is a heavy tail.
+        `tail`: the largest by p10 of those above 0; more than HEAVY_TAIL is a heavy tail.
     """
     value, count = np.unique(judged.score_J, return_counts=True)
     figures: dict[str, Any] = {"tail": tail_of(judged.score_J)}
