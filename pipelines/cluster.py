@@ -128,7 +128,8 @@ def unwrap(error: BaseException) -> SmecError:
         # what Ray raises in place of an error is of that error's class, too, but of one that cannot be pickled
         if isinstance(cause, SmecError) and not isinstance(cause, ray.exceptions.RayError):
             return cause
-        innermost = cause
+        # Ray Data names an empty one as the cause of what it does not hold for a user's mistake
+        innermost = cause if str(cause) else innermost
     return RayFailure(f"a Ray worker failed: {type(innermost).__name__}: {_first_line(innermost)}")
 
 
