@@ -72,6 +72,6 @@ def _tell_of_scores(part: str, split: dict[str, Any]) -> None:
         warn(
             f"{part}: the largest score is {split['scores']['tail']:.0f} times the lowest tenth of those above 0 (more "
             f"than {HEAVY_TAIL}), as with counts of clicks. Training takes their logarithm and gives each query the "
-            "same weight, but nDCG takes them as they are, so that a query's largest count outweighs its other documents; "
+            "same weight, but nDCG takes them as they are, so that a query's largest count outweighs its others; "
             "where these are to count too, store log2(1 + count) or grades of 1 to 3"
         )
