@@ -34,14 +34,14 @@ def check_limits(cpus: int) -> None:
     Raises:
         InputError: a limit is too low; Ray's processes would end without a word, or with pages.
     """
-    # about twice the files of Ray's process that has the most, two thirds of the threads of all, and its object store
+    # of what was seen: twice the files of the process that has the most, and the threads of all
     needs = [
         ("open files", resource.RLIMIT_NOFILE, 128 + 8 * cpus, "ulimit -n 65536, in Docker --ulimit nofile=65536"),
-        ("bytes of address space", resource.RLIMIT_AS, psutil.virtual_memory().total, "ulimit -v unlimited"),
+        ("bytes of address space", resource.RLIMIT_AS, psutil.virtual_memory().total // 2, "ulimit -v unlimited"),
     ]
     if os.geteuid() != 0:
         # root has no such limit
-        needs.append(("processes and threads", resource.RLIMIT_NPROC, 192 + 32 * cpus, "ulimit -u unlimited"))
+        needs.append(("processes and threads", resource.RLIMIT_NPROC, 384 + 32 * cpus, "ulimit -u unlimited"))
     for what, limit, needed, cure in needs:
         soft, hard = resource.getrlimit(limit)
         if soft == resource.RLIM_INFINITY or soft >= needed:

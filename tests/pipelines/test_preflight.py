@@ -112,7 +112,7 @@ def test_a_folder_for_ray_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     ("limits", "message"),
     [
         ({resource.RLIMIT_NOFILE: 64}, "limit of open files: 64 are too few for Ray"),
-        ({resource.RLIMIT_AS: 2**33}, "limit of bytes of address space: 8,589,934,592 are too few for Ray"),
+        ({resource.RLIMIT_AS: 2**32}, "limit of bytes of address space: 4,294,967,296 are too few for Ray"),
     ],
 )
 def test_a_limit_that_is_too_low_is_one_line(folder: Path, limits: dict[int, int], message: str) -> None:
