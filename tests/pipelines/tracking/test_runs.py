@@ -301,46 +301,42 @@ def test_the_run_says_what_it_is_on_what_data_and_what_it_reached(
         assert [column["name"] for column in columns] == ["id", "embedding"]
 
 
-@pytest.mark.parametrize("by", ["name", "id", "both"])
 def test_the_experiment_is_that_of_the_environment(
-    server: tuple[str, Callable[[], None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+    server: tuple[str, Callable[[], None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     number = MlflowClient().create_experiment("ours")
-    if by != "id":
-        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "ours")
-    if by != "name":
-        monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", number)
-    recorder = start(tmp_path / "state")
-    recorder.finish(None)
-    assert MlflowClient().get_run(recorder.run_id).info.experiment_id == number
+    for variables in (
+        {"MLFLOW_EXPERIMENT_NAME": "ours"},
+        {"MLFLOW_EXPERIMENT_ID": number},
+        {"MLFLOW_EXPERIMENT_NAME": "ours", "MLFLOW_EXPERIMENT_ID": number},
+    ):
+        with monkeypatch.context() as environment:
+            for name, value in variables.items():
+                environment.setenv(name, value)
+            recorder = start(tmp_path / "-".join(variables))
+            recorder.finish(None)
+        assert MlflowClient().get_run(recorder.run_id).info.experiment_id == number
 
 
-@pytest.mark.parametrize(
-    ("number", "name", "told"),
-    [
-        ("4711", None, "MLFLOW_EXPERIMENT_ID: there is no experiment 4711"),
-        ("products", None, "MLFLOW_EXPERIMENT_ID: there is no experiment products"),
-        ("0", "ours", "MLFLOW_EXPERIMENT_ID: experiment 0 is 'Default', but MLFLOW_EXPERIMENT_NAME is 'ours'"),
-    ],
-)
 def test_an_experiment_that_is_not_there_is_told_of_and_the_training_goes_on(
     server: tuple[str, Callable[[], None]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
-    number: str,
-    name: str | None,
-    told: str,
 ) -> None:
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", number)
-    if name is not None:
+    client = MlflowClient()
+    for number, name, told in (
+        ("4711", "", "MLFLOW_EXPERIMENT_ID: there is no experiment 4711"),
+        ("products", "", "MLFLOW_EXPERIMENT_ID: there is no experiment products"),
+        ("0", "ours", "MLFLOW_EXPERIMENT_ID: experiment 0 is 'Default', but MLFLOW_EXPERIMENT_NAME is 'ours'"),
+    ):
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", number)
         monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", name)
-    recorder = start(tmp_path / "state")
-    recorder.finish(None)
-    assert told in capfd.readouterr().err
-    # what an experiment's id means on the server it does not mean in our own store
-    assert only_run(offline_client(tmp_path / "state")).info.status == "FINISHED"
-    assert not MlflowClient().search_runs([one.experiment_id for one in MlflowClient().search_experiments()])
+        start(tmp_path / number).finish(None)
+        assert told in capfd.readouterr().err
+        # what an experiment's id means on the server it does not mean in our own store
+        assert only_run(offline_client(tmp_path / number)).info.status == "FINISHED"
+    assert not client.search_runs([one.experiment_id for one in client.search_experiments()])
 
 
 def test_a_run_that_was_deleted_is_not_gone_on_with(tmp_path: Path) -> None:
