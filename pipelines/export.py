@@ -108,8 +108,6 @@ def run(settings: ExportSettings) -> dict[str, Any]:
 
 
 def _check_usage(settings: ExportSettings) -> None:
-    if "://" in settings.out:
-        raise InputError(f"out: {settings.out} must be a path, not a URI; copy the export from there")
     if settings.to == "sentence-transformers" and settings.encoder is None:
         raise InputError("encoder: --to sentence-transformers needs --encoder, the encoder of the model's vectors")
     if settings.to != "sentence-transformers" and settings.encoder is not None:

@@ -17,7 +17,7 @@ MODEL_FILES = {"adapter.safetensors", "config.json", "metrics.json", "history.js
 
 def _check_path(value: str) -> str:
     if "://" in value or HALF_A_URI.match(value):
-        raise ValueError("must be a path, not a URI; what all nodes must reach goes to --storage")
+        raise ValueError("must be a path, not a URI")
     return value
 
 

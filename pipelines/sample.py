@@ -125,8 +125,6 @@ def run(settings: SampleSettings) -> dict[str, Any]:
 
 def make_sample(settings: SampleSettings, sources: Sequence[Source]) -> dict[str, Any]:
     """`run` on the given sources."""
-    if "://" in settings.out:
-        raise InputError(f"{settings.out}: the sample is written to a local folder; copy it from there")
     out = Path(settings.out).resolve()
     origin: dict[str, Any] = {
         "recipe": RECIPE,

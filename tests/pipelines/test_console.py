@@ -31,7 +31,7 @@ adopt_loggers()
 assert "mlflow" not in sys.modules
 train.connect = lambda cpus: None
 with suppress(Exception):  # of a run of nothing
-    train.Training._recorder(MagicMock(), MagicMock(), MagicMock(), MagicMock())
+    train.Training._recorder(*[MagicMock()] * 5)
 assert "mlflow" in sys.modules
 logging.getLogger("mlflow.store").warning("no answer of http://me:hunter2@host/x")
 """

@@ -122,7 +122,7 @@ def test_the_query_itself_is_no_result(tmp_path: Path) -> None:
         (["--index", "elsewhere"], "index: Input should be 'exact', 'faiss-hnsw', 'lance' or 'pgvector'"),
         (["--index", "lance", "--dtype", "int8"], "dtype: LanceDB searches no int8 vectors"),
         (["--index", "pgvector", "--dtype", "int8"], "dtype: pgvector has no int8 type"),
-        (["--index", "exact", "--split", "dev"], "there is no qrels/dev.parquet; splits present: train, test"),
+        (["--index", "exact", "--split", "dev"], "there is no qrels/dev; splits present: train, test"),
         (["--index", "exact", "--funnel", "10:32", "--dtype", "int8"], "dim is 10, but for int8 vectors"),
     ],
 )

@@ -276,7 +276,6 @@ def test_encoder_that_does_not_fit_or_is_not_there(
         ({"to": "sentence-transformers"}, "encoder: --to sentence-transformers needs --encoder"),
         ({"to": "onnx", "encoder": "x"}, "encoder: --to onnx takes vectors and no text; leave --encoder out"),
         ({"to": "onnx", "dim": 49}, r"dim is 49, but the model has 48; trained dims: \(48, 24, 8, 5\)"),
-        ({"to": "onnx", "out": "s3://bucket/model"}, "must be a path, not a URI"),
     ],
 )
 def test_bad_usage_is_refused(tmp_path: Path, model: Path, more: dict[str, Any], message: str) -> None:

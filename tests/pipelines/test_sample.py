@@ -286,12 +286,10 @@ def test_sample_with_changed_or_added_files_is_refused(source: Source, tmp_path:
     assert (out / name).read_text() == "mine"
 
 
-def test_a_file_or_uri_is_refused(source: Source, tmp_path: Path) -> None:
+def test_a_file_is_refused(source: Source, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match="was not written by"):
         build(tmp_path / "file", source)
-    with pytest.raises(InputError, match="local folder"):
-        make_sample(SampleSettings(out="s3://bucket/sample"), [source])
 
 
 def test_too_few_objects_fail_and_leave_nothing(tmp_path: Path) -> None:
