@@ -1,6 +1,7 @@
 """Pictures of quality, read back from the figure."""
 
 import numpy as np
+from matplotlib.container import ErrorbarContainer
 
 from pipelines.pictures import quality_picture
 
@@ -21,6 +22,7 @@ def test_the_quality_picture_shows_the_intervals_over_the_queries() -> None:
     evaluation = {"split": "test", "ndcg@10": {"8": 0.71, "4": 0.62}, "intervals": intervals}
     (axes,) = quality_picture(evaluation).axes
     [bars] = axes.containers
+    assert isinstance(bars, ErrorbarContainer)
     assert bars.get_label() == "95 % over the queries"
     ends = {tuple(np.round(segment[:, 1], 3)) for segment in bars.lines[2][0].get_segments()}
     assert ends == {(0.66, 0.76), (0.57, 0.67)}

@@ -124,6 +124,7 @@ def test_a_study_is_a_run_with_a_child_a_trial(study: Path) -> None:
     run = client.get_run(parent)
     assert run.info.status == "FINISHED"
     assert "Best on dev, which it was chosen by: trial " in run.data.tags["mlflow.note.content"]
+    assert run.inputs is not None
     assert {found.dataset.name for found in run.inputs.dataset_inputs} == {"d, training", "d, evaluation"}
     finished = next(one for one in summary["trials"] if one["state"] == "finished")
     trial = next(run for run in children if run.data.tags["smec.trial"] == str(finished["number"]))

@@ -285,6 +285,7 @@ def test_the_run_says_what_it_is_on_what_data_and_what_it_reached(
     assert run.data.tags["mlflow.source.type"] == "LOCAL"
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert run.data.tags.get("mlflow.source.git.commit", "") == commit.stdout.strip()
+    assert run.inputs is not None
     inputs = {found.tags[0].value: found.dataset for found in run.inputs.dataset_inputs}
     assert {(key, value.name) for key, value in inputs.items()} == {
         ("training", "set, training"),
@@ -292,11 +293,14 @@ def test_the_run_says_what_it_is_on_what_data_and_what_it_reached(
     }
     for used, split in (("training", "train"), ("evaluation", "test")):
         assert inputs[used].digest == dataset.fingerprint
-        assert mlflow.data.get_source(inputs[used]).uri == str(tmp_path / "set")
-        profile = json.loads(inputs[used].profile)
+        assert mlflow.data.get_source(inputs[used]).to_dict() == {"uri": str(tmp_path / "set")}
+        profile = json.loads(str(inputs[used].profile))
         assert (profile["documents"], profile["queries"]) == (dataset.corpus.rows, dataset.queries.rows)
         assert (profile["split"], profile["judged_queries"]) == (split, len(dataset.splits[split].with_positives()))
-        assert [column["name"] for column in json.loads(inputs[used].schema)["mlflow_colspec"]] == ["id", "embedding"]
+        assert [column["name"] for column in json.loads(str(inputs[used].schema))["mlflow_colspec"]] == [
+            "id",
+            "embedding",
+        ]
 
 
 def test_the_experiment_is_that_of_the_environment(
