@@ -126,7 +126,7 @@ def slice_of(
     """One figure of every trial against one setting."""
     data = [_dots(label, some, GREY if label == "stopped early" else BLUE) for label, some in points.items()]
     data.append(_defaults(defaults))
-    x = _title(name) | ({"type": "log", "nticks": 6} if is_log else {})
+    x = _title(name) | ({"type": "log"} if is_log else {})
     figure = _figure(data, x, {"hoverformat": ".4f"} | _title(measure))
     figure["layout"] |= {"hovermode": "closest"}
     return figure

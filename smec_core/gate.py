@@ -127,6 +127,9 @@ def judge(scores: Scores, settings: GateSettings) -> Verdict:
         passed = f"{figures}; no dim loses more than {settings.max_loss}"
     else:
         figures = ", ".join(f"{name} {mean:.4f}" for name, mean in overall.items()) + f" on {queries} gate queries"
-        passed = f"there is no champion to beat yet, and it is not below the baselines: mean nDCG@10 of {figures}"
+        below = f" by more than {settings.max_below}" if settings.max_below else ""
+        passed = (
+            f"there is no champion to beat yet, and it is not below the baselines{below}: mean nDCG@10 of {figures}"
+        )
     why = f"{'; '.join(problems)} ({figures})" if problems else passed
     return Verdict(problems, queries, means, gain, p, why)
