@@ -35,7 +35,7 @@ def connect(cpus: float) -> None:
             for ever for CPUs that are not there.
 
     Raises:
-        InputError: this machine has not what Ray needs.
+        InputError: this machine lacks what Ray needs.
         SmecError: there is no such cluster.
     """
     if not ray.is_initialized():

@@ -49,11 +49,13 @@ def _check_writable(json_file: Path) -> None:
     Raises:
         InputError: it could not be written.
     """
-    from smec_core.uri import HALF_A_URI
+    from pipelines.model_folder import check_local_path
 
-    # pathlib has taken one of the slashes of a URI
-    if HALF_A_URI.match(str(json_file)):
-        raise InputError(f"json: {json_file} must be a path, not a URI")
+    try:
+        # of a URI pathlib has taken a slash
+        check_local_path(str(json_file))
+    except ValueError as error:
+        raise InputError(f"json: {json_file} {error}") from error
     try:
         json_file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -104,7 +104,7 @@ def begin(command: str) -> None:
     if asked not in ("", "text", "json"):
         raise InputError(f"SMEC_LOG={asked}: unknown; text, the default, or json")
     _fields["command"] = command
-    # it says at length where the home folder cannot be written to
+    # matplotlib warns at length where the home folder cannot be written to
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     if is_json():
         logging.basicConfig(handlers=[_JsonHandler()], level=logging.WARNING, force=True)

@@ -18,7 +18,7 @@ from pipelines.publish import PublishedFile, first_line
 from smec_core.errors import InputError, SmecError
 
 PROGRESS_SECONDS = 5.0
-# a node that is lost takes what its workers have made along
+# a lost node takes with it what its workers have made
 WORKER_DIED = (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ray.exceptions.OutOfMemoryError)
 DEATHS_IN_A_ROW = 3
 """How often workers may die without a new file in between, before the job is given up."""

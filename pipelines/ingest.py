@@ -123,7 +123,8 @@ def _warn_of_unknown(split: str, files: list[QrelsFile], scans: dict[str, Scan])
     if unknown:
         warn(
             f"{len(unknown):,} of {sum(len(file.score_J) for file in files):,} judgements of {split} name ids that the "
-            f"text does not hold, first {unknown[0]}; they will be left out, and refused if they are more than a tenth"
+            f"text does not hold, first {unknown[0]}; jobs leave them out, and refuse a split with more than a tenth "
+            "of them"
         )
 
 

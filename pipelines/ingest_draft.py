@@ -121,6 +121,8 @@ class DatasetDraft:
                 )
             if changed:
                 self.state.write_json(PLAN, plan)
+        except SmecError:
+            raise
         except OSError as error:
             raise InputError(f"{self.uri}: cannot be written to ({first_line(error)})") from error
         return names

@@ -15,13 +15,18 @@ from smec_core.uri import HALF_A_URI
 MODEL_FILES = {"adapter.safetensors", "config.json", "metrics.json", "history.jsonl", "README.md"}
 
 
-def _check_path(value: str) -> str:
+def check_local_path(value: str) -> str:
+    """A path as it is.
+
+    Raises:
+        ValueError: it is a URI.
+    """
     if "://" in value or HALF_A_URI.match(value):
         raise ValueError("must be a path, not a URI")
     return value
 
 
-LocalPath = Annotated[str, AfterValidator(_check_path)]
+LocalPath = Annotated[str, AfterValidator(check_local_path)]
 """A file or folder on the machine where the job is started."""
 
 

@@ -10,7 +10,6 @@ import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import psutil
 
@@ -47,7 +46,10 @@ def check_limits(cpus: int) -> None:
         if soft == resource.RLIM_INFINITY or soft >= needed:
             continue
         if hard != resource.RLIM_INFINITY and hard < needed:
-            raise InputError(f"limit of {what}: {hard:,} are too few for Ray with {cpus} CPU(s), {needed:,} do: {cure}")
+            raise InputError(
+                f"limit of {what}: {hard:,} is too low for Ray with {cpus} CPU(s), which needs {needed:,}; "
+                f"raise it: {cure}"
+            )
         resource.setrlimit(limit, (hard, hard))
 
 
@@ -103,16 +105,22 @@ def check_store(uri: str) -> None:
     """
     # here and not above: not every job needs MLflow
     from mlflow.store.db.db_types import DATABASE_ENGINES, SQLITE
-    from sqlalchemy import inspect, make_url
+    from sqlalchemy import make_url
 
-    engine = urlsplit(uri).scheme.partition("+")[0]
-    # MLflow makes missing folders of a file
-    if engine not in DATABASE_ENGINES or (engine == SQLITE and not Path(str(make_url(uri).database)).parent.is_dir()):
+    engine = uri.partition("://")[0].partition("+")[0]
+    if engine not in DATABASE_ENGINES:
         return
     from mlflow.store.db.utils import create_sqlalchemy_engine
 
     try:
-        inspect(create_sqlalchemy_engine(uri))
+        # MLflow makes missing folders of a file
+        if engine == SQLITE and not Path(str(make_url(uri).database)).parent.is_dir():
+            return
+        database = create_sqlalchemy_engine(uri)
+        try:
+            database.connect().close()
+        finally:
+            database.dispose()
     except Exception as error:
         # of whatever database it is
         problem = (str(error) or type(error).__name__).splitlines()[0]

@@ -227,6 +227,8 @@ class Draft:
                 if find_manifest(filesystem, folder) is None and read_json(filesystem, f"{folder}/{PLAN}") == plan:
                     return cls(out, filesystem, root, name, plan)
             name = _claim(filesystem, root, 1 + (_number(names[-1]) if names else 0), text)
+        except SmecError:
+            raise
         except OSError as error:
             raise InputError(f"{public_uri(out)}: cannot be written to ({first_line(error)})") from error
         return cls(out, filesystem, root, name, plan)

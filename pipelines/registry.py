@@ -31,7 +31,7 @@ class Registry:
     """The registered model of one name, on the server of MLFLOW_TRACKING_URI."""
 
     def __init__(self, name: str) -> None:
-        """Opens it; nothing is asked of a server yet.
+        """Opens it, and its database where it is one; nothing is asked of a server yet.
 
         Args:
             name: of the registered model.
@@ -96,6 +96,7 @@ class Registry:
     def _logged(self, run_folder: RunFolder, fingerprint: str) -> tuple[str, str]:
         """Ids of the training's run and of its model there; both are made where the server has missed them."""
         run = kept_run(self._client, (run_folder.read_json(STATE_FILE) or {}).get("run_id"))
+        made_here = run is None
         if run is None:
             experiment = experiment_of(self._client)
             run = self._client.create_run(experiment.experiment_id, run_name=run_folder.name)
@@ -109,9 +110,9 @@ class Registry:
                 with suppress(Exception):
                     self._client.set_terminated(run.info.run_id, "FAILED")
                 raise
-            if ERROR_TAG in run.data.tags:
-                self._client.delete_tag(run.info.run_id, ERROR_TAG)
-            self._client.set_terminated(run.info.run_id)
+            if made_here or ERROR_TAG not in run.data.tags:
+                # of a run that has missed more than its model the status stays
+                self._client.set_terminated(run.info.run_id)
             model_id = self._model_of(self._client.get_run(run.info.run_id), fingerprint)
         return run.info.run_id, str(model_id)
 

@@ -110,7 +110,7 @@ def front(
     """Quality against seconds of training, with the trials that no other beats in both joined."""
     data = [_dots("trials", trials, GREY), _dots("not beaten in both", best, BLUE) | {"mode": "lines+markers"}]
     data[1]["line"] = {"color": BLUE, "width": 2, "shape": "hv"}
-    data.append(_defaults(defaults))
+    data += _defaults(defaults)
     figure = _figure(data, _title("seconds of training"), {"hoverformat": ".4f"} | _title(measure))
     figure["layout"] |= {"hovermode": "closest"}
     return figure
@@ -125,7 +125,7 @@ def slice_of(
 ) -> Figure:
     """One figure of every trial against one setting."""
     data = [_dots(label, some, GREY if label == "stopped early" else BLUE) for label, some in points.items()]
-    data.append(_defaults(defaults))
+    data += _defaults(defaults)
     x = _title(name) | ({"type": "log"} if is_log else {})
     figure = _figure(data, x, {"hoverformat": ".4f"} | _title(measure))
     figure["layout"] |= {"hovermode": "closest"}
@@ -151,9 +151,10 @@ def parallel(drawn: Figure, default: int | None) -> Figure:
     return {"data": data, "layout": kept | margin | {"plot_bgcolor": "#d9dfe9"}}
 
 
-def _defaults(points: Iterable[tuple[Any, float]]) -> Figure:
+def _defaults(points: Iterable[tuple[Any, float]]) -> list[Figure]:
     dots = _dots("the defaults", points, ORANGE)
-    return dots | {"marker": {"color": ORANGE, "size": 13, "symbol": "diamond-open", "line": {"width": 2.5}}}
+    marker = {"color": ORANGE, "size": 13, "symbol": "diamond-open", "line": {"width": 2.5}}
+    return [dots | {"marker": marker}] if dots["x"] else []
 
 
 def _dots(label: str, points: Iterable[tuple[Any, float]], colour: str) -> Figure:

@@ -52,7 +52,7 @@ def notes_of(
     if below := [f"{dim} dims (−{-gain:.3f})" for dim, gain in gains.items() if gain < 0 and dim not in unsure]:
         notes.append(("warn", f"Below PCA at {_listed(below)}."))
     if equal := [str(dim) for dim in gains if dim in unsure]:
-        notes.append(("info", f"Not to be told from PCA at {_listed(equal)} dims: the 95 % interval holds 0."))
+        notes.append(("info", f"No clear difference from PCA at {_listed(equal)} dims: the 95 % interval includes 0."))
     if not gains:
         notes.append(("info", "No baselines in this folder: how truncation and PCA would do is not known here."))
     if measure == NDCG and found.baselines.full is not None:
@@ -65,7 +65,7 @@ def notes_of(
             notes.append(("warn", f"Below the original embeddings at {_listed(lost)}."))
         if equal := [str(row.dim) for row in rows if row.dim in unsure]:
             where = f"the original {full_dim} dims at {_listed(equal)} dims"
-            notes.append(("info", f"Not to be told from {where}: the 95 % interval holds 100%."))
+            notes.append(("info", f"No clear difference from {where}: the 95 % interval includes 100%."))
     elif measure == NEIGHBOURS:
         text = "Scored without judgements: by how well neighbours are kept, not by how well users find what they want."
         notes.append(("info", text))

@@ -92,6 +92,8 @@ class RunFolder:
         """
         try:
             self.filesystem.create_dir(self.path)
+        except SmecError:
+            raise
         except OSError as error:
             raise InputError(f"storage: {public_uri(self.uri)} cannot be written to ({one_line(error)})") from error
 

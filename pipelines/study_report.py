@@ -112,6 +112,7 @@ def study_page(file: Path) -> dict[str, Any]:
         "place": place,
         "importance": importance,
         "slices": slices,
+        "has_defaults": bool(of_defaults),
         "figures": drawn,
     }
 

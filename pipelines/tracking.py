@@ -178,7 +178,7 @@ class MlflowRecorder:
         self._send(lambda run: run.client.set_tag(run.run_id, NOTE, mask(self._tags[NOTE])[:LONGEST_TAG]))
         self._send(lambda run: run.client.set_terminated(run.run_id, status))
         for left in self._left:
-            # often only the artifact store fails: the run must look neither in training nor whole
+            # often only the artifact store fails: the run must look neither still running nor complete
             with suppress(Exception):
                 if status == "FINISHED":
                     left.client.set_tag(left.run_id, ERROR_TAG, f"incomplete: {left.failed}"[:LONGEST_TAG])

@@ -81,6 +81,8 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         SmecError: the training failed.
     """
     training, out = Training(settings), Path(settings.out)
+    if training.dataset.unsupervised:
+        say(training.dataset.unsupervised)
     check_replaceable(out)
     beside = out.absolute().parent / ".smec-runs"
     run_folder = RunFolder(settings.storage or str(beside), training.name)
@@ -132,8 +134,6 @@ class Training:
         """
         self._settings, self._config = settings, settings.method()
         dataset = opened or Dataset.open(settings.data, exclude_self=settings.exclude_self, columns=settings.columns)
-        if dataset.unsupervised:
-            say(dataset.unsupervised)
         self.dataset = dataset.holding_out(settings.hold_out) if settings.hold_out else dataset
         self._base = None if settings.base is None else _read_base(settings.base, dataset.dim)
         self._champion = None if settings.warm_start is None else load(settings.warm_start)

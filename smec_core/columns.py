@@ -1,6 +1,6 @@
 """What the columns of a table must be: one judge for `smec check` and for every job, which read what it passes.
 
-id              a string of any kind, dictionaries of them, or a whole number, which counts as it is written
+id              a string of any kind, dictionaries of them, or a whole number, which is read as its decimal text
 embedding       a list of float16, float32 or float64: fixed-size, list, large list, or a tensor of fixed shape
 score           any finite number
 text            a string of any kind
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from smec_core.errors import InputError, RowError
 
 Kind = Literal["id", "embedding", "score", "text"]
-# float32 is what a training reckons with
+# training computes in float32
 MAX_SCORE = float(np.finfo(np.float32).max)
 
 
@@ -143,7 +143,8 @@ def first_true(flags: pa.Array | pa.ChunkedArray) -> int:
 
 def _is_string(kind: pa.DataType) -> bool:
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value))
+    # of views there are no dictionaries that pyarrow could read
+    return bool(pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(kind))
 
 
 def _is_id(kind: pa.DataType) -> bool:

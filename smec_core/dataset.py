@@ -274,7 +274,7 @@ def _is_draft(filesystem: pafs.FileSystem, root: str) -> bool:
     try:
         return bool(filesystem.get_file_info(f"{root}.partial/plan.json").is_file)
     except OSError:
-        # who may read this dataset and nothing beside it has not begun one here
+        # a role that may not read beside this dataset cannot have begun one here
         return False
 
 

@@ -39,7 +39,7 @@ class LeaseError(SmecError):
 class StoreError(InputError, OSError):
     """An object store refuses: no access, no such bucket, a key that cannot be.
 
-    It is an OSError, too, for who reads or writes and has more to say of it.
+    It is also an OSError, so that callers that read or write can catch it and add to the message.
     """
 
 

@@ -131,5 +131,5 @@ def judge(scores: Scores, settings: GateSettings) -> Verdict:
         passed = (
             f"there is no champion to beat yet, and it is not below the baselines{below}: mean nDCG@10 of {figures}"
         )
-    why = f"{'; '.join(problems)} ({figures})" if problems else passed
+    why = f"{'; '.join(problems)}. Measured: {figures}" if problems else passed
     return Verdict(problems, queries, means, gain, p, why)

@@ -1,4 +1,4 @@
-"""Scores of judgements as grades: how they are spread, and what the ranking loss takes them for.
+"""Scores of judgements as grades: how they are spread, and what the ranking loss makes of them.
 
 Shapes: Q judged queries, J judgements.
 """

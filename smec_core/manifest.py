@@ -8,7 +8,7 @@ import pyarrow.fs as pafs
 MANIFEST = "_manifest.json"
 """Readers of a folder of Parquet files pass over names that begin with an underscore."""
 EARLIER_MANIFEST = "manifest.json"
-"""Its name in what was written before."""
+"""The name that earlier versions gave it."""
 
 
 def find_manifest(filesystem: pafs.FileSystem, folder: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Object stores whose errors are ours: every call that fails says which object it was of, and whether to try again."""
+"""Wraps object stores so that every failed call names the object and says whether another try may help."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from smec_core.errors import StoreError, StoreUnreachable, one_line
 
 # what AWS, Google and Azure clients say where the cause may pass
 PASSING = re.compile(
-    r"NETWORK_CONNECTION|INTERNAL|UNAVAILABLE|SLOW_DOWN|THROTTL|TIME_?OUT|curl|HTTP status 5\d\d", re.IGNORECASE
+    r"NETWORK_CONNECTION|INTERNAL|UNAVAILABLE|SLOW_DOWN|THROTTL|TIME_?OUT|curlCode|HTTP status 5\d\d", re.IGNORECASE
 )
 
 
@@ -25,7 +25,8 @@ def _told(path: str, doing: str) -> Iterator[None]:
         raise
     except (OSError, pa.ArrowException) as error:
         reason = one_line(error)
-        if PASSING.search(reason):
+        # names of objects, which may hold any word, stand in quotes
+        if PASSING.search(re.sub(r"'[^']*'", "", reason)):
             raise StoreUnreachable(f"{path}: cannot be {doing} now ({reason}); run again") from error
         raise StoreError(f"{path}: cannot be {doing} ({reason}); check the address and what its role may do") from error
 

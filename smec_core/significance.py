@@ -51,5 +51,5 @@ def randomisation_p(gain_Q: np.ndarray, rounds: int = ROUNDS) -> float:
 
 
 def p_text(p: float) -> str:
-    """A p as it is told: `p < 0.001`, `p = 0.122`."""
+    """A p-value as text: `p < 0.001`, `p = 0.122`."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

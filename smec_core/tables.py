@@ -5,8 +5,8 @@
     validation) and test likewise
     text also: corpus.jsonl, data/corpus-*.parquet
 
-Whatever else there could be data is refused by name: nothing is passed over in silence. Names that begin with `.` or
-`_` are nobody's data, as in Spark and Hive.
+Anything else that could be data is refused by name: nothing is skipped silently. Names that begin with `.` or `_` are
+ignored, as in Spark and Hive.
 """
 
 import difflib
@@ -14,11 +14,12 @@ import os
 import posixpath
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import pyarrow.fs as pafs
 
-from smec_core.errors import InputError, SmecError, one_line
+from smec_core.errors import InputError, SmecError, StoreError, one_line
 
 TABLES = ("corpus", "queries")
 SPLITS = ("train", "dev", "test")
@@ -131,8 +132,11 @@ def _parquet_forms(filesystem: pafs.FileSystem, path: str) -> dict[str, list[str
         try:
             kind = filesystem.get_file_info(place).type
         except OSError as error:
-            # a role may have the right to list a folder, and none to ask for a key beside it or of its name
-            refused, kind = refused or error, pafs.FileType.Directory
+            # a role may list a folder without the right to ask for a key beside it or of its name
+            refused = refused or error
+            with suppress(StoreError):
+                found[f"{name}/*.parquet"] = _files_in(filesystem, place)
+            continue
         if kind == pafs.FileType.File:
             found[name] = [place]
         elif kind == pafs.FileType.Directory:
@@ -177,10 +181,8 @@ def _refuse_data(filesystem: pafs.FileSystem, info: pafs.FileInfo, why: str) -> 
         InputError: it could be.
     """
     if info.type == pafs.FileType.Directory:
-        below = filesystem.get_file_info(pafs.FileSelector(info.path, recursive=True))
-        for one in sorted(below, key=lambda one: str(one.path)):
-            inside = posixpath.relpath(one.path, info.path).split("/")
-            if one.type == pafs.FileType.File and not any(map(_is_hidden, inside)) and _is_data(filesystem, one):
+        for one in _files_below(filesystem, info.path):
+            if _is_data(filesystem, one):
                 raise InputError(
                     f"{one.path}: lies in a subfolder, and subfolders are not read; move it up, or begin the "
                     f"subfolder's name with _"
@@ -189,42 +191,60 @@ def _refuse_data(filesystem: pafs.FileSystem, info: pafs.FileInfo, why: str) -> 
         raise InputError(f"{info.path}: {why}")
 
 
+def _files_below(filesystem: pafs.FileSystem, folder: str) -> Iterator[pafs.FileInfo]:
+    """Files of a folder, and then those of its subfolders."""
+    infos = list(_entries(filesystem, folder))
+    yield from (info for info in infos if info.type == pafs.FileType.File)
+    for info in infos:
+        if info.type == pafs.FileType.Directory:
+            yield from _files_below(filesystem, info.path)
+
+
 def _is_data(filesystem: pafs.FileSystem, info: pafs.FileInfo) -> bool:
     if posixpath.splitext(info.base_name)[1].lower() in _DATA_ENDINGS:
         return True
     if info.size < len(_PARQUET_MAGIC[0]):
         return False
-    with filesystem.open_input_file(info.path) as content:
+    with _asking(info.path), filesystem.open_input_file(info.path) as content:
         return content.read(len(_PARQUET_MAGIC[0])) in _PARQUET_MAGIC
+    return False
+
+
+@contextmanager
+def _asking(path: str) -> Iterator[None]:
+    """Turns what a local file system raises into an InputError, as object stores do by themselves."""
+    try:
+        yield
+    except SmecError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({one_line(error)})") from error
 
 
 def _entries(filesystem: pafs.FileSystem, folder: str) -> Iterator[pafs.FileInfo]:
     """What lies in a folder, sorted, but for hidden names; nothing where there is no such folder.
 
     Raises:
-        InputError: the folder cannot be listed, or has a link to nothing.
+        InputError: the folder cannot be listed, or has a broken link.
     """
-    try:
+    with _asking(folder):
         infos = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
-    except SmecError:
-        raise
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be listed ({one_line(error)})") from error
-    if isinstance(filesystem, pafs.LocalFileSystem) and os.path.isdir(folder):
-        # pyarrow passes links to nothing over
-        for name in sorted(set(os.listdir(folder)) - {info.base_name for info in infos}):
-            if not _is_hidden(name):
-                raise InputError(f"{posixpath.join(folder, name)}: is a link to nothing; mend or remove it")
+        if isinstance(filesystem, pafs.LocalFileSystem) and os.path.isdir(folder):
+            # pyarrow skips broken links
+            for path in sorted(posixpath.join(folder, name) for name in os.listdir(folder) if not _is_hidden(name)):
+                if os.path.islink(path) and not os.path.exists(path):
+                    raise InputError(f"{path}: is a broken link; fix or remove it")
     yield from (info for info in sorted(infos, key=lambda info: str(info.path)) if not _is_hidden(info.base_name))
 
 
 def _meant(name: str) -> str:
     """What to call a file of judgements."""
-    near = difflib.get_close_matches(name.lower().partition(".")[0], [*SPLITS, *_ALIASES], n=1)
+    near = difflib.get_close_matches(name.lower().partition(".")[0], [*SPLITS, *_ALIASES], n=1, cutoff=0.7)
     if near:
         return f"did you mean {near[0]}.parquet?"
     return "name it train, dev (or validation) or test, with .parquet or .tsv"
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith((".", "_"))
+    # the last is on every ext4 volume
+    return name.startswith((".", "_")) or name == "lost+found"

@@ -48,10 +48,10 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         try:
             os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
-            # whoever reads there says what is missing
+            # the reader says what is missing
             pass
         except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be looked at ({one_line(error)}); name another place") from error
+            raise InputError(f"{path}: cannot be accessed ({one_line(error)}); name another place") from error
         return pafs.LocalFileSystem(), path
     shown, parts = public_uri(uri), _split(uri)
     if problem := _ambiguity(parts):
@@ -76,7 +76,7 @@ def _ambiguity(parts: _Parts) -> str | None:
     if parts.scheme == "file" and (parts.options or "#" in parts.path):
         return "'?' and '#' end the path of a file:// URI; write %3F and %23, or give the path without file://"
     if "#" in parts.host + parts.options:
-        return "has '#' where no name stands; remove what follows it"
+        return "has '#' outside the path; remove it and what follows"
     names = parts.path.strip("/").split("/") if parts.path.strip("/") else []
     if {".", ".."} & set(names):
         return f"has {next(name for name in names if name in ('.', '..'))!r} in its path; write the path out"

@@ -25,10 +25,10 @@ def tensor_of(numbers: np.ndarray | Sequence[Any]) -> Tensor:
     try:
         array = np.asarray(numbers)
         if array.dtype == object:
-            array = np.asarray(list(array))
+            array = np.asarray(array.tolist() if array.ndim > 1 else list(array))
     except ValueError as error:
         raise InputError("embeddings: the rows are not all of one length; give (N, D) numbers") from error
-    except TypeError as error:
+    except (TypeError, RuntimeError) as error:
         raise InputError(f"embeddings are a {type(numbers).__name__}; give an array, a tensor or lists") from error
     if array.dtype.kind not in "biuf":
         raise InputError(f"embeddings are of type {array.dtype}; give numbers")

@@ -111,7 +111,7 @@ def _s3_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 class GuardedBucket(NamedTuple):
-    """A bucket of which a role may list and read the folder `team/data`, and nothing else."""
+    """A bucket of which a role may read the folder `team/data`, beside a bucket `vectors` that it may read whole."""
 
     address: str
     key: str
@@ -120,7 +120,8 @@ class GuardedBucket(NamedTuple):
     def uri(self, path: str) -> str:
         """A URI in the bucket, with the role's credentials."""
         options = f"endpoint_override={quote(self.address, safe='')}&scheme=http&region=us-east-1"
-        return f"s3://{self.key}:{quote(self.secret, safe='')}@guarded/{path}?{options}"
+        bucket = "" if path.startswith("vectors") else "guarded/"
+        return f"s3://{self.key}:{quote(self.secret, safe='')}@{bucket}{path}?{options}"
 
 
 @pytest.fixture(scope="session")
@@ -138,11 +139,18 @@ def guarded_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedBuck
         for file in data.rglob("*.parquet"):
             for folder in ("team", "other"):
                 store.upload_file(str(file), "guarded", f"{folder}/data/{file.relative_to(data)}")
+        store.create_bucket(Bucket="vectors")
+        store.upload_file(str(data / "corpus/part-0.parquet"), "vectors", "part-0.parquet")
         roles.create_user(UserName="reader")
         credentials = roles.create_access_key(UserName="reader")["AccessKey"]
         allowed = [
             {"Effect": "Allow", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::guarded/team/data/*"},
-            {"Effect": "Allow", "Action": "s3:ListBucket", "Resource": "arn:aws:s3:::guarded"},
+            {"Effect": "Allow", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::vectors/*"},
+            {
+                "Effect": "Allow",
+                "Action": "s3:ListBucket",
+                "Resource": ["arn:aws:s3:::guarded", "arn:aws:s3:::vectors"],
+            },
         ]
         document = json.dumps({"Version": "2012-10-17", "Statement": allowed})
         roles.put_user_policy(UserName="reader", PolicyName="own prefix", PolicyDocument=document)

@@ -15,6 +15,7 @@ from pipelines.cli import app
 from pipelines.publish import current
 from smec_core.model import Model
 from smec_core.parquet import EmbeddingTable, embedding_column
+from smec_core.yaml_file import dump
 from tests.builders import write_dataset
 from tests.conftest import GuardedBucket
 
@@ -136,10 +137,6 @@ def commands(tmp_path: Path, where: str) -> dict[str, list[str]]:
     train = ["train", "--dims", "4", "--out", str(tmp_path / "new")]
     compress = ["compress", "--dim", "8"]
     sound = ["--model", model, "--input", f"{data}/corpus"]
-    retrain = tmp_path / "retrain.yaml"
-    retrain.write_text(
-        f"name: series\ndata: {data}\nstorage: '{where}'\ntrain: {{dims: 4}}\npublish: {{output: out, dim: 4}}\n"
-    )
     return {
         "check": ["check", where],
         "train --data": [*train, "--data", where],
@@ -175,11 +172,11 @@ def commands(tmp_path: Path, where: str) -> dict[str, list[str]]:
         "ingest TEXT": ["ingest", where, str(tmp_path / "made"), "--encoder", "none"],
         "ingest DATA": ["ingest", data, where, "--encoder", "none"],
         "experiment": ["experiment", "compare", "--dims", "4", "--data", where, "--out", str(tmp_path / "results")],
-        "retrain": ["retrain", "--config", str(retrain)],
+        "retrain": ["retrain", "--config", str(tmp_path / "retrain.yaml"), "--set", f"storage='{where}'"],
     }
 
 
-@pytest.mark.parametrize("command", commands(Path("/tmp"), "").keys())
+@pytest.mark.parametrize("command", commands(Path(), ""))
 def test_a_place_that_is_closed_or_cannot_be_is_one_line(
     guarded_s3: GuardedBucket, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +186,8 @@ def test_a_place_that_is_closed_or_cannot_be_is_one_line(
     monkeypatch.setattr("ray.init", refuse)
     write_dataset(tmp_path / "data", docs=40, queries=40, dim=8)
     Model([], 8, {"dims": [8]}, {}).save(tmp_path / "model")
+    places = {"data": str(tmp_path / "data"), "publish": {"output": "out", "dim": 4}}
+    (tmp_path / "retrain.yaml").write_text(dump({"name": "series", "train": {"dims": 4}, **places}))
     closed = guarded_s3.uri("closed/place")
     for where in (closed, "nowhere://a/b", "s3://bucket/a?nonsense=1", "s3:/bucket/a", "hdfs://h/a", "s3://b/a//b"):
         printed = smec(*commands(tmp_path, where)[command], code=2)

@@ -8,6 +8,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.publish import Draft
+from pipelines.run_folder import RunFolder
 from smec_core.dataset import Dataset
 from smec_core.errors import InputError, SmecError, StoreError, StoreUnreachable
 from smec_core.parquet import EmbeddingTable
@@ -22,6 +24,8 @@ def test_a_role_of_its_own_folder_reads_the_dataset_there(guarded_s3: GuardedBuc
     assert sum(len(block.ids) for block in dataset.corpus.blocks()) == 60
     # nor may it ask for a key of the folder's own name
     assert EmbeddingTable.open(guarded_s3.uri("team/data/corpus")).rows == 60
+    # nor for the bucket vectors.parquet, whose contents it may not list either
+    assert EmbeddingTable.open(guarded_s3.uri("vectors")).rows == 60
     assert len(dataset.fingerprint) == 16
 
 
@@ -31,6 +35,9 @@ def test_what_the_role_may_not_read_is_refused(guarded_s3: GuardedBucket) -> Non
             InputError, match=r"other/data.*: cannot be (read|listed) \(.*ACCESS_DENIED.*; check the ad"
         ):
             Dataset.open(uri)
+    # whatever the words in its name
+    with pytest.raises(StoreError, match=r"internal/timeout.*: cannot be read \(.*ACCESS_DENIED"):
+        Dataset.open(guarded_s3.uri("internal/timeout"))
     filesystem, path = open_filesystem(guarded_s3.uri("team/data/new"))
     with pytest.raises(StoreError, match=r"team/data/new: cannot be written \(.*ACCESS_DENIED"):
         filesystem.open_output_stream(path)
@@ -44,10 +51,14 @@ def test_a_wrong_key_is_refused_and_not_shown(guarded_s3: GuardedBucket) -> None
 
 
 def test_a_server_that_does_not_answer_is_worth_another_try(guarded_s3: GuardedBucket) -> None:
-    filesystem, path = open_filesystem(guarded_s3._replace(address="127.0.0.1:9").uri("team/data"))
+    uri = guarded_s3._replace(address="127.0.0.1:9").uri("team/data")
+    filesystem, path = open_filesystem(uri)
     with pytest.raises(StoreUnreachable, match=r"team/data: cannot be read now \(.*; run again") as failed:
         filesystem.get_file_info(path)
     assert isinstance(failed.value, SmecError) and failed.value.exit_code == 1
+    for write in (RunFolder(uri, "run").create, lambda: Draft.open(uri, {})):
+        with pytest.raises(StoreUnreachable, match=r"cannot be (read|written) now"):
+            write()
 
 
 def test_file_systems_travel_to_other_processes(s3: Callable[[str], str]) -> None:

@@ -130,6 +130,7 @@ def test_columns_of_other_names_are_read(tmp_path: Path) -> None:
         ),
         ({"query_id": [None], "doc_id": ["d0"], "score": [1]}, r"column query_id is null; it must be a string"),
         ({"query_id": ["q0"], "doc_id": [b"d0"], "score": [1]}, r"column doc_id is binary; it must be a string"),
+        ({"query_id": ["q0"], "doc_id": ["d0"], "score": [[1]]}, r"column score is list<.*; it must be a number"),
         ({"query_id": ["q0"], "doc_id": ["d0"], "score": [True]}, r"column score is bool; it must be a number"),
     ],
 )

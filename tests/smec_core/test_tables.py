@@ -84,6 +84,9 @@ def notes_and_hidden_files_beside(root: Path) -> None:
     write_rows(root / "corpus/_old/a.parquet", "d", 0, 3)
     write_rows(root / "corpus/.trash/a.parquet", "d", 0, 3)
     write_rows(root / "archive/corpus.parquet", "d", 0, 3)
+    write_rows(root / "corpus/lost+found/a.parquet", "d", 0, 3)
+    (root / "corpus/logs").mkdir()
+    (root / "corpus/logs/run.txt").write_text("copied in 3 s")
 
 
 @pytest.mark.parametrize(
@@ -156,7 +159,8 @@ UNREAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "corpus/part-r-00000": (as_rows, r"corpus/part-r-00000: would not be read"),
     "corpus/b.csv": (as_text, r"corpus/b\.csv: would not be read"),
     "corpus/b.parquet.gz": (as_text, r"corpus/b\.parquet\.gz: would not be read"),
-    "corpus/b.parquet": (as_link("nowhere.parquet"), r"corpus/b\.parquet: is a link to nothing; mend or remove it"),
+    "corpus/b.parquet": (as_link("nowhere.parquet"), r"corpus/b\.parquet: is a broken link; fix or remove it"),
+    "corpus/here": (as_link("."), r"corpus/here/a\.parquet: lies in a subfolder"),
     "corpus/pipe.parquet": (as_pipe, r"corpus/pipe\.parquet: would not be read"),
     "qrels/Train.parquet": (as_rows, r"qrels/Train\.parquet: fits no split; did you mean train\.parquet\?"),
     "qrels/training.parquet": (as_rows, r"qrels/training\.parquet: fits no split; did you mean train\.parquet\?"),
