@@ -9,9 +9,9 @@ import numpy as np
 
 from smec_core.judgements import Judgements
 
-HEAVY_TAIL = 10
+HEAVY_TAIL = 5
 """Scores whose largest is more than so many times the low ones have a heavy tail: they are counts, as of clicks, rather
-than grades. The low ones are the lowest tenth of those above 0."""
+than grades, which have up to five steps. The low ones are the lowest tenth of those above 0."""
 MOST_VALUES = 10
 """Distinct scores that are counted one by one; of more, the quantiles are told."""
 QUANTILES = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}

@@ -27,7 +27,7 @@ def one_query_each(*scores: float) -> Judgements:
 
 @pytest.mark.parametrize(
     "scores",
-    [(0, 1), (0, 1, 2), (-1, 0, 1, 2, 3), tuple(range(11)), (100, 200, 300), (0, 0.5, 1.7), (0.001, 0.003), (0, -2)],
+    [(0, 1), (0, 1, 2), (-1, 0, 1, 2, 3), tuple(range(6)), (100, 200, 300), (0, 0.5, 1.7), (0.001, 0.003), (0, -2)],
     ids=str,
 )
 def test_grades_are_the_scores_to_the_last_bit(scores: tuple[float, ...]) -> None:
