@@ -64,7 +64,8 @@ class ParquetTexts:
 
     def _texts(self, batch: pa.RecordBatch, names: list[str], file: int, row: int, skipped: int) -> Iterator[Text]:
         path = self.paths[file]
-        keys, texts = (strings_of(batch[name], path, name, row).to_pylist() for name in names[:2])
+        keys = strings_of(batch[names[0]], path, names[0], row).to_pylist()
+        texts = strings_of(batch[names[1]], path, names[1], row, what="a text").to_pylist()
         titles = [None] * len(batch)
         if len(names) > 2:
             titles = strings_of(batch[names[2]], path, names[2], row, nulls=True).to_pylist()

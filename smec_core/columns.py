@@ -97,15 +97,15 @@ def judge_schema(file: str, schema: pa.Schema, wanted: Mapping[str, Wanted]) -> 
 
 
 def strings_of(
-    column: pa.Array | pa.ChunkedArray, file: str, name: str, row: int = 0, nulls: bool = False
+    column: pa.Array | pa.ChunkedArray, file: str, name: str, row: int = 0, nulls: bool = False, what: str = "an id"
 ) -> pa.Array | pa.ChunkedArray:
-    """Ids or text as strings; `row` is the file's row of the first.
+    """Ids or text as strings; `row` is the file's row of the first, `what` is what every row needs.
 
     Raises:
         RowError: a null, unless `nulls` are allowed.
     """
     if column.null_count and not nulls:
-        raise RowError(file, row + first_true(pc.is_null(column)), name, "is null; every row needs one")
+        raise RowError(file, row + first_true(pc.is_null(column)), name, f"is null; every row needs {what}")
     return pc.cast(column, pa.string())
 
 

@@ -161,10 +161,10 @@ def test_check_says_how_scores_are_spread(dataset: Path) -> None:
     assert code == 0 and not errors
     assert f"1 ({rows // 3}), 2 ({rows // 3}), 3 ({rows // 3})" in printed
 
-    _score(path, np.arange(rows) + 1)
+    _score(path, np.arange(rows) + rows)
     code, printed, errors = smec("check", str(dataset))
     assert code == 0 and not errors, "grades of a long scale are no counts"
-    assert "min 1, p10" in printed and f"max {rows}" in printed
+    assert f"min {rows}, p10" in printed and f"max {2 * rows - 1}" in printed
 
 
 def test_check_warns_of_scores_that_are_counts_and_of_repeated_pairs(dataset: Path, tmp_path: Path) -> None:
