@@ -71,7 +71,7 @@ def _tell_of_scores(part: str, split: dict[str, Any]) -> None:
     if split["scores"]["tail"] > HEAVY_TAIL:
         warn(
             f"{part}: the largest score is {split['scores']['tail']:.0f} times the lowest tenth of those above 0 (more "
-            f"than {HEAVY_TAIL}), as with counts of clicks. Training takes their logarithm and gives each query the "
-            "same weight, but nDCG takes them as they are, so that a query's largest count outweighs its others; "
-            "where these are to count too, store log2(1 + count) or grades of 1 to 3"
+            f"than {HEAVY_TAIL}), as with counts of clicks. Training on such counts takes their logarithm and gives "
+            "each query the same weight, but nDCG takes them as they are and looks almost only at a query's largest "
+            "count; if the others should matter as well, store log2(1 + count) or grades of 1 to 3"
         )

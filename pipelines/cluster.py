@@ -51,7 +51,7 @@ def connect(cpus: float) -> None:
         except Exception as error:
             # of any kind: Ray raises what it met
             doing = f"connect to Ray at {address}" if address else "start Ray on this machine"
-            raise SmecError(f"cannot {doing}: {_first_line(error)}") from error
+            raise SmecError(f"cannot {doing}: {_first_line(error)}; where the machine is busy, run again") from error
         if not address:
             _started.add(ray.get_runtime_context().gcs_address)
         # Ray's own way out of a process waits half a second for lines of its workers, which are not printed here

@@ -298,8 +298,8 @@ def _judgements(
         file, row = files[number], int(known[number].argmin())
         column = "doc_id" if query_row[number][row].is_valid else "query_id"
         raise InputError(
-            f"{file.path}: {unknown} of {total} judgements name ids that the data does not hold, "
-            f"first {file.locate(row).removeprefix(f'{file.path}: ')}, column {column}: "
+            f"{file.path}: {unknown} of {total} judgements name ids that the data does not hold, more than a share of "
+            f"{max_unknown}, first {file.locate(row).removeprefix(f'{file.path}: ')}, column {column}: "
             f"{getattr(file, column)[row].as_py()!r}"
         )
     query_row_J, doc_row_J = (

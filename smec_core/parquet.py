@@ -228,7 +228,10 @@ def vectors_of(column: pa.Array, dim: int, file: str, row: int, name: str = "emb
         column = column.storage
     flat = column.flatten()
     if flat.null_count:
-        refuse(flat.is_null().to_numpy(zero_copy_only=False).reshape(-1, dim).any(1), "holds a null value")
+        refuse(
+            flat.is_null().to_numpy(zero_copy_only=False).reshape(-1, dim).any(1),
+            "holds a null value (as pandas stores NaN); mend or remove the row",
+        )
     vectors_ND = flat.to_numpy(zero_copy_only=False).reshape(-1, dim).astype(np.float32, copy=False)
     norms_N = np.einsum("nd,nd->n", vectors_ND, vectors_ND)
     if not np.isfinite(norms_N).all():

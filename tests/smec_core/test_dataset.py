@@ -217,7 +217,10 @@ def test_judgements_of_unknown_ids_are_counted_up_to_a_share(
     assert len(dataset.splits["train"].doc_row_J) == QUERIES
     with pytest.raises(InputError) as refused:
         Dataset.open(str(folder), max_unknown=0.01)
-    assert "train.parquet: 1 of 25 judgements name ids that the data does not hold" in str(refused.value)
+    assert (
+        "train.parquet: 1 of 25 judgements name ids that the data does not hold, more than a share of 0.01, first "
+        in str(refused.value)
+    )
     assert place in str(refused.value)
 
 
