@@ -200,7 +200,7 @@ def test_where_one_task_fails_the_others_are_cancelled() -> None:
 def test_data_without_test_judgements_is_refused(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "d")
     (data / "qrels" / "test.parquet").unlink()
-    with pytest.raises(InputError, match=r"there is no qrels/test\.parquet"):
+    with pytest.raises(InputError, match=r"there is no qrels/test; methods learn"):
         experiment.run(_settings("compare", data, tmp_path / "r"))
 
 

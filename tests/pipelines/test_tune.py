@@ -305,7 +305,7 @@ def test_without_judgements_neighbours_are_kept(space: Path, tmp_path: Path) -> 
     summary = tune.run(_settings(data, wide, tmp_path / "out", trials=2))
     assert summary["measure"] == "neighbour_recall@10"
     assert summary["trials"][0]["params"] == {"lr": 0.001}
-    with pytest.raises(InputError, match=r"confirm: .* has no qrels/test.parquet to compare on"):
+    with pytest.raises(InputError, match=r"confirm: .* has no qrels/test to compare on"):
         tune.run(_settings(data, wide, tmp_path / "out", trials=2, confirm=1))
 
 
