@@ -20,7 +20,7 @@ from pipelines.ingest_rows import Place
 from pipelines.publish import PLAN, PublishedFile, first_line, new_file
 from pipelines.run_folder import RunFolder
 from pipelines.stored_files import read_json
-from smec_core.errors import InputError, SmecError, one_line
+from smec_core.errors import InputError, SmecError, StoreUnreachable, one_line
 from smec_core.manifest import MANIFEST, find_manifest
 from smec_core.uri import open_filesystem, public_uri
 
@@ -121,7 +121,7 @@ class DatasetDraft:
                 )
             if changed:
                 self.state.write_json(PLAN, plan)
-        except SmecError:
+        except StoreUnreachable:
             raise
         except OSError as error:
             raise InputError(f"{self.uri}: cannot be written to ({first_line(error)})") from error

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Self
 
 from pipelines.console import say
 from pipelines.run_folder import RunFolder
-from smec_core.errors import InputError, LeaseError, SmecError, one_line
+from smec_core.errors import InputError, LeaseError, StoreUnreachable, one_line
 from smec_core.uri import join_uri, public_uri
 
 TTL_SECONDS = 30.0
@@ -124,7 +124,7 @@ class Lease:
     def __enter__(self) -> Self:
         try:
             self._take()
-        except SmecError:
+        except StoreUnreachable:
             raise
         except OSError as error:
             public = public_uri(self._run_folder.uri)

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipelines.stored_files import exists, read_json, read_text
-from smec_core.errors import InputError, SmecError
+from smec_core.errors import InputError, SmecError, StoreUnreachable
 from smec_core.manifest import MANIFEST, find_manifest
 from smec_core.uri import join_uri, open_filesystem, public_uri
 
@@ -227,7 +227,7 @@ class Draft:
                 if find_manifest(filesystem, folder) is None and read_json(filesystem, f"{folder}/{PLAN}") == plan:
                     return cls(out, filesystem, root, name, plan)
             name = _claim(filesystem, root, 1 + (_number(names[-1]) if names else 0), text)
-        except SmecError:
+        except StoreUnreachable:
             raise
         except OSError as error:
             raise InputError(f"{public_uri(out)}: cannot be written to ({first_line(error)})") from error

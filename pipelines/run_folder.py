@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 
 from pipelines.publish import READ_BYTES, new_file
 from pipelines.stored_files import exists, read_json
-from smec_core.errors import InputError, SmecError, one_line
+from smec_core.errors import InputError, SmecError, StoreUnreachable, one_line
 from smec_core.uri import join_uri, open_filesystem, public_uri
 
 MODEL = "model"
@@ -92,7 +92,7 @@ class RunFolder:
         """
         try:
             self.filesystem.create_dir(self.path)
-        except SmecError:
+        except StoreUnreachable:
             raise
         except OSError as error:
             raise InputError(f"storage: {public_uri(self.uri)} cannot be written to ({one_line(error)})") from error

@@ -20,6 +20,7 @@ import pytest
 import ray
 
 from smec_core.parquet import write_embeddings
+from smec_core.yaml_file import dump, read_mapping
 from tests.kills import REPOSITORY
 from tests.pipelines.retrain.interrupted import STEP
 from tests.pipelines.retrain.series import Series
@@ -135,7 +136,7 @@ class Stage:
         self.series = Series(folder / "series")
         self._folder = folder
         self._scenes: dict[str, Scene] = {}
-        self._write_config("dim: 16", "dim: 16\n  keep: 2")
+        self._configure("publish", keep=2)
         for share in (0.35, 0.7):
             self.series.judge(share)
             before = run(self.series, "retrain")
@@ -143,10 +144,10 @@ class Stage:
         self.series.judge(1)
         self._play("release", "retrain")
 
-    def _write_config(self, old: str, new: str) -> None:
-        text = self.series.config.read_text()
-        assert old in text
-        self.series.config.write_text(text.replace(old, new))
+    def _configure(self, section: str, **settings: float) -> None:
+        config = read_mapping(self.series.config)
+        config[section] |= settings
+        self.series.config.write_text(dump(config))
 
     def _play(self, name: str, job: str) -> None:
         start = self._folder / f"before {name}"
@@ -169,7 +170,7 @@ class Stage:
                 x_ND = np.random.default_rng(0).standard_normal((20, 32)).astype(np.float32)
                 new = str(self.series.data / "corpus/part-9.parquet")
                 write_embeddings(new, [f"new{row}" for row in range(20)], x_ND)
-                self._write_config("gate:", "gate:\n  min_gain: 0.5")
+                self._configure("gate", min_gain=0.5)
             self._play(name, "rollback" if name == "rollback" else "retrain")
         return self._scenes[name]
 
