@@ -59,7 +59,7 @@ REASONS = {
     41: "column embedding: is a zero vector, which has no direction; remove the row",
     42: "column embedding: holds NaN or infinity; mend or remove the row",
     99: "column embedding: has 2 dims, but 16 are expected",
-    250: "column embedding: holds a null value",
+    250: "column embedding: holds a null value (as pandas stores NaN); mend or remove the row",
 }
 
 
