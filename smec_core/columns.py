@@ -126,14 +126,13 @@ def scores_of(column: pa.ChunkedArray, file: str, name: str) -> np.ndarray:
     return score_J
 
 
-def list_of_floats(kind: pa.DataType) -> pa.DataType | None:
-    """The list type that a column of vectors is stored as; None for a type that is none."""
+def _is_vector(kind: pa.DataType) -> bool:
     if isinstance(kind, pa.FixedShapeTensorType) and list(kind.permutation or ()) != sorted(kind.permutation or ()):
-        return None
+        return False
     # a tensor of Ray Data is of its own type where Ray Data is imported, and a plain list elsewhere
     storage = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
     is_list = pa.types.is_fixed_size_list(storage) or pa.types.is_list(storage) or pa.types.is_large_list(storage)
-    return storage if is_list and pa.types.is_floating(storage.value_type) else None
+    return bool(is_list and pa.types.is_floating(storage.value_type))
 
 
 def first_true(flags: pa.Array | pa.ChunkedArray) -> int:
@@ -163,7 +162,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 _KINDS: dict[Kind, tuple[Callable[[pa.DataType], bool], str]] = {
     "id": (_is_id, "a string or a whole number"),
-    "embedding": (lambda kind: list_of_floats(kind) is not None, "a list of float16, float32 or float64"),
+    "embedding": (_is_vector, "a list of float16, float32 or float64"),
     "score": (_is_score, "a number"),
     "text": (_is_text, "string"),
 }
