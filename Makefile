@@ -51,7 +51,7 @@ quickstart: $(READY)
 # The picture in README.md, from the last quickstart.
 picture: $(READY)
 	mkdir -p docs
-	$(BIN)/python -c "import json; from pipelines.pictures import quality_picture; \
+	$(BIN)/python -c "import json; from pipelines.tracking.plots import quality_picture; \
 	    quality_picture(json.load(open('$(OUT)/evaluation.json'))).savefig('docs/quickstart.png', dpi=120)"
 
 test: $(READY)

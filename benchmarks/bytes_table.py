@@ -14,16 +14,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from pipelines.console import say
-from pipelines.evaluate_index import Bench
-from pipelines.experiment_page import Page, ResultTable, describe, write_page
-from pipelines.indexes.store import Form, SearchPath, open_store
-from pipelines.pictures import BLUE, GREEN, GREY, INK, ORANGE, finish
-from pipelines.vector_types import VectorType
-from smec_core.dataset import Dataset
+from pipelines.evaluate.index import Bench
+from pipelines.evaluate.indexes.store import Form, SearchPath, open_store
+from pipelines.experiment.page import Page, ResultTable, describe, write_page
+from pipelines.tracking.plots import BLUE, GREEN, GREY, INK, ORANGE, finish
+from smec_core.data.dataset import Dataset
+from smec_core.data.uri import public_uri
 from smec_core.errors import SmecError
-from smec_core.evaluation import check_fit
-from smec_core.model import Model, load
-from smec_core.uri import public_uri
+from smec_core.evaluation.evaluate import check_fit
+from smec_core.model.model import Model, load
+from smec_core.model.vector_types import VectorType
 
 LEAST_BYTES, SHORTLIST = 12, 100
 WAYS = {"float32": INK, "float16": GREY, "int8": BLUE, "binary": ORANGE, "binary, rescored by int8": GREEN}

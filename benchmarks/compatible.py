@@ -20,21 +20,21 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from pipelines.cli.settings import resolve
 from pipelines.console import say
-from pipelines.experiment_page import Page, ResultTable, describe, write_page
-from pipelines.pictures import BLUE, GREEN, GREY, INK, ORANGE, finish
-from pipelines.settings import resolve
+from pipelines.experiment.page import Page, ResultTable, describe, write_page
+from pipelines.tracking.plots import BLUE, GREEN, GREY, INK, ORANGE, finish
 from smec_core.config import COMPATIBLE, TrainConfig
-from smec_core.dataset import Dataset
+from smec_core.data.dataset import Dataset
+from smec_core.data.uri import public_uri
 from smec_core.errors import SmecError
-from smec_core.evaluation import Encode, Sides, query_scores, unit_blocks
-from smec_core.local import load_training_data
-from smec_core.model import Model, load
-from smec_core.schedule import prefix_dims
-from smec_core.tracker import NullTracker
-from smec_core.train import train
-from smec_core.uri import public_uri
-from smec_core.warm import WarmStart
+from smec_core.evaluation.evaluate import Encode, Sides, query_scores, unit_blocks
+from smec_core.model.model import Model, load
+from smec_core.training.local import load_training_data
+from smec_core.training.schedule import prefix_dims
+from smec_core.training.tracker import NullTracker
+from smec_core.training.trainer import train
+from smec_core.training.warm import WarmStart
 
 OLD, ACROSS, MIXED, NEW = (
     "old queries, old documents",

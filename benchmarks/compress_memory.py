@@ -22,7 +22,7 @@ ROW_GROUP_ROWS = 10_000
 
 
 def compress(model: str, corpus: str, out: str) -> None:
-    from pipelines.compress import CompressSettings, run
+    from pipelines.compress.job import CompressSettings, run
 
     settings = CompressSettings(model=model, input=corpus, output=out, dim=DIM, workers=WORKERS, gpu="off")
     print(json.dumps(run(settings)))

@@ -64,8 +64,8 @@ def plain(model: str, corpus: str, out: str) -> None:
 def compress(model: str, corpus: str, out: str, workers: int, dtype: str) -> None:
     import ray
 
-    from pipelines.compress import CompressSettings, run
-    from pipelines.file_tasks import run_file_tasks
+    from pipelines.compress.job import CompressSettings, run
+    from pipelines.runtime.file_tasks import run_file_tasks
 
     arrivals: list[tuple[float, int]] = []
 
@@ -78,7 +78,7 @@ def compress(model: str, corpus: str, out: str, workers: int, dtype: str) -> Non
     settings = CompressSettings.model_validate(
         {"model": model, "input": corpus, "output": out, "dim": DIM, "dtype": dtype, "workers": workers, "gpu": "off"}
     )
-    with patch("pipelines.compress.run_file_tasks", timed):
+    with patch("pipelines.compress.job.run_file_tasks", timed):
         figures = run(settings)
     seconds = arrivals[-1][0] - arrivals[0][0]
     print(json.dumps(figures | {"steady": (figures["rows"] - arrivals[0][1]) / seconds}))

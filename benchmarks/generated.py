@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from smec_core.adapter import FrozenStage
-from smec_core.model import Model
-from smec_core.parquet import embedding_column
+from smec_core.data.parquet import embedding_column
+from smec_core.model.adapter import FrozenStage
+from smec_core.model.model import Model
 
 SMEC = [sys.executable, "-m", "pipelines.cli"]
 # what is in memory at a time

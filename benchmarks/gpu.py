@@ -20,11 +20,11 @@ from typing import Any
 import torch
 
 from benchmarks.step_time import measure, random_data, total
-from smec_core.adapter import apply_chain
 from smec_core.config import TrainConfig
-from smec_core.resident import Node
-from smec_core.tracker import NullTracker
-from smec_core.train import train
+from smec_core.distributed.resident import Node
+from smec_core.model.adapter import apply_chain
+from smec_core.training.tracker import NullTracker
+from smec_core.training.trainer import train
 
 CHECK_DOCS, CHECK_QUERIES, CHECK_DIM = 2000, 600, 256
 

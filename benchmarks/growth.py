@@ -124,10 +124,11 @@ class Spent:
 def watched(spent: Spent) -> Iterator[None]:
     """Times the parts of a training while it lasts; ends its epochs early, and starts its stages with a full memory."""
     from benchmarks.step_time import full_memory
-    from smec_core import stage, step, train
-    from smec_core.candidate import Candidate
-    from smec_core.resident import ResidentRows
-    from smec_core.sampling import Batch, LabelledSampler
+    from smec_core.distributed.resident import ResidentRows
+    from smec_core.training import stage, step
+    from smec_core.training import trainer as train
+    from smec_core.training.candidate import Candidate
+    from smec_core.training.sampling import Batch, LabelledSampler
 
     epoch = LabelledSampler.epoch
 
@@ -142,7 +143,7 @@ def watched(spent: Spent) -> Iterator[None]:
             (stage, "principal_rotation", "pca"),
             (train, "make_dev_set", "dev set"),
             (Candidate, "score", "dev"),
-            (ResidentRows, "through", "through"),
+            (ResidentRows, "project", "through"),
         ):
             patches.enter_context(patch.object(owner, name, spent.timed(part, getattr(owner, name))))
         yield
@@ -154,13 +155,13 @@ def measure(data: str, point: Point) -> dict[str, float]:
 
     from benchmarks.step_time import StepRecords
     from smec_core.config import TrainConfig
-    from smec_core.dataset import Dataset
-    from smec_core.evaluation import evaluate
-    from smec_core.local import read_resident
-    from smec_core.model import Model
-    from smec_core.resident import Node
-    from smec_core.schedule import prefix_dims
-    from smec_core.train import TrainingData, train
+    from smec_core.data.dataset import Dataset
+    from smec_core.distributed.resident import Node
+    from smec_core.evaluation.evaluate import evaluate
+    from smec_core.model.model import Model
+    from smec_core.training.local import read_resident
+    from smec_core.training.schedule import prefix_dims
+    from smec_core.training.trainer import TrainingData, train
 
     torch.set_num_threads(1)
     dims = (point.dims // 2,)

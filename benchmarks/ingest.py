@@ -4,9 +4,9 @@
 
 All end with one float32 matrix of unit rows. The plain loop reads the columns id and embedding with one thread,
 normalises each batch and copies it into a matrix made before; it checks nothing. `local` is that of one process
-(smec_core.local), `ray` is what a training worker does (pipelines.stream: the first GiB by itself, the rest by Ray
-Data), with shared memory for the matrix; both check every row. Every job is a process of its own, in turn; the files
-are in the page cache for all.
+(smec_core.training.local), `ray` is what a training worker does (pipelines.data.stream: the first GiB by itself, the
+rest by Ray Data), with shared memory for the matrix; both check every row. Every job is a process of its own, in turn;
+the files are in the page cache for all.
 
 `whole` is the rate from the call to the last row: of `ray` with the start of one execution and of its readers, but
 without Ray's own. `steady` is the rate from the first rows on. `core` is the whole rate by second of CPU of all of
@@ -35,8 +35,8 @@ from torch import Tensor
 
 from benchmarks.generated import write_corpus
 from benchmarks.processes import cpu_seconds
-from smec_core.parquet import EmbeddingTable
-from smec_core.resident import SHARED_MEMORY, Node, ResidentRows, Stream
+from smec_core.data.parquet import EmbeddingTable
+from smec_core.distributed.resident import SHARED_MEMORY, Node, ResidentRows, Stream
 
 ROW_GROUP_ROWS, BATCH_ROWS = 25_000, 8192
 JOBS = ("plain", "local", "ray")
@@ -77,13 +77,13 @@ def plain(table: EmbeddingTable) -> list[tuple[float, int]]:
 
 
 def local(table: EmbeddingTable) -> list[tuple[float, int]]:
-    from smec_core.local import local_stream
+    from smec_core.training.local import local_stream
 
     return _filled(table, local_stream(table), Node())
 
 
 def by_ray(table: EmbeddingTable) -> list[tuple[float, int]]:
-    from pipelines.stream import stream_of
+    from pipelines.data.stream import stream_of
 
     return _filled(table, stream_of(table), Node(size=1, folder=SHARED_MEMORY))
 
@@ -106,7 +106,7 @@ def work(job: str, corpus: str) -> None:
     if job == "ray":
         import ray
 
-        from pipelines.cluster import quiet_data
+        from pipelines.runtime.cluster import quiet_data
 
         ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         quiet_data()

@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smec_core.group import Group
-from smec_core.memory import CrossBatchMemory
+from smec_core.distributed.group import Group
+from smec_core.training.memory import CrossBatchMemory
 
 SHAPES = "384x1000x10,384x5000x10,512x5000x10,512x5000x100,512x16384x100,512x65536x100"
 DIM, PUSHED = 768, 256

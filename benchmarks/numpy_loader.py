@@ -20,7 +20,7 @@ os.environ |= ONE_THREAD
 
 import numpy as np
 
-from pipelines.exports import nested_embedding, numpy_folder
+from pipelines.export.formats import nested_embedding, numpy_folder
 
 CALLS = 200
 

@@ -21,9 +21,9 @@ import faiss
 import torch
 import torch.nn.functional as F
 
-from smec_core.group import Group
-from smec_core.pca import principal_rotation
-from smec_core.resident import Node, ResidentRows
+from smec_core.distributed.group import Group
+from smec_core.distributed.resident import Node, ResidentRows
+from smec_core.model.pca import principal_rotation
 
 
 def measure(rows: int, dim: int, rounds: int) -> dict[str, float]:

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.cluster import connect
-from pipelines.scoring import Scored, gain_interval, gains, train_and_score
-from pipelines.source import read_once
+from pipelines.data.source import read_once
+from pipelines.runtime.cluster import connect
+from pipelines.train.scoring import Scored, gain_interval, gains, train_and_score
 from smec_core.config import TrainConfig
-from smec_core.dataset import Dataset
-from smec_core.peers.smec import Smec
+from smec_core.data.dataset import Dataset
+from smec_core.research.peers.smec import Smec
 from smec_core.yaml_file import parse_value
 
 VALUES = ["alpha=0.03,0.1,0.3,1", "tau=0.1,10", "lookahead=0,0.3,3"]

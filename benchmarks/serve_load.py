@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.generated import write_model
-from smec_core.model import Model, load
+from smec_core.model.model import Model, load
 
 INPUT_DIM, DIM = 768, 96
 # requests at a time, rows of each
@@ -76,7 +76,7 @@ def direct(model: Model, rows: int) -> tuple[float, float]:
     """Milliseconds of Model.encode, and of JSON in and out, for one request."""
     from pydantic_core import to_json
 
-    from pipelines.queries import read
+    from pipelines.serve.queries import read
 
     x_ND, body = vectors(rows), body_of(rows)
     z_Nd = model.encode(x_ND, DIM)
@@ -100,8 +100,8 @@ def main() -> None:
         return
     import ray
 
-    from pipelines.serve import ServeSettings, run
-    from pipelines.settings import resolve
+    from pipelines.cli.settings import resolve
+    from pipelines.serve.job import ServeSettings, run
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="smec-") as name:

@@ -17,7 +17,7 @@ from statistics import median
 
 from benchmarks.generated import SMEC, sample_dataset, write_model
 from pipelines.cli import app
-from smec_core.dataset import Dataset
+from smec_core.data.dataset import Dataset
 
 
 def seconds_of(words: Sequence[str], rounds: int) -> float:

@@ -38,20 +38,20 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from smec_core.candidate import Candidate
 from smec_core.config import TrainConfig
-from smec_core.dataset import Dataset
-from smec_core.group import Group
-from smec_core.judgements import Judgements
-from smec_core.local import load_training_data
-from smec_core.resident import Node, ResidentRows
-from smec_core.run import Run
-from smec_core.schedule import steps_per_epoch
-from smec_core.stage import StageTraining
-from smec_core.step import Step
-from smec_core.step_cost import Product, StageShape, StepRows, step_products
-from smec_core.tracker import Record
-from smec_core.train import TrainingData, train
+from smec_core.data.dataset import Dataset
+from smec_core.data.judgements import Judgements
+from smec_core.distributed.group import Group
+from smec_core.distributed.resident import Node, ResidentRows
+from smec_core.sizing.step_cost import Product, StageShape, StepRows, step_products
+from smec_core.training.candidate import Candidate
+from smec_core.training.context import Run
+from smec_core.training.local import load_training_data
+from smec_core.training.schedule import steps_per_epoch
+from smec_core.training.stage import StageTraining
+from smec_core.training.step import Step
+from smec_core.training.tracker import Record
+from smec_core.training.trainer import TrainingData, train
 from smec_core.yaml_file import parse_value
 
 DOCS, QUERIES, DEV_QUERIES, DIM, DIMS = 5183, 809, 162, 768, "384,192,96,48,24"

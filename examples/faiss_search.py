@@ -20,8 +20,8 @@ import faiss
 import numpy as np
 
 import smec_core
-from pipelines.publish import current
-from smec_core.parquet import EmbeddingTable
+from pipelines.storage.publish import current
+from smec_core.data.parquet import EmbeddingTable
 
 
 def main() -> None:

@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 
 import smec_core
-from pipelines.publish import current
-from smec_core.parquet import EmbeddingTable, embedding_column
+from pipelines.storage.publish import current
+from smec_core.data.parquet import EmbeddingTable, embedding_column
 
 
 def main() -> None:

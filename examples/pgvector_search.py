@@ -26,8 +26,8 @@ from pgvector.psycopg import register_vector
 from psycopg import sql
 
 import smec_core
-from pipelines.publish import current
-from smec_core.parquet import EmbeddingTable
+from pipelines.storage.publish import current
+from smec_core.data.parquet import EmbeddingTable
 
 
 def main() -> None:

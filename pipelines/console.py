@@ -17,9 +17,9 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
+from smec_core.data.uri import mask
 from smec_core.errors import InputError
-from smec_core.tracker import Record
-from smec_core.uri import mask
+from smec_core.training.tracker import Record
 
 if TYPE_CHECKING:
     from rich.console import Console

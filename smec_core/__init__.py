@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from smec_core.model import Model, load
+    from smec_core.model.model import Model, load
 
 __version__ = "0.1.0"
 __all__ = ["Model", "load", "__version__"]
@@ -12,7 +12,7 @@ __all__ = ["Model", "load", "__version__"]
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import; `smec --help` must not pay for it
     if name in ("Model", "load"):
-        from smec_core import model
+        from smec_core.model import model
 
         return getattr(model, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

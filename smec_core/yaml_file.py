@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import yaml
 from yamlcore import CoreDumper, CoreLoader
 
+from smec_core.data.uri import mask
 from smec_core.errors import InputError
-from smec_core.uri import mask
 
 # the latter ones where a tag does not fit its value, as !!int x, or a value is beyond all bounds
 BROKEN = (yaml.YAMLError, ValueError, LookupError, RecursionError)

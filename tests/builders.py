@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from smec_core.judgements import Judgements
-from smec_core.parquet import write_embeddings
+from smec_core.data.judgements import Judgements
+from smec_core.data.parquet import write_embeddings
 from tests.smec_core.generated import generate
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import mlflow
 import pyarrow.fs as pafs
 
-from pipelines.run_folder import RunFolder
+from pipelines.storage.run_folder import RunFolder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PATIENCE_SECONDS = 300  # until something has hung, on a busy machine

@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 
 from benchmarks.bytes_table import main
-from smec_core.dataset import Dataset
-from smec_core.evaluation import evaluate
-from smec_core.model import Model
-from smec_core.quantize import learn_int8_scales
+from smec_core.data.dataset import Dataset
+from smec_core.evaluation.evaluate import evaluate
+from smec_core.model.model import Model
+from smec_core.model.quantize import learn_int8_scales
 from tests.builders import write_dataset
 
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from benchmarks import generated
-from smec_core.adapter import apply_chain
 from smec_core.config import TrainConfig
-from smec_core.dataset import Dataset
-from smec_core.local import load_training_data
-from smec_core.metrics import PrefixSearch, gains_of, ndcg
-from smec_core.tracker import NullTracker
-from smec_core.train import train
+from smec_core.data.dataset import Dataset
+from smec_core.evaluation.metrics import PrefixSearch, gains_of, ndcg
+from smec_core.model.adapter import apply_chain
+from smec_core.training.local import load_training_data
+from smec_core.training.tracker import NullTracker
+from smec_core.training.trainer import train
 
 ROWS, QUERIES, TESTED, DIM = 900, 300, 40, 32
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.submit import SubmitSettings
-from pipelines.submit_bundle import parse_command
+from pipelines.submit.bundle import parse_command
+from pipelines.submit.job import SubmitSettings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

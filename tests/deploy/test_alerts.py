@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.metrics import RETRAIN_FIGURES, TRAIN_GAUGES
+from pipelines.runtime.prometheus import RETRAIN_FIGURES, TRAIN_GAUGES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXPORTED = {f"ray_{name}": {"run"} for name in TRAIN_GAUGES}

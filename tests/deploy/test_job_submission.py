@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.lease import Lease
-from pipelines.run_folder import RunFolder
+from pipelines.storage.lease import Lease
+from pipelines.storage.run_folder import RunFolder
 from tests.builders import write_dataset
 from tests.deploy.job_cluster import REPOSITORY, Cluster, without_token
 from tests.deploy.relay import Relay

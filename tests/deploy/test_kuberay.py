@@ -12,8 +12,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from pipelines.serve import ApplicationSettings
-from pipelines.submit_bundle import parse_command
+from pipelines.serve.job import ApplicationSettings
+from pipelines.submit.bundle import parse_command
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "deploy/kuberay"

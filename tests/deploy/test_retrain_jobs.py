@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from smec_core.parquet import write_embeddings
+from smec_core.data.parquet import write_embeddings
 from tests.deploy.job_cluster import Cluster
 from tests.pipelines.retrain.series import Series
 from tests.pipelines.tracking.servers import serving

@@ -12,11 +12,11 @@ import pytest
 import torch
 from psycopg import sql
 
-from pipelines.compress import CompressSettings, run
-from smec_core.adapter import FrozenStage
-from smec_core.dataset import Dataset
-from smec_core.evaluation import read_rows
-from smec_core.model import Model, load
+from pipelines.compress.job import CompressSettings, run
+from smec_core.data.dataset import Dataset
+from smec_core.evaluation.evaluate import read_rows
+from smec_core.model.adapter import FrozenStage
+from smec_core.model.model import Model, load
 from tests.builders import write_dataset
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

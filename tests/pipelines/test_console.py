@@ -25,7 +25,7 @@ from unittest.mock import MagicMock
 from pipelines.console import adopt_loggers, begin
 
 begin("train")
-from pipelines import train
+from pipelines.train import job as train
 
 adopt_loggers()
 assert "mlflow" not in sys.modules

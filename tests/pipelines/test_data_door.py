@@ -12,9 +12,9 @@ import ray.data
 from typer.testing import CliRunner
 
 from pipelines.cli import app
-from pipelines.publish import current
-from smec_core.model import Model
-from smec_core.parquet import EmbeddingTable, embedding_column
+from pipelines.storage.publish import current
+from smec_core.data.parquet import EmbeddingTable, embedding_column
+from smec_core.model.model import Model
 from smec_core.yaml_file import dump
 from tests.builders import write_dataset
 from tests.conftest import GuardedBucket

@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 import smec_core
 from pipelines.cli import app
-from pipelines.ledger import Ledger, Release, Releases
-from pipelines.run_folder import RunFolder
+from pipelines.retrain.ledger import Ledger, Release, Releases
+from pipelines.storage.run_folder import RunFolder
+from smec_core.data.uri import open_filesystem
 from smec_core.errors import InputError, SmecError
-from smec_core.model import Model
-from smec_core.uri import open_filesystem
+from smec_core.model.model import Model
 from smec_core.yaml_file import dump
 from tests.builders import write_dataset
 from tests.kills import REPOSITORY

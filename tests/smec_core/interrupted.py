@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smec_core.adapter import FrozenStage, Stage
-from smec_core.checkpoint import Checkpoint, Progress
 from smec_core.config import TrainConfig
-from smec_core.group import Group
-from smec_core.resident import Node, StreamedRows
-from smec_core.tracker import Record
-from smec_core.train import TrainingData, train
-from smec_core.trained import Trained
-from smec_core.warm import WarmStart
+from smec_core.distributed.group import Group
+from smec_core.distributed.resident import Node, StreamedRows
+from smec_core.model.adapter import FrozenStage, Stage
+from smec_core.training.checkpoint import Checkpoint, Progress
+from smec_core.training.tracker import Record
+from smec_core.training.trained import Trained
+from smec_core.training.trainer import TrainingData, train
+from smec_core.training.warm import WarmStart
 from tests.smec_core.generated import Generated, Records, generate, stream_of
 from tests.smec_core.ranks import Ranks
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from smec_core.group import Group
+from smec_core.distributed.group import Group
 
 MOST = 4
 SECONDS = 120
@@ -68,7 +68,7 @@ def start_ranks(folder: Path) -> Iterator[Ranks]:
     """Starts the processes, and ends them."""
     # forked from one process that has imported, but not used, what takes seconds to import; AdamW imports dynamo
     context = get_context("forkserver")
-    context.set_forkserver_preload(["torch._dynamo", "hypothesis", "pytest", "smec_core.train"])
+    context.set_forkserver_preload(["torch._dynamo", "hypothesis", "pytest", "smec_core.training.trainer"])
     pipes = [context.Pipe() for _ in range(MOST)]
     processes = [
         context.Process(target=_work, args=(rank, str(folder), theirs), daemon=True)

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.compress import CompressSettings, run
-from smec_core.parquet import EmbeddingTable, embedding_column
+from pipelines.compress.job import CompressSettings, run
+from smec_core.data.parquet import EmbeddingTable, embedding_column
 
 DIM = 16
 

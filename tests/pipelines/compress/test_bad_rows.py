@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import smec_core
+from smec_core.data.parquet import embedding_column
 from smec_core.errors import InputError
-from smec_core.parquet import embedding_column
 from tests.pipelines.compress.corpora import DIM, compress, read, vectors, write_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

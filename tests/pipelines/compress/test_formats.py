@@ -9,7 +9,7 @@ import pytest
 
 import smec_core
 from smec_core.errors import InputError
-from smec_core.quantize import from_bits
+from smec_core.model.quantize import from_bits
 from tests.pipelines.compress.corpora import compress, read, vectors, write_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import smec_core
-from smec_core.adapter import FrozenStage
-from smec_core.model import Model
-from smec_core.parquet import EmbeddingTable, embedding_column
-from smec_core.quantize import learn_int8_scales
+from smec_core.data.parquet import EmbeddingTable, embedding_column
+from smec_core.model.adapter import FrozenStage
+from smec_core.model.model import Model
+from smec_core.model.quantize import learn_int8_scales
 from tests.pipelines.compress.corpora import compress, vectors, write_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

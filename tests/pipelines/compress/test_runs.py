@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import smec_core
-from pipelines.compress import CompressSettings, run
-from pipelines.publish import current
+from pipelines.compress.job import CompressSettings, run
+from pipelines.storage.publish import current
+from smec_core.data.parquet import EmbeddingTable, embedding_column
 from smec_core.errors import InputError, SmecError
-from smec_core.parquet import EmbeddingTable, embedding_column
 from tests.pipelines.compress.corpora import compress, read, vectors, write_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -95,7 +95,7 @@ def test_killed_run_leaves_current_alone_and_the_next_one_ends_its_work(tmp_path
     source = write_corpus(tmp_path / "in", [400] * 60)
     compress(model, source, tmp_path / "out", dim=4)
     settings = CompressSettings(model=str(model), input=str(source), output=str(tmp_path / "out"), dim=8, workers=1)
-    code = "import sys; from pipelines.compress import *; run(CompressSettings.model_validate_json(sys.argv[1]))"
+    code = "import sys; from pipelines.compress.job import *; run(CompressSettings.model_validate_json(sys.argv[1]))"
     job = subprocess.Popen([sys.executable, "-c", code, settings.model_dump_json()], stderr=subprocess.DEVNULL)
     while len(list((tmp_path / "out").glob("v0002/*.parquet"))) < 3:
         assert job.poll() is None, "the run ended before it could be killed"

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import smec_core
-from pipelines.compress import CompressSettings, run
-from pipelines.publish import current
+from pipelines.compress.job import CompressSettings, run
+from pipelines.storage.publish import current
+from smec_core.data.parquet import embedding_column
 from smec_core.errors import InputError
-from smec_core.parquet import embedding_column
 from tests.pipelines.compress.corpora import compress, read, upgrade, vectors, write_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

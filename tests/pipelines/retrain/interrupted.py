@@ -15,13 +15,14 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from pipelines import releases, retrain, rollback
-from pipelines.lease import LEASE
-from pipelines.publish import VERSION
-from pipelines.retrain_settings import RetrainSettings, RollbackSettings
-from pipelines.run_folder import RunFolder
-from pipelines.settings import resolve
-from pipelines.tracking import STATE_FILE
+from pipelines.cli.settings import resolve
+from pipelines.retrain import job as retrain
+from pipelines.retrain import releases, rollback
+from pipelines.retrain.settings import RetrainSettings, RollbackSettings
+from pipelines.storage.lease import LEASE
+from pipelines.storage.publish import VERSION
+from pipelines.storage.run_folder import RunFolder
+from pipelines.tracking.recorder import STATE_FILE
 from smec_core.errors import GateError
 
 REGISTRY = (

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from pipelines import retrain, rollback
-from pipelines.publish import current
-from pipelines.retrain_settings import RetrainSettings, RollbackSettings
-from pipelines.settings import resolve
-from smec_core.model import load
+from pipelines.cli.settings import resolve
+from pipelines.retrain import job as retrain
+from pipelines.retrain import rollback
+from pipelines.retrain.settings import RetrainSettings, RollbackSettings
+from pipelines.storage.publish import current
+from smec_core.model.model import load
 from smec_core.yaml_file import dump
 from tests.builders import write_dataset
 

@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
-from pipelines import compress
-from pipelines.compress import CompressSettings
-from pipelines.lease import Lease
-from pipelines.publish import current, manifest_of, plans
-from pipelines.run_folder import RunFolder
+from pipelines.compress import job as compress
+from pipelines.compress.job import CompressSettings
+from pipelines.storage.lease import Lease
+from pipelines.storage.publish import current, manifest_of, plans
+from pipelines.storage.run_folder import RunFolder
+from smec_core.data.parquet import write_embeddings
+from smec_core.data.uri import open_filesystem
 from smec_core.errors import GateError, InputError, LeaseError, SmecError
-from smec_core.parquet import write_embeddings
-from smec_core.uri import open_filesystem
 from tests.pipelines.retrain.series import Series
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

@@ -8,8 +8,8 @@ from typing import cast
 import numpy as np
 import pytest
 
-from pipelines.ledger import Ledger, Release
-from pipelines.retrain_drift import encoder_of, known_queries
+from pipelines.retrain.drift import encoder_of, known_queries
+from pipelines.retrain.ledger import Ledger, Release
 
 
 def test_means_are_over_the_dims_in_the_order_of_the_scores() -> None:

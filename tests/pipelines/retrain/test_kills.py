@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import ray
 
-from smec_core.parquet import write_embeddings
+from smec_core.data.parquet import write_embeddings
 from smec_core.yaml_file import dump, read_mapping
 from tests.kills import REPOSITORY
 from tests.pipelines.retrain.interrupted import STEP

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from pipelines.ledger import Ledger, Release, Releases
-from pipelines.run_folder import RunFolder
+from pipelines.retrain.ledger import Ledger, Release, Releases
+from pipelines.storage.run_folder import RunFolder
 
 
 def release(cycle: int, model: str) -> Release:

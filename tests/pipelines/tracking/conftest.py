@@ -9,8 +9,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from smec_core.adapter import FrozenStage
-from smec_core.model import Model
+from smec_core.model.adapter import FrozenStage
+from smec_core.model.model import Model
 from tests.pipelines.tracking.recording import EVALUATION, step
 from tests.pipelines.tracking.servers import serving
 

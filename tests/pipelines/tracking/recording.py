@@ -7,8 +7,8 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from pipelines.run_folder import RunFolder
-from pipelines.tracking import MlflowRecorder
+from pipelines.storage.run_folder import RunFolder
+from pipelines.tracking.recorder import MlflowRecorder
 
 SCORES = {"8": 0.71, "4": 0.62}
 EVALUATION = {

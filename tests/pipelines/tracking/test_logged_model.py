@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 
-from smec_core.model import Model
+from smec_core.model.model import Model
 from tests.pipelines.tracking.recording import start
 from tests.pipelines.tracking.servers import PATIENCE_SECONDS, serving
 

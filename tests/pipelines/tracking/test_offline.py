@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from pipelines.run_folder import RunFolder
-from pipelines.tracking import MlflowRecorder
-from smec_core.model import Model
+from pipelines.storage.run_folder import RunFolder
+from pipelines.tracking.recorder import MlflowRecorder
+from smec_core.model.model import Model
 from tests.pipelines.tracking.recording import (
     CONFIG,
     all_bytes,

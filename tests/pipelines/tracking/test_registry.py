@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from pipelines.registry import Registry
-from pipelines.run_folder import RunFolder
+from pipelines.retrain.registry import Registry
+from pipelines.storage.run_folder import RunFolder
 from smec_core.errors import SmecError
-from smec_core.model import Model
+from smec_core.model.model import Model
 from tests.pipelines.tracking.recording import only_run
 
 pytestmark = pytest.mark.server

@@ -16,10 +16,10 @@ import pytest
 from mlflow import MlflowClient
 
 import smec_core
-from pipelines.run_folder import RunFolder
-from smec_core.dataset import Dataset
+from pipelines.storage.run_folder import RunFolder
+from smec_core.data.dataset import Dataset
 from smec_core.errors import InputError, SmecError
-from smec_core.model import Model
+from smec_core.model.model import Model
 from tests.builders import write_dataset
 from tests.pipelines.tracking.recording import (
     CONFIG,
@@ -162,8 +162,8 @@ def test_a_killed_training_goes_on_in_its_run_and_logs_no_step_twice(model_folde
 SENDING = """
 import sys, time
 from pathlib import Path
-from pipelines import tracking
-from pipelines.run_folder import RunFolder
+from pipelines.tracking import recorder as tracking
+from pipelines.storage.run_folder import RunFolder
 
 storage, scratch = sys.argv[1], Path(sys.argv[2])
 tracking.FLUSH_SECONDS = 0.02

@@ -1,0 +1,256 @@
+"""What one task of `smec compress` does: a piece of an input file to its files of nested vectors.
+
+    part.parquet                     vectors of one dim
+    384/part.parquet, 96/...         of several: a folder each
+    _quarantine/part.parquet         rows that are no sound vectors, with the reason
+
+Shapes: N rows, D input dims (with upgrade: dims stored), d dims kept.
+"""
+
+import posixpath
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import torch
+
+from pipelines.runtime.file_tasks import record, report_errors
+from pipelines.storage.files import exists
+from pipelines.storage.publish import describe_file, new_file
+from smec_core.data.parquet import ROW_GROUP_ROWS, Block, EmbeddingTable, ParquetPart
+from smec_core.data.quarantine import BadRow, separate
+from smec_core.data.vectors import unit_prefix
+from smec_core.errors import InputError, SmecError
+from smec_core.model.model import Model
+from smec_core.model.vector_types import RESCORE, VectorType, vector_columns, vector_fields
+
+ROW_GROUP_BYTES = 32 << 20
+QUARANTINE = "_quarantine"
+
+
+class Piece(NamedTuple):
+    """Rows `start` to `stop` of a table, all of the file `part`, and the name of the output files."""
+
+    part: int
+    start: int
+    stop: int
+    name: str
+
+
+class Job(NamedTuple):
+    """What all tasks share.
+
+    Attributes:
+        model: the model.
+        table: the input.
+        filesystem, folder: where the output goes.
+        dims: dims to keep, the largest first; several have a folder each.
+        dtype: number type to store.
+        upgrade: the input is what the model's base encoded.
+        max_bad_rows: how many bad rows may be set apart; None: the first one ends the job.
+        batch_rows: rows to multiply at a time.
+    """
+
+    model: Model
+    table: EmbeddingTable
+    filesystem: pafs.FileSystem
+    folder: str
+    dims: tuple[int, ...]
+    dtype: VectorType
+    upgrade: bool
+    max_bad_rows: int | None
+    batch_rows: int
+
+    def targets(self, piece: Piece) -> dict[int, str]:
+        """Name of a piece's file for each dim, within the folder."""
+        return {dim: piece.name if len(self.dims) == 1 else f"{dim}/{piece.name}" for dim in self.dims}
+
+
+def cut(table: EmbeddingTable, rows_per_file: int) -> list[Piece]:
+    """Files as pieces; one of more rows is cut between its row groups, so that no worker gets much more than others."""
+    pieces: list[Piece] = []
+    for number, part in enumerate(table.files):
+        bounds = [0]
+        row = 0
+        for rows in part.groups:
+            if row - bounds[-1] and row + rows - bounds[-1] > rows_per_file:
+                bounds.append(row)
+            row += rows
+        stem = posixpath.basename(part.path).removesuffix(".parquet")
+        for count, (start, stop) in enumerate(zip(bounds, [*bounds[1:], part.rows], strict=True)):
+            name = f"{stem}.parquet" if len(bounds) == 1 else f"{stem}.{count:05d}.parquet"
+            pieces.append(Piece(number, part.start + start, part.start + stop, name))
+    name, times = Counter(piece.name for piece in pieces).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"two input files would become {name}; rename one")
+    return pieces
+
+
+class CompressPiece:
+    """Ray actor that compresses a piece a call, and skips one that an earlier, killed run has finished."""
+
+    def __init__(self, job: Job, gpu: bool) -> None:
+        self.job = job
+        self.device = "cuda" if gpu else "cpu"
+        # Arrow's memory is read-only, and nothing here writes to it
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
+    def __call__(self, task: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Takes a piece as a dict, gives records as `run_file_tasks` reads them."""
+        piece = Piece(**task)
+        return report_errors(self._compress(piece), self._part(piece).path)
+
+    def _part(self, piece: Piece) -> ParquetPart:
+        return self.job.table.files[piece.part]
+
+    def _compress(self, piece: Piece) -> Iterator[dict[str, Any]]:
+        targets = [*self.job.targets(piece).values(), f"{QUARANTINE}/{piece.name}"]
+        if not self._is_whole(piece):
+            yield from self._write(piece)
+            if not self._is_whole(piece):
+                raise SmecError(f"{self._part(piece).path}: not all of its rows reached {self.job.folder}; run again")
+        for target in targets:
+            rows = self._rows_of(target)
+            if rows >= 0:
+                path = f"{self.job.folder}/{target}"
+                yield record(done=describe_file(self.job.filesystem, path, rows)._replace(name=target))
+
+    def _is_whole(self, piece: Piece) -> bool:
+        bad = max(0, self._rows_of(f"{QUARANTINE}/{piece.name}"))
+        rows = {self._rows_of(target) for target in self.job.targets(piece).values()}
+        return rows == {piece.stop - piece.start - bad}
+
+    def _rows_of(self, target: str) -> int:
+        """Rows by the footer; -1 where there is no finished Parquet file."""
+        path = f"{self.job.folder}/{target}"
+        if not exists(self.job.filesystem, path):
+            return -1
+        try:
+            return int(pq.read_metadata(path, filesystem=self.job.filesystem).num_rows)
+        except pa.ArrowInvalid:
+            return -1
+
+    def _write(self, piece: Piece) -> Iterator[dict[str, Any]]:
+        job = self.job
+        schema = job.table.schema_of(self._part(piece))
+        path = self._part(piece).path
+        if job.dtype == "binary" and RESCORE in schema.names:
+            raise InputError(f"{path}: column {RESCORE}: binary vectors need this name; rename it")
+        if job.max_bad_rows is not None and (taken := {"file", "row", "reason"} & set(schema.names)):
+            raise InputError(f"{path}: column {min(taken)}: bad rows that are set apart need this name; rename it")
+        schemas = {dim: output_schema(schema, dim, job.dtype) for dim in job.dims}
+        with ExitStack() as files:
+            outputs = {
+                dim: files.enter_context(_writer(job, target, schemas[dim]))
+                for dim, target in job.targets(piece).items()
+            }
+            bad: RowGroups | None = None
+            rows = bad_rows = 0
+            for found in self._read(piece, schema.names):
+                if isinstance(found, BadRow):
+                    bad_rows += 1
+                    if bad_rows > (job.max_bad_rows or 0):
+                        raise too_many_bad_rows(job, bad_rows, path, found.row, found.reason)
+                    table = quarantined(found, path)
+                    # entered last, and so closed first: without it, files that lack its rows are not whole
+                    bad = bad or files.enter_context(_writer(job, f"{QUARANTINE}/{piece.name}", table.schema))
+                    bad.add(table)
+                    rows += 1
+                    continue
+                for dim, table in self._encode(found, schemas).items():
+                    outputs[dim].add(table)
+                rows += len(found.ids)
+                if rows >= ROW_GROUP_ROWS:
+                    yield record(rows=rows)
+                    rows = 0
+        yield record(rows=rows)
+
+    def _read(self, piece: Piece, columns: Sequence[str]) -> Iterator[Block | BadRow]:
+        table = self.job.table
+        if self.job.max_bad_rows is None:
+            yield from table.blocks(piece.start, piece.stop, self.job.batch_rows, columns)
+            return
+        for batch in table.batches(piece.start, piece.stop, self.job.batch_rows, columns, any_row=True):
+            yield from separate(batch, table.dim)
+
+    def _encode(self, block: Block, schemas: dict[int, pa.Schema]) -> dict[int, pa.Table]:
+        job = self.job
+        x_ND = torch.from_numpy(block.vectors_ND).to(self.device)
+        z_Nd = job.model.upgrade(x_ND, job.dims[0]) if job.upgrade else job.model.encode(x_ND, job.dims[0])
+        tables = {}
+        for dim, schema in schemas.items():
+            columns = vector_columns(unit_prefix(z_Nd, dim), job.dtype, job.model)
+            stored = [columns[name] if name in columns else block.table[name] for name in schema.names]
+            tables[dim] = pa.table(stored, schema=schema)
+        return tables
+
+
+class RowGroups:
+    """Collects tables into row groups of a size that reads well."""
+
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self._writer = writer
+        self._pending: list[pa.Table] = []
+        self._rows = self._bytes = 0
+
+    def add(self, table: pa.Table) -> None:
+        """Takes some rows, and writes a row group when there are enough."""
+        self._pending.append(table)
+        self._rows += len(table)
+        self._bytes += table.nbytes
+        if self._rows >= ROW_GROUP_ROWS or self._bytes >= ROW_GROUP_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is left."""
+        if self._pending:
+            table = pa.concat_tables(self._pending)
+            self._writer.write_table(table, row_group_size=len(table))
+            self._pending.clear()
+            self._rows = self._bytes = 0
+
+
+def output_schema(schema: pa.Schema, dim: int, dtype: VectorType) -> pa.Schema:
+    """The input's columns, with those of the nested vectors in the place of the embedding."""
+    index = schema.get_field_index("embedding")
+    fields = list(schema)
+    # what other libraries note about the columns (pandas, datasets) no longer holds
+    return pa.schema([*fields[:index], *vector_fields(dim, dtype), *fields[index + 1 :]])
+
+
+def too_many_bad_rows(job: Job, bad: int, file: str, row: int, reason: str) -> InputError:
+    """What ends a run that would set more rows apart than the user allows."""
+    return InputError(
+        f"at least {bad:,} of {job.table.rows:,} rows are no sound vectors, and max_bad_rows allows "
+        f"{job.max_bad_rows:,}; one of them: {file}: row {row}, {reason}; mend them, or allow more "
+        "(--set max_bad_rows=SHARE)"
+    )
+
+
+def quarantined(bad: BadRow, file: str) -> pa.Table:
+    """One bad row as it was stored, with the input file, its row there and the reason."""
+    # a copy: a slice would keep its whole batch in memory
+    table = pa.Table.from_batches([bad.stored]).take([0])
+    for name, value in {"file": file, "row": bad.row, "reason": bad.reason}.items():
+        table = table.append_column(name, pa.array([value]))
+    return table
+
+
+@contextmanager
+def _writer(job: Job, target: str, schema: pa.Schema) -> Iterator["RowGroups"]:
+    vectors = {field.name: field.type for field in vector_fields(job.dims[0], job.dtype)}
+    # Parquet has no integers below 32 bits, but an index into a dictionary of 256 takes a byte; floats hardly repeat
+    small = [f"{name}.list.element" for name, kind in vectors.items() if pa.types.is_integer(kind.value_type)]
+    others = [name for name in schema.names if name not in vectors]
+    with (
+        new_file(job.filesystem, f"{job.folder}/{target}") as sink,
+        pq.ParquetWriter(sink, schema, use_dictionary=[*others, *small]) as writer,
+    ):
+        rows = RowGroups(writer)
+        yield rows
+        rows.flush()

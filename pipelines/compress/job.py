@@ -1,0 +1,286 @@
+"""`smec compress`: embedding shards in, nested vectors out, into a new version of a published folder.
+
+A task is one input file, or a piece of a large one, streamed through an actor in batches into an output file of the
+same name, so that rows keep their order and memory depends neither on the corpus nor on a file's size.
+
+With --upgrade the shards hold what the model's base encoded, and only the stages added since are applied.
+"""
+
+import time
+from typing import Any, Literal
+
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipelines.compress.actor import QUARANTINE, CompressPiece, Job, Piece, cut, too_many_bad_rows
+from pipelines.compress.upgrade import check_dims, check_stored, stored_type, vectors_of_version, version_in_force
+from pipelines.console import say, warn
+from pipelines.runtime.file_tasks import RowProgress, actor_pool, run_file_tasks
+from pipelines.storage.publish import Draft, PublishedFile, finished_version, manifest_of, put_in_force
+from smec_core.config import Dims
+from smec_core.data.columns import DEFAULT_NAMES, ColumnNames
+from smec_core.data.parquet import EmbeddingTable
+from smec_core.data.parquet_files import stamp_of
+from smec_core.data.tables import find_table
+from smec_core.data.uri import open_filesystem, public_uri
+from smec_core.errors import InputError, SmecError, StoreError
+from smec_core.model.model import Model, load
+from smec_core.model.vector_types import VectorType, vector_bytes
+
+
+class CompressSettings(BaseModel):
+    """What `smec compress` takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    model: str
+    """Model folder, as `smec train` writes it."""
+    input: str
+    """Parquet file, or folder or URI of Parquet files, with the columns id and embedding; other columns are kept.
+    With `upgrade` also a published folder, of which the version in force is taken."""
+    columns: ColumnNames = DEFAULT_NAMES
+    """What id and embedding are called in the input, where they have other names: --set columns.id=sku. In the output
+    they are id and embedding."""
+    output: str
+    """Published folder or URI: every run adds a version (v0001, ...) and points CURRENT at it, unless the one in force
+    is the same already."""
+    dim: Dims | None = None
+    """Dims to keep, one or several, as 384,96; the model's dims keep their measured quality. Vectors of one dim are
+    nested: cut them to a smaller one and normalise. Several have a folder of files each, 384/ and 96/. With `upgrade`
+    by default those stored."""
+    upgrade: bool = False
+    """The input is what the model that this one extends (`smec train --from`) made of the originals, not these."""
+    dtype: VectorType = "float32"
+    """Number type of the vectors written. int8 has one scale for all numbers of a vector (the model's, by dim), so
+    cosines need none. binary is the signs as bits, with int8 vectors beside (column `rescore`) to rank results by."""
+    on_bad_row: Literal["fail", "quarantine"] = "fail"
+    """A row without a sound id and vector ends the run, or goes to _quarantine/ of the version, with the reason."""
+    max_bad_rows: float = Field(0.01, ge=0, le=1)
+    """Share of the rows that may be set apart; more than that publishes nothing."""
+    batch_rows: int = Field(8192, ge=1)
+    """Rows an actor holds and multiplies at a time."""
+    rows_per_file: int = Field(500_000, ge=1)
+    """Files of more rows are cut between row groups into several, for workers to share."""
+    workers: int | None = Field(None, ge=1)
+    """Actors side by side; by default one per CPU of the cluster, and never more than there are pieces."""
+    gpu: Literal["auto", "on", "off"] = "auto"
+    """Multiply on GPUs: auto uses what the cluster has, its GPUs shared evenly by the actors."""
+
+
+def run(settings: CompressSettings) -> dict[str, Any]:
+    """Compresses every input file and puts the result in force as a new version; see `compress`."""
+    figures = compress(settings)
+    put_in_force(settings.output, figures["version"])
+    return figures
+
+
+def compress(settings: CompressSettings) -> dict[str, Any]:
+    """Compresses every input file into a new version, which is not in force yet.
+
+    Returns:
+        rows, quarantined, files, bytes_per_vector, seconds (from the first task to the finished version), rows_per_s
+        (rows compressed in that time), version, path.
+
+    Raises:
+        InputError: settings, model and data do not fit together, or a row cannot be compressed; there is no version.
+        SmecError: a worker failed; there is no version, and the next run goes on where this one stopped.
+    """
+    # a URI that cannot be opened is told of before the work
+    open_filesystem(settings.output)
+    model = load(settings.model)
+    source = version_in_force(settings.input) if settings.upgrade else settings.input
+    if (done := _upgraded(settings, model, source)) is not None:
+        return done
+    source = vectors_of_version(source) if settings.upgrade else source
+    # before the rows are counted: a file that is replaced meanwhile is then new to the next run
+    filesystem, path = open_filesystem(source)
+    stamp = stamp_of(filesystem, find_table(filesystem, path.rstrip("/")))
+    quarantine = settings.on_bad_row == "quarantine"
+    known_dim = model.input_dim if quarantine and not settings.upgrade else None
+    table = EmbeddingTable.open(source, known_dim, settings.columns)
+    if settings.upgrade:
+        check_stored(model, settings.model, table)
+        dims = check_dims(model, table, settings.dim)
+    else:
+        dims = _encoded_dims(settings, model, table)
+    _check_scales(model, dims, settings.dtype)
+    plan = _plan(settings.model_copy(update={"input": source}), dims, model, table, stamp)
+    allowed = int(settings.max_bad_rows * table.rows)
+    if (done := _finished(settings.output, plan, allowed)) is not None:
+        return done
+    pieces = cut(table, settings.rows_per_file)
+    workers, gpus = actor_pool(len(pieces), settings.workers, settings.gpu, share_gpus=True)
+    draft = Draft.open(settings.output, plan)
+    job = Job(
+        model=model,
+        table=table,
+        filesystem=draft.filesystem,
+        folder=draft.folder,
+        dims=dims,
+        dtype=settings.dtype,
+        upgrade=settings.upgrade,
+        max_bad_rows=allowed if quarantine else None,
+        batch_rows=settings.batch_rows,
+    )
+    return _make(job, draft, pieces, workers, gpus)
+
+
+def _make(job: Job, draft: Draft, pieces: list[Piece], workers: int, gpus: float) -> dict[str, Any]:
+    started = time.perf_counter()
+    try:
+        files, rows = _compress_pieces(job, pieces, workers, gpus)
+        bad = _check_bad_rows(job, files)
+    except InputError:
+        # the input must change first, and then this is another job
+        draft.discard()
+        raise
+    manifest = draft.finish(files, {"rows": job.table.rows - bad, "quarantined": bad})
+    seconds = time.perf_counter() - started
+    verb = "upgraded" if job.upgrade else "compressed"
+    size, kept = _bytes_per_vector(manifest), ", ".join(map(str, job.dims))
+    say(f"{verb} {manifest['rows']:,} rows to {kept} dims, {size} bytes a vector: {public_uri(draft.uri)}")
+    if bad:
+        warn(f"{bad:,} rows are no sound vectors; they lie in {public_uri(draft.uri)}/{QUARANTINE}, with the reasons")
+    return _figures(manifest, draft.uri, seconds, rows)
+
+
+def _encoded_dims(settings: CompressSettings, model: Model, table: EmbeddingTable) -> tuple[int, ...]:
+    """Dims to keep of the model's encoding of original embeddings."""
+    if settings.dim is None:
+        raise InputError("dim: is required; give --dim or set it in --config")
+    if table.dim != model.input_dim:
+        raise InputError(f"{settings.input}: {table.dim} dims, but the model {settings.model} takes {model.input_dim}")
+    if settings.dim[0] > model.input_dim:
+        raise InputError(f"dim is {settings.dim[0]}, but the model has {model.input_dim}; trained dims: {model.dims}")
+    return settings.dim
+
+
+def _check_scales(model: Model, dims: tuple[int, ...], dtype: VectorType) -> None:
+    for dim in dims:
+        if dtype in ("int8", "binary"):
+            model.int8_scale(dim)
+        if dim not in model.dims:
+            trained = ", ".join(map(str, model.dims))
+            warn(f"the model was trained for {trained} dims; its quality at {dim} is unmeasured")
+
+
+def _finished(output: str, plan: dict[str, Any], allowed: int) -> dict[str, Any] | None:
+    """Figures of a version that the same plan has made."""
+    try:
+        found = finished_version(output, plan)
+    except StoreError:
+        raise
+    except (InputError, OSError):
+        # what the draft will say better
+        return None
+    if found is None or found[1]["quarantined"] > allowed:
+        return None
+    return _nothing_to_do(found[1], found[0])
+
+
+def _upgraded(settings: CompressSettings, model: Model, source: str) -> dict[str, Any] | None:
+    """Figures of the version in force, where an earlier run has upgraded it in place."""
+    here, there = (public_uri(uri).rstrip("/") for uri in (settings.input, settings.output))
+    if not settings.upgrade or here != there or source == settings.input:
+        return None
+    manifest = manifest_of(*open_filesystem(source)) or {}
+    asked = (model.fingerprint, settings.dtype)
+    if "upgraded_from" not in manifest or (manifest["model_fingerprint"], manifest["dtype"]) != asked:
+        return None
+    if settings.dim is not None and settings.dim != _stored_dims(manifest):
+        return None
+    return _nothing_to_do(manifest, source)
+
+
+def _nothing_to_do(manifest: dict[str, Any], uri: str) -> dict[str, Any]:
+    say(f"{public_uri(uri)} holds these vectors already; there is nothing to do")
+    return _figures(manifest, uri, 0.0, 0)
+
+
+def _compress_pieces(job: Job, pieces: list[Piece], workers: int, gpus: float) -> tuple[list[PublishedFile], int]:
+    """Runs the tasks; returns the files by name and how many rows were compressed, not found finished."""
+    # the largest first: the last task to end decides when all end
+    order = sorted(pieces, key=lambda piece: piece.start - piece.stop)
+    tasks = [piece._asdict() for piece in order]
+    files: dict[str, PublishedFile] = {}
+    progress = RowProgress("compressed", job.table.rows)
+    for rows, done in run_file_tasks(CompressPiece, {"job": job, "gpu": gpus > 0}, tasks, workers, gpus):
+        progress.add(rows)
+        if done:
+            files[done.name] = done
+    bad = sum(file.rows for file in files.values() if _is_quarantine(file))
+    for dim in job.dims:
+        names = [job.targets(piece)[dim] for piece in pieces]
+        missing = [name for name in names if name not in files]
+        if missing or sum(files[name].rows for name in names) + bad != job.table.rows:
+            raise SmecError(f"{job.folder}: not all rows arrived (missing files: {missing[:3]}); run again")
+    return sorted(files.values()), progress.rows
+
+
+def _is_quarantine(file: PublishedFile) -> bool:
+    return file.name.startswith(f"{QUARANTINE}/")
+
+
+def _check_bad_rows(job: Job, files: list[PublishedFile]) -> int:
+    """How many rows were set apart.
+
+    Raises:
+        InputError: more than may be.
+    """
+    apart = [file for file in files if _is_quarantine(file)]
+    bad = sum(file.rows for file in apart)
+    if bad > (job.max_bad_rows or 0):
+        path = f"{job.folder}/{apart[0].name}"
+        columns = ["file", "row", "reason"]
+        first = pq.read_table(path, columns=columns, filesystem=job.filesystem).slice(0, 1).to_pylist()[0]
+        raise too_many_bad_rows(job, bad, first["file"], first["row"], first["reason"])
+    return bad
+
+
+def _plan(
+    settings: CompressSettings, dims: tuple[int, ...], model: Model, table: EmbeddingTable, stamp: str
+) -> dict[str, Any]:
+    """Everything that decides what a version holds; an unfinished version with the same plan is taken up again."""
+    plan = {
+        "job": "compress",
+        "input": public_uri(settings.input),
+        "input_fingerprint": stamp,
+        "model": public_uri(settings.model),
+        "model_fingerprint": model.fingerprint,
+        "input_dim": model.input_dim,
+        "dim": dims[0],
+        "dims": sorted({*dims, *(prefix for prefix in model.dims if prefix <= dims[0])}, reverse=True),
+        "folders": [str(dim) for dim in dims] if len(dims) > 1 else [],
+        "dtype": settings.dtype,
+        "on_bad_row": settings.on_bad_row,
+        "rows_per_file": settings.rows_per_file,
+    }
+    if settings.columns != DEFAULT_NAMES:
+        plan["columns"] = settings.columns.model_dump()
+    if settings.dtype in ("int8", "binary"):
+        plan["int8_scales"] = {str(dim): model.int8_scale(dim) for dim in dims}
+    if settings.upgrade and model.base is not None:
+        stored = {"dim": table.dim, "dtype": stored_type(table).to_pandas_dtype().__name__}
+        plan["upgraded_from"] = {"model_fingerprint": model.base.fingerprint, **stored}
+    return plan
+
+
+def _bytes_per_vector(manifest: dict[str, Any]) -> int:
+    return sum(vector_bytes(dim, manifest["dtype"]) for dim in _stored_dims(manifest))
+
+
+def _stored_dims(manifest: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(map(int, manifest["folders"])) or (manifest["dim"],)
+
+
+def _figures(manifest: dict[str, Any], uri: str, seconds: float, rows: int) -> dict[str, Any]:
+    return {
+        "rows": manifest["rows"],
+        "quarantined": manifest["quarantined"],
+        "files": len(manifest["files"]),
+        "bytes_per_vector": _bytes_per_vector(manifest),
+        "seconds": round(seconds, 3),
+        "rows_per_s": round(rows / seconds, 1) if seconds else 0.0,
+        "version": manifest["version"],
+        "path": uri,
+    }

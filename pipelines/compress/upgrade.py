@@ -1,0 +1,84 @@
+"""What `smec compress --upgrade` starts from: stored vectors, and whether the model's base made them."""
+
+import posixpath
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.console import say, warn
+from pipelines.storage.publish import VERSION, current, is_published, manifest_of
+from smec_core.data.manifest import MANIFEST
+from smec_core.data.parquet import EmbeddingTable
+from smec_core.data.uri import join_uri, open_filesystem
+from smec_core.errors import InputError
+from smec_core.model.model import Model
+
+
+def version_in_force(uri: str) -> str:
+    """The version that a published folder has in force, and any other path or URI as it is."""
+    return current(uri) if is_published(uri) else uri
+
+
+def vectors_of_version(uri: str) -> str:
+    """Where the vectors of a published version lie: in its folder of most dims, where it has a folder for each.
+
+    Raises:
+        InputError: they are of a type that is not upgraded.
+    """
+    manifest = manifest_of(*open_filesystem(uri)) or {}
+    if manifest.get("dtype") in ("int8", "binary"):
+        raise InputError(
+            f"{uri}: {manifest['dtype']} vectors cannot be upgraded; give a float version, or the original embeddings"
+        )
+    folders = manifest.get("folders")
+    return join_uri(uri, folders[0]) if folders else uri
+
+
+def check_stored(model: Model, name: str, table: EmbeddingTable) -> None:
+    """Refuses vectors that the model called `name` cannot upgrade.
+
+    Raises:
+        InputError: the model extends no other, or its base did not make these vectors.
+    """
+    if model.base is None:
+        raise InputError(
+            f"{name}: extends no other model, so it upgrades no vectors; leave out --upgrade and give the original "
+            "embeddings"
+        )
+    base = model.base.fingerprint[:12]
+    folder = posixpath.dirname(table.files[0].path)
+    version = posixpath.dirname(folder)
+    if posixpath.basename(folder).isdigit() and VERSION.fullmatch(posixpath.basename(version)):
+        # a version of several dims has a folder each
+        folder = version
+    manifest = manifest_of(table.filesystem, folder)
+    if manifest is None:
+        say(f"{folder}: no {MANIFEST} says which model made these vectors; they are taken as those of the base {base}")
+    elif manifest["model_fingerprint"] == model.fingerprint:
+        raise InputError(f"{folder}: the model {name} made these vectors itself; there is nothing to upgrade")
+    elif manifest["model_fingerprint"] != model.base.fingerprint:
+        raise InputError(
+            f"{folder}: the model {manifest['model_fingerprint'][:12]} ({manifest['model']}) made these vectors, but "
+            f"{name} upgrades those of its base {base}; give vectors of that, or the original embeddings"
+        )
+    if stored_type(table) == pa.float16():
+        warn("the stored vectors are float16; upgraded, they keep the rounding of that")
+
+
+def check_dims(model: Model, table: EmbeddingTable, dims: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Dims to keep, by default those stored.
+
+    Raises:
+        InputError: the stored width does not reach, or dims that it does not have.
+    """
+    dims = dims or (table.dim,)
+    # refuses widths and dims that do not fit
+    model.upgrade(np.empty((0, table.dim), np.float32), dims[0])
+    return dims
+
+
+def stored_type(table: EmbeddingTable) -> pa.DataType:
+    """Number type of the vectors in the first file."""
+    kind = pq.read_schema(table.files[0].path, filesystem=table.filesystem).field("embedding").type
+    return kind.value_type

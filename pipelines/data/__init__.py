@@ -1,0 +1,1 @@
+"""Data of a job: streams of vectors into workers, the check of a dataset, and the sample."""

@@ -1,0 +1,77 @@
+"""`smec check`: reads a whole dataset, refuses what breaks the data contract, and says what it holds."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from rich.table import Table
+
+from pipelines.console import say, show, warn
+from smec_core.data.columns import DEFAULT_NAMES, ColumnNames
+from smec_core.data.dataset import Dataset
+from smec_core.data.grades import HEAVY_TAIL, shown
+
+
+class CheckSettings(BaseModel):
+    """What `smec check` takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    data: str
+    """Dataset folder or URI."""
+    columns: ColumnNames = DEFAULT_NAMES
+    """What the columns are called where they have other names: --set columns.id=sku."""
+    max_unknown: float = Field(0.1, ge=0, le=1)
+    """Share of a split's judgements that may name ids which the data does not hold."""
+
+
+def run(settings: CheckSettings) -> dict[str, Any]:
+    """Validates every row and prints a summary."""
+    dataset = Dataset.open(settings.data, settings.max_unknown, columns=settings.columns)
+    for part in (dataset.corpus, dataset.queries):
+        for _ in part.blocks():
+            pass
+    dataset.train_judgements()
+    summary = dataset.summary()
+    table = Table(title=f"{summary['uri']}: {dataset.dim} dims, fingerprint {dataset.fingerprint}")
+    for name in ("part", "rows", "judgements", "relevant", "unknown ids", "repeated"):
+        table.add_column(name, justify="left" if name == "part" else "right")
+    for name in ("corpus", "queries"):
+        table.add_row(name, str(summary[name]["rows"]), "", "", "", "")
+    for name, split in summary["splits"].items():
+        figures = (split[figure] for figure in ("queries", "judgements", "relevant", "unknown", "repeated"))
+        table.add_row(f"qrels/{name}", *map(str, figures))
+    show(table)
+    if summary["splits"]:
+        show(_scores_table(summary["splits"]))
+    for name, split in summary["splits"].items():
+        _tell_of_scores(f"qrels/{name}", split)
+    if dataset.unsupervised:
+        say(dataset.unsupervised)
+    return summary
+
+
+def _scores_table(splits: dict[str, Any]) -> Table:
+    table = Table("part", "scores (how many), or quantiles of those above 0")
+    for name, split in splits.items():
+        scores = split["scores"]
+        if "values" in scores:
+            text = ", ".join(f"{value} ({count})" for value, count in scores["values"].items())
+        else:
+            text = ", ".join(f"{quantile} {shown(value)}" for quantile, value in scores["quantiles"].items())
+        table.add_row(f"qrels/{name}", text)
+    return table
+
+
+def _tell_of_scores(part: str, split: dict[str, Any]) -> None:
+    if split["repeated"]:
+        say(
+            f"{part}: {split['repeated']} judgements repeat a pair of query and document, of which the highest score "
+            "counts; to count them all, add them up and store one row a pair"
+        )
+    if split["scores"]["tail"] > HEAVY_TAIL:
+        warn(
+            f"{part}: the largest score is {split['scores']['tail']:.0f} times the lowest tenth of those above 0 (more "
+            f"than {HEAVY_TAIL}), as with counts of clicks. Training on such counts takes their logarithm and gives "
+            "each query the same weight, but nDCG takes them as they are and looks almost only at a query's largest "
+            "count; if the others should matter as well, store log2(1 + count) or grades of 1 to 3"
+        )

@@ -1,0 +1,36 @@
+"""`smec evaluate`: the quality of a stored model at every prefix, beside truncation, PCA and the full embeddings."""
+
+from typing import Any
+
+from pipelines.console import show
+from pipelines.evaluate.settings import EvaluateSettings
+from pipelines.runtime.evaluation import on_cluster, quality_table
+from smec_core.data.dataset import HELD_OUT, Dataset
+from smec_core.errors import InputError
+from smec_core.evaluation.evaluate import default_split, evaluate, in_one_part
+from smec_core.model.model import Model, load
+
+
+def run(settings: EvaluateSettings) -> dict[str, Any]:
+    """Evaluates a model, or whole searches with it, prints the table and returns the figures."""
+    model = load(settings.model)
+    exclude_self = settings.exclude_self or bool(model.config.get("train", {}).get("exclude_self"))
+    dataset = Dataset.open(settings.data, settings.max_unknown, exclude_self, settings.columns)
+    if settings.split == HELD_OUT:
+        dataset = _with_held_out(dataset, model, settings.model)
+    split = settings.split or default_split(dataset)
+    if settings.index is not None:
+        from pipelines.evaluate import index
+
+        return index.run(settings, dataset, model, split)
+    parts = in_one_part if settings.workers == 1 else on_cluster(settings.workers)
+    report = evaluate(dataset, model, split, settings.baselines, parts)
+    show(quality_table(report))
+    return report
+
+
+def _with_held_out(dataset: Dataset, model: Model, name: str) -> Dataset:
+    share = model.config.get("hold_out")
+    if not share:
+        raise InputError(f"split: the training of {name} has held out no queries (smec train --set hold_out=0.2)")
+    return dataset.holding_out(share)

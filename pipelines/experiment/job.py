@@ -1,0 +1,218 @@
+"""`smec experiment`: the paper's comparisons on any dataset; figures, tables and a page are made by one command."""
+
+import json
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import torch
+from pydantic import Field, field_validator
+
+from pipelines.console import say, show
+from pipelines.data.source import Source, read_once
+from pipelines.experiment.insights import gradient_page, ware_page
+from pipelines.experiment.methods import FAISS_PCA, ablation, compared, queue_sizes
+from pipelines.experiment.page import Page, describe, file_name, rich_table, write_page
+from pipelines.experiment.tables import MEAN, Results, ablation_page, compare_page, queue_page
+from pipelines.runtime.cluster import connect
+from pipelines.storage.model_folder import LocalPath
+from pipelines.train import Kept, as_finished, train_and_score
+from smec_core import __version__
+from smec_core.config import TrainConfig
+from smec_core.data.columns import DEFAULT_NAMES, ColumnNames
+from smec_core.data.dataset import Dataset
+from smec_core.data.uri import public_uri
+from smec_core.distributed.resident import Node
+from smec_core.errors import InputError
+from smec_core.research.gradients import gradient_by_dim, gradient_variance
+from smec_core.research.peers.peer import Peer
+from smec_core.research.selection import achievement_rates
+from smec_core.training.schedule import chain_dims
+from smec_core.training.trainer import TrainingData
+
+Record = dict[str, Any]
+Measure = Callable[[TrainingData, TrainConfig], list[Record]]
+
+TRAININGS = ".trainings"
+"""In the folder of the results: finished trainings, from which a rerun goes on."""
+ABOUT = "experiment.json"
+"""In the folder of the results: which experiment on which data it holds."""
+
+
+class ExperimentSettings(TrainConfig):
+    """What `smec experiment` takes: data, and every setting of a training, which all methods share."""
+
+    experiment: Literal["compare", "ablation", "gradient-variance", "ware", "queue-size"]
+    """Which experiment."""
+    data: tuple[str, ...] = Field(min_length=1)
+    """Dataset folders or URIs; several give the mean over them, too."""
+    columns: ColumnNames = DEFAULT_NAMES
+    """What the columns are called where they have other names: --set columns.id=sku."""
+    out: LocalPath
+    """Folder of the results; a rerun takes from it the trainings that are finished."""
+    seeds: int = Field(3, ge=1)
+    """How many seeds, from `seed` on."""
+    methods: tuple[str, ...] | None = None
+    """What to compare with SMEC; default: all that are installed."""
+    direction: Literal["queries-to-corpus", "corpus-to-queries"] = "queries-to-corpus"
+    """What searches what; corpus-to-queries turns the judgements round, as image to text on a text to image set."""
+
+    @field_validator("data", "methods", mode="before")
+    @classmethod
+    def _parse_list(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("guard")
+    @classmethod
+    def _has_guard(cls, guard: bool) -> bool:
+        if not guard:
+            raise ValueError("the compared methods stop on dev, which guard=false switches off")
+        return guard
+
+    def method(self) -> TrainConfig:
+        """The settings that all methods share."""
+        return TrainConfig(**{name: getattr(self, name) for name in TrainConfig.model_fields})
+
+
+def run(settings: ExperimentSettings) -> dict[str, Any]:
+    """Runs an experiment, or goes on with it, and writes its page.
+
+    Returns:
+        `findings`, sentences, and `tables`: by name, a record a row.
+
+    Raises:
+        InputError: bad settings or data.
+        SmecError: a training failed.
+    """
+    methods = _methods(settings)
+    config, out = settings.method(), Path(settings.out)
+    seeds = range(settings.seed, settings.seed + settings.seeds)
+    turned = "-reversed" if settings.direction == "corpus-to-queries" else ""
+    datasets = {_name(uri) + turned: _open(uri, settings) for uri in settings.data}
+    names = [MEAN, *map(file_name, datasets)]
+    if len(set(names)) <= len(settings.data):
+        raise InputError(
+            f"data: files are named after the datasets, which must differ, also from {MEAN!r}: {', '.join(names[1:])}; "
+            "rename a folder"
+        )
+    if settings.experiment == "compare" and settings.methods is None and FAISS_PCA not in methods:
+        say(f"FAISS is not installed: {FAISS_PCA} is left out")
+    _claim(out, {"experiment": settings.experiment, "data": sorted(datasets)})
+    connect(1)
+    found: dict[str, Any] = {}
+    for name, dataset in datasets.items():
+        source = read_once(dataset, config)
+        kept = Kept(out / TRAININGS, {"data": dataset.fingerprint, "version": __version__})
+        if methods:
+            judgements = dataset.splits["test"].with_positives()
+            found[name] = train_and_score(source, methods, config, seeds, judgements, {"cpu": 1}, kept)
+        else:
+            measures = MEASURED[settings.experiment]
+            found[name] = {one.__name__: _measure(source, config, seeds, one, kept) for one in measures}
+    page = _page(settings.experiment, found, seeds)
+    written = write_page(page, out, _command(settings), [describe(*one) for one in datasets.items()], seeds)
+    for table in page.tables:
+        show(rich_table(table))
+    for finding in page.findings:
+        say(finding)
+    say(f"page: {written}")
+    tables = {table.name: table.frame.to_dict(orient="records") for table in page.tables}
+    return {"findings": list(page.findings), "tables": tables}
+
+
+def _claim(out: Path, about: Record) -> None:
+    """Makes the folder that of one experiment on some data; its page and tables would replace those of another.
+
+    Raises:
+        InputError: it holds the results of another one.
+    """
+    file = out / ABOUT
+    if file.exists() and (other := json.loads(file.read_text())) != about:
+        raise InputError(
+            f"out: {out} holds {other['experiment']} on {', '.join(other['data'])}; take another folder for "
+            f"{about['experiment']} on {', '.join(about['data'])}"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(about))
+
+
+MEASURED: dict[str, tuple[Measure, ...]] = {
+    "gradient-variance": (gradient_variance, gradient_by_dim),
+    "ware": (achievement_rates,),
+}
+"""Experiments that look into trainings and do not score them."""
+
+
+def _methods(settings: ExperimentSettings) -> Mapping[str, Peer]:
+    """What the experiment trains and scores; nothing for those that do not."""
+    if settings.experiment == "compare":
+        return compared(settings.methods)
+    if settings.methods is not None:
+        raise InputError(f"methods: {settings.experiment} has methods of its own; only compare takes a choice")
+    if settings.experiment == "ablation":
+        return ablation()
+    return queue_sizes() if settings.experiment == "queue-size" else {}
+
+
+def _page(experiment: str, found: Mapping[str, Any], seeds: Sequence[int]) -> Page:
+    if experiment == "ware":
+        return ware_page({name: one["achievement_rates"] for name, one in found.items()})
+    if experiment == "gradient-variance":
+        by_step, by_dim = (
+            {name: one[measure] for name, one in found.items()} for measure in ("gradient_variance", "gradient_by_dim")
+        )
+        return gradient_page(by_step, by_dim)
+    results = Results(found, seeds)
+    return {"compare": compare_page, "ablation": ablation_page, "queue-size": queue_page}[experiment](results)
+
+
+def _measure(source: Source, config: TrainConfig, seeds: Sequence[int], measure: Measure, kept: Kept) -> list[Record]:
+    """The records of a measure with every seed."""
+    seeded = {seed: config.model_copy(update={"seed": seed}) for seed in seeds}
+    paths = {seed: kept.path(measure.__name__, measure.__name__, one) for seed, one in seeded.items()}
+    found = {seed: kept.read(path) for seed, path in paths.items()}
+    waiting = {_measure_here.remote(source, seeded[seed], measure): seed for seed in seeds if found[seed] is None}
+    for seed, records in as_finished(waiting):
+        found[seed] = records
+        kept.write(paths[seed], records)
+        say(f"{measure.__name__}, seed {seed}: done; {len(waiting)} to go")
+    return [{"seed": seed, **record} for seed in seeds for record in found[seed]]
+
+
+@ray.remote(num_cpus=1)
+def _measure_here(source: Source, config: TrainConfig, measure: Measure) -> list[Record]:
+    torch.set_num_threads(1)
+    return measure(source.fetch(Node()), config)
+
+
+def _name(uri: str) -> str:
+    return public_uri(uri).rstrip("/").rsplit("/", 1)[-1]
+
+
+def _open(uri: str, settings: ExperimentSettings) -> Dataset:
+    dataset = Dataset.open(uri, exclude_self=settings.exclude_self, columns=settings.columns)
+    for split in ("train", "test"):
+        if split not in dataset.splits:
+            raise InputError(
+                f"{public_uri(uri)}: there is no qrels/{split}; methods learn from train, and are scored on test"
+            )
+    if settings.direction == "corpus-to-queries":
+        dataset = dataset.reversed()
+    dataset.train_judgements()
+    chain_dims(dataset.dim, settings.dims)
+    return dataset
+
+
+def _command(settings: ExperimentSettings) -> str:
+    """The command line that gives these results."""
+    words = ["smec", "experiment", settings.experiment, "--data", ",".join(map(_name, settings.data))]
+    words += ["--dims", ",".join(map(str, settings.dims)), "--seeds", str(settings.seeds), "--out", "OUT"]
+    shown = {"experiment", "data", "dims", "seeds", "out"}
+    values = settings.model_dump(mode="json", exclude=shown, exclude_defaults=True)
+    values |= {f"columns.{key}": name for key, name in values.pop("columns", {}).items()}
+    for key, value in values.items():
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        words += ["--set", f"{key}={text}"]
+    return shlex.join(words)

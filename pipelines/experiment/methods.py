@@ -1,0 +1,88 @@
+"""What the experiments train: every compared method, and SMEC with its parts added and removed."""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from smec_core.config import PAPER_PRESET
+from smec_core.errors import InputError
+from smec_core.research.peers.adaptor import PUBLISHED, TUNED
+from smec_core.research.peers.linear import FaissPca, Pca, RandomProjection, Truncation
+from smec_core.research.peers.matryoshka_adaptor import MatryoshkaAdaptor
+from smec_core.research.peers.peer import Peer
+from smec_core.research.peers.search_adaptor import SearchAdaptor
+from smec_core.research.peers.smec import Smec
+
+SMEC, FAISS_PCA = "smec", "faiss-pca"
+COMPARED: dict[str, Peer] = {
+    "truncation": Truncation(),
+    "random-projection": RandomProjection(),
+    "pca": Pca(),
+    FAISS_PCA: FaissPca(),
+    "search-adaptor": SearchAdaptor(PUBLISHED),
+    "search-adaptor-tuned": SearchAdaptor(TUNED),
+    "matryoshka-adaptor": MatryoshkaAdaptor(PUBLISHED),
+    "matryoshka-adaptor-tuned": MatryoshkaAdaptor(TUNED),
+    "parallel-mrl": Smec({"schedule": "parallel"}),
+    "smec-paper": Smec(PAPER_PRESET),
+    SMEC: Smec({}),
+}
+"""The methods of `compare`. Those that learn from judgements draw them in the same way, stop on the same dev queries,
+and learn again from all labels for as long as that was good for; without a guard, as smec-paper, they learn from all
+labels at once."""
+
+PARTS: dict[str, dict[str, Any]] = {
+    "SMRL": {"schedule": "parallel"},
+    "look-ahead": {"lookahead": 0.0},
+    "ADS": {"gumbel_noise": 0.0, "ads_lr_factor": 0.0},
+    "PCA start": {"init": "identity"},
+    "temperature": {"temperature": 1.0},
+    "guard": {"guard": False, "refit": False, "projection": "free"},
+}
+"""The parts of SMEC that are on by default, and the settings that switch each off."""
+S_XBM: dict[str, Any] = {"alpha": 0.1}
+"""What switches S-XBM on, as published."""
+
+QUEUE_SIZES = (1000, 2000, 5000, 10_000, 20_000)
+NO_MEMORY = "none"
+
+
+def compared(names: tuple[str, ...] | None) -> dict[str, Peer]:
+    """The methods of these names, SMEC always among them; by default all, but faiss-pca only where FAISS is installed.
+
+    Raises:
+        InputError: an unknown name, or FAISS is not installed.
+    """
+    has_faiss = find_spec("faiss") is not None
+    if names is None:
+        return {name: peer for name, peer in COMPARED.items() if has_faiss or name != FAISS_PCA}
+    if FAISS_PCA in names and not has_faiss:
+        raise InputError(f"methods: {FAISS_PCA} needs FAISS: pip install faiss-cpu, or leave it out")
+    for name in names:
+        if name not in COMPARED:
+            raise InputError(f"methods: {name} is unknown; known: {', '.join(COMPARED)}")
+    if not set(names) - {SMEC}:
+        raise InputError(f"methods: name at least one to compare {SMEC} with")
+    return {name: peer for name, peer in COMPARED.items() if name in {*names, SMEC}}
+
+
+def ablation() -> dict[str, Smec]:
+    """SMEC with its parts added one by one to plain MRL, and removed one by one; and with S-XBM, off by default."""
+    methods: dict[str, Smec] = {}
+    for count in range(len(PARTS)):
+        without = list(PARTS.values())[count:]
+        methods["plain MRL" if not count else f"+ {list(PARTS)[count - 1]}"] = Smec(_merged(without))
+    methods[SMEC] = Smec({})
+    methods |= {f"without {part}": Smec(changed) for part, changed in PARTS.items()}
+    methods["with S-XBM"] = Smec(S_XBM)
+    return methods
+
+
+def queue_sizes() -> dict[str, Peer]:
+    """SMEC with memories of different sizes, and without one."""
+    sizes = {str(size): Smec(S_XBM | {"queue_size": size}) for size in QUEUE_SIZES}
+    return {NO_MEMORY: Smec({"alpha": 0.0}), **sizes}
+
+
+def _merged(changes: list[dict[str, Any]]) -> Mapping[str, Any]:
+    return {name: value for changed in changes for name, value in changed.items()}

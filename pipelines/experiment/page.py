@@ -1,0 +1,128 @@
+"""What an experiment leaves behind: a page in Markdown, its figures, and its tables for machines and for papers."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from smec_core.data.dataset import Dataset
+
+_UNDATED: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {}}
+PACKAGES = ("smec-ray", "torch", "ray", "numpy", "faiss-cpu")
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """A table as it is shown: cells are text, the first column names the row.
+
+    Attributes:
+        name: of its files.
+        caption: what it shows.
+        frame: the cells.
+    """
+
+    name: str
+    caption: str
+    frame: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Page:
+    """What an experiment found.
+
+    Attributes:
+        title: of the page.
+        lead: what was done, in a few sentences.
+        findings: what is to be seen, a sentence each.
+        tables: shown on the page, and written as CSV and LaTeX.
+        figures: by file name.
+        data: CSV files by name: what the tables and figures are made of.
+        picture: format of the figures.
+    """
+
+    title: str
+    lead: str
+    findings: Sequence[str]
+    tables: Sequence[ResultTable]
+    figures: Mapping[str, Figure]
+    data: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    picture: Literal["svg", "png"] = "svg"
+
+
+def write_page(
+    page: Page, out: Path, command: str, datasets: Sequence[Mapping[str, Any]], seeds: Sequence[int]
+) -> Path:
+    """Writes README.md, figures and tables into a folder.
+
+    Args:
+        page: what was found.
+        out: the folder.
+        command: the command that made it.
+        datasets: `name`, `dim`, `corpus`, `queries`, `train`, `test` of each dataset.
+        seeds: of the trainings, where the page is about those.
+
+    Returns:
+        The page's path.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for name, frame in page.data.items():
+        frame.to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
+    for table in page.tables:
+        table.frame.to_csv(out / f"{table.name}.csv", index=False)
+        table.frame.to_latex(out / f"{table.name}.tex", index=False, escape=True, caption=table.caption)
+    for name, figure in page.figures.items():
+        # without a date, and with names of its parts that do not change: the same figures make the same file
+        with matplotlib.rc_context({"svg.hashsalt": name}):
+            figure.savefig(out / f"{name}.{page.picture}", dpi=150, metadata=_UNDATED[page.picture])
+    environment = Environment(
+        loader=PackageLoader("pipelines.experiment"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    versions = {name: metadata.version(name) for name in PACKAGES if _is_installed(name)}
+    text = environment.get_template("experiment.md.j2").render(
+        page=page,
+        command=command,
+        datasets=datasets,
+        seeds=seeds,
+        versions={"Python": sys.version.split()[0], **versions},
+    )
+    path = out / "README.md"
+    path.write_text(text)
+    return path
+
+
+def describe(name: str, dataset: Dataset) -> dict[str, Any]:
+    """What a page says of a dataset."""
+    judged = {split: len(found.with_positives()) for split, found in dataset.splits.items()}
+    described = {"name": name, "dim": dataset.dim, "corpus": dataset.corpus.rows, "queries": dataset.queries.rows}
+    return described | {split: judged.get(split, 0) for split in ("train", "test")}
+
+
+def file_name(text: str) -> str:
+    """A name as it stands in names of files."""
+    return "".join(letter if letter.isalnum() else "-" for letter in text).strip("-")
+
+
+def rich_table(table: ResultTable) -> Table:
+    """The table for a terminal."""
+    shown = Table(title=table.caption)
+    for number, name in enumerate(table.frame.columns):
+        shown.add_column(str(name), justify="right" if number else "left")
+    for row in table.frame.itertuples(index=False):
+        shown.add_row(*map(str, row))
+    return shown
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

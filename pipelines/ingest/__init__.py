@@ -1,0 +1,5 @@
+"""Embeds text with judgements into a dataset: `smec ingest`."""
+
+from pipelines.ingest.job import IngestSettings, run
+
+__all__ = ["IngestSettings", "run"]

@@ -1,0 +1,216 @@
+"""`smec report`: one self-contained HTML page about a model, for whoever decides whether to ship it, or about a study.
+
+The page opens offline: plotly.js, styles and figures are inside it, and its content security policy forbids it to load
+anything.
+"""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+from pydantic import BaseModel, ConfigDict
+
+from pipelines.console import say
+from pipelines.report import figures
+from pipelines.report.files import ConfigFile, Evaluation, MetricsFile, Record, Stage, read, read_history
+from pipelines.report.study import study_page
+from pipelines.report.words import (
+    NAMES,
+    NDCG,
+    NEIGHBOURS,
+    PROJECTIONS,
+    Row,
+    count,
+    duration,
+    gained,
+    named,
+    notes_of,
+    number,
+    percent,
+    plain,
+    reasons_of,
+    span,
+)
+from pipelines.storage.model_folder import LocalPath
+from pipelines.storage.study import SUMMARY_FILE
+from smec_core.errors import InputError
+
+
+class ReportSettings(BaseModel):
+    """What `smec report` takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    folder: str
+    """Model folder, as `smec train --out` wrote it, or a study's, as `smec tune --out` did."""
+    out: LocalPath
+    """HTML file to write; one that is there is replaced."""
+
+
+def run(settings: ReportSettings) -> dict[str, Any]:
+    """Writes the page and returns its key figures.
+
+    Raises:
+        InputError: the folder is no model folder, one of its files cannot be read, or `out` cannot be written.
+    """
+    folder = Path(settings.folder)
+    is_study = (folder / SUMMARY_FILE).is_file()
+    page = study_page(folder / SUMMARY_FILE) if is_study else _model_page(folder)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipelines.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.filters.update(
+        number=number, percent=percent, span=span, gained=gained, count=count, duration=duration, plain=plain
+    )
+    template = environment.get_template("study.html.j2" if is_study else "report.html.j2")
+    _write(Path(settings.out), template.render(page, plotly_js=Markup(get_plotlyjs())))
+    say(f"report: {settings.out}")
+    if is_study:
+        best = [trial.number for trial in page["best"]]
+        return {"out": settings.out, "headline": page["headline"], "best": best, "importance": page["importance"]}
+    rows = [row._asdict() for row in page["rows"]]
+    return {"out": settings.out, "headline": page["headline"], "measure": page["measure"], "dims": rows}
+
+
+def _model_page(folder: Path) -> dict[str, Any]:
+    """Everything the template shows about one model folder: texts, tables, and figures by element id."""
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: no such folder; give a model folder, as `smec train --out` writes it, or that of smec tune"
+        )
+    config = read(folder / "config.json", ConfigFile)
+    metrics = read(folder / "metrics.json", MetricsFile)
+    history = read_history(folder / "history.jsonl")
+    page = _quality(config.input_dim, metrics)
+    drawn, reasons = page["figures"], {}
+    for stage in metrics.stages:
+        records = [record for record in history if record.stage == stage.dim]
+        losses, dev = _curves(stage, records)
+        if losses:
+            drawn[f"loss-{stage.dim}"] = figures.losses(losses)
+        if dev:
+            drawn[f"dev-{stage.dim}"] = figures.dev_scores(dev, stage.epochs, stage.dev_score)
+            reasons[stage.dim] = reasons_of(stage, dev)
+        # what is still as it began was not learned
+        if stage.dim < stage.d_in and stage.epochs and any(stage.importance):
+            drawn[f"importance-{stage.dim}"] = figures.importance(stage.importance, stage.dim)
+    stages = metrics.stages
+    steps = {record.step: record for record in history if record.loss is not None}.values()
+    seconds = {
+        name: [sum(getattr(step, part) for step in steps if step.stage == stage.dim) for stage in stages]
+        for name, part in (("compute", "compute"), ("memory search", "search"), ("data", "data"))
+    }
+    total = sum(map(sum, seconds.values()))
+    if total > 0:
+        drawn["time"] = figures.times([f"{stage.d_in} → {stage.dim}" for stage in stages], seconds)
+    page["time_shares"] = {name: sum(values) / total for name, values in seconds.items()} if total > 0 else {}
+    files = {"name": folder.resolve().name, "config": config, "metrics": metrics, "has_history": bool(history)}
+    return page | files | {"projections": PROJECTIONS, "reasons": reasons}
+
+
+def _quality(full_dim: int, metrics: MetricsFile) -> dict[str, Any]:
+    """The headline, the table by dim, what to know before shipping, and the two figures of quality against size."""
+    found = metrics.evaluation or Evaluation.model_validate({"split": "dev"} | metrics.dev)
+    measure = NEIGHBOURS if found.neighbours and not found.ndcg else NDCG
+    scores, base = found.ndcg or found.neighbours, found.baselines
+    if measure == NEIGHBOURS:
+        full = 1.0  # the full embeddings' neighbours are the truth that this measure compares with
+        phrase = "{} dims find {} of the full embeddings' ten nearest neighbours at {:.3g}% of the bytes"
+    else:
+        full = base.full or scores.get(full_dim) or math.nan
+        whole = "the full-dimension nDCG@10" if base.full else f"this model's nDCG@10 at {full_dim} dims,"
+        phrase = f"{{}} dims keep {{}} of {whole} at {{:.3g}}% of the bytes"
+    intervals = found.intervals.get(NAMES[measure], {})
+    # a share of the model's own score, where there are no baselines, has none
+    kept_intervals = intervals if measure == NEIGHBOURS else found.intervals.get("kept", {})
+    rows = [
+        Row(
+            dim,
+            4 * dim,
+            full_dim / dim,
+            score,
+            base.truncation.get(dim),
+            base.pca.get(dim),
+            score / full,
+            intervals.get(dim),
+            kept_intervals.get(dim),
+        )
+        for dim, score in sorted(scores.items(), reverse=True)
+    ]
+    pick = _pick([row for row in rows if row.dim < full_dim])
+    headline = "This model has not been evaluated"
+    if pick:
+        between = f" ({span(pick.kept_interval)})" if pick.kept_interval else ""
+        headline = phrase.format(pick.dim, percent(pick.kept) + between, 100 / pick.compression)
+    elif rows:
+        headline = f"{measure} {number(rows[0].model)} at {rows[0].dim} dims"
+    drawn: dict[str, figures.Figure] = {}
+    if len(rows) > 1:
+        across = base.full if measure == NDCG else None
+        drawn["quality"] = figures.quality(scores, base.truncation, base.pca, across, measure, intervals)
+    if len(rows) > 1 and math.isfinite(full):
+        lines = (scores, base.truncation, base.pca)
+        model, truncation, pca = ({full_dim / d: 100 * y / full for d, y in line.items()} for line in lines)
+        spans = {full_dim / d: (100 * low, 100 * high) for d, (low, high) in kept_intervals.items()}
+        drawn["compression"] = figures.compression(model, truncation, pca, measure, spans)
+    page = {"full_dim": full_dim, "found": found, "measure": measure, "full": full, "rows": rows, "pick": pick}
+    notes = notes_of(full_dim, rows, measure, found, metrics.evaluation is not None)
+    return page | {"headline": headline, "notes": notes, "figures": drawn}
+
+
+def _pick(rows: Sequence[Row]) -> Row | None:
+    """The row to put in the headline: the smallest dim that keeps everything, else 98, 95 or 90 %, else the best."""
+    for least in (1.0, 0.98, 0.95, 0.90):
+        if good := [row for row in rows if row.kept >= least]:
+            return min(good, key=lambda row: row.dim)
+    return max(rows, key=lambda row: row.kept, default=None)
+
+
+def _curves(stage: Stage, records: Sequence[Record]) -> tuple[list[figures.Curve], list[figures.Curve]]:
+    """Loss curves and dev score curves of one stage, against epochs trained."""
+    losses, dev = [], []
+    for run_name, projection in dict.fromkeys((record.run, record.projection) for record in records):
+        series = [record for record in records if (record.run, record.projection) == (run_name, projection)]
+        role: Literal["chosen", "replay", "rejected"] = "chosen" if projection == stage.projection else "rejected"
+        label = f"{named(projection)}, {role}"
+        steps = [record for record in series if record.loss is not None]
+        in_epoch, seen = Counter(step.epoch for step in steps), Counter[int]()
+        points: dict[float, float | None] = {}
+        for step in steps:
+            seen[step.epoch] += 1
+            points[step.epoch + seen[step.epoch] / in_epoch[step.epoch]] = step.loss
+        if points:
+            losses.append(
+                figures.Curve(*(("replay", "replay") if run_name == "refit" else (label, role)), projection, points)
+            )
+        scores = {float(record.epoch): record.dev_score for record in series if record.dev_score is not None}
+        if scores and run_name == "first":
+            dev.append(figures.Curve(label, role, projection, scores))
+    return losses, dev
+
+
+def _write(out: Path, text: str) -> None:
+    """Puts the page in place in one step, so that a reader never sees half of it."""
+    if out.is_dir():
+        raise InputError(
+            f"{out}: cannot write the report: this is a folder; give a file, such as {out / 'report.html'}"
+        )
+    draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(out)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot write the report: {error.strerror}; give another --out") from None

@@ -1,0 +1,96 @@
+"""How the data of a cycle differ from those that the champion was trained on, and whether they fit it at all."""
+
+from typing import Any
+
+import numpy as np
+
+from pipelines.console import say, warn
+from pipelines.retrain.ledger import Ledger, QueryScores, Release
+from pipelines.storage.files import read_json
+from smec_core.data.manifest import find_manifest
+from smec_core.data.uri import open_filesystem, public_uri
+from smec_core.errors import InputError
+from smec_core.evaluation.drift import SAME_COSINE, Drift, Reference
+
+ADVICE = (
+    "vectors of two embedding models cannot be compared, so neither the champion nor its documents are of use with "
+    "these: embed with the earlier one, or begin a new series (another `name` and `publish.output`) and switch to that "
+    "as a whole"
+)
+
+
+def encoder_of(data: str) -> str | None:
+    """Fingerprint of the encoder that made a dataset, where `smec ingest` has left one."""
+    filesystem, root = open_filesystem(data.rstrip("/"))
+    path = find_manifest(filesystem, root)
+    manifest = read_json(filesystem, path) if path else None
+    return manifest.get("encoder_fingerprint") if isinstance(manifest, dict) else None
+
+
+def drift_since(ledger: Ledger, champion: Release, data: str, encoder: str | None, now: Reference) -> Drift:
+    """How far the data are from those of the champion.
+
+    Args:
+        ledger: of the series.
+        champion: the release in force.
+        data: dataset folder or URI.
+        encoder: fingerprint of what made it, if that is known.
+        now: what it is like.
+
+    Raises:
+        InputError: another embedding model made it.
+    """
+    before, _ = ledger.reference(champion.trained_in)
+    encoder_before, shown = ledger.cycle(champion.trained_in)["encoder"], public_uri(data)
+    dims, dims_before = len(now.mean_D), len(before.mean_D)
+    if dims != dims_before:
+        raise InputError(f"{shown}: {dims} dims, but the champion takes {dims_before}; {ADVICE}")
+    if None not in (encoder, encoder_before) and encoder != encoder_before:
+        raise InputError(f"{shown}: its manifest names another encoder than that of the champion's data; {ADVICE}")
+    drift = Drift.between(before, now)
+    if drift.same_cosine is not None and drift.same_cosine < SAME_COSINE:
+        raise InputError(
+            f"{shown}: the embedding model has changed: half of {drift.common} documents have a cosine of at most "
+            f"{drift.same_cosine:.2f} with their own earlier vector; {ADVICE}"
+        )
+    kept = "-" if drift.neighbours_kept is None else f"{drift.neighbours_kept:.3f}"
+    say(
+        f"drift since the champion's data: mean {drift.mean_shift:.4f}, covariance {drift.covariance_shift:.4f}, "
+        f"neighbours kept {kept}"
+    )
+    return drift
+
+
+def known_queries(ledger: Ledger, champion: Release, now: QueryScores) -> dict[str, Any] | None:
+    """What the champion reached when it was promoted and reaches now on the same gate queries, and on fresh ones.
+
+    Args:
+        ledger: of the series.
+        champion: the release in force.
+        now: its nDCG@10 on each gate query, by id and dim.
+
+    Returns:
+        `queries`, `then`, `now`, `fresh_queries` and `fresh`: means over the dims that both have; None where no query
+        is known from then.
+    """
+    _, then = ledger.reference(champion.trained_in)
+    known = [name for name in now if name in then]
+    fresh = [name for name in now if name not in then]
+    if not known:
+        warn("no gate query is one that the champion was promoted by, so whether the judgements still fit is not known")
+        return None
+    # in an order: sums of the same figures in another differ in the last bit
+    dims = [dim for dim in now[known[0]] if dim in then[known[0]]]
+
+    def mean(scores: QueryScores, names: list[str]) -> float:
+        return float(np.mean([scores[name][dim] for name in names for dim in dims]))
+
+    if fresh:
+        say(f"the champion reaches {mean(now, fresh):.4f} nDCG@10 on {len(fresh)} fresh gate queries")
+    return {
+        "queries": len(known),
+        "then": mean(then, known),
+        "now": mean(now, known),
+        "fresh_queries": len(fresh),
+        "fresh": mean(now, fresh) if fresh else None,
+    }

@@ -1,0 +1,340 @@
+"""`smec retrain`: trains a challenger on the data as it is now, and releases it where it is better than the champion.
+
+Safe to be run by any scheduler, as often as it likes: where nothing is new, it ends at once. Each step can be done
+again with the same result, so a killed run is simply run again; what is in force changes in the last step only.
+"""
+
+import time
+from _thread import interrupt_main
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipelines.compress import CompressSettings, compress
+from pipelines.console import context, say
+from pipelines.retrain.drift import drift_since, encoder_of, known_queries
+from pipelines.retrain.ledger import Ledger, QueryScores, Release
+from pipelines.retrain.outcome import NOTHING_NEW, PROMOTED, REFUSED, UNCHANGED, export_figures
+from pipelines.retrain.releases import Service
+from pipelines.retrain.settings import RetrainSettings
+from pipelines.runtime.evaluation import on_cluster
+from pipelines.storage.lease import Lease
+from pipelines.storage.run_folder import MODEL, RunFolder, digest
+from pipelines.tracking.files import metric
+from pipelines.train import Training, TrainingSettings
+from smec_core.data.dataset import HELD_OUT, Dataset, dataset_stamp
+from smec_core.data.uri import join_uri, public_uri
+from smec_core.errors import GateError, InputError, SmecError
+from smec_core.evaluation import gate
+from smec_core.evaluation.drift import Reference
+from smec_core.evaluation.evaluate import Sides, baseline_encoders, query_scores
+from smec_core.model.model import Model, load
+from smec_core.training.schedule import prefix_dims
+
+
+def run(settings: RetrainSettings) -> dict[str, Any]:
+    """Runs a cycle where data or settings are new.
+
+    Returns:
+        The cycle's record: `outcome`, `drift`, `gate`, `release` and others; `outcome` is `nothing new` where there
+        was nothing to do.
+
+    Raises:
+        GateError: the challenger, or the data, was refused.
+        InputError: bad settings or data, or vectors of another embedding model.
+        LeaseError: another process retrains this series.
+        SmecError: something failed; what was in force stays so, and the next run goes on.
+    """
+    folder = RunFolder(settings.storage, settings.name)
+    folder.create()
+    with (
+        context(run=settings.name),
+        Lease(folder, interrupt_main, f"series {settings.name}", "retrained", "name") as lease,
+    ):
+        service = Service(settings, Ledger(folder), lease)
+        was_cut_short = service.follow_last_decision()
+        cycle = _Cycle(service)
+        record = cycle.unless_nothing_new()
+        if record is None:
+            record = cycle.decide()
+            service.follow_last_decision()
+        elif was_cut_short:
+            # nobody was told of it yet
+            record = service.ledger.last_cycle() or record
+        export_figures(settings.name, record)
+    if record["outcome"] == REFUSED:
+        stays = "the champion stays" if record["champion"] else "nothing is released"
+        if record["release"] is not None:
+            stays += f", with the corpus as it is now in {record['release']['version']}"
+        raise GateError(f"{settings.name}: {record['reason']}; {stays}", record)
+    if record["outcome"] != NOTHING_NEW and record["release"] is not None:
+        say(f"{settings.name}: {record['release']['version']} is in force")
+    return record
+
+
+class _Champion(NamedTuple):
+    """What is in force."""
+
+    release: Release
+    model: Model
+
+
+class _Cycle:
+    """One cycle of a series: what is known when it starts, and its steps."""
+
+    def __init__(self, service: Service) -> None:
+        self.settings, self.ledger, self.lease = service.settings, service.ledger, service.lease
+        self.registry = service.registry
+        self.identity, self.stamp = digest(self.settings.identity()), dataset_stamp(self.settings.data)
+        self.last = self.ledger.last_cycle()
+        self.number = 1 if self.last is None else self.last["cycle"] + 1
+        self.started = time.monotonic()
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The data as they are, opened when they are first needed."""
+        settings = self.settings
+        return Dataset.open(settings.data, exclude_self=settings.train.exclude_self, columns=settings.columns)
+
+    @cached_property
+    def champion(self) -> _Champion | None:
+        """What is in force; None before the first release."""
+        release = self.ledger.releases().champion
+        return None if release is None else _Champion(release, load(_model_uri(self._run_folder(release))))
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The prefixes that the gate looks at."""
+        return prefix_dims(self.dataset.dim, self.settings.train.dims)
+
+    def unless_nothing_new(self) -> dict[str, Any] | None:
+        """A record that says so, where neither data nor settings are new since the last decision."""
+        last = self.last
+        if last is None or last["identity"] != self.identity:
+            return None
+        if last["stamp"] != self.stamp and last["data"] != self.dataset.fingerprint:
+            return None
+        say(
+            f"{self.settings.name}: data and settings are those of cycle {last['cycle']} ({last['reason']}); "
+            "there is nothing to do"
+        )
+        return {**last, "outcome": NOTHING_NEW}
+
+    def decide(self) -> dict[str, Any]:
+        """Reads, trains and compares; writes the decision, with all that it needs.
+
+        Returns:
+            The cycle's record.
+        """
+        settings, champion = self.settings, self.champion
+        dataset = self.dataset.holding_out(settings.gate.fraction)
+        self._check(dataset)
+        # of the files as they are before they are read; the training takes it over
+        data = self.dataset.fingerprint
+        say(f"{settings.name}, cycle {self.number}: reading {dataset.corpus.rows:,} documents")
+        reference, encoder = Reference.of(dataset), encoder_of(settings.data)
+        drift = known = None
+        sides = {name: Sides.same(encode) for name, encode in baseline_encoders(reference.gram).items()}
+        if champion is not None:
+            drift = drift_since(self.ledger, champion.release, settings.data, encoder, reference)
+            sides[gate.CHAMPION] = Sides.same(champion.model.encode)
+        scores = self._score(dataset, sides)
+        if champion is not None:
+            known = known_queries(self.ledger, champion.release, _by_query(dataset, scores[gate.CHAMPION]))
+        record: dict[str, Any] = {
+            "cycle": self.number,
+            "identity": self.identity,
+            "stamp": self.stamp,
+            "data": data,
+            "encoder": encoder,
+            "gate_fraction": settings.gate.fraction,
+            "champion": None if champion is None else champion.release.fingerprint,
+            "drift": None if drift is None else asdict(drift),
+            "known_queries": known,
+        }
+        if known is not None and known["now"] < (1 - settings.gate.max_drop) * known["then"]:
+            problem = (
+                f"REFUSED: the champion itself reaches {known['now']:.4f} nDCG@10 on {known['queries']} gate queries "
+                f"on which it reached {known['then']:.4f}, more than a share of gate.max_drop, "
+                f"{settings.gate.max_drop}, less; look at the new judgements and embeddings"
+            )
+            return self._close(record, REFUSED, problem, None)
+        return self._challenge(dataset, record, reference, scores)
+
+    def _check(self, dataset: Dataset) -> None:
+        """Refuses what would be trained in vain.
+
+        Raises:
+            InputError: judgements, or settings that do not fit the data or the champion.
+        """
+        settings = self.settings
+        if dataset.train_judgements() is None:
+            raise InputError(f"{public_uri(settings.data)}: there is no qrels/train; retraining needs judgements")
+        queries = len(dataset.splits[HELD_OUT])
+        if queries < settings.gate.min_queries:
+            raise InputError(
+                f"gate: {queries} judged queries are kept out for it (gate.fraction {settings.gate.fraction}), too few "
+                f"to decide (gate.min_queries {settings.gate.min_queries}); judge more, or give it a larger share"
+            )
+        dims = ", ".join(map(str, self.dims))
+        if untrained := sorted(set(settings.publish.dim) - set(self.dims), reverse=True):
+            raise InputError(
+                f"publish.dim: {untrained[0]} is none of the trained dims, {dims}, so no gate looks at it; add it to "
+                "train.dims"
+            )
+        if self.champion is None:
+            return
+        fraction = self.ledger.cycle(self.champion.release.trained_in)["gate_fraction"]
+        if settings.gate.fraction > fraction:
+            raise InputError(
+                f"gate.fraction: {settings.gate.fraction} takes queries that the champion has learnt from, which was "
+                f"trained with {fraction}; leave it at that, or begin a new series (another `name`)"
+            )
+        theirs = self.champion.model.dims
+        # other dims of the data are told of as another embedding model
+        if settings.train.start == "warm" and self.dims[0] == theirs[0] and self.dims != theirs:
+            raise InputError(
+                f"train.dims: {dims}, but a warm start keeps those of the champion, {', '.join(map(str, theirs))}; set "
+                "train.start: fresh for this change"
+            )
+
+    def _score(self, dataset: Dataset, sides: Mapping[str, Sides]) -> dict[str, dict[int, np.ndarray]]:
+        parts = on_cluster(self.settings.train.worker_range[0], self.settings.train.cpus_per_worker)
+        return query_scores(dataset, sides, self.dims, dataset.splits[HELD_OUT], parts)
+
+    def _challenge(
+        self,
+        dataset: Dataset,
+        record: dict[str, Any],
+        reference: Reference,
+        scores: dict[str, dict[int, np.ndarray]],
+    ) -> dict[str, Any]:
+        champion = self.champion
+        run_folder, challenger = self._train()
+        record |= {"run": run_folder.name, "challenger": challenger.fingerprint}
+        if champion is not None and challenger.fingerprint == champion.release.fingerprint:
+            reason = "unchanged: the new data give the champion again"
+            return self._close(record, UNCHANGED, reason, self._refresh(reason))
+        if challenger.fingerprint in self.ledger.releases().withdrawn:
+            reason = "REFUSED: it is the very model that was rolled back from"
+            return self._close(record, REFUSED, reason, self._refresh(reason))
+        tags = {"smec.data_fingerprint": record["data"], "smec.cycle": str(self.number)}
+        registry_version = self.registry.register(run_folder, challenger.fingerprint, tags)
+        self.registry.challenge(registry_version)
+        say(f"{self.settings.name} version {registry_version} in MLflow's registry is the challenger")
+        sides = {gate.CHALLENGER: Sides.same(challenger.encode)}
+        if champion is not None and self.settings.train.compatible:
+            sides[gate.OLD_DOCUMENTS] = Sides(queries=challenger.encode, documents=champion.model.encode)
+        scores |= self._score(dataset, sides)
+        verdict = gate.judge(scores, self.settings.gate)
+        record |= {"gate": verdict.as_json(), "registry_version": registry_version}
+        figures = [
+            metric(f"gate/{name}", mean, dim) for name, by_dim in verdict.means.items() for dim, mean in by_dim.items()
+        ]
+        drift = record["drift"] or {}
+        figures += [metric(f"drift/{name}", value) for name, value in drift.items() if value is not None]
+        self.registry.note(registry_version, {"smec.gate": verdict.reason}, figures)
+        if not verdict.holds:
+            return self._close(record, REFUSED, verdict.reason, self._refresh(verdict.reason))
+        say(f"gate {verdict.reason}")
+        self.ledger.keep_reference(self.number, reference, _by_query(dataset, scores[gate.CHALLENGER]))
+        release = Release(
+            cycle=self.number,
+            trained_in=self.number,
+            run=run_folder.name,
+            fingerprint=challenger.fingerprint,
+            registry_version=registry_version,
+            output=self.settings.publish.place,
+            version=self._compress(run_folder),
+            reason=verdict.reason,
+            created=_now(),
+        )
+        return self._close(record, PROMOTED, verdict.reason, release)
+
+    def _close(self, record: dict[str, Any], outcome: str, reason: str, release: Release | None) -> dict[str, Any]:
+        """Writes the decision. From here on it stands, whatever happens."""
+        record |= {
+            "outcome": outcome,
+            "reason": reason,
+            "release": None if release is None else release._asdict(),
+            "decided": _now(),
+            "seconds": round(time.monotonic() - self.started, 3),
+        }
+        self.lease.check()
+        self.ledger.write_cycle(record)
+        return record
+
+    def _train(self) -> tuple[RunFolder, Model]:
+        """Trains the challenger, or takes the one that an interrupted cycle has trained."""
+        settings = self.settings
+        values = {name: getattr(settings.train, name) for name in type(settings.train).model_fields if name != "start"}
+        if settings.train.start == "warm" and self.champion is not None:
+            values["warm_start"] = _model_uri(self._run_folder(self.champion.release))
+        else:
+            if settings.train.start == "warm":
+                say(f"{settings.name}: there is no champion yet, so the first model is trained fresh")
+            # nor are there old documents
+            values["compatible"] = 0.0
+        values |= {"data": settings.data, "storage": settings.storage, "hold_out": settings.gate.fraction}
+        training = Training(TrainingSettings(**values), settings.name, self.dataset)
+        run_folder = RunFolder(settings.storage, training.name)
+        self.ledger.begin_training(run_folder)
+        with TemporaryDirectory() as scratch:
+            training.finish(run_folder, Path(scratch))
+        return run_folder, load(_model_uri(run_folder))
+
+    def _run_folder(self, release: Release) -> RunFolder:
+        return RunFolder(self.settings.storage, release.run)
+
+    def _compress(self, run_folder: RunFolder) -> str:
+        """The finished version of the corpus, which is not in force yet."""
+        settings, publish = self.settings, self.settings.publish
+        figures = compress(
+            CompressSettings(
+                model=_model_uri(run_folder),
+                input=join_uri(settings.data, "corpus"),
+                columns=settings.columns,
+                output=publish.output,
+                dim=publish.dim,
+                dtype=publish.dtype,
+                gpu="auto" if settings.train.gpu == "wait" else settings.train.gpu,
+            )
+        )
+        version: str = figures["version"]
+        if dataset_stamp(settings.data) != self.stamp:
+            raise SmecError(f"{public_uri(settings.data)}: changed while it was used; run again")
+        return version
+
+    def _refresh(self, reason: str) -> Release | None:
+        """The champion with the corpus as it is now, where there is one and that is wanted and new."""
+        if self.champion is None or not self.settings.publish.refresh:
+            return None
+        release, output = self.champion.release, self.settings.publish.place
+        version = self._compress(self._run_folder(release))
+        if (output, version) == (release.output, release.version):
+            return None
+        return release._replace(
+            cycle=self.number, output=output, version=version, reason=f"new corpus ({reason})", created=_now()
+        )
+
+
+def _by_query(dataset: Dataset, by_dim: Mapping[int, np.ndarray]) -> QueryScores:
+    """The score of each gate query, by its id and dim."""
+    query_ids = dataset.queries.ids().take(dataset.splits[HELD_OUT].query_row_Q).to_pylist()
+    return {
+        name: {str(dim): float(value_Q[row]) for dim, value_Q in by_dim.items()} for row, name in enumerate(query_ids)
+    }
+
+
+def _model_uri(run_folder: RunFolder) -> str:
+    return join_uri(run_folder.uri, MODEL)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,84 @@
+"""Puts decisions of `smec retrain` and `smec rollback` in force, and removes what is not needed any more."""
+
+import posixpath
+import re
+
+from pipelines.retrain.ledger import Ledger, Release, Releases
+from pipelines.retrain.registry import Registry
+from pipelines.retrain.settings import RetrainSettings
+from pipelines.storage.lease import Lease
+from pipelines.storage.publish import plans, put_in_force, remove_version
+from pipelines.storage.run_folder import MODEL, RunFolder
+from smec_core.data.uri import public_uri
+from smec_core.errors import InputError
+
+
+class Service:
+    """A series of models as the world sees it: the registry's alias `champion`, and CURRENT of the published folder."""
+
+    def __init__(self, settings: RetrainSettings, ledger: Ledger, lease: Lease) -> None:
+        """Opens it.
+
+        Raises:
+            InputError: MLFLOW_TRACKING_URI names another registry than that of the series, or none that stays.
+        """
+        self.settings, self.ledger, self.lease = settings, ledger, lease
+        self.registry = Registry(settings.name)
+        ledger.check_registry(self.registry.address)
+
+    def follow_last_decision(self) -> bool:
+        """Does what the last cycle has decided, or what a killed run has left undone of it.
+
+        Returns:
+            Whether a release of that cycle came into force only now.
+
+        Raises:
+            InputError: that is about another published folder than the settings name.
+            SmecError: MLflow's registry cannot be reached.
+        """
+        last, releases = self.ledger.last_cycle(), self.ledger.releases()
+        if last is not None and last["release"] is not None:
+            release = Release(**last["release"])
+            if release.cycle > max((other.cycle for other in releases.releases), default=0):
+                self.put_in_force(releases.with_new(release))
+                return True
+        if releases.in_effect != releases.in_force:
+            self.put_in_force(releases)
+            return last is not None and releases.in_force == last["cycle"]
+        return False
+
+    def put_in_force(self, releases: Releases) -> None:
+        """Writes the releases down, then lets alias and CURRENT follow; again with the same result after a kill."""
+        champion, output = releases.champion, self.settings.publish.output
+        if champion is not None and champion.output != self.settings.publish.place:
+            raise InputError(
+                f"publish.output: {champion.version} of {champion.output} was about to be put in force when a run was "
+                "killed; run once with that folder, then change it"
+            )
+        self.lease.check()
+        self.ledger.write_releases(releases)
+        if champion is not None:
+            self.registry.crown(champion.registry_version)
+            # the registry may have taken its time
+            self.lease.check()
+            put_in_force(output, champion.version)
+        self._prune(releases._replace(in_effect=releases.in_force))
+
+    def _prune(self, releases: Releases) -> None:
+        kept = releases.kept(self.settings.publish.keep)
+        versions = {one.version for one in kept.releases if one.output == self.settings.publish.place}
+        for version, plan in plans(self.settings.publish.output).items():
+            # also those of runs that were killed before they decided on them
+            if self._is_of_series(plan.get("model")) and version not in versions:
+                remove_version(self.settings.publish.output, version)
+        runs = {one.run for one in kept.releases}
+        for release in releases.releases:
+            if release.run not in runs:
+                self.ledger.forget_reference(release.trained_in)
+                RunFolder(self.settings.storage, release.run).remove()
+        self.ledger.write_releases(kept)
+
+    def _is_of_series(self, model: object) -> bool:
+        """Whether a model is one that a training of this series has left in the storage."""
+        ours = posixpath.join(public_uri(self.settings.storage), self.settings.name)
+        return isinstance(model, str) and bool(re.fullmatch(rf"{re.escape(ours)}-[0-9a-f]+/{MODEL}", model))

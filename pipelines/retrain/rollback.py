@@ -1,0 +1,63 @@
+"""`smec rollback`: puts an earlier release of `smec retrain` in force again, model and vectors together."""
+
+from _thread import interrupt_main
+from typing import Any
+
+from pipelines.console import say
+from pipelines.retrain.ledger import Ledger
+from pipelines.retrain.releases import Service
+from pipelines.retrain.settings import RollbackSettings
+from pipelines.storage.lease import Lease
+from pipelines.storage.run_folder import RunFolder
+from smec_core.data.uri import public_uri
+from smec_core.errors import InputError
+
+
+def run(settings: RollbackSettings) -> dict[str, Any]:
+    """Puts an earlier release in force.
+
+    The next `smec retrain` compares with that one, and does nothing before there are new data or settings.
+
+    Returns:
+        The release.
+
+    Raises:
+        InputError: there is no such release any more.
+        LeaseError: the series is being retrained.
+        SmecError: MLflow's registry cannot be reached; the same command goes on.
+    """
+    folder = RunFolder(settings.storage, settings.name)
+    folder.create()
+    with Lease(folder, interrupt_main, f"series {settings.name}", "retrained", "name") as lease:
+        ledger = Ledger(folder)
+        service = Service(settings, ledger, lease)
+        was_cut_short = settings.to is None and ledger.releases().is_returning
+        service.follow_last_decision()
+        releases = ledger.releases()
+        champion = releases.champion
+        if champion is None:
+            raise InputError(f"{public_uri(folder.uri)}: nothing was released yet, so there is nothing to return to")
+        if was_cut_short:
+            say(f"{settings.name}: {champion.version} is in force; an earlier rollback was killed before that")
+            return champion._asdict()
+        # vectors in another folder than that of the settings are not theirs to switch
+        here = [release for release in releases.releases if release.output == settings.publish.place]
+        if settings.to is None:
+            passed = {*releases.withdrawn, champion.fingerprint}
+            others = [release for release in here if release.fingerprint not in passed]
+            earlier = [release for release in others if release.cycle < champion.cycle]
+        else:
+            earlier = [release for release in here if release.version == settings.to]
+        if not earlier:
+            kept = ", ".join(release.version for release in here)
+            wanted = f"to: no release has version {settings.to}" if settings.to else "no earlier model is kept"
+            raise InputError(
+                f"{wanted}; releases in {settings.publish.place}: {kept or 'none'}; in force: {champion.version} "
+                f"in {champion.output}"
+            )
+        back = earlier[-1]
+        service.put_in_force(releases.returned_to(back))
+    is_new = (back.output, back.version) != (champion.output, champion.version)
+    since = f"again, {champion.version} no more" if is_new else "as before"
+    say(f"{settings.name}: {back.version} with model {back.fingerprint[:12]} is in force {since}")
+    return back._asdict()

@@ -1,0 +1,169 @@
+"""The Ray cluster that a job runs on, and what of a Ray failure a user should read."""
+
+import atexit
+import logging
+import os
+import time
+from contextlib import suppress
+from typing import Any
+
+import ray
+import ray.exceptions
+from joblib import cpu_count
+from ray import PlacementGroupID
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+from pipelines.console import warn
+from pipelines.runtime.preflight import check_limits, keep_token, ray_folder
+from pipelines.runtime.settings import ClusterSettings
+from smec_core.errors import InputError, SmecError
+
+# how long Ray takes to end an actor whose owner has died, and to say so
+DEATH_SECONDS = 2.0
+
+# addresses of the clusters that this process has started
+_started: set[str] = set()
+
+
+class RayFailure(SmecError):
+    """Something failed on the cluster that is nobody's mistake, as a lost node: trying again may help."""
+
+
+def connect(cpus: float) -> None:
+    """Connects to the cluster of RAY_ADDRESS, or starts one on this machine; does nothing when connected.
+
+    Args:
+        cpus: logical CPUs that the job needs at once; a cluster started here has at least as many, since Ray would wait
+            for ever for CPUs that are not there.
+
+    Raises:
+        InputError: this machine lacks what Ray needs.
+        SmecError: there is no such cluster.
+    """
+    if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS")
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if not address:
+            local_cpus = max(int(cpus), cpu_count())
+            check_limits(local_cpus)
+            keep_token()
+            options |= {"num_cpus": local_cpus, "include_dashboard": False, "_temp_dir": str(ray_folder())}
+        try:
+            ray.init(address or "local", **options)
+        except Exception as error:
+            # of any kind: Ray raises what it met
+            doing = f"connect to Ray at {address}" if address else "start Ray on this machine"
+            raise SmecError(f"cannot {doing}: {_first_line(error)}; where the machine is busy, run again") from error
+        if not address:
+            _started.add(ray.get_runtime_context().gcs_address)
+        # Ray's own way out of a process waits half a second for lines of its workers, which are not printed here
+        atexit.register(ray.shutdown)
+    quiet_data()
+
+
+def is_own() -> bool:
+    """Whether the cluster is one that `connect` has started for this process: it is this machine, and ends with it."""
+    return ray.is_initialized() and ray.get_runtime_context().gcs_address in _started
+
+
+def quiet_data() -> None:
+    """Keeps Ray Data, Train and Tune, in this process, from printing what a user cannot act on."""
+    # here and not above: not every process that imports this module uses Ray Data
+    from ray.data import DataContext
+
+    # every error that it logs, with a page of traceback, it also raises
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def start_coordinator() -> None:
+    """Starts the actor that a Ray Train run, before its workers, would start and wait for."""
+    # no public way leads there; without it the run starts later
+    with suppress(ImportError):
+        from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
+
+        get_or_create_autoscaling_coordinator()
+
+
+def withdraw_claim(run_id: str) -> None:
+    """Gives back the nodes that a killed Ray Train run has claimed; Ray itself would keep them for three minutes.
+
+    An elastic run takes only what no run before it claims.
+
+    Args:
+        run_id: Ray Train's id of the run; one of another cluster, or that has ended well, does no harm.
+    """
+    # no public way leads there; without it the next run waits
+    with suppress(ValueError, AttributeError, ray.exceptions.RayError):
+        coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+        ray.get(coordinator.cancel_request.remote(f"train-{run_id}"))
+
+
+def release_after(actor: Any | None, group_id: str) -> None:
+    """Waits for the end of the process that runs a Ray Train run, then gives back what the run's workers hold.
+
+    Where such a process is killed within a job that goes on, Ray Train itself gives it back only with the help of the
+    cluster's dashboard, and only of one that it can tell from others on the same machine.
+
+    Args:
+        actor: the process, an actor; None for one that has ended.
+        group_id: the workers' placement group; one that is gone already does no harm.
+    """
+    with suppress(ray.exceptions.RayError):
+        while actor is not None:
+            ray.get(actor.__ray_ready__.remote())
+            time.sleep(DEATH_SECONDS)
+    # its controller, which would replace the workers, ends a moment later
+    time.sleep(DEATH_SECONDS)
+    with suppress(ray.exceptions.RayError):
+        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group_id)))
+
+
+def unwrap(error: BaseException) -> SmecError:
+    """The error that a user should read, out of whatever Ray wrapped around it."""
+    innermost = error
+    for cause in _causes(error):
+        # what Ray raises in place of an error is of that error's class, too, but of one that cannot be pickled
+        if isinstance(cause, SmecError) and not isinstance(cause, ray.exceptions.RayError):
+            return cause
+        # Ray Data names an empty one as the cause of what it does not hold for a user's mistake
+        innermost = cause if str(cause) else innermost
+    return RayFailure(f"a Ray worker failed: {type(innermost).__name__}: {_first_line(innermost)}")
+
+
+def _causes(error: BaseException) -> "list[BaseException]":
+    """An error and all that it was caused by, outermost first."""
+    found: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop(0)
+        if one is None or one in found:
+            continue
+        found.append(one)
+        # Ray keeps causes in attributes of its own: tasks in `cause`, Train in `worker_failures`
+        waiting += [getattr(one, "cause", None), one.__cause__]
+        waiting += list(getattr(one, "worker_failures", {}).values())
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def use_gpus(settings: ClusterSettings, workers: int) -> bool:
+    """Whether so many workers train on a GPU each.
+
+    Raises:
+        InputError: the settings insist on GPUs, and the cluster has too few.
+    """
+    found = ray.cluster_resources().get("GPU", 0)
+    if settings.gpu == "on" and found < workers:
+        raise InputError(f"gpu: {workers} GPU(s) wanted, but the cluster has {found:g}; auto and off train on CPUs")
+    if settings.gpu == "wait" and found < workers:
+        warn(f"{workers} worker(s) need {workers} GPUs, the cluster has {found:g} now; waiting")
+        return True
+    return bool(found >= workers and settings.gpu != "off")

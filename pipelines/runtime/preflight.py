@@ -1,0 +1,128 @@
+"""What Ray and MLflow need of this machine, seen to before they start: made to work, or else said in one line.
+
+Containers have less than other machines: few open files, folders that cannot be written to, users without a home.
+"""
+
+import os
+import resource
+import secrets
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from pipelines.console import warn
+from smec_core.data.uri import mask
+from smec_core.errors import InputError, SmecError, one_line
+
+# bytes for the logs of a cluster
+ROOM = 16 << 20
+# of a Unix socket's path, what the kernel takes, and what Ray adds: its session is named by time and process
+SOCKET_PATH = 107
+RAY_PATH = len("/ray/session_2026-11-29_00-37-14_793622_4194304/sockets/plasma_store")
+
+
+def check_limits(cpus: int) -> None:
+    """Sees that the limits of this process, which all of a Ray has that it starts, leave room for one.
+
+    Args:
+        cpus: logical CPUs of the cluster.
+
+    Raises:
+        InputError: a limit is too low; Ray's processes would end without a word, or with pages.
+    """
+    # of what was seen: twice the files of the process that has the most, and the threads of all
+    needs = [
+        ("open files", resource.RLIMIT_NOFILE, 128 + 8 * cpus, "ulimit -n 65536, in Docker --ulimit nofile=65536"),
+        ("bytes of address space", resource.RLIMIT_AS, psutil.virtual_memory().total // 2, "ulimit -v unlimited"),
+    ]
+    if os.geteuid() != 0:
+        # root has no such limit
+        needs.append(("processes and threads", resource.RLIMIT_NPROC, 384 + 32 * cpus, "ulimit -u unlimited"))
+    for what, limit, needed, cure in needs:
+        soft, hard = resource.getrlimit(limit)
+        if soft == resource.RLIM_INFINITY or soft >= needed:
+            continue
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise InputError(
+                f"limit of {what}: {hard:,} is too low for Ray with {cpus} CPU(s), which needs {needed:,}; "
+                f"raise it: {cure}"
+            )
+        resource.setrlimit(limit, (hard, hard))
+
+
+def ray_folder() -> Path:
+    """Where a Ray on this machine puts its files: in the temporary folder, or a shorter one where that is too long.
+
+    Raises:
+        InputError: there is none.
+    """
+    longest = SOCKET_PATH - RAY_PATH
+    named = os.environ.get("RAY_TMPDIR")
+    try:
+        wanted = named or tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise InputError(f"TMPDIR: {one_line(error)}; name a folder that can be written to") from error
+    for folder in [wanted] if named else [wanted, "/tmp", "/var/tmp", "/dev/shm"]:
+        made = Path(folder, "ray")
+        if len(os.fsencode(folder)) > longest:
+            continue
+        with suppress(OSError):
+            made.mkdir(parents=True, exist_ok=True)
+        if os.access(made, os.W_OK | os.X_OK) and shutil.disk_usage(made).free >= ROOM:
+            if folder != wanted:
+                warn(f"Ray's files are in {made}: {wanted} is full, not to be written to or too long for sockets")
+            return made
+    raise InputError(
+        f"{'RAY_TMPDIR' if named else 'TMPDIR'}: {wanted} is no folder for Ray; name one in RAY_TMPDIR that can be "
+        f"written to, has {ROOM >> 20} MiB free and a path of at most {longest} bytes"
+    )
+
+
+def keep_token() -> None:
+    """Gives Ray its token in the environment, where the home folder, in which Ray keeps it, cannot be written to."""
+    try:
+        home = Path.home()
+    except RuntimeError:
+        # a user that /etc/passwd does not have
+        home = Path(os.environ.setdefault("HOME", "/"))
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or (home / ".ray/auth_token").exists():
+        return
+    with suppress(OSError):
+        (home / ".ray").mkdir(parents=True, exist_ok=True)
+    if not os.access(home / ".ray", os.W_OK | os.X_OK):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def check_store(uri: str) -> None:
+    """Opens MLflow's database once, where its store is one: MLflow itself would go on trying for 100 seconds.
+
+    Raises:
+        InputError: its file cannot be opened.
+        SmecError: its server does not answer.
+    """
+    # here and not above: not every job needs MLflow
+    from mlflow.store.db.db_types import DATABASE_ENGINES, SQLITE
+    from sqlalchemy import make_url
+
+    engine = uri.partition("://")[0].partition("+")[0]
+    if engine not in DATABASE_ENGINES:
+        return
+    from mlflow.store.db.utils import create_sqlalchemy_engine
+
+    try:
+        # MLflow makes missing folders of a file
+        if engine == SQLITE and not Path(str(make_url(uri).database)).parent.is_dir():
+            return
+        database = create_sqlalchemy_engine(uri)
+        try:
+            database.connect().close()
+        finally:
+            database.dispose()
+    except Exception as error:
+        # of whatever database it is
+        problem = (str(error) or type(error).__name__).splitlines()[0]
+        kind = InputError if engine == SQLITE else SmecError
+        raise kind(f"{mask(problem)}; name another store in MLFLOW_TRACKING_URI") from error

@@ -1,0 +1,5 @@
+"""Encodes queries over HTTP, on Ray Serve: `smec serve`."""
+
+from pipelines.serve.job import ServeSettings, app, run
+
+__all__ = ["ServeSettings", "app", "run"]

@@ -1,0 +1,264 @@
+"""`smec serve`: query vectors over HTTP and by Serve handle, original embeddings in, nested vectors out.
+
+`app` is the application builder that Serve's own tools take, as a config file or `serve run pipelines.serve:app
+model=/shared/models/products`; pipelines/serve/replica.py is what runs.
+"""
+
+import logging
+import os
+import re
+import signal
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import ray
+import ray.exceptions
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipelines.console import say, warn
+from pipelines.runtime.cluster import connect
+from smec_core.errors import InputError, SmecError
+from smec_core.model.model import load
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+    from ray.serve.config import HTTPOptions
+    from ray.serve.schema import ApplicationStatusOverview
+
+HOST, PORT = "127.0.0.1", 8000
+POLL_SECONDS = 0.2
+WATCH_SECONDS = 5.0
+START_TRIES = 3
+# of the replicas, rounded up: as many new ones start before old ones stop, so that one replica is replaced, too
+SURGE_PERCENT = 25
+
+
+class ApplicationSettings(BaseModel):
+    """What the application takes, from `smec serve` or under `args` in a Serve config file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    model: str
+    """Model folder, on a path that all nodes with replicas reach."""
+    replicas: int = Field(1, ge=1)
+    """Processes that each hold the model and answer requests."""
+    threads: int = Field(1, ge=1)
+    """Torch threads of each replica, and the CPUs that it claims from Ray."""
+    batch_requests: int = Field(64, ge=1)
+    """Most requests that a replica multiplies together."""
+    batch_wait_ms: float = Field(2, ge=0)
+    """Milliseconds that a request waits for others to join it."""
+    max_rows: int = Field(1024, ge=1)
+    """Most vectors of one request."""
+    max_queued: int = Field(1000, ge=1)
+    """Requests that wait at each HTTP proxy or handle while all replicas are busy; further ones get status 503."""
+
+
+class ServeSettings(ApplicationSettings):
+    """What `smec serve` takes."""
+
+    host: str | None = None
+    """Address to listen on: by default 127.0.0.1, or where Serve listens already on the cluster."""
+    port: int | None = Field(None, ge=1, le=65535)
+    """Port to listen on: by default 8000, or where Serve listens already on the cluster."""
+    name: str = Field("smec", min_length=1)
+    """Application on the cluster; the one of this name is replaced."""
+    route: str = Field("/", pattern="^/([^{}]*[^/{}])?$")
+    """Path under which it answers, for several applications on one cluster."""
+
+
+class _Terminated(BaseException):
+    """SIGTERM has come."""
+
+
+def app(settings: ApplicationSettings) -> "Application":
+    """Builds the Serve application.
+
+    Raises:
+        InputError: `model` is no model folder.
+        SmecError: Ray Serve is not installed.
+    """
+    _require_serve()
+    from pipelines.serve.replica import Encoder
+
+    deployment = Encoder.options(  # type: ignore[attr-defined]
+        num_replicas=settings.replicas,
+        ray_actor_options={"num_cpus": settings.threads},
+        # one batch is multiplied while the next one gathers
+        max_ongoing_requests=2 * settings.batch_requests,
+        max_queued_requests=settings.max_queued,
+        max_surge_percent=SURGE_PERCENT,
+        max_constructor_retry_count=START_TRIES,
+    )
+    folder = Path(settings.model).absolute()
+    return deployment.bind(
+        model=str(folder),
+        fingerprint=load(folder).fingerprint,
+        **settings.model_dump(include={"threads", "batch_requests", "batch_wait_ms", "max_rows"}),
+    )
+
+
+def run(settings: ServeSettings) -> dict[str, Any]:
+    """Serves a model: in the foreground on a Ray of its own, or as an application that stays on RAY_ADDRESS's cluster.
+
+    Returns:
+        url, name; of an application that stays.
+
+    Raises:
+        InputError: no model folder, or a host or port that cannot be had.
+        SmecError: Ray Serve is not installed, or the application did not start or has ended.
+    """
+    application = app(settings)
+    own = not (ray.is_initialized() or os.environ.get("RAY_ADDRESS"))
+    if own:
+        _check_port(settings.host or HOST, settings.port or PORT)
+    connect(settings.replicas * settings.threads)
+    if not own:
+        figures = _deploy(application, settings)
+        say(f"serving on the cluster at {figures['url']}; it stays there when this command has ended")
+        return figures
+    try:
+        # here and not before: Ray has set a handler of its own
+        signal.signal(signal.SIGTERM, _terminate)
+        figures = _deploy(application, settings)
+        say(f"serving at {figures['url']}; Ctrl-C ends it")
+        _watch(settings.name)
+    except _Terminated:
+        say("terminated: answering what is under way, then ending")
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _shut_down(settings.name)
+    return {}
+
+
+def _require_serve() -> None:
+    try:
+        import ray.serve  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise SmecError("smec serve needs Ray Serve: pip install 'smec-ray[serve]'") from error
+
+
+def _check_port(host: str, port: int) -> None:
+    """Refuses an address that cannot be listened on; Serve itself would say so in a log file only."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"cannot listen on {host}:{port} ({reason}); choose another --host or --port") from error
+
+
+def _deploy(application: "Application", settings: ServeSettings) -> dict[str, Any]:
+    """Starts or replaces the application and waits until all of its replicas hold the model.
+
+    Raises:
+        InputError: Serve listens elsewhere, or another application has the route.
+        SmecError: it did not start.
+    """
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+    from ray.serve.schema import ApplicationStatus
+
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    http = _listen(settings)
+    replaced = settings.name in serve.status().applications
+    try:
+        target = serve.RunTarget(application, settings.name, settings.route)
+        serve.run_many([target], wait_for_applications_running=False)
+    except RayServeException as error:
+        problem = _last_line(str(error))
+        raise InputError(f"route {settings.route}: {problem}; choose another with --set route=/...") from error
+    said = ""
+    while (status := serve.status().applications[settings.name]).status != ApplicationStatus.RUNNING:
+        message = _message(status)
+        if status.status == ApplicationStatus.DEPLOY_FAILED:
+            if replaced:
+                raise SmecError(f"the new application did not start, the old one goes on: {message}")
+            serve.delete(settings.name)
+            raise SmecError(f"the application did not start: {message}")
+        if message and message != said:
+            say(message)
+        said = message
+        time.sleep(POLL_SECONDS)
+    return {"url": f"http://{http.host}:{http.port}{settings.route.rstrip('/')}", "name": settings.name}
+
+
+def _listen(settings: ServeSettings) -> "HTTPOptions":
+    """Starts Serve's HTTP proxies, or finds those that run.
+
+    Raises:
+        InputError: they run, but listen elsewhere.
+        SmecError: they do not start.
+    """
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+
+    # no public way tells where Serve listens
+    from ray.serve.context import _get_global_client
+
+    running = _get_global_client(raise_if_no_controller_running=False)
+    if running is None:
+        http = HTTPOptions(host=settings.host or HOST, port=settings.port or PORT)
+        try:
+            serve.start(http_options=http)
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            serve.shutdown()
+            raise SmecError(f"Serve cannot listen on {http.host}:{http.port}: {_last_line(str(error))}") from error
+        return http
+    http = running.http_config
+    if (settings.host or http.host, settings.port or http.port) != (http.host, http.port):
+        raise InputError(
+            f"host, port: Serve on this cluster listens on {http.host}:{http.port} already, for all applications; "
+            "leave them out, or end Serve there first (serve shutdown)"
+        )
+    return http
+
+
+def _message(status: "ApplicationStatusOverview") -> str:
+    """What there is to read about an application that does not run, as one line."""
+    return next((_last_line(found.message) for found in status.deployments.values() if found.message), status.message)
+
+
+def _last_line(message: str) -> str:
+    """Of a traceback its error, without the name of its class."""
+    return re.sub(r"^[\w.]+: ", "", message.strip().split("\n")[-1].strip())
+
+
+def _watch(name: str) -> NoReturn:
+    """Waits for a signal, and says what becomes of the application meanwhile."""
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+    from ray.serve.schema import ApplicationStatus
+
+    said = ""
+    while True:
+        time.sleep(WATCH_SECONDS)
+        try:
+            status = serve.status().applications.get(name)
+        except (ray.exceptions.RayError, RayServeException) as error:
+            raise SmecError(f"Ray has ended ({_last_line(str(error))}); start smec serve again") from error
+        if status is None:
+            raise SmecError(f"the application {name} was removed; start smec serve again")
+        message = "" if status.status == ApplicationStatus.RUNNING else _message(status)
+        if message and message != said:
+            warn(message)
+        said = message
+
+
+def _shut_down(name: str) -> None:
+    """Answers what is under way, then ends Serve and the Ray that was started for it."""
+    from ray import serve
+
+    # where Ray has died already there is nothing to end
+    with suppress(Exception):
+        serve.delete(name)
+    ray.shutdown()
+
+
+def _terminate(*unused: object) -> NoReturn:
+    raise _Terminated

@@ -1,0 +1,141 @@
+"""What one replica of the service does: holds the model, batches queries, answers over HTTP and by handle.
+
+Needs the extra `serve`; pipelines/serve/job.py, which does not, builds the application from it.
+"""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic_core import to_json
+from ray import serve
+from ray.serve.metrics import Counter, Histogram
+
+from pipelines.serve.queries import Query, QueryError, body_limit, check, encode_together, read, too_large
+from smec_core.errors import InputError
+from smec_core.model.model import load
+
+MILLISECONDS = [1.0, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
+ROWS = [1.0, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384]
+
+http = FastAPI(title="smec: nested embeddings", openapi_url=None)
+
+
+class Meters:
+    """What Ray exports to Prometheus about a replica, each name with `ray_` before it."""
+
+    def __init__(self) -> None:
+        self.requests = Counter("smec_serve_requests", "Requests for vectors, those refused included.")
+        self.rows = Counter("smec_serve_rows", "Vectors given.")
+        self.errors = Counter("smec_serve_errors", "Requests refused or failed, by kind.", ("kind",))
+        self.batch_rows = Histogram("smec_serve_batch_rows", "Rows that were multiplied together.", ROWS)
+        self.latency = Histogram("smec_serve_latency_ms", "From a request's arrival to its answer.", MILLISECONDS)
+
+
+class Metered:
+    """Counts one request, its time and what went wrong with it."""
+
+    def __init__(self, meters: Meters) -> None:
+        self.meters = meters
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self.meters.requests.inc()
+        self.meters.latency.observe(1000 * (time.perf_counter() - self.started))
+        if error is not None:
+            label = "cancelled" if isinstance(error, asyncio.CancelledError) else getattr(error, "kind", "internal")
+            self.meters.errors.inc(tags={"kind": label})
+
+
+# what its methods use must stand above it: Serve copies the routes, and all that they name, as it reads this line
+@serve.deployment
+@serve.ingress(http)
+class Encoder:
+    """A deployment; `serve.get_app_handle(name).encode.remote(x_ND, dim)` calls it from Python on the cluster."""
+
+    def __init__(
+        self, model: str, fingerprint: str, threads: int, batch_requests: int, batch_wait_ms: float, max_rows: int
+    ) -> None:
+        torch.set_num_threads(threads)
+        self.model = load(Path(model))
+        self.fingerprint = self.model.fingerprint
+        if self.fingerprint != fingerprint:
+            # or replicas of one application would give vectors that cannot be compared
+            raise InputError(
+                f"{model}: holds the model {self.fingerprint[:12]} now, but {fingerprint[:12]} was deployed; deploy it "
+                "again (smec serve), and give a new version a folder of its own"
+            )
+        self.max_rows = max_rows
+        self.meters = Meters()
+        self._encode_batch.set_max_batch_size(batch_requests)  # type: ignore[attr-defined]
+        self._encode_batch.set_batch_wait_timeout_s(batch_wait_ms / 1000)  # type: ignore[attr-defined]
+
+    async def encode(self, x_ND: Any, dim: int | None = None) -> np.ndarray:
+        """Compresses query vectors; for Serve handles.
+
+        Args:
+            x_ND: original embeddings (N, D), an array or lists, any scale.
+            dim: how many dims to keep. Default: all.
+
+        Returns:
+            Unit vectors (N, dim), float32: those of `Model.encode`, but for rounding.
+
+        Raises:
+            QueryError: not what the model takes; an InputError.
+        """
+        with Metered(self.meters):
+            return await self._answer(check(x_ND, dim, self.model, self.max_rows))
+
+    @http.post("/encode")
+    async def post_encode(self, request: Request) -> Response:
+        """{"inputs": [[...], ...], "dim": 96} to {"embeddings": [[...], ...], "dim": 96, "model": fingerprint}."""
+        try:
+            with Metered(self.meters):
+                query = read(await self._body(request), self.model, self.max_rows)
+                z_Nd = await self._answer(query)
+                answer = {"embeddings": z_Nd.tolist(), "dim": query.dim, "model": self.fingerprint}
+                return Response(to_json(answer), media_type="application/json")
+        except QueryError as error:
+            return JSONResponse({"detail": str(error)}, error.status)
+
+    @http.get("/healthz")
+    async def healthz(self) -> dict[str, Any]:
+        """Answers 200 from when the model is loaded."""
+        return {"status": "ok", "model": self.fingerprint}
+
+    @http.get("/info")
+    async def info(self) -> dict[str, Any]:
+        """What the model takes and gives, and what it reached when it was trained."""
+        return {
+            "model": self.fingerprint,
+            "input_dim": self.model.input_dim,
+            "dims": self.model.dims,
+            "max_rows": self.max_rows,
+            "evaluation": self.model.metrics.get("evaluation", {}),
+        }
+
+    async def _body(self, request: Request) -> bytes:
+        body, limit = bytearray(), body_limit(self.model, self.max_rows)
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise too_large(self.model, self.max_rows)
+        return bytes(body)
+
+    async def _answer(self, query: Query) -> np.ndarray:
+        z_Nd: np.ndarray = await self._encode_batch(query)
+        self.meters.rows.inc(len(z_Nd))
+        return z_Nd
+
+    @serve.batch
+    async def _encode_batch(self, queries: list[Query]) -> list[np.ndarray]:
+        self.meters.batch_rows.observe(sum(len(query.x_ND) for query in queries))
+        # in a thread, so that further requests are read meanwhile
+        return await asyncio.to_thread(encode_together, self.model, queries)

@@ -1,0 +1,1 @@
+"""What jobs keep: run folders, leases, published folders, model folders."""

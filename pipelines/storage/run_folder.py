@@ -1,0 +1,197 @@
+"""The folder STORAGE/NAME in which a training run keeps its state, on a file system or an object store.
+
+    STORAGE/NAME/lease.json           who trains it now (pipelines/storage/lease.py)
+    STORAGE/NAME/run.json             which settings and data this run is of
+    STORAGE/NAME/mlflow_run.json      the run in MLflow that a restart goes on in (pipelines/tracking/recorder.py)
+    STORAGE/NAME/ray_run.json         the last run in Ray Train, of which a kill leaves something (train/fit.py)
+    STORAGE/NAME/model/*              the trained model
+    STORAGE/NAME/finished.json        lists the files of model/; written last, so where it is the model is whole
+    STORAGE/NAME/NAME.start-*/        while it trains, its checkpoints (pipelines/train/checkpoints.py)
+
+where STORAGE is what the user names, and NAME the run.
+"""
+
+import hashlib
+import json
+import posixpath
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.fs as pafs
+
+from pipelines.storage.files import exists, read_json
+from pipelines.storage.publish import READ_BYTES, new_file
+from smec_core.data.uri import join_uri, open_filesystem, public_uri
+from smec_core.errors import InputError, SmecError, StoreUnreachable, one_line
+
+MODEL = "model"
+FINISHED = "finished.json"
+IDENTITY_FILE = "run.json"
+
+
+class _StoredFile(NamedTuple):
+    name: str
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, file: Path) -> "_StoredFile":
+        with file.open("rb") as content:
+            return cls(file.name, file.stat().st_size, hashlib.file_digest(content, "sha256").hexdigest())
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Attributes:
+        name: the run's name.
+        uri: absolute path or URI of the folder, with its options; show it through `public_uri`.
+        filesystem: where it is.
+        storage_path: on that file system, the folder that holds the folders of all runs.
+        path: on that file system, this run's folder.
+
+    Example:
+        >>> run_folder = RunFolder("s3://bucket/runs?region=eu-west-1", "nightly")
+        >>> run_folder.path
+        'bucket/runs/nightly'
+    """
+
+    def __init__(self, storage: str, name: str) -> None:
+        """Finds the folder; nothing is made yet.
+
+        Args:
+            storage: folder of all runs, a local path or a URI that pyarrow.fs opens.
+            name: run name.
+
+        Raises:
+            InputError: no file system for this URI.
+        """
+        self.filesystem, root = open_filesystem(storage)
+        # a process with another working directory finds it, too
+        storage = storage if "://" in storage else root
+        self._storage, self.name = storage, name
+        self.uri = join_uri(storage, name)
+        self.storage_path = root.rstrip("/")
+        self.path = f"{self.storage_path}/{name}"
+
+    @property
+    def local_path(self) -> Path | None:
+        """The folder on a local or mounted file system; None on an object store."""
+        return Path(self.path) if isinstance(self.filesystem, pafs.LocalFileSystem) else None
+
+    def sibling(self, name: str) -> "RunFolder":
+        """The folder of another run in the same storage."""
+        return RunFolder(self._storage, name)
+
+    def create(self) -> None:
+        """Makes the folder where it is missing.
+
+        Raises:
+            InputError: it cannot be made or written to.
+        """
+        try:
+            self.filesystem.create_dir(self.path)
+        except StoreUnreachable:
+            raise
+        except OSError as error:
+            raise InputError(f"storage: {public_uri(self.uri)} cannot be written to ({one_line(error)})") from error
+
+    def read_json(self, name: str) -> Any:
+        """The content of a small file; None where there is no such file."""
+        return read_json(self.filesystem, f"{self.path}/{name}")
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Writes or replaces a small file; a reader meets the old or the new one, never half of it."""
+        with new_file(self.filesystem, f"{self.path}/{name}") as sink:
+            sink.write(json.dumps(content, indent=1).encode())
+
+    def claim(self, identity: Any) -> None:
+        """Ties the folder to what decides its result; only for who holds its lease.
+
+        Raises:
+            InputError: it is another's.
+        """
+        if self.read_json(IDENTITY_FILE) is None:
+            self.write_json(IDENTITY_FILE, identity)
+        self.check(identity)
+
+    def check(self, identity: Any) -> None:
+        """Refuses a folder that is tied to something else; ties it to nothing.
+
+        Raises:
+            InputError: it is another's.
+        """
+        if self.read_json(IDENTITY_FILE) not in (None, identity):
+            raise InputError(
+                f"name: {public_uri(self.uri)} was made with other settings or data; choose another --name"
+            )
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether a whole model is stored here."""
+        return exists(self.filesystem, f"{self.path}/{FINISHED}")
+
+    def store_model(self, model_folder: Path) -> None:
+        """Stores a model and marks the run as finished; what an earlier attempt left of one is replaced.
+
+        Args:
+            model_folder: local folder of files.
+        """
+        if self.is_finished:
+            self.filesystem.delete_file(f"{self.path}/{FINISHED}")
+        stored = f"{self.path}/{MODEL}"
+        self.filesystem.create_dir(stored)
+        self.filesystem.delete_dir_contents(stored)
+        files = [_StoredFile.of(file) for file in sorted(model_folder.iterdir())]
+        for file in files:
+            with (
+                (model_folder / file.name).open("rb") as source,
+                new_file(self.filesystem, f"{stored}/{file.name}") as sink,
+            ):
+                shutil.copyfileobj(source, sink, READ_BYTES)
+        self.write_json(FINISHED, {"format": 1, "files": [file._asdict() for file in files]})
+
+    def remove(self) -> None:
+        """Removes the folder with all that is in it; killed in the middle it leaves no run that passes for finished."""
+        if self.is_finished:
+            self.filesystem.delete_file(f"{self.path}/{FINISHED}")
+        if self.filesystem.get_file_info(self.path).type == pafs.FileType.Directory:
+            self.filesystem.delete_dir(self.path)
+
+    def fetch_model(self, folder: Path) -> None:
+        """Copies the finished model into a local folder.
+
+        Args:
+            folder: an empty folder.
+
+        Raises:
+            SmecError: a file is missing, or is not the one that was stored.
+        """
+        for entry in self.read_json(FINISHED)["files"]:
+            expected = _StoredFile(**entry)
+            if posixpath.basename(expected.name) != expected.name:
+                raise SmecError(
+                    f"{public_uri(self.uri)}/{FINISHED}: names {expected.name!r}, which is no file of a model"
+                )
+            stored = f"{self.path}/{MODEL}/{expected.name}"
+            try:
+                with (
+                    self.filesystem.open_input_stream(stored, compression=None) as source,
+                    (folder / expected.name).open("wb") as target,
+                ):
+                    shutil.copyfileobj(source, target, READ_BYTES)
+                problem = None if _StoredFile.of(folder / expected.name) == expected else "was changed"
+            except FileNotFoundError:
+                problem = "was removed"
+            if problem:
+                public = public_uri(self.uri)
+                raise SmecError(
+                    f"{public}/{MODEL}/{expected.name}: {problem} after the run had finished; "
+                    f"to train again, remove {public}/{FINISHED}"
+                )
+
+
+def digest(identity: dict[str, Any]) -> str:
+    """A short name for what decides a result."""
+    return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=5).hexdigest()

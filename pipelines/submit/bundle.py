@@ -1,0 +1,153 @@
+"""What `smec submit` sends to the cluster: this project's code, and the settings files that the command names."""
+
+import hashlib
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import typer
+
+from pipelines.cli.settings import read_assignment
+from smec_core.errors import InputError
+from smec_core.yaml_file import read_mapping
+
+PACKAGES = ("smec_core", "pipelines", "tune_spaces")
+# what the packages are made of; whatever else lies in their folders stays here
+SUFFIXES = {".py", ".yaml", ".j2"}
+FILE_OPTIONS = ("--config", "--space")
+"""Options whose file is read by the command itself, so that it is sent along."""
+FILES = "files"
+"""Folder of the bundle for those files."""
+
+PLACES = {
+    *("base", "data", "folder", "input", "input_", "json_file", "model", "out", "output", "source", "storage"),
+    "warm_start",
+}
+"""Parameters and settings of the commands that name a place to read or to write."""
+
+
+def check_command(command: Sequence[str]) -> None:
+    """Reads a command as the job will, so that bad usage ends here and not on the cluster.
+
+    Raises:
+        InputError: it is no command of smec that can be submitted, its usage is wrong, or it names a place that the
+            cluster cannot reach.
+    """
+    parameters = parse_command(command)
+    config = parameters.get("config")
+    layers = [parameters, dict(read_assignment(text) for text in parameters.get("assign") or [])]
+    if config is not None and config.is_file():
+        layers.append(read_mapping(config))
+    for place in (place for layer in layers for place in _places(layer)):
+        if not place.startswith("/") and "://" not in place:
+            raise InputError(
+                f"smec {command[0]}: {place} is relative, so it would lie in the job's own folder, which goes away "
+                "with it; give an absolute path that the cluster's machines mount, or a URI"
+            )
+
+
+def _places(layer: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in layer.items():
+        if isinstance(value, Mapping):
+            yield from _places(value)
+        elif str(key).rpartition(".")[2] in PLACES and value is not None:
+            # experiments take several
+            yield from str(value).split(",")
+
+
+def parse_command(command: Sequence[str]) -> Mapping[str, Any]:
+    """The parameters of a command of smec, by the names that the command line's reader gives them.
+
+    Raises:
+        InputError: it is no command that can be submitted, or its usage is wrong.
+    """
+    name, *arguments = command
+    # here and not above: cli.py imports this module when it submits
+    from pipelines.cli import app
+
+    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    known = sorted(commands.keys() - {"submit"})
+    if name not in known:
+        raise InputError(f"{name}: is no command that can be submitted; known: {', '.join(known)}")
+    try:
+        parameters: Mapping[str, Any] = commands[name].make_context(f"smec {name}", list(arguments)).params
+    except typer.Exit as done:  # --help was asked for, and has been answered
+        sys.exit(done.exit_code)
+    except Exception as error:
+        # the class of usage errors is typer's or click's, by typer's version
+        if not hasattr(error, "format_message"):
+            raise
+        raise InputError(f"smec {name}: {error.format_message()}") from error
+    return parameters
+
+
+def write_bundle(command: Sequence[str], folder: Path) -> list[str]:
+    """Copies the code and the command's settings files into an empty folder, from which the job will run.
+
+    Returns:
+        The command, with the files named as the job finds them.
+
+    Raises:
+        InputError: a file cannot be read, or is not there and is not an absolute path either.
+    """
+    for package in PACKAGES:
+        _copy_package(package, folder / package)
+    return _take_files(command, folder)
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash of the names and contents of all files under a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        for part in (path.relative_to(folder).as_posix().encode(), path.read_bytes()):
+            digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()
+
+
+def _copy_package(package: str, target: Path) -> None:
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"the package {package} is not installed as files, so it cannot be sent to the cluster")
+    source = Path(next(iter(spec.submodule_search_locations)))
+    for path in source.rglob("*"):
+        inside = path.relative_to(source)
+        if path.suffix in SUFFIXES and path.is_file() and not any(part.startswith(".") for part in inside.parts):
+            (target / inside).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / inside)
+
+
+def _take_files(command: Sequence[str], folder: Path) -> list[str]:
+    changed: list[str] = []
+    option: str | None = None
+    for argument in command:
+        name, separator, value = argument.partition("=")
+        if option is not None:
+            changed.append(_take(option, argument, folder))
+            option = None
+        elif name in FILE_OPTIONS and separator:
+            changed.append(f"{name}={_take(name, value, folder)}")
+        else:
+            changed.append(argument)
+            option = argument if argument in FILE_OPTIONS else None
+    return changed
+
+
+def _take(option: str, value: str, folder: Path) -> str:
+    """Where the job finds a file: in the bundle when it is one of this machine's, else where the user says."""
+    source = Path(value)
+    if not source.is_file():
+        # a path on the cluster, or one of the search spaces that smec ships, by name
+        if source.is_absolute() or (option == "--space" and not source.suffix):
+            return value
+        raise InputError(f"{option} {value}: no such file here; a file of the cluster needs its absolute path")
+    # in a folder named after the option: two of them may have the same name
+    target = PurePosixPath(FILES, option.removeprefix("--"), source.name)
+    (folder / target).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copyfile(source, folder / target)
+    except OSError as error:
+        raise InputError(f"{option} {value}: cannot be read ({error.strerror})") from error
+    return str(target)

@@ -1,0 +1,193 @@
+"""`smec submit`: runs a command of smec as a job of a Ray cluster, follows it, and ends as it ends."""
+
+import os
+import re
+import shlex
+import tempfile
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from pipelines.console import say, warn
+from pipelines.submit.bundle import check_command, fingerprint, write_bundle
+from pipelines.submit.client import JobClient, follow
+from smec_core.data.uri import mask
+from smec_core.errors import GateError, InputError, SmecError
+
+# what a training needs to record itself; the rest of the environment is the cluster's own
+FORWARDED = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")
+SECRET_NAMES = re.compile(r"(?i)pass|pwd|secret|token|key|credential")
+REFUSED = GateError.exit_code
+"""A decision, which another start would not make again: it would find nothing new."""
+ID_METADATA = "smec_id"
+"""Key of a job's metadata: the id that all its starts have in common."""
+
+
+class JobError(SmecError):
+    """The job ended with another exit code than 0, which is then the submission's own."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message, exit_code)
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class SubmitSettings(BaseModel):
+    """What `smec submit` takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    command: list[str] = Field(min_length=1)
+    """The command of smec and its arguments: ["train", "--data", ...]."""
+    address: str | None = None
+    """The cluster's dashboard, http://HOST:8265; default: RAY_API_SERVER_ADDRESS, else RAY_ADDRESS."""
+    id: str | None = Field(None, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+-]*$")
+    """Name of the job on the cluster; default: a hash of the command, its files, its environment and the code. A job of
+    this name that runs is followed. One that has succeeded, or whose gate has refused, is returned where the name was
+    given here, and otherwise a new one starts: a nightly command is the same every night."""
+    env: list[str] = []
+    """NAME=VALUE, or NAME to take the value from this environment: what the job's environment gets besides
+    MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and MLFLOW_EXPERIMENT_ID. Whoever holds the cluster's token can read
+    it."""
+    detach: bool = False
+    """Leave once the job is submitted."""
+    patience: float = Field(120.0, gt=0)
+    """Seconds for which a cluster may be out of reach before a job is no longer followed."""
+
+    @field_validator("env")
+    @classmethod
+    def _are_variables(cls, env: list[str]) -> list[str]:
+        for text in env:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text.partition("=")[0]):
+                raise ValueError("must be NAME or NAME=VALUE")
+        return env
+
+
+def run(settings: SubmitSettings) -> dict[str, Any]:
+    """Submits the command, or finds the job that an earlier submission of it has started, and follows that.
+
+    The job's log goes to stdout, everything else to stderr.
+
+    Returns:
+        id and status (SUCCEEDED; with `detach`, that of now) of the job, and its exit_code (None while it runs).
+
+    Raises:
+        InputError: the command is wrong, the address or the token is, or the environment would give a password away.
+        JobError: the job failed or was stopped; its exit code is that of the command, or 1.
+        SmecError: the cluster cannot be reached, or was lost.
+    """
+    check_command(settings.command)
+    variables = _variables(settings.env)
+    address = _address(settings.address)
+    with tempfile.TemporaryDirectory(prefix="smec-submit-") as folder:
+        command = write_bundle(settings.command, Path(folder))
+        # run by a shell on the cluster, so every argument is quoted
+        entrypoint = shlex.join(["python", "-m", "pipelines.cli", *command])
+        name = settings.id or _name(entrypoint, variables, fingerprint(Path(folder)))
+        runtime_env = {"working_dir": folder, "env_vars": variables}
+        client = JobClient(address)
+        job_id = _find_or_start(client, name, entrypoint, runtime_env, is_named=settings.id is not None)
+    if settings.detach:
+        say(_how(client, job_id))
+        print(job_id)
+        info = client.info(job_id)
+        return {"id": job_id, "status": info.status.value, "exit_code": info.driver_exit_code}
+    try:
+        info = follow(client, job_id, settings.patience)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"no longer followed, job {job_id} goes on. {_how(client, job_id)}") from None
+    if info.status.value != "SUCCEEDED":
+        raise _failure(job_id, info)
+    say(f"job {job_id} is done")
+    return {"id": job_id, "status": info.status.value, "exit_code": info.driver_exit_code}
+
+
+def _address(given: str | None) -> str:
+    address = given or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    if not address:
+        raise InputError("no cluster: give --address http://HOST:8265, or set RAY_API_SERVER_ADDRESS to it")
+    if not re.match(r"https?://[^/]", address):
+        raise InputError(
+            f"address {mask(address)}: must be the http:// or https:// address of the cluster's dashboard, whose port "
+            "is usually 8265; give it as --address or in RAY_API_SERVER_ADDRESS"
+        )
+    return address.rstrip("/")
+
+
+def _variables(env: list[str]) -> dict[str, str]:
+    """The job's environment beyond that of the cluster's machines. No value of it is ever printed."""
+    variables = {name: os.environ[name] for name in FORWARDED if os.environ.get(name)}
+    for text in env:
+        name, separator, value = text.partition("=")
+        if not separator and name not in os.environ:
+            raise InputError(f"env {name}: is not set here; give --env {name}=VALUE")
+        variables[name] = value if separator else os.environ[name]
+    uri = variables.get("MLFLOW_TRACKING_URI", "")
+    if mask(uri) != uri:
+        raise InputError(
+            "MLFLOW_TRACKING_URI holds a password or token, which whoever may read the cluster's jobs would see; set "
+            "it without, and MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment of the "
+            "cluster's machines"
+        )
+    for name in variables:
+        if SECRET_NAMES.search(name):
+            warn(f"whoever holds the cluster's token can read {name} in the job; rather set it on the machines")
+    return variables
+
+
+def _name(entrypoint: str, variables: dict[str, str], files: str) -> str:
+    words = shlex.split(entrypoint)
+    digest = sha256("\0".join([entrypoint, files, *(f"{k}={v}" for k, v in sorted(variables.items()))]).encode())
+    return f"smec-{words[3]}-{digest.hexdigest()[:16]}"
+
+
+def _find_or_start(client: JobClient, name: str, entrypoint: str, runtime_env: dict[str, Any], is_named: bool) -> str:
+    """The job of this name that runs, or is done and was asked for by name; else a new one.
+
+    The first start has the name as its id, later ones NAME-2, NAME-3, ... Ray takes an id once, so that of two
+    submissions at the same time one starts the job and the other finds it.
+    """
+    taken: set[str] = set()
+    while True:
+        jobs = client.jobs(ID_METADATA, name)
+        for job in jobs:
+            if job.entrypoint != entrypoint:
+                raise InputError(f"id {name}: is that of another command ({job.entrypoint}); give another --id")
+        running = [job for job in jobs if not job.status.is_terminal()]
+        done = [
+            job for job in jobs if is_named and (job.status.value == "SUCCEEDED" or job.driver_exit_code == REFUSED)
+        ]
+        if running or done:
+            found = (running or done)[-1].submission_id
+            say(f"job {found} {'runs already' if running else 'is done already'}")
+            return str(found)
+        taken |= {str(job.submission_id) for job in jobs}
+        # one above the highest, and never one that is free again: Ray does not take the id of a deleted job
+        numbers = [1 if job_id == name else int(job_id.removeprefix(f"{name}-")) for job_id in taken]
+        number = max(numbers, default=0) + 1
+        job_id = name if number == 1 else f"{name}-{number}"
+        if client.submit(job_id, entrypoint, runtime_env, {ID_METADATA: name}):
+            say(f"job {job_id} is submitted")
+            return job_id
+        # by a submission at this moment, or by one of another name; the next look says which
+        taken.add(job_id)
+
+
+def _failure(job_id: str, info: Any) -> JobError:
+    code = info.driver_exit_code
+    if info.status.value == "STOPPED":
+        return JobError(f"job {job_id} was stopped", 1)
+    if code is None:
+        why = mask(" ".join((info.message or "no reason given").split()))
+        return JobError(f"job {job_id} failed on the cluster: {why[:500]}", 1)
+    # a negative code, or one above 128, is of a process that was killed
+    return JobError(f"job {job_id} ended with exit code {code}; its log says why", code if 0 < code < 5 else 1)
+
+
+def _how(client: JobClient, job_id: str) -> str:
+    where = f"--address {client.shown_address} {job_id}"
+    return f"follow it: ray job logs --follow {where} (or this command again); stop it: ray job stop {where}"

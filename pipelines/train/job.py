@@ -1,0 +1,331 @@
+"""`smec train`: streams a dataset into Ray Train workers, trains the chain there, evaluates and stores the model."""
+
+import platform
+import shutil
+from _thread import interrupt_main
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import Field
+
+import smec_core
+from pipelines.console import adopt_loggers, context, say, show
+from pipelines.data.source import Source
+from pipelines.runtime.cluster import connect, is_own
+from pipelines.runtime.evaluation import on_cluster, quality_table
+from pipelines.runtime.settings import JobSettings
+from pipelines.storage.lease import Lease
+from pipelines.storage.model_folder import LocalPath, check_replaceable, replace_folder
+from pipelines.storage.run_folder import RunFolder, digest
+from pipelines.train.checkpoints import remove_checkpoints
+from pipelines.train.dry_run import dry_run
+from pipelines.train.fit import fit
+from smec_core.data.dataset import Dataset
+from smec_core.data.uri import public_uri
+from smec_core.errors import InputError, SmecError
+from smec_core.evaluation.evaluate import Parts, default_split, evaluate, in_one_part
+from smec_core.model.adapter import FrozenStage
+from smec_core.model.model import Model, load
+from smec_core.model.quantize import learn_int8_scales
+from smec_core.training.schedule import prefix_dims, stage_shapes
+from smec_core.training.trained import Trained
+from smec_core.training.warm import WarmStart, check_warm_start
+
+if TYPE_CHECKING:
+    from pipelines.tracking.recorder import MlflowRecorder
+
+
+class TrainingSettings(JobSettings):
+    """What decides a training, and where its state goes."""
+
+    base: str | None = None
+    """Model folder to add smaller dims to (flag --from): the dims below its smallest become rotations of its smallest
+    block, so that the dims it has keep their results."""
+    warm_start: str | None = None
+    """Model folder, that of the champion, whose weights the training starts at (flag --warm-start): one pass on train +
+    dev, in which each stage takes as many epochs as the champion kept, but at least a quarter of the most. The kinds of
+    projection and the dims that each stage keeps are the champion's, so tau, gumbel_noise, ads_lr_factor, init,
+    hidden_dim and what dev and the guard go by (dev_fraction, dev_queries, dev_corpus, guard, patience,
+    score_steps, guard_tolerance, refit) do nothing."""
+    hold_out: float = Field(0.0, ge=0, lt=1)
+    """Share of the queries, by a hash of their id, that are neither learnt from nor chosen by, whatever the split: for
+    `smec evaluate --split held_out`."""
+
+
+class TrainSettings(TrainingSettings):
+    """What `smec train` takes."""
+
+    out: LocalPath
+    """Model folder to write; an earlier model there is replaced once the new one is whole."""
+    dry_run: bool = False
+    """Check settings and data, say how long the training will take and what it will hold (flag --dry-run), and end."""
+
+
+def run(settings: TrainSettings) -> dict[str, Any]:
+    """Trains a model and stores it.
+
+    Returns:
+        The model's metrics.json; of a dry run, what `dry_run` gives.
+
+    Raises:
+        InputError: bad settings or data.
+        LeaseError: another process trains this run.
+        SmecError: the training failed.
+    """
+    training, out = Training(settings), Path(settings.out)
+    if training.dataset.unsupervised:
+        say(training.dataset.unsupervised)
+    check_replaceable(out)
+    beside = out.absolute().parent / ".smec-runs"
+    run_folder = RunFolder(settings.storage or str(beside), training.name)
+    if run_folder.local_path is not None and run_folder.local_path.resolve().is_relative_to(out.resolve()):
+        raise InputError(
+            f"storage: {run_folder.storage_path} lies in the model folder {out}, which is replaced as a whole; "
+            "name another"
+        )
+    if settings.dry_run:
+        return dry_run(
+            settings,
+            settings.method(),
+            training.dataset,
+            run_folder,
+            training.identity,
+            training.base_stages,
+            training.warm_start,
+        )
+    training.finish(run_folder, beside / training.name)
+    # hours may have passed
+    check_replaceable(out)
+    replace_folder(out, run_folder.fetch_model)
+    metrics = load(out).metrics
+    show(quality_table(metrics["evaluation"]))
+    say(f"model: {out}", run=training.name)
+    return metrics
+
+
+class Training:
+    """A training whose settings and data have been checked.
+
+    Attributes:
+        dataset: what it learns from.
+        identity: what decides its result.
+        name: of its run.
+        warm_start: the champion that it starts from; None where it starts from nothing.
+    """
+
+    def __init__(self, settings: TrainingSettings, series: str = "smec", opened: Dataset | None = None) -> None:
+        """Opens the data and the models that it builds on.
+
+        Args:
+            settings: of the training.
+            series: what the name begins with, where the settings give none.
+            opened: the dataset of the settings, where it is open already.
+
+        Raises:
+            InputError: bad settings or data.
+        """
+        self._settings, self._config = settings, settings.method()
+        dataset = opened or Dataset.open(settings.data, exclude_self=settings.exclude_self, columns=settings.columns)
+        self.dataset = dataset.holding_out(settings.hold_out) if settings.hold_out else dataset
+        self._base = None if settings.base is None else _read_base(settings.base, dataset.dim)
+        self._champion = None if settings.warm_start is None else load(settings.warm_start)
+        self.warm_start = None if self._champion is None else WarmStart.of(self._champion, str(settings.warm_start))
+        labelled = self.dataset.train_judgements() is not None
+        stage_shapes(dataset.dim, self._config, labelled, self.base_stages)
+        check_warm_start(self.warm_start, dataset.dim, self._config, labelled, self.base_stages)
+        self.identity: dict[str, Any] = {
+            "train": self._config.model_dump(mode="json"),
+            "data": self.dataset.fingerprint,
+        }
+        if self._base is not None:
+            self.identity["base"] = self._base.fingerprint
+        if self._champion is not None and self.warm_start is not None:
+            self.identity["warm_start"] = {
+                "fingerprint": self._champion.fingerprint,
+                "epochs": self.warm_start.epochs,
+            }
+        if settings.hold_out:
+            self.identity["hold_out"] = settings.hold_out
+        self.name = settings.name or f"{series}-{digest(self.identity)}"
+
+    @property
+    def base_stages(self) -> list[FrozenStage]:
+        """Stages that are trained already, to which it adds."""
+        return self._base.stages if self._base else []
+
+    def finish(self, run_folder: RunFolder, scratch: Path) -> None:
+        """Trains where that is not done yet; then the run's folder has the model.
+
+        Args:
+            run_folder: the run's folder.
+            scratch: local folder for what only this machine needs, where the run's folder is none.
+
+        Raises:
+            LeaseError: another process trains this run.
+            SmecError: the training failed.
+        """
+        run_folder.create()
+        with context(run=self.name), Lease(run_folder, on_lost=interrupt_main) as lease:
+            run_folder.claim(self.identity)
+            if run_folder.is_finished:
+                say(f"run {self.name} is finished already; its model is taken from {public_uri(run_folder.uri)}")
+            else:
+                self._train_on_ray(run_folder, run_folder.local_path or scratch, lease)
+
+    def _train_on_ray(self, run_folder: RunFolder, scratch: Path, lease: Lease) -> None:
+        """Trains, evaluates and stores the model in the run's folder."""
+        settings, config, dataset = self._settings, self._config, self.dataset
+        scratch.mkdir(parents=True, exist_ok=True)
+        summary = dataset.summary()
+        say(
+            f"run {self.name}: {summary['corpus']['rows']} documents, {summary['queries']['rows']} queries, "
+            f"{dataset.dim} dims, to {', '.join(map(str, config.dims))}"
+        )
+        source = Source(dataset.corpus, dataset.queries, dataset.training_split(config))
+        used = source.used(config, is_warm=self.warm_start is not None)
+        recorder = self._recorder(run_folder, scratch, lease, used)
+        say(f"MLflow run {recorder.run_id} in {recorder.uri}")
+        with TemporaryDirectory() as made:
+            model_folder = Path(made) / "model"
+            try:
+                history = Path(made) / "history.jsonl"
+                trained = fit(
+                    settings,
+                    config,
+                    source,
+                    run_folder,
+                    recorder,
+                    history,
+                    self.base_stages,
+                    lease.check,
+                    warm_start=self.warm_start,
+                )
+                self._evaluated(trained, used).save(model_folder)
+                shutil.copy(history, model_folder)
+                _check_readable(model_folder)
+                lease.check()
+                # in this order: what a kill leaves undone is done by the next start, which stops at a stored model
+                recorder.finish(model_folder)
+                run_folder.store_model(model_folder)
+                remove_checkpoints(run_folder)
+            except BaseException as error:
+                recorder.fail(error, lease.lost)
+                raise
+
+    def _recorder(self, run_folder: RunFolder, scratch: Path, lease: Lease, used: dict[str, Any]) -> "MlflowRecorder":
+        """Opens the run in MLflow; Ray, which takes as long, starts in the meantime."""
+        settings, dataset = self._settings, self.dataset
+
+        def start() -> "MlflowRecorder":
+            # here and not above: half of the time is MLflow's import
+            from pipelines.tracking.about import data_text
+            from pipelines.tracking.recorder import MlflowRecorder
+
+            adopt_loggers()
+            dims = ", ".join(map(str, self._config.dims))
+            return MlflowRecorder.start(
+                config=settings.model_dump(mode="json") | used,
+                run_folder=run_folder,
+                scratch=scratch,
+                about=f"Training of a SMEC model: {dataset.dim}-dim embeddings to {dims} dims. {data_text(dataset)}",
+                data=dataset,
+            )
+
+        with ThreadPoolExecutor(1) as pool:
+            started = pool.submit(start)
+            try:
+                connect(settings.worker_range[1] * settings.cpus_per_worker)
+                return started.result()
+            except BaseException as error:
+                # what is wrong with MLflow, too, is not what is told
+                with suppress(Exception):
+                    started.result().fail(error, lease.lost)
+                raise
+
+    def _evaluated(self, trained: Trained, used: dict[str, Any]) -> Model:
+        """The trained chain as a model that knows what made it and how good it is."""
+        dataset, config, base = self.dataset, self._config, self._base
+        record: dict[str, Any] = {
+            "dims": prefix_dims(dataset.dim, config.dims),
+            "train": config.model_dump(mode="json"),
+            "used": used,
+            "run": self.name,
+            "data": {
+                "uri": public_uri(dataset.uri),
+                "fingerprint": dataset.fingerprint,
+                "rows": dataset.corpus.rows,
+                "queries": dataset.queries.rows,
+                "splits": dataset.summary()["splits"],
+            },
+            "versions": {
+                "smec": smec_core.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        if self._champion is not None:
+            record["warm_start"] = {"fingerprint": self._champion.fingerprint}
+        if self._settings.hold_out:
+            record["hold_out"] = self._settings.hold_out
+        if base is None:
+            model = Model(trained.stages, dataset.dim, record, trained.metrics)
+        else:
+            model = base.extended(trained.stages[len(base.stages) :], record, trained.metrics)
+        model.config["int8_scales"] = learn_int8_scales(model, dataset.corpus)
+        split = default_split(dataset)
+        say(f"evaluating on {'nearest documents' if split is None else split}")
+        model.metrics["evaluation"] = evaluate(dataset, model, split, baselines=True, parts=self._parts())
+        return model
+
+    def _parts(self) -> Parts:
+        """How the corpus is searched: by as many tasks as there are workers, here where that is one on this machine."""
+        settings = self._settings
+        if not (settings.is_one_process and is_own()):
+            return on_cluster(settings.worker_range[0], settings.cpus_per_worker)
+
+        def here(work: Callable[[int, int], Any], rows: int) -> list[Any]:
+            threads = torch.get_num_threads()
+            # figures do not depend on how many cores this machine has
+            torch.set_num_threads(settings.cpus_per_worker)
+            try:
+                return in_one_part(work, rows)
+            finally:
+                torch.set_num_threads(threads)
+
+        return here
+
+
+def _check_readable(folder: Path) -> None:
+    """Refuses a model that nobody could use.
+
+    Raises:
+        SmecError: it cannot be read back.
+    """
+    try:
+        load(folder)
+    except InputError as error:
+        raise SmecError(f"the trained model cannot be read back, so it is not kept: {error}") from error
+
+
+def _read_base(folder: str, input_dim: int) -> Model:
+    """A model whose chain goes on for such vectors.
+
+    Raises:
+        InputError: it does not.
+    """
+    base = load(folder)
+    if base.input_dim != input_dim or not base.stages:
+        raise InputError(
+            f"base: {folder} takes {base.input_dim} dims in {len(base.stages)} stages, the data has "
+            f"{input_dim} dims; take a model that was trained on such vectors"
+        )
+    if set(base.dims) - {base.input_dim, *(stage.dim for stage in base.stages)}:
+        raise InputError(f"base: {folder} was trained with schedule=parallel, and dims can be added to stages only")
+    return base

@@ -1,0 +1,92 @@
+"""`smec tune`: searches settings of the method on Ray Tune, by dev figures alone."""
+
+import os
+from _thread import interrupt_main
+from pathlib import Path
+from typing import Any
+
+from pipelines.console import context, say
+from pipelines.storage.lease import Lease
+from pipelines.storage.model_folder import check_replaceable
+from pipelines.storage.run_folder import RunFolder, digest
+from pipelines.storage.study import Objective
+from pipelines.train import TrainSettings
+from pipelines.train import run as train_model
+from pipelines.tune.runner import BEST_FILE, StudyStart
+from pipelines.tune.settings import TuneSettings
+from smec_core.data.dataset import Dataset
+from smec_core.data.uri import public_uri
+from smec_core.errors import InputError, one_line
+from smec_core.training.schedule import prefix_dims, stage_shapes
+from smec_core.yaml_file import read_mapping
+from tune_spaces.space import describe, read_space
+
+MODEL_FOLDER = "model"
+
+
+def run(settings: TuneSettings) -> dict[str, Any]:
+    """Runs a study, or goes on with it.
+
+    Returns:
+        What OUT/summary.json holds.
+
+    Raises:
+        InputError: bad settings, space or data.
+        LeaseError: another process runs this study.
+        SmecError: no trial finished.
+    """
+    out = Path(settings.out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out: {out} is a file; name a folder")
+    if settings.train_best:
+        check_replaceable(out / MODEL_FOLDER)
+    dataset = Dataset.open(settings.data, exclude_self=settings.exclude_self, columns=settings.columns)
+    if settings.confirm and "test" not in dataset.splits:
+        raise InputError(f"confirm: {public_uri(dataset.uri)} has no qrels/test to compare on")
+    labelled = dataset.train_judgements() is not None
+    if dataset.unsupervised:
+        say(dataset.unsupervised)
+    # dev figures are those of the first pass
+    config = settings.method().resolved(labelled).model_copy(update={"refit": False})
+    space = read_space(settings.space, config)
+    if not config.guard:
+        raise InputError("guard: trials are compared on dev, which guard=false switches off")
+    stage_shapes(dataset.dim, config, labelled, ())
+    objective = Objective.parse(settings.objective, config.dims)
+    prefixes = prefix_dims(dataset.dim, config.dims)
+    if objective.dim is not None and objective.dim not in prefixes:
+        raise InputError(f"objective: {objective.dim} is none of the dims {', '.join(map(str, prefixes))}")
+    identity = {
+        "tune": config.model_dump(mode="json"),
+        "space": describe(space),
+        "objective": objective.model_dump(mode="json"),
+        "data": dataset.fingerprint,
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out: {out} cannot be made ({one_line(error)})") from error
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise InputError(f"out: {out} may not be written to; name another folder")
+    name = settings.name or f"study-{digest(identity)}"
+    study = RunFolder(settings.storage or str(out.absolute() / ".smec-study"), name)
+    study.create()
+    with context(run=name), Lease(study, on_lost=interrupt_main) as lease:
+        study.claim(identity)
+        summary = StudyStart(settings, config, dataset, space, objective, study, out, lease).run()
+    if settings.train_best:
+        train_model(_best_settings(settings, out))
+    return summary
+
+
+def _best_settings(settings: TuneSettings, out: Path) -> TrainSettings:
+    """A training of the best settings on all labels, on the same cluster."""
+    method = read_mapping(out / BEST_FILE)
+    cluster = settings.cluster().model_dump()
+    return TrainSettings(
+        **(cluster | method),
+        data=settings.data,
+        columns=settings.columns,
+        storage=settings.storage,
+        out=str(out / MODEL_FOLDER),
+    )

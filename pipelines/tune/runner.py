@@ -1,0 +1,306 @@
+"""One start of a study: the trials that are left to run, on Ray Tune, and what is made of them all."""
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow.fs as pafs
+import ray
+import ray.tune
+from ray import tune
+from ray.tune import TuneError
+
+from pipelines.console import say, show
+from pipelines.data.source import Source, read_once
+from pipelines.runtime.cluster import connect, unwrap, use_gpus
+from pipelines.storage.lease import Lease
+from pipelines.storage.publish import new_file
+from pipelines.storage.run_folder import RunFolder
+from pipelines.storage.study import STATES, SUMMARY_FILE, Objective, Trial, best_trials, read_trials
+from pipelines.tracking.about import data_text
+from pipelines.tracking.recorder import MlflowRecorder
+from pipelines.tune.callback import Watch
+from pipelines.tune.confirm import confirm
+from pipelines.tune.search import Asha, StudySearch
+from pipelines.tune.settings import TuneSettings
+from pipelines.tune.summary import best_text, outcome_text, overhead
+from pipelines.tune.tables import confirmed_table, trials_table
+from pipelines.tune.trial import TrialTask, resources_of, run_trial
+from smec_core.config import TrainConfig
+from smec_core.data.dataset import Dataset
+from smec_core.data.uri import public_uri
+from smec_core.errors import InputError, SmecError
+from smec_core.training.schedule import chain_dims
+from tune_spaces.space import Space, describe
+
+BEST_FILE = "best.yaml"
+RAY_FOLDER = "tune"
+CONFIRMED_FILE = "confirmed.json"
+
+
+class StudyStart:
+    """One start of a study."""
+
+    def __init__(
+        self,
+        settings: TuneSettings,
+        config: TrainConfig,
+        dataset: Dataset,
+        space: Space,
+        objective: Objective,
+        study: RunFolder,
+        out: Path,
+        lease: Lease,
+    ) -> None:
+        """Takes up what earlier starts have left.
+
+        Args:
+            settings: of the command.
+            config: the settings of a trial, before those that are searched.
+            dataset: what to learn from.
+            space: what to search.
+            objective: what to search for.
+            study: the study's run folder.
+            out: folder of the results.
+            lease: of the study.
+        """
+        self.settings, self.config, self.dataset, self.space = settings, config, dataset, space
+        self.objective, self.study, self.out, self.lease = objective, study, out, lease
+        self.trials = {trial.number: trial for trial in read_trials(study)}
+        self.defaults = {name: getattr(config, name) for name in space}
+        self.began = time.time()
+        self.before = {number for number, trial in self.trials.items() if trial.state != "running"}
+
+    def run(self) -> dict[str, Any]:
+        """Searches what is left to search; gives what OUT/summary.json holds.
+
+        Raises:
+            SmecError: no trial finished, or the study could not go on.
+        """
+        scratch = self.study.local_path or self.out
+        dims = ", ".join(map(str, self.config.dims))
+        recorder = MlflowRecorder.start(
+            config=self.settings.model_dump(mode="json"),
+            run_folder=self.study,
+            scratch=scratch,
+            about=f"Study of {', '.join(self.space)} for a SMEC model of {dims} dims. {data_text(self.dataset)}",
+            data=self.dataset,
+        )
+        say(f"study {self.study.name}: {len(self.space)} settings to search; MLflow run {recorder.run_id}")
+        try:
+            summary = self._search_and_compare(recorder, scratch)
+            with TemporaryDirectory() as made:
+                for name in (SUMMARY_FILE, BEST_FILE):
+                    (Path(made) / name).write_bytes((self.out / name).read_bytes())
+                recorder.log_files(Path(made))
+            recorder.finish(None, outcome=outcome_text(summary))
+        except BaseException as error:
+            recorder.fail(error, self.lease.lost)
+            raise
+        return summary
+
+    def _search_and_compare(self, recorder: MlflowRecorder, scratch: Path) -> dict[str, Any]:
+        todo = self.settings.trials - len(self.before)
+        if self.before:
+            say(f"{len(self.before)} trials are done already")
+        concurrent = 0
+        if todo > 0:
+            concurrent = self._concurrent()
+            watch = Watch(
+                self.study,
+                self.trials,
+                self.config,
+                self._source,
+                self._measure,
+                self.objective,
+                self.lease,
+                recorder,
+                scratch,
+            )
+            self._search(todo, concurrent, watch)
+            self.lease.check()
+        best = best_trials(list(self.trials.values()), self.objective)
+        if not best:
+            failed = next((trial for trial in self.trials.values() if trial.error), None)
+            raise SmecError(
+                f"no trial finished; {failed.title} failed: {failed.error}"
+                if failed
+                else "no trial finished in time; start again to go on, or give more hours"
+            )
+        summary = self._summary(best, concurrent)
+        _write(self.out / BEST_FILE, best_text(self.settings.method(), best[0], self.study.name, BEST_FILE))
+        _write(self.out / SUMMARY_FILE, json.dumps(summary, indent=1))
+        show(trials_table(summary))
+        if (confirmed := self._confirmed(best[0])) is not None:
+            summary["confirmed"] = confirmed
+            _write(self.out / SUMMARY_FILE, json.dumps(summary, indent=1))
+            show(confirmed_table(confirmed))
+        say(f"best settings: {self.out / BEST_FILE}   all figures: {self.out / SUMMARY_FILE}")
+        return summary
+
+    @cached_property
+    def _use_gpu(self) -> bool:
+        workers = self.settings.worker_range[0]
+        connect(workers * self.settings.cpus_per_worker)
+        return use_gpus(self.settings, workers)
+
+    @cached_property
+    def _source(self) -> Source:
+        return read_once(self.dataset, self.config)
+
+    @property
+    def _measure(self) -> str:
+        return "ndcg@10" if self.dataset.train_judgements() is not None else "neighbour_recall@10"
+
+    def _confirmed(self, best: Trial) -> dict[str, Any] | None:
+        """The best settings beside the defaults on test: what is known already, or found where that is asked for."""
+        key = {"params": best.params, "config": self.settings.method().model_dump(mode="json")}
+        kept = self.study.read_json(CONFIRMED_FILE)
+        seeds = self.settings.confirm
+        if kept is not None and kept["key"] == key and seeds in (0, kept["result"]["seeds"]):
+            result: dict[str, Any] = kept["result"]
+            return result
+        if not seeds:
+            return None
+        if best.params == self.defaults:
+            say("the defaults are the best: there is nothing to compare them with on test")
+            return None
+        one_worker = self.settings.cluster().model_copy(update={"workers": "1"})
+        resources = resources_of(one_worker, self._use_gpu, self._memory(self.dataset.corpus.rows))
+        result = confirm(self.dataset, self._source, self.settings.method(), best.params, seeds, resources)
+        self.study.write_json(CONFIRMED_FILE, {"key": key, "result": result})
+        return result
+
+    def _memory(self, dev_rows: int) -> int:
+        """Bytes that a training needs beside the vectors that it shares: the blocks that its stages keep, and dev."""
+        rows = self.dataset.corpus.rows + self.dataset.queries.rows
+        return int((1.5 * rows + dev_rows) * self.dataset.dim * 4)
+
+    @property
+    def _trial_memory(self) -> int:
+        return self._memory(self.config.dev_docs(self.dataset.corpus.rows))
+
+    def _concurrent(self) -> int:
+        """How many trials the nodes that are up have room for."""
+        workers = self.settings.worker_range[0]
+        memory = self._trial_memory / workers
+        need = {"CPU": self.settings.cpus_per_worker, "GPU": int(self._use_gpu), "memory": memory}
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        room = sum(min(int(node.get(name, 0) // one) for name, one in need.items() if one) for node in nodes)
+        if room < workers:
+            raise InputError(
+                f"workers: a trial needs {_resources_text(need)} on a node for each of its {workers} worker(s); the "
+                f"nodes that are up have {'; '.join(map(_resources_text, nodes))}. Start more or larger ones, or let a "
+                "trial need less"
+            )
+        return min(room // workers, self.settings.max_concurrent or room)
+
+    def _search(self, todo: int, concurrent: int, watch: Watch) -> None:
+        cluster = self.settings.cluster()
+        use_gpu = self._use_gpu and cluster.is_one_process
+        task = TrialTask(self.config, self._source, self.objective, self.study, cluster, use_gpu)
+        os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+        # the newer output prints tables whatever the verbosity
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+        # the study's own folder has all that a restart needs
+        os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
+        # interruptions end the study as they end any other command
+        os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+        # a trial that fails is told of in a line
+        os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
+        known = list(self.trials.values())
+        scheduler = None
+        if not self.objective.with_seconds:
+            scheduler = Asha(len(chain_dims(self.dataset.dim, self.config.dims)), known)
+            watch.stopped = scheduler.stopped
+        say(f"{todo} trials to go, {concurrent} at once")
+        # of this start alone: one that lost its lease may still be writing to its own
+        self._remove_ray_folders()
+        folder = f"{RAY_FOLDER}-{uuid.uuid4().hex[:8]}"
+        tuner = tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(run_trial, task=task), resources_of(cluster, use_gpu, self._trial_memory)
+            ),
+            tune_config=tune.TuneConfig(
+                search_alg=StudySearch(self.space, self.defaults, known, self.objective, self.config.seed),
+                scheduler=scheduler,
+                num_samples=todo,
+                max_concurrent_trials=concurrent,
+                time_budget_s=None if self.settings.hours is None else self.settings.hours * 3600,
+            ),
+            run_config=tune.RunConfig(
+                name=folder,
+                storage_path=self.study.path,
+                storage_filesystem=self.study.filesystem,
+                failure_config=tune.FailureConfig(max_failures=self.settings.max_failures),
+                callbacks=[watch],
+                verbose=0,
+            ),
+        )
+        try:
+            tuner.fit()
+        except (ray.exceptions.RayError, TuneError) as error:
+            # what Tune makes of an error in a callback is a traceback in words
+            raise watch.failure or unwrap(error) from error
+        finally:
+            watch.end()
+            self._remove_ray_folders()
+        # Tune takes one at a trial's end for the trial's own
+        if watch.failure is not None:
+            raise watch.failure
+
+    def _remove_ray_folders(self) -> None:
+        """Removes what Tune kept in this start or in those that were killed; nothing goes on from there."""
+        with suppress(OSError):
+            for info in self.study.filesystem.get_file_info(pafs.FileSelector(self.study.path)):
+                if info.base_name.startswith(f"{RAY_FOLDER}-"):
+                    self.study.filesystem.delete_dir(info.path)
+
+    def _summary(self, best: Sequence[Trial], concurrent: int) -> dict[str, Any]:
+        trials = [self.trials[number] for number in sorted(self.trials)]
+        new = [trial for trial in trials if trial.number not in self.before and trial.ended is not None]
+        first = self.trials.get(1)
+        return {
+            "study": self.study.name,
+            "data": public_uri(self.dataset.uri),
+            "objective": self.settings.objective,
+            "dims": list(self.config.dims),
+            "measure": self._measure,
+            "space": describe(self.space),
+            "best": [trial.number for trial in best],
+            "defaults": first.quality if first and first.state == "finished" else None,
+            "states": {state: sum(trial.state == state for trial in trials) for state in STATES},
+            "training_seconds": sum(trial.seconds for trial in trials),
+            # of the last start that had trials to run
+            "last_start": {
+                "trials": len(new),
+                "seconds": time.time() - self.began,
+                "overhead_seconds_per_trial": overhead(new, self.began, concurrent),
+            }
+            if new
+            else self._last_start(),
+            "trials": [trial.model_dump(mode="json") for trial in trials],
+        }
+
+    def _last_start(self) -> dict[str, Any] | None:
+        """What is known of it from the summary that is there."""
+        file = self.out / SUMMARY_FILE
+        summary = json.loads(file.read_text()) if file.exists() else {}
+        return summary.get("last_start") if summary.get("study") == self.study.name else None
+
+
+def _resources_text(resources: Mapping[str, float]) -> str:
+    named = [f"{resources[name]:g} {name}s" for name in ("CPU", "GPU") if resources.get(name)]
+    return ", ".join([*named, f"{resources.get('memory', 0) / 2**30:.1f} GiB of memory"])
+
+
+def _write(path: Path, text: str) -> None:
+    with new_file(pafs.LocalFileSystem(), str(path)) as sink:
+        sink.write(text.encode())

@@ -1,0 +1,48 @@
+"""What `smec tune` takes."""
+
+import re
+
+from pydantic import Field, field_validator
+
+from pipelines.runtime.settings import ClusterSettings, JobSettings
+from pipelines.storage.model_folder import LocalPath
+
+
+class TuneSettings(JobSettings):
+    """What `smec tune` takes: data, space, budget, and every setting of a training: the defaults of the search."""
+
+    space: str
+    """Search space: a YAML file, or one of smec, full, quick."""
+    out: LocalPath
+    """Folder for the results: best.yaml, summary.json, and the model with --refit."""
+    trials: int = Field(20, ge=1)
+    """Trials of the study, those of earlier starts included."""
+    hours: float | None = Field(None, gt=0)
+    """End after this time, too; trials that run then are taken up by the next start."""
+    objective: str = Field("mean", coerce_numbers_to_str=True)
+    """What to search for: mean (the dev score over all dims), one dim, or either with ",seconds" behind it: quality
+    against seconds of training, a Pareto front, for which no trial is stopped early."""
+    max_concurrent: int | None = Field(None, ge=1)
+    """Most trials at once; default: as many as the cluster has CPUs, GPUs and memory for."""
+    confirm: int = Field(0, ge=0)
+    """Seeds with which the best settings and the defaults are trained again, on train + dev, and compared on test."""
+    train_best: bool = False
+    """Train the best settings on train + dev, into OUT/model (flag --refit)."""
+
+    @field_validator("workers")
+    @classmethod
+    def _is_number(cls, workers: str) -> str:
+        if ":" in workers:
+            raise ValueError("must be one number: a trial whose workers come and go cannot be compared")
+        return workers
+
+    @field_validator("objective")
+    @classmethod
+    def _is_objective(cls, objective: str) -> str:
+        if not re.fullmatch(r"(mean|\d+)(, *seconds)?", objective):
+            raise ValueError('must be mean, a dim, or either with ",seconds" behind it')
+        return objective
+
+    def cluster(self) -> ClusterSettings:
+        """Those of its settings that a training takes."""
+        return ClusterSettings(**self.model_dump(include=set(ClusterSettings.model_fields)))

@@ -1,0 +1,313 @@
+"""A dataset on disk or object storage: opened and validated by its ids and judgements, its vectors left where they are.
+
+Shapes: N rows, D dims, J judgements.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+
+from smec_core.config import TrainConfig
+from smec_core.data.columns import DEFAULT_NAMES, ColumnNames
+from smec_core.data.grades import score_figures
+from smec_core.data.judgements import Judgements
+from smec_core.data.manifest import find_manifest
+from smec_core.data.parquet import EmbeddingTable
+from smec_core.data.parquet_files import stamp_of
+from smec_core.data.qrels import QrelsFile, read_qrels
+from smec_core.data.tables import TABLES, Table, check_names, find_qrels, find_table
+from smec_core.data.uri import join_uri, open_filesystem, public_uri
+from smec_core.errors import InputError
+
+HELD_OUT = "held_out"
+MIN_TRAIN_QUERIES = 20
+_HASH_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Corpus, queries and judgements of one dataset.
+
+    Attributes:
+        uri: folder or URI it was opened from.
+        corpus: document embeddings.
+        queries: query embeddings.
+        splits: judgements of each split present.
+        unknown_judgements: judgements left out of each split, because their query or document is not in the data.
+        qrels: files of each split.
+    """
+
+    uri: str
+    corpus: EmbeddingTable
+    queries: EmbeddingTable
+    splits: dict[str, Judgements]
+    unknown_judgements: dict[str, int]
+    qrels: dict[str, Table]
+
+    @classmethod
+    def open(
+        cls,
+        uri: str,
+        max_unknown: float = 0.1,
+        exclude_self: bool = False,
+        columns: ColumnNames = DEFAULT_NAMES,
+    ) -> "Dataset":
+        """Opens a dataset: footers, ids and judgements are read, vectors are not.
+
+        Args:
+            uri: folder or URI with corpus, queries and qrels.
+            max_unknown: share of a split's judgements that may name ids which the data does not hold.
+            exclude_self: the document that has a query's own id is the query itself; see `Judgements.own_doc_of`.
+            columns: what the columns are called.
+
+        Raises:
+            InputError: anything that breaks the data contract, with file, row and column.
+        """
+        filesystem, root = open_filesystem(uri.rstrip("/"))
+        if _is_draft(filesystem, root):
+            raise InputError(f"{public_uri(uri)}: is not finished; run `smec ingest` again, which goes on with it")
+        check_names(filesystem, root)
+        corpus, queries = (EmbeddingTable.open(join_uri(uri, name), names=columns) for name in TABLES)
+        if corpus.dim != queries.dim:
+            raise InputError(f"{public_uri(uri)}: queries have {queries.dim} dims, the corpus has {corpus.dim}")
+        doc_ids, query_ids = corpus.ids(), queries.ids()
+        own_doc_of = None
+        if exclude_self:
+            own_doc_of = pc.fill_null(pc.index_in(query_ids, value_set=doc_ids), -1).to_numpy().astype(np.int64)
+        splits, unknown, qrels = {}, {}, find_qrels(filesystem, root)
+        for split, table in qrels.items():
+            files = read_qrels(filesystem, table, columns)
+            splits[split], unknown[split] = _judgements(files, query_ids, doc_ids, max_unknown, own_doc_of)
+        return cls(uri, corpus, queries, splits, unknown, qrels)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.corpus.dim
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash (16 hex digits) of the bytes of every file, and of what the columns are called where that was given."""
+        filesystem, root = open_filesystem(self.uri.rstrip("/"))
+        files = [part.path for table in (self.corpus, self.queries) for part in table.files]
+        files += [path for table in self.qrels.values() for path in table.paths]
+        total = hashlib.blake2b(digest_size=8)
+        if self.corpus.names != DEFAULT_NAMES:
+            total.update(self.corpus.names.model_dump_json().encode())
+        for path in files:
+            total.update(path.removeprefix(root).encode() + b"\0")
+            with filesystem.open_input_stream(path, buffer_size=0) as stream:
+                while chunk := stream.read(_HASH_BYTES):
+                    total.update(chunk)
+        return total.hexdigest()
+
+    def reversed(self) -> "Dataset":
+        """The other direction: the documents search the queries.
+
+        Of each split, queries that the split before it (train, dev, test) has too are left out: one document may be
+        relevant to queries of several splits.
+
+        Raises:
+            InputError: a split has nothing left.
+        """
+        splits: dict[str, Judgements] = {}
+        own_doc_of = None
+        if any(judged.own_doc_of is not None for judged in self.splits.values()):
+            index = pc.index_in(self.corpus.ids(), value_set=self.queries.ids())
+            own_doc_of = pc.fill_null(index, -1).to_numpy().astype(np.int64)
+        seen = np.empty(0, np.int64)
+        for name, judged in self.splits.items():
+            turned = Judgements.from_pairs(
+                judged.doc_row_J, judged.query_row_Q[judged.query_J], judged.score_J, own_doc_of
+            )
+            splits[name] = turned.select(~np.isin(turned.query_row_Q, seen))
+            if not len(splits[name].with_positives()):
+                raise InputError(
+                    f"{self.split_name(name)}: in the other direction no query is left that the "
+                    "splits before it do not have"
+                )
+            seen = np.union1d(seen, turned.query_row_Q)
+        return replace(self, corpus=self.queries, queries=self.corpus, splits=splits)
+
+    def holding_out(self, share: float) -> "Dataset":
+        """The same data with a share of its judged queries, of all splits, kept apart in a split of their own.
+
+        Which they are is decided by a hash of the query id: the same in every version of the data, whatever split a
+        query is in there. They are left out of train and dev.
+
+        Args:
+            share: of the queries.
+
+        Raises:
+            InputError: no query is held out.
+        """
+        id_Q = self.queries.ids().to_pylist()
+        out_Q = np.array([hash_share(name, b"held out") < share for name in id_Q])
+        held_out = [judged.select(out_Q[judged.query_row_Q]) for judged in self.splits.values()]
+        kept = {
+            name: judged if name == "test" else judged.select(~out_Q[judged.query_row_Q])
+            for name, judged in self.splits.items()
+        }
+        merged = reduce(Judgements.merge, held_out).with_positives() if held_out else None
+        if not merged:
+            raise InputError(f"{public_uri(self.uri)}: none of the judged queries is held out by a share of {share}")
+        # a dev split that has lost all its queries is none
+        kept = {name: judged for name, judged in kept.items() if name != "dev" or len(judged)}
+        apart = replace(self, splits={**kept, HELD_OUT: merged})
+        if "fingerprint" in self.__dict__:
+            # of the same files, which need not be read again
+            apart.__dict__["fingerprint"] = self.fingerprint
+        return apart
+
+    @property
+    def unsupervised(self) -> str | None:
+        """What to say before a training without judgements: they may lie there under another name."""
+        if "train" in self.splits:
+            return None
+        found = ", ".join(self.qrels) or "no split at all"
+        return f"{public_uri(self.uri)}: no judgements in qrels/train (found: {found}); a training is unsupervised"
+
+    def split_name(self, split: str) -> str:
+        """Where the judgements of a split lie, for messages."""
+        form = self.qrels[split].form if split in self.qrels else f"{split}.parquet"
+        return f"{public_uri(self.uri)}/qrels/{form}"
+
+    def train_judgements(self) -> Judgements | None:
+        """Judgements of the train queries that have a relevant document; None without train judgements.
+
+        Raises:
+            InputError: too few to train on.
+        """
+        if "train" not in self.splits:
+            return None
+        train = self.splits["train"].with_positives()
+        if len(train) < MIN_TRAIN_QUERIES:
+            raise InputError(
+                f"{self.split_name('train')}: {len(train)} queries with a relevant document; training "
+                f"needs at least {MIN_TRAIN_QUERIES}, or remove the file to train without judgements"
+            )
+        return train
+
+    def training_split(self, config: TrainConfig) -> tuple[Judgements | None, Judgements | None]:
+        """Judgements to learn from and to choose by; (None, None) without train judgements.
+
+        Dev is the dataset's own, else the train queries whose id hashes below `config.dev_fraction`: the same queries
+        in every version of the data. Of more than `config.dev_queries` those with the lowest hashes are dev; the others
+        are learnt from, unless they are the dataset's own dev. Without the guard nothing is chosen, so nothing is held
+        out.
+
+        Raises:
+            InputError: too few train queries, or the dataset was opened without the config's exclude_self.
+        """
+        train = self.train_judgements()
+        if train is None:
+            return None, None
+        if config.exclude_self != (train.own_doc_of is not None):
+            raise InputError(
+                f"{public_uri(self.uri)}: open it with exclude_self={config.exclude_self}, which is what the config has"
+            )
+        if not config.guard:
+            return train, None
+        most = config.dev_queries
+        if "dev" in self.splits:
+            dev = self.splits["dev"].with_positives()
+            if len(dev) <= most:
+                return train, dev
+            share_Q = self._hash_shares(dev)
+            return train, dev.select(share_Q <= np.sort(share_Q)[most - 1])
+        share_Q = self._hash_shares(train)
+        ordered_Q = np.sort(share_Q)
+        # at least one query on either side, whatever the hashes say
+        threshold = np.clip(config.dev_fraction, ordered_Q[0], ordered_Q[min(most - 1, len(train) - 2)])
+        return train.select(share_Q > threshold), train.select(share_Q <= threshold)
+
+    def _hash_shares(self, judgements: Judgements) -> np.ndarray:
+        """What decides of each judged query whether it is dev."""
+        ids = self.queries.ids().take(pa.array(judgements.query_row_Q)).to_pylist()
+        return np.array([hash_share(name) for name in ids])
+
+    def summary(self) -> dict[str, Any]:
+        """What the dataset holds, for people and for --json."""
+        return {
+            "uri": public_uri(self.uri),
+            "fingerprint": self.fingerprint,
+            "dim": self.dim,
+            "corpus": {"rows": self.corpus.rows, "files": len(self.corpus.files)},
+            "queries": {"rows": self.queries.rows, "files": len(self.queries.files)},
+            "splits": {
+                name: {
+                    "queries": len(judged.with_positives()),
+                    "judgements": len(judged.doc_row_J),
+                    "relevant": int((judged.score_J > 0).sum()),
+                    "unknown": self.unknown_judgements.get(name, 0),
+                    "repeated": judged.repeated,
+                    "scores": score_figures(judged),
+                }
+                for name, judged in self.splits.items()
+            },
+        }
+
+
+def dataset_stamp(uri: str) -> str:
+    """Hash (hex) of names, sizes and times of a dataset's files: where it is the same, nothing has changed."""
+    filesystem, root = open_filesystem(uri.rstrip("/"))
+    paths = [path for name in TABLES for path in find_table(filesystem, f"{root}/{name}")]
+    paths += [path for table in find_qrels(filesystem, root).values() for path in table.paths]
+    return stamp_of(filesystem, paths)
+
+
+def hash_share(name: str, what_for: bytes = b"") -> float:
+    """A number from 0 to 1 by which ids are chosen, another one for each purpose."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8, person=what_for).digest()) / 2**64
+
+
+def _is_draft(filesystem: pafs.FileSystem, root: str) -> bool:
+    """Whether `smec ingest` still writes a dataset: on an object store it does so in place, beside its plan."""
+    if find_manifest(filesystem, root) is not None:
+        return False
+    try:
+        return bool(filesystem.get_file_info(f"{root}.partial/plan.json").is_file)
+    except OSError:
+        # a role that may not read beside this dataset cannot have begun one here
+        return False
+
+
+def _judgements(
+    files: list[QrelsFile],
+    query_ids: pa.ChunkedArray,
+    doc_ids: pa.ChunkedArray,
+    max_unknown: float,
+    own_doc_of: np.ndarray | None,
+) -> tuple[Judgements, int]:
+    """The judgements of a split by rows, and how many were left out since their ids are not in the data."""
+    query_row = [pc.index_in(file.query_id, value_set=query_ids) for file in files]
+    doc_row = [pc.index_in(file.doc_id, value_set=doc_ids) for file in files]
+    known = [
+        pc.and_(pc.is_valid(query), pc.is_valid(doc)).to_numpy() for query, doc in zip(query_row, doc_row, strict=True)
+    ]
+    total = sum(len(known_J) for known_J in known)
+    unknown = total - sum(int(known_J.sum()) for known_J in known)
+    if unknown > max_unknown * total:
+        number = next(number for number, known_J in enumerate(known) if not known_J.all())
+        file, row = files[number], int(known[number].argmin())
+        column = "doc_id" if query_row[number][row].is_valid else "query_id"
+        raise InputError(
+            f"{file.path}: {unknown} of {total} judgements name ids that the data does not hold, more than a share of "
+            f"{max_unknown}, first {file.locate(row).removeprefix(f'{file.path}: ')}, column {column}: "
+            f"{getattr(file, column)[row].as_py()!r}"
+        )
+    query_row_J, doc_row_J = (
+        np.concatenate([pc.fill_null(rows, -1).to_numpy()[keep] for rows, keep in zip(found, known, strict=True)])
+        for found in (query_row, doc_row)
+    )
+    score_J = np.concatenate([file.score_J[keep] for file, keep in zip(files, known, strict=True)])
+    judged = Judgements.from_pairs(query_row_J, doc_row_J, score_J.astype(np.float32), own_doc_of)
+    if not len(judged.with_positives()):
+        raise InputError(f"{files[0].path}: no judgement has a score above 0; the split is empty")
+    return judged, unknown

@@ -1,0 +1,279 @@
+"""Embedding tables in Parquet: opened by footer, read in validated blocks, written as fixed-size lists.
+
+Shapes: N rows, D embedding dims.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from smec_core.data.columns import DEFAULT_NAMES, ColumnNames, judge_schema, strings_of
+from smec_core.data.parquet_files import NULL_VECTOR, open_parquet, read_any_batches, read_batches, row_groups
+from smec_core.data.tables import find_table
+from smec_core.data.uri import open_filesystem, public_uri
+from smec_core.errors import InputError, RowError, one_line
+
+ROW_GROUP_ROWS = 65_536
+READ_ROWS = 8192
+
+
+class ParquetPart(NamedTuple):
+    """One file of a table; `start` is the global row of its first row, `groups` are the rows of its row groups."""
+
+    path: str
+    rows: int
+    start: int
+    groups: tuple[int, ...] = ()
+
+
+class Batch(NamedTuple):
+    """Consecutive rows of a file as they are stored, not checked; `row` is the file's row of the first.
+
+    `rows` has the columns id and embedding, whatever `names` the file has for them.
+    """
+
+    part: ParquetPart
+    row: int
+    rows: pa.RecordBatch
+    names: ColumnNames = DEFAULT_NAMES
+
+
+class Block(NamedTuple):
+    """Consecutive rows of a table: `row` is the global row of the first, `vectors_ND` is float32 and not normalised."""
+
+    row: int
+    ids: pa.Array
+    vectors_ND: np.ndarray
+    table: pa.Table
+
+    @classmethod
+    def of(cls, batch: Batch, dim: int) -> "Block":
+        """Checks a batch of vectors of `dim` dims.
+
+        Raises:
+            RowError: null id, null, NaN or infinite values, a zero vector, or a differing dim.
+        """
+        part, row, rows, names = batch
+        ids = strings_of(rows["id"], part.path, names.id, row)
+        vectors_ND = vectors_of(rows["embedding"], dim, part.path, row, names.embedding)
+        return cls(part.start + row, ids, vectors_ND, pa.Table.from_batches([rows]))
+
+
+class EmbeddingTable:
+    """The rows (id, embedding) of one folder of Parquet files or of one file, in (sorted file, row) order."""
+
+    def __init__(
+        self, filesystem: pafs.FileSystem, files: list[ParquetPart], dim: int, names: ColumnNames = DEFAULT_NAMES
+    ) -> None:
+        self.filesystem = filesystem
+        self.files = files
+        self.dim = dim
+        self.names = names
+        self.rows = sum(part.rows for part in files)
+
+    @classmethod
+    def open(cls, uri: str, dim: int | None = None, names: ColumnNames = DEFAULT_NAMES) -> "EmbeddingTable":
+        """Reads footers only, and, where no `dim` is given, the first row of each file for it.
+
+        Args:
+            uri: a file, a folder of files, or either without the ending .parquet.
+            dim: D of the vectors, where it is known.
+            names: what the columns are called.
+
+        Raises:
+            InputError: nothing there, unreadable, empty, or a missing or wrongly typed column.
+        """
+        filesystem, path = open_filesystem(uri)
+        parts: list[ParquetPart] = []
+        dims: dict[str, int] = {}
+        start = 0
+        for file in find_table(filesystem, path.rstrip("/")):
+            with open_parquet(filesystem, file) as parquet:
+                judge_schema(file, parquet.schema_arrow, names.of_vectors)
+                groups = range(parquet.metadata.num_row_groups)
+                rows = tuple(parquet.metadata.row_group(group).num_rows for group in groups)
+                if sum(rows) and dim is None:
+                    dims[file] = _first_dim(parquet, file, names.embedding)
+            parts.append(ParquetPart(file, sum(rows), start, rows))
+            start += sum(rows)
+        if not start:
+            raise InputError(f"{public_uri(uri)}: holds no rows")
+        for file, other in dims.items():
+            dim = dim or other
+            if other != dim:
+                column, first = names.embedding, next(iter(dims))
+                raise InputError(f"{file}: row 0, column {column}: {other} dims, but {first} has {dim}")
+        assert dim is not None
+        return cls(filesystem, parts, dim, names)
+
+    def schema_of(self, part: ParquetPart) -> pa.Schema:
+        """The columns of a file, with the vectors and their ids called id and embedding.
+
+        Raises:
+            InputError: it has a column of that name beside.
+        """
+        schema = pq.read_schema(part.path, filesystem=self.filesystem)
+        schema = pa.schema([field.with_name(self._name_here(field.name)) for field in schema], schema.metadata)
+        for name in ("id", "embedding"):
+            if schema.names.count(name) > 1:
+                raise InputError(
+                    f"{part.path}: column {name}: {getattr(self.names, name)} is taken for it; rename or remove it"
+                )
+        return schema
+
+    def _name_here(self, name: str) -> str:
+        return {self.names.id: "id", self.names.embedding: "embedding"}.get(name, name)
+
+    def _name_there(self, name: str) -> str:
+        return {"id": self.names.id, "embedding": self.names.embedding}.get(name, name)
+
+    def ids(self) -> pa.ChunkedArray:
+        """All ids in global row order.
+
+        Raises:
+            InputError: a null or a repeated id.
+        """
+        chunks = []
+        for part in self.files:
+            with open_parquet(self.filesystem, part.path) as parquet:
+                name = self.names.id
+                try:
+                    ids = parquet.read(columns=[name])[name]
+                except (pa.ArrowException, OSError) as error:
+                    raise InputError(f"{part.path}: column {name} cannot be read ({one_line(error)})") from error
+            chunks.extend(strings_of(ids, part.path, name).chunks)
+        ids = pa.chunked_array(chunks, pa.string())
+        if pc.count_distinct(ids).as_py() < len(ids):
+            self._raise_repeated_id(ids)
+        return ids
+
+    def _raise_repeated_id(self, ids: pa.ChunkedArray) -> None:
+        first: dict[str, int] = {}
+        for row, name in enumerate(ids.to_pylist()):
+            if name in first:
+                raise InputError(
+                    f"{self.locate(row)}, column {self.names.id}: {name!r} was seen before in "
+                    f"{self.locate(first[name])}; remove one"
+                )
+            first[name] = row
+
+    def locate(self, row: int) -> str:
+        """Names the file and the row in it of a global row."""
+        part = next(part for part in self.files if part.start <= row < part.start + part.rows)
+        return f"{part.path}: row {row - part.start}"
+
+    def blocks(
+        self, start: int = 0, stop: int | None = None, batch_rows: int = READ_ROWS, columns: Sequence[str] = ()
+    ) -> Iterator[Block]:
+        """Rows `start` to `stop` in global order, read a batch at a time; only the row groups that hold them are read.
+
+        Raises:
+            RowError: a row that is no sound vector, with its place and what is wrong with it.
+        """
+        for batch in self.batches(start, stop, batch_rows, columns):
+            yield Block.of(batch, self.dim)
+
+    def batches(
+        self,
+        start: int = 0,
+        stop: int | None = None,
+        batch_rows: int = READ_ROWS,
+        columns: Sequence[str] = (),
+        any_row: bool = False,
+    ) -> Iterator[Batch]:
+        """The same rows, not checked; with `any_row` vectors come as lists of any length, so that none is unreadable.
+
+        Raises:
+            InputError: rows that cannot be read; without `any_row` a null in a column of fixed-size lists is one.
+        """
+        stop = self.rows if stop is None else stop
+        wanted = list(dict.fromkeys(["id", "embedding", *columns]))
+        stored, vector = [self._name_there(name) for name in wanted], self.names.embedding
+        for part in self.files:
+            if part.start + part.rows <= start or part.start >= stop:
+                continue
+            low, high = start - part.start, stop - part.start
+            with open_parquet(self.filesystem, part.path) as parquet:
+                groups, row = row_groups(parquet, low, high)
+                if any_row:
+                    read = read_any_batches(
+                        parquet, self.filesystem, part.path, batch_rows, stored, vector, groups, row
+                    )
+                else:
+                    read = read_batches(parquet, part.path, batch_rows, stored, vector, groups, row)
+                for rows in read:
+                    first, last = max(low - row, 0), min(high - row, len(rows))
+                    if first < last:
+                        found = rows.select(stored).rename_columns(wanted)
+                        yield Batch(part, row + first, found.slice(first, last - first), self.names)
+                    row += len(rows)
+
+
+def vectors_of(column: pa.Array, dim: int, file: str, row: int, name: str = "embedding") -> np.ndarray:
+    """Validated float32 vectors of an embedding column, shape (N, `dim`); `row` is the file's row of the first."""
+
+    def refuse(bad_N: np.ndarray, why: str) -> None:
+        if bad_N.any():
+            raise RowError(file, row + int(bad_N.argmax()), name, why)
+
+    refuse(column.is_null().to_numpy(zero_copy_only=False), NULL_VECTOR)
+    dims_N = _row_dims(column)
+    refuse(dims_N != dim, f"has {dims_N[(dims_N != dim).argmax()] if len(dims_N) else 0} dims, but {dim} are expected")
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    flat = column.flatten()
+    if flat.null_count:
+        refuse(
+            flat.is_null().to_numpy(zero_copy_only=False).reshape(-1, dim).any(1),
+            "holds a null value (as pandas stores NaN); mend or remove the row",
+        )
+    vectors_ND = flat.to_numpy(zero_copy_only=False).reshape(-1, dim).astype(np.float32, copy=False)
+    norms_N = np.einsum("nd,nd->n", vectors_ND, vectors_ND)
+    if not np.isfinite(norms_N).all():
+        refuse(~np.isfinite(vectors_ND).all(1), "holds NaN or infinity; mend or remove the row")
+        refuse(~np.isfinite(norms_N), "has a norm too large for float32; scale the vectors down")
+    refuse(norms_N == 0, "is a zero vector, which has no direction; remove the row")
+    return vectors_ND
+
+
+def unit_rows(vectors_ND: np.ndarray) -> np.ndarray:
+    """The same directions (N, D) at norm 1; rows are not zero."""
+    return vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+
+
+def embedding_column(vectors_ND: np.ndarray) -> pa.FixedSizeListArray:
+    """Packs vectors (N, D) as FixedSizeList<D> of their own dtype."""
+    flat = pa.array(np.ascontiguousarray(vectors_ND).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, vectors_ND.shape[1])
+
+
+def write_embeddings(
+    path: str,
+    ids: Sequence[str] | pa.Array,
+    vectors_ND: np.ndarray,
+    extra: dict[str, pa.Array] | None = None,
+) -> None:
+    """Writes one Parquet file (id, embedding, extra columns), without dictionary encoding of the embedding."""
+    columns = {"id": pa.array(ids, pa.string()), "embedding": embedding_column(vectors_ND), **(extra or {})}
+    pq.write_table(pa.table(columns), path, use_dictionary=False, row_group_size=ROW_GROUP_ROWS)
+
+
+def _first_dim(parquet: pq.ParquetFile, file: str, name: str) -> int:
+    first = next(read_batches(parquet, file, 1, [name], name, row_groups(parquet, 0, 1)[0]))[name]
+    dim = int(_row_dims(first)[0])
+    if not first[0].is_valid or not dim:
+        raise RowError(file, 0, name, "is null or has 0 dims; every row needs a vector")
+    return dim
+
+
+def _row_dims(column: pa.Array) -> np.ndarray:
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    if pa.types.is_fixed_size_list(column.type):
+        return np.full(len(column), column.type.list_size)
+    return pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)

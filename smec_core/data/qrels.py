@@ -1,0 +1,127 @@
+"""Files of judgements, Parquet or TSV as BEIR has it: query, document, score.
+
+Shapes: J judgements.
+"""
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from smec_core.data.columns import DEFAULT_NAMES, MAX_SCORE, ColumnNames, judge_schema, scores_of, strings_of
+from smec_core.data.tables import Table
+from smec_core.errors import InputError, SmecError, one_line
+
+_NEEDS = "needs query-id, corpus-id and a score, separated by tabs"
+_HEADINGS = ("score", "rel", "relevance")
+
+
+class QrelsFile(NamedTuple):
+    """The judgements of one file.
+
+    Attributes:
+        path: the file.
+        query_id, doc_id: strings.
+        score_J: float64.
+        line_J: line of each judgement in a text file, from 1; None in Parquet, whose rows count from 0.
+    """
+
+    path: str
+    query_id: pa.ChunkedArray
+    doc_id: pa.ChunkedArray
+    score_J: np.ndarray
+    line_J: np.ndarray | None = None
+
+    def locate(self, row: int) -> str:
+        """Names the file and the place of a judgement in it."""
+        return f"{self.path}: " + (f"row {row}" if self.line_J is None else f"line {self.line_J[row]}")
+
+
+def read_qrels(filesystem: pafs.FileSystem, table: Table, names: ColumnNames = DEFAULT_NAMES) -> list[QrelsFile]:
+    """Judgements of a split, file by file.
+
+    Raises:
+        InputError: a file that cannot be read, is malformed, or holds nothing.
+    """
+    files = [
+        _read_tsv(filesystem, path) if path.endswith(".tsv") else _read_parquet(filesystem, path, names)
+        for path in table.paths
+    ]
+    if not sum(len(file.score_J) for file in files):
+        raise InputError(f"{table.paths[0]}: the split is empty; add judgements or remove the file")
+    return files
+
+
+def _read_parquet(filesystem: pafs.FileSystem, path: str, names: ColumnNames) -> QrelsFile:
+    try:
+        with pq.ParquetFile(path, filesystem=filesystem) as parquet:
+            column = judge_schema(path, parquet.schema_arrow, names.of_qrels)
+            table = parquet.read(columns=list(column.values()))
+    except SmecError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
+    query_id, doc_id = (strings_of(table[column[name]], path, column[name]) for name in ("query_id", "doc_id"))
+    return QrelsFile(path, query_id, doc_id, scores_of(table[column["score"]], path, column["score"]))
+
+
+def _read_tsv(filesystem: pafs.FileSystem, path: str) -> QrelsFile:
+    rows: list[tuple[str, str, float, int]] = []
+    for line, fields in _tsv_lines(filesystem, path):
+        where = f"{path}: line {line}: {_NEEDS}"
+        if len(fields) != 3:
+            raise InputError(f"{where}; it has {len(fields)} field(s)")
+        query, doc, grade = fields
+        if line == 1 and grade.lower() in _HEADINGS:
+            continue
+        if not query or not doc:
+            raise InputError(f"{where}; an id is empty")
+        score = _number(grade)
+        if not abs(score) <= MAX_SCORE:
+            raise InputError(f"{where}; {grade!r} is no score")
+        rows.append((query, doc, score, line))
+    query_id, doc_id, score_J, line_J = zip(*rows, strict=True) if rows else ((), (), (), ())
+    queries, docs = (pa.chunked_array([pa.array(column, pa.string())]) for column in (query_id, doc_id))
+    return QrelsFile(path, queries, docs, np.array(score_J, np.float64), np.array(line_J, np.int64))
+
+
+def _number(text: str) -> float:
+    """A number as it is written in text; NaN for anything else."""
+    try:
+        return float(text) if "_" not in text else float("nan")
+    except ValueError:
+        return float("nan")
+
+
+def _tsv_lines(filesystem: pafs.FileSystem, path: str) -> Iterator[tuple[int, list[str]]]:
+    """Fields of each line that is not empty, with its number from 1; pandas and spreadsheets quote fields."""
+    with filesystem.open_input_file(path) as content:
+        try:
+            # a byte order mark is no part of the first id
+            text = content.read().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    for line, row in enumerate(io.StringIO(text, newline=None), start=1):
+        if not row.rstrip("\n"):
+            continue
+        try:
+            [fields] = csv.reader([row], delimiter="\t", strict=True)
+        except csv.Error as error:
+            raise InputError(f"{path}: line {line}: {_NEEDS}; {one_line(error)}") from None
+        yield line, fields
+
+
+def as_table(files: list[QrelsFile]) -> pa.Table:
+    """Judgements of a split as a table: query_id, doc_id, score; whole scores as int32."""
+    score_J = np.concatenate([file.score_J for file in files])
+    whole = bool((score_J == score_J.astype(np.int32)).all()) if np.abs(score_J).max() < 2**31 else False
+    ids = {
+        name: pa.chunked_array([chunk for file in files for chunk in getattr(file, name).chunks], pa.string())
+        for name in ("query_id", "doc_id")
+    }
+    return pa.table({**ids, "score": score_J.astype(np.int32) if whole else score_J})

@@ -1,0 +1,108 @@
+"""Paths and URIs: what lies in a folder, where it is, and how it may be shown."""
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from smec_core.data.object_store import ToldErrors
+from smec_core.errors import InputError, one_line
+
+# a URI that has lost a slash would pass for the name of a local folder
+HALF_A_URI = re.compile(r"(?i)(file|s3a?|gs|gcs|abfss?|hdfs|https?):(?!//)")
+
+
+class _Parts(NamedTuple):
+    """A URI as the user wrote it; `path` has no percent escapes but those of file://."""
+
+    scheme: str
+    host: str
+    path: str
+    options: str
+
+
+def _split(uri: str) -> _Parts:
+    scheme, _, rest = uri.partition("://")
+    place, mark, options = rest.partition("?")
+    host, slash, path = place.partition("/")
+    return _Parts(scheme, host, slash + path, mark + options)
+
+
+def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Resolves a local path or a URI (s3://, gs://, file://) to a file system and a path on it.
+
+    The only place that opens one. A key of an object store is what the user wrote, character by character, as its own
+    tools have it: `#`, `%` and spaces are themselves. In file:// they are escaped (%20), as everywhere.
+
+    Raises:
+        InputError: no such file system, or a URI that could mean another place than the user wrote.
+    """
+    if "://" not in uri:
+        if HALF_A_URI.match(uri):
+            raise InputError(f"{uri}: is half a URI; write {uri.partition(':')[0]}://..., or ./{uri} for a local path")
+        path = str(Path(uri).absolute())
+        try:
+            os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            # the reader says what is missing
+            pass
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot be accessed ({one_line(error)}); name another place") from error
+        return pafs.LocalFileSystem(), path
+    shown, parts = public_uri(uri), _split(uri)
+    if problem := _ambiguity(parts):
+        raise InputError(f"{shown if shown.isprintable() else repr(shown)}: {problem}")
+    path = parts.path if parts.scheme == "file" else quote(parts.path)
+    try:
+        filesystem, found = pafs.FileSystem.from_uri(f"{parts.scheme}://{parts.host}{path}{parts.options}")
+    except (pa.ArrowException, OSError, ValueError) as error:
+        # what pyarrow says may repeat the URI, with credentials
+        problem = one_line(error).replace(f"{parts.host}{path}{parts.options}", shown.partition("://")[2])
+        raise InputError(f"{shown}: cannot open this URI ({mask(problem)})") from None
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        return filesystem, found
+    return pafs.PyFileSystem(ToldErrors(filesystem)), found
+
+
+def _ambiguity(parts: _Parts) -> str | None:
+    """Why a URI could be taken for another place than the user wrote."""
+    written = f"{parts.host}{parts.path}{parts.options}"
+    if not written.isprintable():
+        return "has a control character in it; write the name as it is"
+    if parts.scheme == "file" and (parts.options or "#" in parts.path):
+        return "'?' and '#' end the path of a file:// URI; write %3F and %23, or give the path without file://"
+    if "#" in parts.host + parts.options:
+        return "has '#' outside the path; remove it and what follows"
+    names = parts.path.strip("/").split("/") if parts.path.strip("/") else []
+    if {".", ".."} & set(names):
+        return f"has {next(name for name in names if name in ('.', '..'))!r} in its path; write the path out"
+    if "" in names:
+        return "has '//' in its path; write one slash"
+    return None
+
+
+def join_uri(uri: str, name: str) -> str:
+    """Path or URI of something in a folder; options of a URI ("?region=...") stay at its end."""
+    folder, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
+    return f"{folder.rstrip('/')}/{name}{mark}{options}"
+
+
+def public_uri(uri: str) -> str:
+    """A path or URI as a manifest may show it: absolute, without credentials and options."""
+    if "://" not in uri:
+        return str(Path(uri).absolute())
+    parts = _split(uri)
+    user, mark, host = parts.host.rpartition("@")
+    # what stands there in Azure is the container
+    kept = user + mark if parts.scheme in ("abfs", "abfss") and ":" not in user else ""
+    return f"{parts.scheme}://{kept}{host}{parts.path}"
+
+
+def mask(text: str) -> str:
+    """The text, with *** for the credentials of every URI in it."""
+    text = re.sub(r"://(?:[^\s'\"/@]*:[^\s\"]*|[^\s'\"/]*)@", "://***@", text)
+    return re.sub(r"(?i)([?&;][^=&;\s]*(?:pass|pwd|secret|token|key|odbc)[^=&;\s]*=)[^&;\s'\"]+", r"\1***", text)

@@ -1,0 +1,264 @@
+"""Quality of a model on a dataset, beside truncation, PCA and the frozen embeddings, in two passes over the corpus.
+
+Shapes: Q queries, N documents of a block, D dims.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smec_core.data.dataset import HELD_OUT, Dataset
+from smec_core.data.judgements import Judgements
+from smec_core.data.parquet import EmbeddingTable, unit_rows
+from smec_core.data.uri import public_uri
+from smec_core.errors import InputError
+from smec_core.evaluation.dev_set import HELD_OUT_DOCS, NEIGHBOURS
+from smec_core.evaluation.metrics import SEARCH_DEPTH, Matrices, PrefixSearch, gains_of, measure_queries, ndcg, recall
+from smec_core.evaluation.significance import query_interval, share_interval
+from smec_core.model.model import Model
+from smec_core.model.pca import Gram
+
+Encode = Callable[[Tensor], Tensor]
+Parts = Callable[[Callable[[int, int], Any], int], list[Any]]
+"""Runs some work on ranges of so many rows, which together are all of them; gives its results in order."""
+
+
+class Sides(NamedTuple):
+    """What embeds the two sides of a search; cosines between the two must mean something at every prefix."""
+
+    queries: Encode
+    documents: Encode
+
+    @classmethod
+    def same(cls, encode: Encode) -> "Sides":
+        """One encoder for both."""
+        return cls(encode, encode)
+
+
+def in_one_part(work: Callable[[int, int], Any], rows: int) -> list[Any]:
+    """All rows at once, in this process."""
+    return [work(0, rows)]
+
+
+def default_split(dataset: Dataset) -> str | None:
+    """The split to evaluate on where none is named: test, else dev, else what was held out; None without any."""
+    return next((split for split in ("test", "dev", HELD_OUT) if split in dataset.splits), None)
+
+
+def evaluate(
+    dataset: Dataset,
+    model: Model,
+    split: str | None,
+    baselines: bool = False,
+    parts: Parts = in_one_part,
+) -> dict[str, Any]:
+    """Scores every usable prefix of a model.
+
+    Args:
+        dataset: what to search and with what.
+        model: the model.
+        split: judgements to score by; None scores, without judgements, how many of the ten nearest documents (by the
+            original embeddings) of a sample of documents are also their ten nearest at the prefix.
+        baselines: score truncation, PCA and the original embeddings too.
+        parts: how the passes over the corpus are divided; their results are merged.
+
+    Returns:
+        `split` and `queries`, a dict of prefix to value for each measure, and `baselines`: the first measure of
+        `truncation` and `pca` by prefix, and of `full`. `intervals` are the 95 % intervals over the queries, low and
+        high, by prefix: of the first measure, with baselines also of its share of `full` (`kept`) and of its gain over
+        `truncation` and `pca`; there are none for a single query.
+
+    Raises:
+        InputError: the split is not there, or the dims do not fit.
+    """
+    check_fit(dataset, model, split)
+    systems: dict[str, Encode] = {"model": model.encode}
+    if baselines:
+        systems |= baseline_encoders(_corpus_gram(dataset, parts))
+    if split is None:
+        values = _neighbour_values(dataset, systems, model.dims, parts)
+        report: dict[str, Any] = {"split": None, "queries": min(HELD_OUT_DOCS, dataset.corpus.rows)}
+    else:
+        judgements = dataset.splits[split].with_positives()
+        values = _judged_values(dataset, systems, model.dims, judgements, parts)
+        report = {"split": split, "queries": len(judgements)}
+    report |= {measure: _means(by_dim) for measure, by_dim in values["model"].items()}
+    first = next(iter(values["model"]))
+    by_system = {
+        name: {dim: value_Q.numpy() for dim, value_Q in found[first].items()} for name, found in values.items()
+    }
+    if baselines:
+        report["baselines"] = {name: _means(values[name][first]) for name in ("truncation", "pca")}
+        report["baselines"]["full"] = report["baselines"]["truncation"][str(model.input_dim)]
+    if report["queries"] > 1:
+        report["intervals"] = _intervals(by_system, first, model.input_dim)
+    return report
+
+
+def _means(by_dim: Mapping[int, Tensor]) -> dict[str, float]:
+    return {str(dim): value_Q.mean().item() for dim, value_Q in by_dim.items()}
+
+
+def _intervals(values: Mapping[str, Mapping[int, np.ndarray]], measure: str, input_dim: int) -> dict[str, Any]:
+    """95 % intervals over the queries; the systems answer the same ones, so that differences are of pairs."""
+
+    def around(mean: float, half: float) -> list[float]:
+        return [float(mean - half), float(mean + half)]
+
+    model = values["model"]
+    found: dict[str, Any] = {
+        measure: {str(dim): around(value_Q.mean(), query_interval(value_Q)) for dim, value_Q in model.items()}
+    }
+    if "truncation" not in values:
+        return found
+    full_Q = values["truncation"][input_dim]
+    if full_Q.any():
+        found["kept"] = {
+            str(dim): around(value_Q.mean() / full_Q.mean(), share_interval(value_Q, full_Q))
+            for dim, value_Q in model.items()
+        }
+    for name in ("truncation", "pca"):
+        gain = {dim: value_Q - values[name][dim] for dim, value_Q in model.items()}
+        found[name] = {str(dim): around(gain_Q.mean(), query_interval(gain_Q)) for dim, gain_Q in gain.items()}
+    return found
+
+
+def check_fit(dataset: Dataset, model: Model, split: str | None) -> None:
+    """Refuses a model of other dims than the dataset, and a split that is not there.
+
+    Raises:
+        InputError: the split is not there, or the dims do not fit.
+    """
+    if dataset.dim != model.input_dim:
+        raise InputError(f"{public_uri(dataset.uri)}: {dataset.dim} dims, but the model takes {model.input_dim}")
+    if split is not None and split not in dataset.splits:
+        present = ", ".join(dataset.splits) or "none"
+        raise InputError(f"{public_uri(dataset.uri)}: there is no qrels/{split}; splits present: {present}")
+
+
+def baseline_encoders(corpus: Gram) -> dict[str, Encode]:
+    """Truncation of the frozen embeddings, and PCA of the corpus, as encoders whose prefixes are to be compared."""
+    rotation_DD = corpus.rotation()
+    return {"truncation": lambda x_ND: x_ND, "pca": lambda x_ND: x_ND @ rotation_DD.T}
+
+
+def query_scores(
+    dataset: Dataset,
+    systems: Mapping[str, Sides],
+    dims: Sequence[int],
+    judgements: Judgements,
+    parts: Parts = in_one_part,
+) -> dict[str, dict[int, np.ndarray]]:
+    """nDCG@10 (Q) of each judged query, by system and prefix.
+
+    Args:
+        dataset: what to search and with what.
+        systems: the systems to compare, by name; the two sides may be embedded by different models.
+        dims: prefixes to score.
+        judgements: those of the queries.
+        parts: how the pass over the corpus is divided.
+    """
+    found = _judged_results(dataset, systems, dims, judgements, parts)
+    return {
+        name: {dim: ndcg(gains_of(row_Qk, judgements), judgements).numpy() for dim, row_Qk in by_dim.items()}
+        for name, by_dim in found.items()
+    }
+
+
+def _judged_values(
+    dataset: Dataset, systems: Mapping[str, Encode], dims: tuple[int, ...], judgements: Judgements, parts: Parts
+) -> dict[str, dict[str, dict[int, Tensor]]]:
+    """Value (Q) of each query, by system, measure and prefix."""
+    sides = {name: Sides.same(encode) for name, encode in systems.items()}
+    values = {}
+    for name, found in _judged_results(dataset, sides, dims, judgements, parts).items():
+        by_dim = {dim: measure_queries(rows, judgements) for dim, rows in found.items()}
+        values[name] = {key: {dim: by_dim[dim][key] for dim in dims} for key in by_dim[dims[0]]}
+    return values
+
+
+def _judged_results(
+    dataset: Dataset, systems: Mapping[str, Sides], dims: Sequence[int], judgements: Judgements, parts: Parts
+) -> dict[str, dict[int, Tensor]]:
+    """Rows (Q, SEARCH_DEPTH) of the documents that each judged query finds, by system and prefix."""
+    x_QD = read_rows(dataset.queries, judgements.query_row_Q)
+    own = judgements.own_doc_row_Q
+    own_row_Q = None if own is None else torch.from_numpy(own)
+    searches = {
+        name: PrefixSearch(sides.queries(x_QD), dims, SEARCH_DEPTH, own_row_Q) for name, sides in systems.items()
+    }
+    _search_corpus(dataset, {name: sides.documents for name, sides in systems.items()}, searches, parts)
+    return {name: search.results() for name, search in searches.items()}
+
+
+def _neighbour_values(
+    dataset: Dataset, systems: Mapping[str, Encode], dims: tuple[int, ...], parts: Parts
+) -> dict[str, dict[str, dict[int, Tensor]]]:
+    rows = np.random.default_rng(0).permutation(dataset.corpus.rows)[:HELD_OUT_DOCS]
+    own_row_Q = torch.from_numpy(rows)
+    x_QD = read_rows(dataset.corpus, rows)
+    searches = {name: PrefixSearch(encode(x_QD), dims, NEIGHBOURS, own_row_Q) for name, encode in systems.items()}
+    full = PrefixSearch(x_QD, [dataset.dim], NEIGHBOURS, own_row_Q)
+    _search_corpus(dataset, {**systems, "": lambda x_ND: x_ND}, {**searches, "": full}, parts)
+    nearest_Qk = full.results()[dataset.dim].numpy()
+    query = np.repeat(np.arange(len(nearest_Qk)), nearest_Qk.shape[1])
+    found = nearest_Qk.reshape(-1) >= 0
+    truth = Judgements.from_pairs(query[found], nearest_Qk.reshape(-1)[found], np.ones(found.sum(), np.float32))
+    return {
+        name: {
+            f"neighbour_recall@{NEIGHBOURS}": {
+                dim: recall(gains_of(row_Qk, truth), truth, NEIGHBOURS)
+                for dim, row_Qk in sorted(search.results().items(), reverse=True)
+            }
+        }
+        for name, search in searches.items()
+    }
+
+
+def _search_corpus(
+    dataset: Dataset, systems: Mapping[str, Encode], searches: Mapping[str, PrefixSearch], parts: Parts
+) -> None:
+    def search(start: int, stop: int) -> dict[str, dict[int, tuple[Tensor, ...]]]:
+        matrices = Matrices()
+        found = {name: search.fresh(matrices) for name, search in searches.items()}
+        for row, x_ND in unit_blocks(dataset.corpus, start, stop):
+            row_N = torch.arange(row, row + len(x_ND))
+            for name, one in found.items():
+                one.add(row_N, systems[name](x_ND))
+        return {name: one.best for name, one in found.items()}
+
+    for found in parts(search, dataset.corpus.rows):
+        for name, best in found.items():
+            searches[name].merge(best)
+
+
+def _corpus_gram(dataset: Dataset, parts: Parts) -> Gram:
+    def add(start: int, stop: int) -> Gram:
+        gram = Gram(dataset.dim)
+        for _, x_ND in unit_blocks(dataset.corpus, start, stop):
+            gram.add(x_ND)
+        return gram
+
+    first, *others = parts(add, dataset.corpus.rows)
+    for gram in others:
+        first.sum_DD += gram.sum_DD
+    return first
+
+
+def unit_blocks(table: EmbeddingTable, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, Tensor]]:
+    """Blocks of unit vectors of a table, each with the global row of its first."""
+    for block in table.blocks(start, stop):
+        yield block.row, torch.from_numpy(unit_rows(block.vectors_ND))
+
+
+def read_rows(table: EmbeddingTable, row_Q: np.ndarray) -> Tensor:
+    """Unit vectors (Q, D) of the named global rows, in that order, in one pass over the table."""
+    found_QD = torch.empty(len(row_Q), table.dim)
+    order = np.argsort(row_Q)
+    for row, x_ND in unit_blocks(table):
+        low, high = np.searchsorted(row_Q[order], [row, row + len(x_ND)])
+        found_QD[order[low:high]] = x_ND[row_Q[order[low:high]] - row]
+    return found_QD

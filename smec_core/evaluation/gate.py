@@ -1,0 +1,135 @@
+"""Whether a challenger may take the champion's place, by queries that no champion was ever trained on.
+
+Shapes: Q queries.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from smec_core.evaluation.significance import p_text, randomisation_p
+
+CHALLENGER, CHAMPION, OLD_DOCUMENTS = "challenger", "champion", "new queries on old documents"
+BASELINES = ("truncation", "pca")
+
+Scores = Mapping[str, Mapping[int, np.ndarray]]
+"""nDCG@10 (Q) of each gate query, by system and dim."""
+
+
+class GateSettings(BaseModel):
+    """What a challenger must reach. Differences are of mean nDCG@10 over the gate queries."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    fraction: float = Field(0.2, gt=0, lt=1)
+    """Share of the judged queries, by a hash of their id, that no training learns from and that decide here."""
+    min_queries: int = Field(30, ge=2)
+    """With fewer gate queries nothing is trained."""
+    min_gain: float = Field(0.0, ge=0, le=1)
+    """Least gain on the champion, mean over the dims."""
+    max_loss: float = Field(0.01, ge=0, le=1)
+    """The most that any dim may lose against the champion, PCA, or the frozen embeddings cut to that dim."""
+    significance: float = Field(0.05, gt=0, le=1)
+    """The gain on the champion must have a p of at most this, in a paired randomisation test; 1: no test."""
+    max_below: float = Field(0.0, ge=0, le=1)
+    """The most that the mean over the dims may lie below that of PCA or truncation."""
+    max_drop: float = Field(0.25, ge=0, le=1)
+    """The most that the champion itself may lose, mean over the dims and as a share of what it reached, on gate queries
+    that it was promoted by: more than that speaks against the new data, and nothing is trained."""
+    max_old_loss: float = Field(0.02, ge=0, le=1)
+    """With `compatible`: the most that new queries may lose on old documents against old queries, mean over dims."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate says.
+
+    Attributes:
+        problems: what keeps the challenger out; none where it has passed.
+        queries: gate queries.
+        means: mean nDCG@10 by system and dim.
+        gain: mean gain over the dims on the champion, or without one on the better baseline.
+        p: of that gain, by a paired randomisation test.
+        why: what made it pass or not, in words.
+    """
+
+    problems: list[str]
+    queries: int
+    means: dict[str, dict[int, float]]
+    gain: float
+    p: float
+    why: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether the challenger may take over."""
+        return not self.problems
+
+    @property
+    def reason(self) -> str:
+        """It in one line."""
+        return f"{'PASSED' if self.holds else 'REFUSED'}: {self.why}"
+
+    def as_json(self) -> dict[str, Any]:
+        """It as plain values."""
+        means = {name: {str(dim): mean for dim, mean in by_dim.items()} for name, by_dim in self.means.items()}
+        plain = {"holds": self.holds, "problems": self.problems, "queries": self.queries}
+        return plain | {"ndcg@10": means, "gain": self.gain, "p": self.p}
+
+
+def judge(scores: Scores, settings: GateSettings) -> Verdict:
+    """Compares the challenger with the champion, where there is one, and with the baselines.
+
+    Without a champion there is nothing to lose: it must not be below the baselines, and that is all.
+
+    Args:
+        scores: of the challenger, of `truncation` and `pca`, and where there is one of the champion; with
+            OLD_DOCUMENTS those of the challenger's queries on the champion's documents.
+        settings: what is asked for.
+    """
+    challenger = scores[CHALLENGER]
+    queries = len(next(iter(challenger.values())))
+    means = {name: {dim: float(value_Q.mean()) for dim, value_Q in by_dim.items()} for name, by_dim in scores.items()}
+    overall = {name: float(np.mean(list(by_dim.values()))) for name, by_dim in means.items()}
+    champion = CHAMPION if CHAMPION in scores else max(BASELINES, key=overall.__getitem__)
+    gain_Q = np.mean([challenger[dim] - scores[champion][dim] for dim in challenger], axis=0)
+    gain, p = float(gain_Q.mean()), randomisation_p(gain_Q)
+    problems = []
+    if champion == CHAMPION:
+        if gain < settings.min_gain:
+            problems.append(f"the mean over the dims gains {gain:+.4f}, gate.min_gain asks for {settings.min_gain}")
+        elif p > settings.significance:
+            problems.append(f"the gain may be luck ({p_text(p)}, gate.significance asks for {settings.significance})")
+    for name in BASELINES:
+        if overall[CHALLENGER] < overall[name] - settings.max_below:
+            problems.append(
+                f"the mean over the dims, {overall[CHALLENGER]:.4f}, is below {name}'s {overall[name]:.4f} by more "
+                f"than gate.max_below, {settings.max_below}"
+            )
+    for name in (CHAMPION, *BASELINES):
+        for dim, mean in means.get(name, {}).items():
+            loss = mean - means[CHALLENGER][dim]
+            if loss > settings.max_loss:
+                problems.append(f"{dim} dims lose {loss:.4f} against {name}, gate.max_loss is {settings.max_loss}")
+    if OLD_DOCUMENTS in scores:
+        loss = overall[CHAMPION] - overall[OLD_DOCUMENTS]
+        if loss > settings.max_old_loss:
+            problems.append(
+                f"new queries lose {loss:.4f} on old documents, gate.max_old_loss is {settings.max_old_loss}"
+            )
+    against = f"{gain:+.4f} nDCG@10, mean over the dims and {queries} gate queries, against the champion"
+    if champion == CHAMPION:
+        asked = "not asked for" if settings.significance == 1 else f"at most {settings.significance} asked for"
+        figures = f"{against} (at least {settings.min_gain} asked for), {p_text(p)} ({asked})"
+        passed = f"{figures}; no dim loses more than {settings.max_loss}"
+    else:
+        figures = ", ".join(f"{name} {mean:.4f}" for name, mean in overall.items()) + f" on {queries} gate queries"
+        below = f" by more than {settings.max_below}" if settings.max_below else ""
+        passed = (
+            f"there is no champion to beat yet, and it is not below the baselines{below}: mean nDCG@10 of {figures}"
+        )
+    why = f"{'; '.join(problems)}. Measured: {figures}" if problems else passed
+    return Verdict(problems, queries, means, gain, p, why)

@@ -1,0 +1,341 @@
+"""The trained model: a folder of safetensors and JSON, and `encode`.
+
+Shapes: N rows, D input dims, d dims asked for, w dims of stored vectors, I dims that a stage takes.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, get_args, overload
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save
+from torch import Tensor
+
+from smec_core.config import Projection
+from smec_core.data.uri import open_filesystem, public_uri
+from smec_core.data.vectors import tensor_of, unit
+from smec_core.errors import InputError, one_line
+from smec_core.model.adapter import MLP_TENSORS, FrozenStage, apply_chain, fold, nearest_rotation
+from smec_core.model.card import model_card
+
+FORMAT = 1
+PICKLES = (b"\x80", b"PK\x03\x04")
+"""How files of pickle and torch.save begin. A safetensors file may begin so, too: with the length of its header."""
+ROTATION_ERROR = 1e-2
+"""Frobenius norm of W W' - I up to which a weight is a rotation, less the rounding of its training."""
+
+
+class Base(NamedTuple):
+    """The model that another one extends.
+
+    Attributes:
+        fingerprint: sha256 (hex) of its adapter.safetensors.
+        dims: its usable prefixes, D first, descending.
+        stages: how many stages it has: the first ones of the model that extends it.
+    """
+
+    fingerprint: str
+    dims: tuple[int, ...]
+    stages: int
+
+
+class Model:
+    """A nested embedding: every prefix in `dims` of the one output vector is a usable embedding.
+
+    Attributes:
+        stages: the trained chain, first stage first.
+        input_dim: D, dims of the vectors it takes.
+        dims: usable prefixes, D first, descending.
+        matrix_DD: the chain folded into one matrix, z = A x; None where a stage is not linear.
+        config: what trained it (config.json).
+        metrics: what it reached (metrics.json).
+        base: the model whose chain this one goes on with, and whose stored vectors `upgrade` takes; None for none.
+    """
+
+    def __init__(
+        self, stages: Sequence[FrozenStage], input_dim: int, config: dict[str, Any], metrics: dict[str, Any]
+    ) -> None:
+        self.stages = [stage.to("cpu") for stage in stages]
+        self.input_dim = input_dim
+        self.config = {"format": FORMAT, "input_dim": input_dim, **config}
+        self.config["stages"] = [{"dim": stage.dim, "projection": stage.projection} for stage in stages]
+        self.dims: tuple[int, ...] = tuple(self.config["dims"])
+        self.metrics = metrics
+        self.matrix_DD = fold(self.stages, input_dim)
+        self.base = _read_base(self.config.get("base"), self.stages, self.dims)
+        if self.base is not None:
+            self._base_block = _kept_dim(self.stages[: self.base.stages], input_dim)
+            self._added_II = fold(self.stages[self.base.stages :], self._base_block)
+
+    def __repr__(self) -> str:
+        kind = "not linear" if self.matrix_DD is None else "linear"
+        extends = "" if self.base is None else f"; extends {self.base.fingerprint[:12]}"
+        dims = ", ".join(map(str, self.dims))
+        return (
+            f"Model({self.input_dim} -> {dims} dims; {len(self.stages)} stages; {kind}{extends}; "
+            f"fingerprint {self.fingerprint[:12]})"
+        )
+
+    @overload
+    def encode(self, x: Tensor, dim: int | None = None) -> Tensor: ...
+    @overload
+    def encode(self, x: np.ndarray | Sequence[Any], dim: int | None = None) -> np.ndarray: ...
+    def encode(self, x: np.ndarray | Sequence[Any] | Tensor, dim: int | None = None) -> np.ndarray | Tensor:
+        """Compresses one embedding or several.
+
+        Args:
+            x: original embeddings (N, D) or one (D,): numpy, torch or lists of numbers, of any scale. A row of zeros
+                stays one, and a row with NaN or infinity gives NaN.
+            dim: how many dims to keep, any number up to D; one of `dims` keeps its measured quality. Default: all.
+
+        Returns:
+            Unit vectors (N, dim), or one (dim,), float32: torch for torch, else numpy.
+
+        Raises:
+            InputError: the input is not such numbers, or `dim` is out of range.
+
+        Example:
+            >>> smec_core.load("model").encode(vectors, dim=96)
+        """
+        if not isinstance(x, Tensor):
+            return self.encode(tensor_of(x), dim).numpy()
+        if x.ndim not in (1, 2) or x.shape[-1] != self.input_dim:
+            takes = f"({self.input_dim},) or (N, {self.input_dim})"
+            raise InputError(f"embeddings have shape {tuple(x.shape)}; this model takes {takes}")
+        dim = self.input_dim if dim is None else dim
+        if not 1 <= dim <= self.input_dim:
+            raise InputError(f"dim is {dim}; this model gives 1 to {self.input_dim}, trained for {self.dims}")
+        x_ND = torch.atleast_2d(x.float())
+        if self.matrix_DD is None:
+            z_Nd = apply_chain([stage.to(x.device) for stage in self.stages], unit(x_ND))[:, :dim]
+        else:
+            z_Nd = x_ND @ self.matrix_DD[:dim].to(x.device).T
+        return unit(z_Nd).reshape(*x.shape[:-1], dim)
+
+    @overload
+    def upgrade(self, v: Tensor, dim: int | None = None) -> Tensor: ...
+    @overload
+    def upgrade(self, v: np.ndarray | Sequence[Any], dim: int | None = None) -> np.ndarray: ...
+    def upgrade(self, v: np.ndarray | Sequence[Any] | Tensor, dim: int | None = None) -> np.ndarray | Tensor:
+        """Brings vectors that the base encoded up to this model, without the original embeddings.
+
+        Args:
+            v: what the base's `encode` gave, (N, w) or one (w,); w from the smallest block that the base keeps up to D.
+            dim: how many dims to keep, up to w. Default: w.
+
+        Returns:
+            What this model's `encode` gives for the same items: unit vectors (N, dim), or one (dim,), float32: torch
+            for torch, else numpy.
+
+        Raises:
+            InputError: the model extends no other, or w or `dim` is out of range.
+
+        Example:
+            >>> smec_core.load("smaller").upgrade(stored, dim=24)
+        """
+        if not isinstance(v, Tensor):
+            return self.upgrade(tensor_of(v), dim).numpy()
+        if self.base is None or self._added_II is None:
+            raise InputError("this model extends no other, so it upgrades no vectors; encode the original embeddings")
+        block, width = self._base_block, v.shape[-1] if v.ndim else 0
+        if v.ndim not in (1, 2) or width > self.input_dim:
+            raise InputError(f"vectors have shape {tuple(v.shape)}; upgrade takes (N, {block} to {self.input_dim})")
+        if width < block:
+            raise InputError(
+                f"vectors have {width} dims, but an upgrade needs the first {block} to {self.input_dim} of the model "
+                f"{self.base.fingerprint[:12]}; encode the original embeddings"
+            )
+        dim = width if dim is None else dim
+        if not 1 <= dim <= width:
+            raise InputError(f"dim is {dim}, but the vectors to upgrade have {width} dims; give 1 to {width}")
+        v_Nw = torch.atleast_2d(v.float())
+        z_Nw = torch.cat([v_Nw[:, :block] @ self._added_II.to(v.device).T, v_Nw[:, block:]], dim=1)
+        return F.normalize(z_Nw[:, :dim], dim=1).reshape(*v.shape[:-1], dim)
+
+    def int8_scale(self, dim: int) -> float:
+        """What 1 is worth in an int8 vector of `dim` dims.
+
+        Raises:
+            InputError: none was learnt for that many dims.
+        """
+        scales = self.config.get("int8_scales", {})
+        if str(dim) not in scales:
+            known = ", ".join(scales) or "none, because an earlier version trained it: train again in a new --storage"
+            raise InputError(f"dim is {dim}, but for int8 vectors this model has scales for {known}")
+        return float(scales[str(dim)])
+
+    def extended(self, added: Sequence[FrozenStage], config: dict[str, Any], metrics: dict[str, Any]) -> "Model":
+        """The model that goes on with further stages where this one ends; this one stays as it is.
+
+        The weights of `added` are taken to the nearest rotation, since the rounding of a training in float32 (some
+        1e-6 a stage) would show in the cosines of the dims already in service.
+
+        Args:
+            added: rotations, the first one of the smallest block that this model keeps.
+            config: what trained them, as of a new model; `dims` of both models are joined, and `base` is set.
+            metrics: what the extended model reaches.
+
+        Raises:
+            InputError: an added stage does not fit or is no rotation, or no stage keeps one of the dims.
+        """
+        try:
+            _check_chain(added, _kept_dim(self.stages, self.input_dim), first=len(self.stages))
+        except ValueError as error:
+            raise InputError(f"the model cannot be extended: {error}") from error
+        blocks = {self.input_dim, *(stage.dim for stage in (*self.stages, *added))}
+        if lost := sorted(set(config["dims"]) - blocks, reverse=True):
+            raise InputError(f"dims: no stage keeps {lost[0]} dims; name one of {sorted(blocks, reverse=True)}")
+        rotations = [_nearest_rotation(stage, len(self.stages) + number) for number, stage in enumerate(added)]
+        base = Base(self.fingerprint, self.dims, len(self.stages))
+        dims = sorted({*self.dims, *config["dims"]}, reverse=True)
+        record = {**config, "dims": dims, "base": base._asdict()}
+        return Model([*self.stages, *rotations], self.input_dim, record, metrics)
+
+    def _tensor_bytes(self) -> bytes:
+        tensors = {
+            f"stages.{number}.{name}": tensor.contiguous()
+            for number, stage in enumerate(self.stages)
+            for name, tensor in stage.tensors.items()
+        }
+        if self.matrix_DD is not None:
+            tensors["matrix"] = self.matrix_DD.contiguous()
+        return save(tensors)
+
+    @property
+    def fingerprint(self) -> str:
+        """Sha256 (hex) of adapter.safetensors."""
+        return hashlib.sha256(self._tensor_bytes()).hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Writes adapter.safetensors, config.json, metrics.json and README.md into a folder, made if missing."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "adapter.safetensors").write_bytes(self._tensor_bytes())
+        (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
+        (folder / "metrics.json").write_text(json.dumps(self.metrics, indent=2) + "\n")
+        (folder / "README.md").write_text(model_card(self.config, self.metrics))
+
+
+def load(folder: str | Path) -> Model:
+    """Reads a model folder.
+
+    Args:
+        folder: a path or URI.
+
+    Raises:
+        InputError: not a model folder, or one whose files do not fit together.
+    """
+    filesystem, path = open_filesystem(str(folder))
+    folder = public_uri(str(folder))
+    content = {}
+    for name in ("config.json", "metrics.json", "adapter.safetensors"):
+        try:
+            with filesystem.open_input_stream(f"{path.rstrip('/')}/{name}", compression=None) as stream:
+                content[name] = stream.read()
+        except FileNotFoundError as error:
+            raise InputError(f"{folder}: not a model folder ({name} is missing)") from error
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be read ({one_line(error)})") from error
+    try:
+        config, metrics = (json.loads(content[name]) for name in ("config.json", "metrics.json"))
+    except ValueError as error:
+        raise InputError(f"{folder}: a damaged model folder ({error})") from error
+    tensors = _read_tensors(f"{folder}/adapter.safetensors", content["adapter.safetensors"])
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise InputError(f"{folder}/config.json: not a config of format {FORMAT}, which is what this version reads")
+    try:
+        stages = [
+            _read_stage(number, stage["dim"], stage["projection"], tensors)
+            for number, stage in enumerate(config["stages"])
+        ]
+        input_dim = config["input_dim"]
+        _check_chain(stages, input_dim)
+        # before anything of that size is made
+        if all(stage.is_linear for stage in stages) and tensors["matrix"].shape != (input_dim, input_dim):
+            raise ValueError(f"matrix is {tuple(tensors['matrix'].shape)}, input_dim {input_dim}")
+        model = Model(stages, input_dim, config, metrics)
+        if model.matrix_DD is not None:
+            # folded on another machine its last bits can differ, and with them the fingerprint
+            # in memory of torch's own: how a product is rounded depends on where its operands lie
+            model.matrix_DD = tensors["matrix"].clone()
+        return model
+    except (KeyError, TypeError, ValueError) as error:
+        problem = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
+        raise InputError(f"{folder}: config.json and adapter.safetensors do not fit together ({problem})") from error
+
+
+def _read_tensors(path: str, content: bytes) -> dict[str, Tensor]:
+    try:
+        return load_tensors(content)
+    except (ValueError, SafetensorError) as error:
+        # the header is JSON, so a cut safetensors file has its brace after the eight bytes of the length
+        if content.startswith(PICKLES) and content[8:9] != b"{":
+            raise InputError(
+                f"{path}: is a pickle, which runs code when it is read; only safetensors is read here"
+            ) from error
+        raise InputError(f"{path}: is damaged ({error}); copy the model folder anew") from error
+
+
+def _read_stage(number: int, dim: int, projection: Projection, tensors: dict[str, Tensor]) -> FrozenStage:
+    if projection not in get_args(Projection):
+        raise ValueError(f"stage {number} has the unknown projection {projection!r}")
+    prefix = f"stages.{number}."
+    names = ["weight", "logits", *(MLP_TENSORS if projection == "residual_mlp" else ())]
+    stage = FrozenStage(dim, projection, {name: tensors[prefix + name] for name in names})
+    if stage.tensors["weight"].shape != (stage.d_in, stage.d_in) or not 1 <= dim <= stage.d_in:
+        raise ValueError(f"stage {number} keeps {dim} dims of a weight {tuple(stage.tensors['weight'].shape)}")
+    return stage
+
+
+def _check_chain(stages: Sequence[FrozenStage], width: int, first: int = 0) -> None:
+    for number, stage in enumerate(stages, first):
+        if stage.d_in != width:
+            raise ValueError(f"stage {number} takes {stage.d_in} dims, the one before gives {width}")
+        width = stage.dim
+
+
+def _kept_dim(stages: Sequence[FrozenStage], input_dim: int) -> int:
+    """Dims of the block that the last stage keeps, on which a further stage would work."""
+    return stages[-1].dim if stages else input_dim
+
+
+def _read_base(record: Any, stages: Sequence[FrozenStage], dims: Sequence[int]) -> Base | None:
+    """The `base` of a config.json.
+
+    Raises:
+        ValueError: it is no such record, or not of this model.
+    """
+    if record is None:
+        return None
+    if not isinstance(record, dict) or record.keys() != set(Base._fields):
+        raise ValueError(f"base must hold {', '.join(Base._fields)}")
+    base = Base(record["fingerprint"], tuple(record["dims"]), record["stages"])
+    if not isinstance(base.fingerprint, str) or not re.fullmatch("[0-9a-f]{64}", base.fingerprint):
+        raise ValueError(f"base: fingerprint {base.fingerprint!r} is no sha256")
+    if type(base.stages) is not int or not 0 <= base.stages < len(stages):
+        raise ValueError(f"base: has {base.stages} stages, of a model with {len(stages)}")
+    block = stages[base.stages].d_in
+    if not base.dims or not set(base.dims) <= {dim for dim in dims if dim >= block}:
+        raise ValueError(f"base: its dims {base.dims} are not among those of {dims} that its stages give")
+    for number, stage in enumerate(stages[base.stages :], base.stages):
+        if stage.projection != "rotation":
+            raise ValueError(f"stage {number} extends the base and must be a rotation, but is {stage.projection!r}")
+    return base
+
+
+def _nearest_rotation(stage: FrozenStage, number: int) -> FrozenStage:
+    weight_II = stage.tensors["weight"].double()
+    eye_II = torch.eye(stage.d_in, dtype=weight_II.dtype, device=weight_II.device)
+    if stage.projection != "rotation" or torch.linalg.norm(weight_II @ weight_II.T - eye_II) > ROTATION_ERROR:
+        raise InputError(
+            f"the model cannot be extended: stage {number} ({stage.projection}) is no rotation and would change the "
+            "results of the dims before it"
+        )
+    return FrozenStage(stage.dim, stage.projection, {**stage.tensors, "weight": nearest_rotation(weight_II)})

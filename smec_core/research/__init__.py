@@ -1,0 +1,1 @@
+"""What experiments need beside the method: other methods, gradients, importance and selection of dims."""

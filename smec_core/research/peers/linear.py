@@ -1,0 +1,72 @@
+"""Methods without labels: truncation, random projection and PCA.
+
+Shapes: N rows, D input dims, d dims asked for.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from smec_core.config import TrainConfig
+from smec_core.errors import SmecError
+from smec_core.model.pca import principal_rotation
+from smec_core.research.peers.peer import Fitted
+from smec_core.training.trainer import TrainingData
+
+
+def nested(matrix_DD: Tensor, parameters: int) -> Fitted:
+    """One matrix whose outputs serve every dim as a prefix."""
+    return Fitted(lambda x_ND, dim: x_ND @ matrix_DD[:dim].T, parameters, 0)
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """The first dims of the embeddings as they are."""
+
+    def fit(self, data: TrainingData, config: TrainConfig) -> Fitted:
+        """Learns nothing."""
+        return Fitted(lambda x_ND, dim: x_ND[:, :dim], 0, 0)
+
+
+@dataclass(frozen=True)
+class RandomProjection:
+    """A random rotation, cut: keeps distances as the Johnson-Lindenstrauss lemma has it."""
+
+    def fit(self, data: TrainingData, config: TrainConfig) -> Fitted:
+        """Draws the rotation by the seed."""
+        noise_DD = torch.randn(data.docs.dim, data.docs.dim, generator=torch.Generator().manual_seed(config.seed))
+        return nested(torch.linalg.qr(noise_DD)[0].to(data.node.device), 0)
+
+
+@dataclass(frozen=True)
+class Pca:
+    """Uncentred PCA of the corpus: where SMEC starts."""
+
+    def fit(self, data: TrainingData, config: TrainConfig) -> Fitted:
+        """Decomposes the sum of x x^T over the corpus."""
+        rotation_DD = principal_rotation(data.docs, data.node.group).to(data.node.device)
+        return nested(rotation_DD, rotation_DD.numel())
+
+
+@dataclass(frozen=True)
+class FaissPca:
+    """The same by FAISS, as a check of ours."""
+
+    def fit(self, data: TrainingData, config: TrainConfig) -> Fitted:
+        """Trains a faiss.PCAMatrix on the corpus and its negatives, whose mean is zero: FAISS centres what it gets.
+
+        Raises:
+            SmecError: FAISS is not installed here.
+        """
+        try:
+            import faiss
+        except ImportError as error:
+            raise SmecError("method faiss-pca needs FAISS: pip install faiss-cpu, or leave it out") from error
+        dim = data.docs.dim
+        x_ND = torch.cat(list(data.docs.own_blocks())).cpu()
+        pca = faiss.PCAMatrix(dim, dim)
+        pca.max_points_per_d = len(x_ND) * 2
+        pca.train(torch.cat([x_ND, -x_ND]).numpy())
+        matrix_DD = torch.from_numpy(faiss.vector_to_array(pca.A)).view(dim, dim).to(data.node.device)
+        return nested(matrix_DD, matrix_DD.numel())

@@ -1,0 +1,1 @@
+"""The training: its stages, losses, memory, guard and checkpoints."""

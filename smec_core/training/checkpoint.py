@@ -1,0 +1,143 @@
+"""What a training needs to go on from a step as if nothing had happened, and the files that hold it.
+
+    progress.safetensors          rank 0: where the training stands, finished stages, guards, best states
+    candidate-KIND.safetensors    the first rank of those that train it: weights, their average, optimizer, schedule
+    memory-RANK.safetensors       every rank: its shard of the memory
+    trained.safetensors           rank 0, at the end, in place of all others: the trained chain and its metrics
+
+No random state is kept: every random choice is a function of the seed and of the place in the training.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from smec_core.training.memory import MemoryShard
+
+Tree = dict[str, Any]
+"""Numbers, strings, None, tensors, and lists and dicts of them."""
+
+
+@dataclass
+class Progress:
+    """Where a training stands.
+
+    Attributes:
+        pass_name: `first`, `refit` or `warm`.
+        stage: number of the stage in training, or of the next one.
+        epoch: epochs of it that are done.
+        batch: steps of the epoch that are done.
+        step: steps of the run that are done.
+        rows: queries and documents that those steps were made of.
+        seconds: what the training has taken so far.
+        stage_seconds: what the stage has taken so far.
+        epochs: most epochs of a stage.
+        dev_scores: dev figures of the finished first pass.
+        passes: finished stages of each pass.
+        guards: for each candidate of the stage in training its guard and its best state; empty between stages.
+    """
+
+    pass_name: str
+    stage: int
+    epoch: int
+    batch: int
+    step: int
+    rows: int
+    seconds: float
+    stage_seconds: float
+    epochs: int
+    dev_scores: dict[str, dict[str, float]]
+    passes: dict[str, list[Tree]]
+    guards: dict[str, Tree]
+
+
+@dataclass
+class Checkpoint:
+    """A training at one step. A rank fills in what it speaks for; what is read back is whole.
+
+    Attributes:
+        progress: where it stands; None on other ranks than the first.
+        candidates: training state of the candidates of the stage, by kind.
+        memory: shards of the memory, of the writing rank or of all.
+    """
+
+    progress: Progress | None
+    candidates: dict[str, Tree]
+    memory: list[MemoryShard]
+
+    def write(self, folder: Path, rank: int) -> None:
+        """Writes the part of one rank into the folder that all ranks write to."""
+        if self.progress is not None:
+            write_tree(folder / "progress.safetensors", vars(self.progress))
+        for kind, state in self.candidates.items():
+            write_tree(folder / f"candidate-{kind}.safetensors", state)
+        for shard in self.memory:
+            write_tree(folder / f"memory-{rank}.safetensors", vars(shard))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Checkpoint":
+        """Reads what all ranks wrote."""
+        candidates = {
+            path.stem.removeprefix("candidate-"): read_tree(path) for path in folder.glob("candidate-*.safetensors")
+        }
+        shards = [MemoryShard(**read_tree(path)) for path in sorted(folder.glob("memory-*.safetensors"))]
+        return cls(Progress(**read_tree(folder / "progress.safetensors")), candidates, shards)
+
+
+class Checkpoints(Protocol):
+    """Where checkpoints go; the training loop knows this interface only."""
+
+    every: int
+    """Steps from one checkpoint to the next; one is also made after every stage."""
+
+    def save(self, write: Callable[[Path], None]) -> None:
+        """Collective: `write` puts this rank's files into a folder, and all ranks' together are a checkpoint."""
+
+
+def write_tree(path: Path, tree: Tree) -> None:
+    """Writes a tree: its tensors as safetensors, all else as JSON in the file's metadata."""
+    tensors: dict[str, Tensor] = {}
+
+    def strip(node: Any) -> Any:
+        if isinstance(node, Tensor):
+            name = str(len(tensors))
+            tensors[name] = node.detach().cpu().contiguous().clone()
+            return {"tensor": name}
+        if isinstance(node, dict):
+            return {"dict": [[key, strip(value)] for key, value in node.items()]}
+        if isinstance(node, list | tuple):
+            return [strip(value) for value in node]
+        return node
+
+    save_file(tensors, path, metadata={"tree": json.dumps(strip(tree))})
+
+
+def read_tree(path: Path) -> Tree:
+    """Reads a tree that `write_tree` wrote; a tuple comes back as a list."""
+    with safe_open(path, "pt") as file:
+
+        def fill(node: Any) -> Any:
+            if isinstance(node, list):
+                return [fill(value) for value in node]
+            if not isinstance(node, dict):
+                return node
+            return file.get_tensor(node["tensor"]) if "tensor" in node else {k: fill(v) for k, v in node["dict"]}
+
+        tree: Tree = fill(json.loads(file.metadata()["tree"]))
+    return tree
+
+
+def same_device(tree: Any, device: torch.device) -> Any:
+    """The tree with its tensors on a device."""
+    if isinstance(tree, Tensor):
+        return tree.to(device)
+    if isinstance(tree, dict):
+        return {key: same_device(value, device) for key, value in tree.items()}
+    return [same_device(value, device) for value in tree] if isinstance(tree, list) else tree

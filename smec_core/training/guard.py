@@ -1,0 +1,109 @@
+"""Dev scores of a nested vector, and the guard that keeps the best state of a stage.
+
+Shapes: Q dev queries, L dev documents of this rank, D input dims.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smec_core.evaluation.dev_set import QueryScores, Scores
+
+
+def is_real(gain_Q: Tensor, errors: float) -> bool:
+    """Whether a mean gain over dev queries is more than so many of its standard errors.
+
+    The best of many states gains by luck. What can cost earlier prefixes something, as a free matrix can, has to show
+    more than what cannot.
+    """
+    return len(gain_Q) > 1 and bool(gain_Q.mean() > errors * gain_Q.std() / math.sqrt(len(gain_Q)))
+
+
+ERRORS_OF_HARMLESS, ERRORS_OF_FREE = 0.0, 2.0
+"""Standard errors of a gain that count as real: of a projection that changes no earlier prefix, and of any other."""
+
+
+class Guard:
+    """Convergence of one candidate of a stage: what state was best on dev, and whether to go on.
+
+    A state counts by the mean of its scores at the prefixes in training, those of a stage of the chain being the new
+    one, the previous one and those that it looks ahead to. The state before the first step always counts. A later one
+    counts only where its gain over that state is real (see `is_real`), no earlier configured prefix falls below its
+    floor, and no held prefix loses too much.
+
+    Attributes:
+        best_score: what the best state counts by.
+        best_epoch: epochs after which it was reached.
+        best_scores: its mean score at every scored prefix.
+        best_Q: the same of each dev query.
+    """
+
+    def __init__(self, counted: Sequence[int], floors: Scores, held: Scores, patience: int, errors: float) -> None:
+        """Prepares the guard of a stage.
+
+        Args:
+            counted: the prefixes whose scores count; one may be named twice.
+            floors: the least score allowed at each earlier configured prefix.
+            held: the most that a prefix may lose against the state before the first step.
+            patience: epochs without gain after which to stop.
+            errors: standard errors by which a gain has to be above 0.
+        """
+        self._errors = errors
+        self._counted, self._floors, self._held, self._patience = counted, floors, held, patience
+        self.best_score = -math.inf
+        self.best_epoch = 0
+        self.best_scores: Scores = {}
+        self.best_Q = self._start_Q = torch.empty(0)
+        self._epoch = self._top_epoch = 0
+        self._top = -math.inf
+
+    def update(self, epoch: int, values: QueryScores) -> tuple[bool, float]:
+        """Takes the scores after `epoch` epochs; gives whether this is the best state so far, and what it counts by."""
+        self._epoch = epoch
+        scores = {dim: value_Q.mean().item() for dim, value_Q in values.items()}
+        total_Q = torch.stack([values[dim] for dim in self._counted]).mean(0)
+        if epoch == 0:
+            self._start_Q = total_Q
+            self._floors = {**self._floors, **{dim: scores[dim] - cost for dim, cost in self._held.items()}}
+        is_harmless = all(scores[dim] >= floor for dim, floor in self._floors.items())
+        total = sum(scores[dim] for dim in self._counted) / len(self._counted)
+        if total > self._top:
+            self._top, self._top_epoch = total, epoch
+        better = total > self.best_score and (
+            epoch == 0 or (is_real(total_Q - self._start_Q, self._errors) and is_harmless)
+        )
+        if better:
+            self.best_score, self.best_epoch, self.best_scores, self.best_Q = total, epoch, scores, total_Q
+        return better, total
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {
+            "best_score": self.best_score,
+            "best_epoch": self.best_epoch,
+            "best_scores": self.best_scores,
+            "best_Q": self.best_Q,
+            "start_Q": self._start_Q,
+            "floors": self._floors,
+            "epoch": self._epoch,
+            "top": self._top,
+            "top_epoch": self._top_epoch,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a checkpoint."""
+        self.best_score, self.best_epoch, self.best_scores = (
+            state["best_score"],
+            state["best_epoch"],
+            state["best_scores"],
+        )
+        self.best_Q, self._start_Q, self._epoch = state["best_Q"], state["start_Q"], state["epoch"]
+        self._floors, self._top, self._top_epoch = state["floors"], state["top"], state["top_epoch"]
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the last `patience` epochs brought no gain; one that is not real yet may become so."""
+        return self._epoch - self._top_epoch >= self._patience

@@ -1,0 +1,157 @@
+"""One global step, divided among the ranks that train a candidate together.
+
+Every rank projects its own part of the queries and documents (the anchors) and of the memory items that were found; the
+anchors' outputs are gathered; a (query, document) pair counts on the rank of its query, an (anchor, neighbour) pair on
+the rank of its neighbour.
+
+Shapes: B queries, N documents, A = B + N anchors, K neighbours, U distinct neighbours of this rank, R rows of this
+rank, P pairs, I dims the stage takes.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smec_core.distributed.group import Group, rows_of_rank
+from smec_core.distributed.resident import Rows
+from smec_core.training.context import Run
+from smec_core.training.losses import Pairs, RankedPairs
+from smec_core.training.memory import CrossBatchMemory, Neighbours
+from smec_core.training.sampling import Batch
+
+
+@dataclass
+class Step:
+    """What one rank computes of a global step.
+
+    Attributes:
+        y_RI: kept blocks of its queries, its documents, and the distinct neighbours whose pairs it counts.
+        own_queries: which of the step's queries are its own.
+        own_docs: which of the step's documents are its own.
+        queries: B.
+        docs: N.
+        counts_all_anchors: whether its neighbours may be those of any anchor, or of its own anchors only.
+        pairs: (anchor, neighbour) pairs that it counts.
+        live_pairs: how many such pairs the global step has.
+        ranked: what the ranking loss compares, as places among its queries and among all documents.
+        weight_sum: sum of the weights of the global step.
+        old_NI: all documents as the champion's stage gives them; None where training need not be compatible.
+    """
+
+    y_RI: Tensor
+    own_queries: slice
+    own_docs: slice
+    queries: int
+    docs: int
+    counts_all_anchors: bool
+    pairs: Pairs
+    live_pairs: int
+    ranked: RankedPairs
+    weight_sum: float
+    old_NI: Tensor | None = None
+
+    @property
+    def parts(self) -> list[int]:
+        """How many rows are queries, documents and neighbours."""
+        own = [part.stop - part.start for part in (self.own_queries, self.own_docs)]
+        return [*own, len(self.y_RI) - sum(own)]
+
+
+class Clock:
+    """Seconds spent by part of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        """Counts the time since the last lap as spent on a part."""
+        now = time.perf_counter()
+        self.seconds[f"seconds/{part}"] = self.seconds.get(f"seconds/{part}", 0.0) + now - self._last
+        self._last = now
+
+
+def load_step(
+    run: Run,
+    team: Group,
+    batch: Batch,
+    memory: CrossBatchMemory,
+    y_docs: Rows,
+    y_queries: Rows,
+    old_docs: Callable[[Tensor], Tensor] | None,
+    clock: Clock,
+) -> Step:
+    """Reads the rows of a step, searches the memory for its anchors, then adds its documents to it. Collective.
+
+    Args:
+        run: what the stages share; all its ranks search together.
+        team: the ranks among which the step is divided.
+        batch: the step.
+        memory: the memory.
+        y_docs: kept blocks of the documents.
+        y_queries: kept blocks of the queries.
+        old_docs: gives the documents as the champion's stage has them, in compatible training.
+        clock: takes the time of reading and of searching.
+    """
+    doc_row_N, query_row_B = torch.from_numpy(batch.doc_row_N), torch.from_numpy(batch.query_row_B)
+    queries = slice(*rows_of_rank(len(query_row_B), team.rank, team.size))
+    docs = slice(*rows_of_rank(len(doc_row_N), team.rank, team.size))
+    own = [y_queries.take(query_row_B[queries]), y_docs.take(doc_row_N[docs])]
+    is_unsupervised = run.config.unsupervised_weight(run.labelled) > 0
+    x_docs_ND = torch.empty(0, run.x_docs.dim)
+    if is_unsupervised or old_docs is not None:
+        x_docs_ND = run.x_docs.take(doc_row_N).to(run.device)
+    clock.lap("data")
+
+    is_global = run.config.memory == "global"
+    used_U, pairs, live_pairs = torch.empty(0, dtype=torch.int64), Pairs.none(run.device), 0
+    if is_unsupervised:
+        x_queries_BD = run.x_queries.take(query_row_B).to(run.device)
+        anchors = [x_queries_BD, x_docs_ND] if is_global else [x_queries_BD[queries], x_docs_ND[docs]]
+        row_A = torch.cat([torch.full((len(anchors[0]),), -1), doc_row_N if is_global else doc_row_N[docs]])
+        found = memory.search(torch.cat(anchors), row_A.to(run.device), run.config.neighbours(run.labelled))
+        live = found.live_AK.sum()
+        if not is_global:
+            run.group.sum_(live)
+        live_pairs = int(live)
+        memory.push(doc_row_N.to(run.device), x_docs_ND)
+        used_U, pairs = own_pairs(found, team if is_global else None)
+    clock.lap("search")
+
+    own.append(y_docs.take(used_U.cpu()))
+    mine = np.flatnonzero((batch.pair_query_P >= queries.start) & (batch.pair_query_P < queries.stop))
+    step = Step(
+        y_RI=torch.cat(own).to(run.device),
+        own_queries=queries,
+        own_docs=docs,
+        queries=len(query_row_B),
+        docs=len(doc_row_N),
+        counts_all_anchors=is_global,
+        pairs=pairs,
+        live_pairs=live_pairs,
+        ranked=RankedPairs(
+            torch.from_numpy(batch.pair_query_P[mine] - queries.start).to(run.device),
+            torch.from_numpy(batch.pair_doc_P[mine]).to(run.device),
+            torch.from_numpy(batch.weight_PN[mine]).to(run.device),
+        ),
+        weight_sum=float(batch.weight_PN.sum()),
+        old_NI=None if old_docs is None else old_docs(x_docs_ND),
+    )
+    clock.lap("data")
+    return step
+
+
+def own_pairs(found: Neighbours, team: Group | None) -> tuple[Tensor, Pairs]:
+    """Rows of the distinct neighbours whose pairs this rank counts, and the pairs; all of them without a team."""
+    anchor_P = found.live_AK.nonzero()[:, 0]
+    used_U, item_P = torch.unique(found.row_AK[found.live_AK], return_inverse=True)
+    target_P = found.target_AK[found.live_AK]
+    if team is not None and team.size > 1:
+        mine = item_P % team.size == team.rank
+        used_U = used_U[team.rank :: team.size]
+        anchor_P, item_P, target_P = anchor_P[mine], item_P[mine] // team.size, target_P[mine]
+    return used_U, Pairs(anchor_P, item_P, target_P, len(found.row_AK), len(used_U))

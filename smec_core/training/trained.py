@@ -1,0 +1,79 @@
+"""What a training has reached: each finished stage, and at the end the whole chain."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from smec_core.config import Projection
+from smec_core.model.adapter import FrozenStage
+from smec_core.training.candidate import Tried
+from smec_core.training.checkpoint import Tree, read_tree, write_tree
+
+TRAINED_FILE = "trained.safetensors"
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """One finished stage of a pass: the dims it takes, what was kept, every candidate tried (the kept one first)."""
+
+    d_in: int
+    stage: FrozenStage
+    tried: dict[Projection, Tried]
+    seconds: float
+
+    @property
+    def best(self) -> Tried:
+        """What the kept candidate reached."""
+        return self.tried[self.stage.projection]
+
+    def metrics(self, stored: FrozenStage) -> dict[str, Any]:
+        """What metrics.json keeps of it; `stored` is the stage as the last pass left it."""
+        record: dict[str, Any] = {
+            "d_in": self.d_in,
+            "dim": self.stage.dim,
+            "projection": self.stage.projection,
+            "epochs": self.best.epochs,
+            "seconds": round(self.seconds, 3),
+            "importance": [round(v, 8) for v in stored.tensors["logits"].softmax(0).tolist()],
+        }
+        if self.best.scores:
+            record["dev_score"] = self.best.dev_score
+            record["candidates"] = {
+                kind: {"epochs": tried.epochs, "dev_score": tried.dev_score} for kind, tried in self.tried.items()
+            }
+        return record
+
+    def tree(self) -> Tree:
+        """The outcome as a checkpoint keeps it."""
+        tried = {kind: asdict(result) for kind, result in self.tried.items()}
+        return {"d_in": self.d_in, "stage": _stage_tree(self.stage), "tried": tried, "seconds": self.seconds}
+
+    @classmethod
+    def from_tree(cls, tree: Tree) -> "StageOutcome":
+        """Reads it back."""
+        tried = {kind: Tried(**result) for kind, result in tree["tried"].items()}
+        return cls(tree["d_in"], FrozenStage(**tree["stage"]), tried, tree["seconds"])
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The trained chain and how it came about."""
+
+    stages: list[FrozenStage]
+    metrics: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Writes it, as the last checkpoint of a training."""
+        write_tree(
+            folder / TRAINED_FILE, {"stages": [_stage_tree(stage) for stage in self.stages], "metrics": self.metrics}
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> "Trained":
+        """Reads it back."""
+        tree = read_tree(folder / TRAINED_FILE)
+        return cls([FrozenStage(**stage) for stage in tree["stages"]], tree["metrics"])
+
+
+def _stage_tree(stage: FrozenStage) -> Tree:
+    return {"dim": stage.dim, "projection": stage.projection, "tensors": stage.tensors}

@@ -1,0 +1,152 @@
+"""What `smec submit` refuses before anything reaches a cluster, and what it would send."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.cli import app
+from pipelines.submit.bundle import fingerprint, write_bundle
+from smec_core.errors import InputError
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+NOWHERE = "http://127.0.0.1:1"
+CHECK = ["--", "check", "/data"]
+
+
+def submit(*arguments: str) -> tuple[int, str]:
+    """Exit code and all that was printed, as one line."""
+    result = CliRunner().invoke(app, ["submit", *arguments])
+    return result.exit_code, " ".join((result.stdout + result.stderr).split())
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", NOWHERE)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example.com:5000")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--", "trian", "--data", "/data"], "trian: is no command that can be submitted"),
+        (["--", "submit", "--", "check", "/data"], "submit: is no command that can be submitted"),
+        (["--", "train", "--dta", "/data"], "smec train: No such option: --dta"),
+        (["--", "train", "--seed", "one"], "smec train: Invalid value for '--seed'"),
+        (["train", "--data", "data/products"], "smec train: data/products is relative"),
+        (["--", "evaluate", "--data", "/data", "--json", "figures.json"], "smec evaluate: figures.json is relative"),
+        (["--", "train", "--warm-start", "model", "--data", "/data"], "smec train: model is relative"),
+        (["--", "retrain", "--set", "publish.output=vectors"], "smec retrain: vectors is relative"),
+        (["--", "train", "--config", "missing.yaml"], "--config missing.yaml: no such file here"),
+        (["--", "tune", "--space", "missing.yaml"], "--space missing.yaml: no such file here"),
+        (["--address", "ray://head:10001", *CHECK], "address ray://head:10001: must be the http:// or https://"),
+        (["--address", "head:6379", *CHECK], "address head:6379: must be"),
+        (["--env", "NOT_SET_ANYWHERE", *CHECK], "env NOT_SET_ANYWHERE: is not set here"),
+        (["--env", "1=2", *CHECK], "env: must be NAME or NAME=VALUE"),
+        (["--id", "../../etc", *CHECK], "id: String should match pattern"),
+        (["--id", "a;b", *CHECK], "id: String should match pattern"),
+    ],
+)  # fmt: skip
+def test_bad_usage_is_refused_with_one_line(arguments: list[str], reason: str) -> None:
+    code, printed = submit(*arguments)
+
+    assert code == 2
+    assert printed.startswith(f"smec: {reason}")
+
+
+@pytest.mark.parametrize("place", ["storage: runs", "publish: {output: vectors, dim: 8}"])
+def test_relative_places_in_a_settings_file_are_refused(tmp_path: Path, place: str) -> None:
+    config = tmp_path / "retrain.yaml"
+    config.write_text(f"name: products\ndata: s3://bucket/data\n{place}\n")
+    code, printed = submit("--", "retrain", "--config", str(config))
+
+    assert code == 2
+    assert "is relative, so it would lie in the job's own folder" in printed
+
+
+def test_without_an_address_it_says_where_one_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    code, printed = submit(*CHECK)
+
+    assert code == 2
+    assert "--address http://HOST:8265" in printed
+
+
+def test_a_cluster_out_of_reach_is_a_failure_and_its_password_is_masked() -> None:
+    code, printed = submit("--address", "http://me:hunter2@127.0.0.1:1", *CHECK)
+
+    assert code == 1
+    assert printed.startswith("smec: no Ray cluster answers at http://***@127.0.0.1:1")
+    assert "hunter2" not in printed
+
+
+@pytest.mark.parametrize("by_flag", [False, True])
+def test_an_mlflow_address_with_a_password_goes_nowhere(monkeypatch: pytest.MonkeyPatch, by_flag: bool) -> None:
+    uri = "https://me:hunter2@mlflow.example.com"
+    if not by_flag:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+
+    code, printed = submit(*(["--env", f"MLFLOW_TRACKING_URI={uri}"] if by_flag else []), *CHECK)
+
+    assert code == 2
+    assert "MLFLOW_TRACKING_PASSWORD in the environment of the cluster's machines" in printed
+    assert "hunter2" not in printed
+
+
+def test_help_of_the_command_is_answered_here() -> None:
+    code, printed = submit("--", "train", "--help")
+
+    assert code == 0
+    assert "--dims" in printed
+
+
+def test_settings_files_travel_and_paths_of_the_cluster_stay(tmp_path: Path) -> None:
+    (tmp_path / "night's $run.yaml").write_text("dims: [8, 4]\n")
+    (tmp_path / "space.yaml").write_text("lr: [0.001]\n")
+    command = ["tune", "--config", "night's $run.yaml", "--space=space.yaml", "--data", "/data"]
+
+    sent = write_bundle(command, tmp_path / "bundle")
+
+    assert sent == ["tune", "--config", "files/config/night's $run.yaml", "--space=files/space/space.yaml", *sent[-2:]]
+    assert (tmp_path / "bundle" / sent[2]).read_text() == "dims: [8, 4]\n"
+    there = ["tune", "--config", "/of/the/cluster.yaml", "--space", "quick", "--data", "/data"]
+    assert write_bundle(there, tmp_path / "other") == there
+
+
+def test_a_change_of_a_file_changes_the_fingerprint(tmp_path: Path) -> None:
+    settings, command = tmp_path / "train.yaml", ["train", "--config", str(tmp_path / "train.yaml")]
+    prints = []
+    for number, content in enumerate(["lr: 0.1", "lr: 0.2", "lr: 0.1"]):
+        settings.write_text(content)
+        write_bundle(command, tmp_path / str(number))
+        prints.append(fingerprint(tmp_path / str(number)))
+
+    assert prints[0] == prints[2] != prints[1]
+
+
+def test_an_unreadable_package_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.submit.bundle.PACKAGES", ("smec_of_nowhere",))
+
+    with pytest.raises(InputError, match="smec_of_nowhere"):
+        write_bundle(["check", "/data"], tmp_path / "bundle")
+
+
+def test_the_code_that_is_sent_runs_by_itself(tmp_path: Path) -> None:
+    """In a folder of its own, without this repository or an installation of it."""
+    write_bundle(["check", "/data"], tmp_path / "bundle")
+    blocked = "import json, sys; sys.path.remove(sys.argv[1]) if sys.argv[1] in sys.path else None\n"
+    blocked += "import pipelines.cli, smec_core, tune_spaces\n"
+    blocked += "print(json.dumps([m.__file__ for m in (pipelines.cli, smec_core, tune_spaces)]))"
+
+    found = subprocess.run(
+        [sys.executable, "-c", blocked, str(REPOSITORY)], cwd=tmp_path / "bundle", capture_output=True, check=True
+    )
+
+    assert all(str(tmp_path) in file for file in json.loads(found.stdout))

@@ -1,0 +1,92 @@
+"""What a URI means, and how it may be shown."""
+
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pytest
+
+from smec_core.data.uri import mask, open_filesystem, public_uri
+from smec_core.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("http://me:pass@host:5000/x", "http://***@host:5000/x"),
+        ("postgresql://me:p/a@ss@host/db", "postgresql://***@host/db"),
+        ("http://me:pa'ss@host/x", "http://***@host/x"),
+        ("neither 'http://host:80/x' nor 'http://me:p@y'", "neither 'http://host:80/x' nor 'http://***@y'"),
+        ("request to https://token@host failed", "request to https://***@host failed"),
+        ("postgresql://host/db?user=me&password=hunter2&x=1", "postgresql://host/db?user=me&password=***&x=1"),
+        ("s3://bucket/folder@v2", "s3://bucket/folder@v2"),
+        ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
+    ],
+)
+def test_credentials_are_masked_and_nothing_else(text: str, masked: str) -> None:
+    assert mask(text) == masked
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("s3://bucket/a/../b", r"has '\.\.' in its path; write the path out"),
+        ("s3://bucket/./a", r"has '\.' in its path; write the path out"),
+        ("s3://bucket/a//b", "has '//' in its path; write one slash"),
+        ("s3://bucket/a\nb", "has a control character in it"),
+        ("s3://bucket#x/a", "has '#' outside the path"),
+        ("s3://bucket/a?region=x#part", "has '#' outside the path"),
+        ("s3://bucket/a?nonsense=1", "cannot open this URI .*Unexpected query parameter"),
+        ("s3://bucket/a?scheme=ftp&region=x", "cannot open this URI .*Invalid S3 connection scheme"),
+        ("s3:///a", "cannot open this URI .*Missing bucket name"),
+        ("s3a://bucket/a", "cannot open this URI .*Unrecognized filesystem type"),
+        ("https://host/a", "cannot open this URI .*Unrecognized filesystem type"),
+        ("hdfs://host/a", "cannot open this URI"),
+        ("file://host/a", "cannot open this URI"),
+        ("file:///a?b", "end the path of a file:// URI"),
+        ("file:///a#b", "end the path of a file:// URI"),
+        ("://a", "cannot open this URI"),
+        ("s3:/bucket/a", r"is half a URI; write s3://\.\.\., or \./s3:/bucket/a for a local path"),
+        ("file:/a", "is half a URI; write file://"),
+    ],
+)
+def test_a_uri_that_could_mean_something_else_is_refused(uri: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as refused:
+        open_filesystem(uri)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("x" * 300, "File name too long"), ("loop", "Too many levels of symbolic links"), ("a\0b", "null byte")],
+)
+def test_a_path_that_cannot_be_is_refused(tmp_path: Path, name: str, why: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(InputError, match=rf"cannot be accessed \(.*({why})"):
+        open_filesystem(f"{tmp_path}/{name}")
+
+
+def test_a_refusal_shows_no_credentials() -> None:
+    with pytest.raises(InputError) as refused:
+        open_filesystem("s3://me:hunter2@bucket/a?nonsense=hunter2")
+    assert "hunter2" not in str(refused.value)
+
+
+def test_files_are_found_by_path_and_by_uri(tmp_path: Path) -> None:
+    folder = tmp_path / "a b#c%20d"
+    folder.mkdir()
+    for uri in (str(folder), folder.as_uri()):
+        filesystem, path = open_filesystem(uri)
+        assert isinstance(filesystem, pafs.LocalFileSystem)
+        assert path == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("s3://me:secret@bucket/a#b?region=x", "s3://bucket/a#b"),
+        ("abfs://container@account.dfs.core.windows.net/a", "abfs://container@account.dfs.core.windows.net/a"),
+        ("abfs://c:secret@account.dfs.core.windows.net/a", "abfs://account.dfs.core.windows.net/a"),
+    ],
+)
+def test_a_uri_is_shown_without_credentials_and_options(uri: str, shown: str) -> None:
+    assert public_uri(uri) == shown

@@ -1,0 +1,80 @@
+"""What the gate lets through."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from smec_core.evaluation.gate import CHALLENGER, CHAMPION, OLD_DOCUMENTS, GateSettings, judge
+
+DIMS = (8, 4)
+QUERIES = 200
+RNG = np.random.default_rng(0)
+NOISE = {name: RNG.normal(0, 0.05, QUERIES) for name in (CHALLENGER, CHAMPION, "pca", "truncation", OLD_DOCUMENTS)}
+
+
+def scores(means: Mapping[str, float | tuple[float, float]]) -> dict[str, dict[int, np.ndarray]]:
+    """Noisy scores with exactly these means, one for all dims or one for each."""
+    found: dict[str, dict[int, np.ndarray]] = {}
+    for name, mean in {"pca": 0.3, "truncation": 0.2, **means}.items():
+        by_dim = mean if isinstance(mean, tuple) else (mean, mean)
+        noise_Q = NOISE[name] - NOISE[name].mean()
+        found[name] = {dim: noise_Q + value for dim, value in zip(DIMS, by_dim, strict=True)}
+    return found
+
+
+def test_a_better_challenger_may_take_over() -> None:
+    verdict = judge(scores({CHALLENGER: 0.52, CHAMPION: 0.5}), GateSettings())
+
+    assert verdict.holds
+    assert verdict.gain == pytest.approx(0.02)
+    assert verdict.p < 0.01
+    assert verdict.reason == (
+        "PASSED: +0.0200 nDCG@10, mean over the dims and 200 gate queries, against the champion (at least 0.0 asked "
+        "for), p < 0.001 (at most 0.05 asked for); no dim loses more than 0.01"
+    )
+    assert verdict.as_json()["ndcg@10"][CHAMPION]["8"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("means", "settings", "problem"),
+    [
+        ({CHALLENGER: 0.49, CHAMPION: 0.5}, {}, "the mean over the dims gains -0.0100, gate.min_gain asks for 0.0"),
+        ({CHALLENGER: 0.52, CHAMPION: 0.5}, {"min_gain": 0.03}, "gains +0.0200, gate.min_gain asks for 0.03"),
+        ({CHALLENGER: 0.501, CHAMPION: 0.5}, {}, "the gain may be luck (p = "),
+        ({CHALLENGER: (0.6, 0.48), CHAMPION: 0.5}, {}, "4 dims lose 0.0200 against champion"),
+        ({CHALLENGER: 0.52, CHAMPION: 0.5, "pca": (0.1, 0.55)}, {}, "4 dims lose 0.0300 against pca"),
+        ({CHALLENGER: 0.52, CHAMPION: 0.5, "pca": 0.525}, {}, "0.5200, is below pca's 0.5250"),
+        ({CHALLENGER: 0.52, CHAMPION: 0.5, "truncation": (0.6, 0.1)}, {}, "8 dims lose 0.0800 against truncation"),
+        ({CHALLENGER: 0.52, CHAMPION: 0.5, OLD_DOCUMENTS: 0.47}, {}, "new queries lose 0.0300 on old documents"),
+        ({CHALLENGER: 0.29}, {}, "0.2900, is below pca's 0.3000"),
+    ],
+)
+def test_what_keeps_a_challenger_out(
+    means: dict[str, float | tuple[float, float]], settings: dict[str, float], problem: str
+) -> None:
+    verdict = judge(scores(means), GateSettings.model_validate(settings))
+
+    assert not verdict.holds
+    assert verdict.reason.startswith("REFUSED: ")
+    assert problem in verdict.reason
+
+
+def test_what_is_allowed_is_no_problem() -> None:
+    below = judge(scores({CHALLENGER: 0.295}), GateSettings(max_below=0.01))
+    assert below.holds
+    assert "it is not below the baselines by more than 0.01: mean nDCG@10 of pca 0.3000" in below.reason
+    means: dict[str, float | tuple[float, float]] = {CHALLENGER: (0.6, 0.48), CHAMPION: 0.5, OLD_DOCUMENTS: 0.47}
+    assert judge(scores(means), GateSettings(max_loss=0.03, max_old_loss=0.05)).holds
+    lucky = judge(scores({CHALLENGER: 0.501, CHAMPION: 0.5}), GateSettings(significance=1))
+    assert lucky.holds
+    assert f"p = {lucky.p:.3f} (not asked for)" in lucky.reason
+
+
+def test_the_first_challenger_has_no_champion_to_beat_and_the_reason_names_no_p() -> None:
+    first = judge(scores({CHALLENGER: 0.3}), GateSettings(min_gain=0.1))
+    assert first.holds
+    assert first.reason == (
+        "PASSED: there is no champion to beat yet, and it is not below the baselines: mean nDCG@10 of pca 0.3000, "
+        "truncation 0.2000, challenger 0.3000 on 200 gate queries"
+    )
