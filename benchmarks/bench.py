@@ -53,7 +53,7 @@ BENCHMARKS = (
     Benchmark("memory_search", quick="--shapes 64x500x10 --rounds 2"),
     Benchmark("pca", quick="--shapes 2000x64 --rounds 1"),
     Benchmark("ingest", quick="--rows 20000 --dim 64 --files 4 --rounds 1"),
-    Benchmark("scaling", data=True, quick="--size 3000 --batch 128 --dims 64 --projections free"),
+    Benchmark("scaling", data=True, quick="--size 3000 --batch 128 --dims 64 --projections linear"),
     Benchmark("growth", quick="--axes queue"),
     Benchmark("train_memory", quick="--budget 0.02 --dim 64"),
     Benchmark("compress_speed", quick="--rows 40000"),

@@ -242,7 +242,7 @@ def by_workers(folder: Path) -> dict[int, dict[str, Any]]:
     print(f"\n{'workers':>10} {'rows/s':>10} {'outside':>10} {'seconds':>10}")
     found = {}
     for workers in (1, 2):
-        got = scaling.run(str(folder / "data"), folder, workers, "global", "free", settings)
+        got = scaling.run(str(folder / "data"), folder, workers, "global", "linear", settings)
         print(f"{workers:>10} {got.rows_per_s:>10.0f} {got.outside:>10.1%} {got.seconds:>10.1f}", flush=True)
         found[workers] = vars(got)
     return found

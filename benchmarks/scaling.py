@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--dims", default="256,128,64,32")
     parser.add_argument("--size", type=int, help="pairs of the sample dataset; default: all")
     parser.add_argument("--batch", type=int, default=512, help="queries in a global step")
-    parser.add_argument("--projections", default="free,rotation")
+    parser.add_argument("--projections", default="linear,rotation")
     parser.add_argument("--json")
     args = parser.parse_args()
     report: dict[str, dict[str, dict[str, object]]] = {}

@@ -45,7 +45,7 @@ from smec_core.distributed.group import Group
 from smec_core.distributed.resident import Node, ResidentRows
 from smec_core.sizing.step_cost import Product, StageShape, StepRows, step_products
 from smec_core.training.candidate import Candidate
-from smec_core.training.context import Run
+from smec_core.training.context import PassContext
 from smec_core.training.local import load_training_data
 from smec_core.training.schedule import steps_per_epoch
 from smec_core.training.stage import StageTraining
@@ -87,7 +87,7 @@ def full_memory() -> Iterator[None]:
     """Stages begin with a full memory while it lasts; else most steps of a short run would search one that fills."""
     begin = StageTraining.__init__
 
-    def begin_full(training: StageTraining, run: Run, *args: Any) -> None:
+    def begin_full(training: StageTraining, run: PassContext, *args: Any) -> None:
         begin(training, run, *args)
         if training.memory.slots:
             row_N = torch.arange(min(training.memory.slots, run.x_docs.rows))
@@ -141,7 +141,7 @@ class Parts:
         """Times steps while it lasts."""
         whole = Candidate.train_step
 
-        def step(candidate: Candidate, run: Run, step: Step, noise_I: Tensor) -> None:
+        def step(candidate: Candidate, run: PassContext, step: Step, noise_I: Tensor) -> None:
             dim = candidate.stage.dim
             self.rows.setdefault(dim, len(step.y_RI))
             if candidate.kind not in self.shapes[dim]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-Projection = Literal["free", "rotation", "residual_mlp", "selection"]
+Projection = Literal["linear", "rotation", "residual_mlp", "selection"]
 
 STAGE_STEPS = 500
 
@@ -50,9 +50,9 @@ class TrainConfig(BaseModel):
     """Weight of the losses of all smaller dims in a stage against that of its own, so that what it keeps has good
     smaller blocks; 0 in the paper. Default: 1, or 0 where there are no judgements. schedule=parallel and
     projection=selection do not look ahead."""
-    projection: Literal["auto", "free", "rotation", "residual_mlp", "selection"] = "auto"
-    """What a stage learns beside its selection: a free matrix, a rotation, x + MLP(x), nothing (selection: ADS alone
-    chooses among the dims as they are), or auto: both free and rotation, the rotation kept unless free is better on
+    projection: Literal["auto", "linear", "rotation", "residual_mlp", "selection"] = "auto"
+    """What a stage learns beside its selection: a linear map, a rotation, x + MLP(x), nothing (selection: ADS alone
+    chooses among the dims as they are), or auto: both linear and rotation, the rotation kept unless linear is better on
     dev by more than twice the error of the difference."""
     init: Literal["pca", "identity", "random"] = "pca"
     """Where a projection starts: uncentred PCA rotation of the kept block, identity, or a random rotation; the dims
@@ -199,8 +199,8 @@ PAPER_PRESET: dict[str, Any] = {
     "init": "identity",
     "gumbel_noise": 1.0,
     "ema_decay": 0.0,
-    "projection": "free",
+    "projection": "linear",
     "guard": False,
     "refit": False,
 }
-"""The method as published: T = 1, identity start, full noise, free matrices, no guard, fixed epochs."""
+"""The method as published: T = 1, identity start, full noise, linear maps, no guard, fixed epochs."""

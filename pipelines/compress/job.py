@@ -16,7 +16,7 @@ from pipelines.compress.actor import QUARANTINE, CompressPiece, Job, Piece, cut,
 from pipelines.compress.upgrade import check_dims, check_stored, stored_type, vectors_of_version, version_in_force
 from pipelines.console import say, warn
 from pipelines.runtime.file_tasks import RowProgress, actor_pool, run_file_tasks
-from pipelines.storage.publish import Draft, PublishedFile, finished_version, manifest_of, put_in_force
+from pipelines.storage.publish import Draft, PublishedFile, finished_version, manifest_of, promote
 from smec_core.config import Dims
 from smec_core.data.columns import DEFAULT_NAMES, ColumnNames
 from smec_core.data.parquet import EmbeddingTable
@@ -70,7 +70,7 @@ class CompressSettings(BaseModel):
 def run(settings: CompressSettings) -> dict[str, Any]:
     """Compresses every input file and puts the result in force as a new version; see `compress`."""
     figures = compress(settings)
-    put_in_force(settings.output, figures["version"])
+    promote(settings.output, figures["version"])
     return figures
 
 

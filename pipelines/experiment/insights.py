@@ -92,7 +92,7 @@ def gradient_page(
         )
     return Page(
         "Gradients of MRL and of SMRL",
-        "A free matrix is trained by the losses of all dims at once (parallel, MRL) and stage by stage (sequential, "
+        "A linear map is trained by the losses of all dims at once (parallel, MRL) and stage by stage (sequential, "
         "SMRL). For two consecutive dims s < d, block 0-s are the weights of the smaller one, s-d those that the "
         "larger one adds; for SMRL in the stage that trains d. Variance is that of a weight's gradient over the "
         "steps of an epoch, mean over the weights.",

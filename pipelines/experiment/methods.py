@@ -37,7 +37,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "ADS": {"gumbel_noise": 0.0, "ads_lr_factor": 0.0},
     "PCA start": {"init": "identity"},
     "temperature": {"temperature": 1.0},
-    "guard": {"guard": False, "refit": False, "projection": "free"},
+    "guard": {"guard": False, "refit": False, "projection": "linear"},
 }
 """The parts of SMEC that are on by default, and the settings that switch each off."""
 S_XBM: dict[str, Any] = {"alpha": 0.1}

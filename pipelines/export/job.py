@@ -65,7 +65,7 @@ def run(settings: ExportSettings) -> dict[str, Any]:
     if model.matrix_DD is None:
         raise InputError(
             f"{settings.model}: has a stage of kind residual_mlp, which no matrix can express, so it cannot be "
-            "exported; train one with projection=auto, free or rotation"
+            "exported; train one with projection=auto, linear or rotation"
         )
     dim = model.input_dim if settings.dim is None else settings.dim
     if dim > model.input_dim:

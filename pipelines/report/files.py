@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from smec_core.errors import InputError
+from smec_core.model.model import todays_names
 
 
 class ConfigFile(BaseModel):
@@ -99,7 +100,7 @@ def read(path: Path, schema: type[Schema]) -> Schema:
         InputError: it is missing, or not what training writes.
     """
     try:
-        return schema.model_validate_json(path.read_bytes())
+        return schema.model_validate_json(todays_names(path.read_bytes()))
     except FileNotFoundError:
         raise InputError(f"{path}: not there; {path.parent} is no finished model folder, train it again") from None
     except ValidationError as error:
@@ -114,7 +115,7 @@ def read_history(path: Path) -> list[Record]:
     """
     records: list[Record] = []
     if path.is_file():
-        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        for number, line in enumerate(todays_names(path.read_bytes()).splitlines(), start=1):
             try:
                 records.append(Record.model_validate_json(line))
             except ValidationError as error:

@@ -13,7 +13,7 @@ HARMLESS = ("rotation", "selection")
 """Projections that change no earlier prefix."""
 SHOWN = 5e-5
 """What is smaller is not seen in four digits."""
-PROJECTIONS = {"free": "free matrix", "rotation": "rotation", "residual_mlp": "residual MLP"}
+PROJECTIONS = {"linear": "linear map", "rotation": "rotation", "residual_mlp": "residual MLP"}
 
 
 class Row(NamedTuple):

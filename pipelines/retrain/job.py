@@ -21,7 +21,7 @@ from pipelines.console import context, say
 from pipelines.retrain.drift import drift_since, encoder_of, known_queries
 from pipelines.retrain.ledger import Ledger, QueryScores, Release
 from pipelines.retrain.outcome import NOTHING_NEW, PROMOTED, REFUSED, UNCHANGED, export_figures
-from pipelines.retrain.releases import Service
+from pipelines.retrain.releases import ReleaseManager
 from pipelines.retrain.settings import RetrainSettings
 from pipelines.runtime.evaluation import on_cluster
 from pipelines.storage.lease import Lease
@@ -57,16 +57,16 @@ def run(settings: RetrainSettings) -> dict[str, Any]:
         context(run=settings.name),
         Lease(folder, interrupt_main, f"series {settings.name}", "retrained", "name") as lease,
     ):
-        service = Service(settings, Ledger(folder), lease)
-        was_cut_short = service.follow_last_decision()
-        cycle = _Cycle(service)
+        manager = ReleaseManager(settings, Ledger(folder), lease)
+        was_cut_short = manager.follow_last_decision()
+        cycle = _Cycle(manager)
         record = cycle.unless_nothing_new()
         if record is None:
             record = cycle.decide()
-            service.follow_last_decision()
+            manager.follow_last_decision()
         elif was_cut_short:
             # nobody was told of it yet
-            record = service.ledger.last_cycle() or record
+            record = manager.ledger.last_cycle() or record
         export_figures(settings.name, record)
     if record["outcome"] == REFUSED:
         stays = "the champion stays" if record["champion"] else "nothing is released"
@@ -88,9 +88,9 @@ class _Champion(NamedTuple):
 class _Cycle:
     """One cycle of a series: what is known when it starts, and its steps."""
 
-    def __init__(self, service: Service) -> None:
-        self.settings, self.ledger, self.lease = service.settings, service.ledger, service.lease
-        self.registry = service.registry
+    def __init__(self, manager: ReleaseManager) -> None:
+        self.settings, self.ledger, self.lease = manager.settings, manager.ledger, manager.lease
+        self.registry = manager.registry
         self.identity, self.stamp = digest(self.settings.identity()), dataset_stamp(self.settings.data)
         self.last = self.ledger.last_cycle()
         self.number = 1 if self.last is None else self.last["cycle"] + 1

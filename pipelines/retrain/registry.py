@@ -146,7 +146,7 @@ class Registry:
         with self._reaching():
             self._client.set_registered_model_alias(self._name, CHALLENGER, version)
 
-    def crown(self, version: str) -> None:
+    def set_alias(self, version: str) -> None:
         """Lets the alias `champion` name a version, which then is no challenger any more.
 
         Raises:

@@ -7,13 +7,13 @@ from pipelines.retrain.ledger import Ledger, Release, Releases
 from pipelines.retrain.registry import Registry
 from pipelines.retrain.settings import RetrainSettings
 from pipelines.storage.lease import Lease
-from pipelines.storage.publish import plans, put_in_force, remove_version
+from pipelines.storage.publish import plans, promote, remove_version
 from pipelines.storage.run_folder import MODEL, RunFolder
 from smec_core.data.uri import public_uri
 from smec_core.errors import InputError
 
 
-class Service:
+class ReleaseManager:
     """A series of models as the world sees it: the registry's alias `champion`, and CURRENT of the published folder."""
 
     def __init__(self, settings: RetrainSettings, ledger: Ledger, lease: Lease) -> None:
@@ -40,14 +40,14 @@ class Service:
         if last is not None and last["release"] is not None:
             release = Release(**last["release"])
             if release.cycle > max((other.cycle for other in releases.releases), default=0):
-                self.put_in_force(releases.with_new(release))
+                self.promote(releases.with_new(release))
                 return True
         if releases.in_effect != releases.in_force:
-            self.put_in_force(releases)
+            self.promote(releases)
             return last is not None and releases.in_force == last["cycle"]
         return False
 
-    def put_in_force(self, releases: Releases) -> None:
+    def promote(self, releases: Releases) -> None:
         """Writes the releases down, then lets alias and CURRENT follow; again with the same result after a kill."""
         champion, output = releases.champion, self.settings.publish.output
         if champion is not None and champion.output != self.settings.publish.place:
@@ -58,10 +58,10 @@ class Service:
         self.lease.check()
         self.ledger.write_releases(releases)
         if champion is not None:
-            self.registry.crown(champion.registry_version)
+            self.registry.set_alias(champion.registry_version)
             # the registry may have taken its time
             self.lease.check()
-            put_in_force(output, champion.version)
+            promote(output, champion.version)
         self._prune(releases._replace(in_effect=releases.in_force))
 
     def _prune(self, releases: Releases) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipelines.console import say
 from pipelines.retrain.ledger import Ledger
-from pipelines.retrain.releases import Service
+from pipelines.retrain.releases import ReleaseManager
 from pipelines.retrain.settings import RollbackSettings
 from pipelines.storage.lease import Lease
 from pipelines.storage.run_folder import RunFolder
@@ -30,9 +30,9 @@ def run(settings: RollbackSettings) -> dict[str, Any]:
     folder.create()
     with Lease(folder, interrupt_main, f"series {settings.name}", "retrained", "name") as lease:
         ledger = Ledger(folder)
-        service = Service(settings, ledger, lease)
+        manager = ReleaseManager(settings, ledger, lease)
         was_cut_short = settings.to is None and ledger.releases().is_returning
-        service.follow_last_decision()
+        manager.follow_last_decision()
         releases = ledger.releases()
         champion = releases.champion
         if champion is None:
@@ -56,7 +56,7 @@ def run(settings: RollbackSettings) -> dict[str, Any]:
                 f"in {champion.output}"
             )
         back = earlier[-1]
-        service.put_in_force(releases.returned_to(back))
+        manager.promote(releases.returned_to(back))
     is_new = (back.output, back.version) != (champion.output, champion.version)
     since = f"again, {champion.version} no more" if is_new else "as before"
     say(f"{settings.name}: {back.version} with model {back.fingerprint[:12]} is in force {since}")

@@ -119,7 +119,7 @@ def manifest_of(filesystem: pafs.FileSystem, folder: str) -> dict[str, Any] | No
     return manifest
 
 
-def put_in_force(out: str, name: str) -> None:
+def promote(out: str, name: str) -> None:
     """Points CURRENT at a finished version; leaves it alone where it does so already.
 
     Raises:
@@ -192,7 +192,7 @@ def holds(manifest: dict[str, Any] | None, plan: dict[str, Any]) -> bool:
 
 
 class Draft:
-    """A version that is being written. Readers meet it when it is finished and `put_in_force`."""
+    """A version that is being written. Readers meet it when it is finished and `promote`."""
 
     def __init__(self, out: str, filesystem: pafs.FileSystem, root: str, name: str, plan: dict[str, Any]) -> None:
         self.filesystem = filesystem

@@ -68,7 +68,7 @@ def loss_picture(history: Sequence[Record]) -> Figure:
         of_stage = [record for record in steps if record["stage"] == stage]
         for name, projection in dict.fromkeys((record["pass"], record["projection"]) for record in of_stage):
             losses = [float(r["loss"]) for r in of_stage if (r["pass"], r["projection"]) == (name, projection)]
-            colour = GREEN if name != "first" else BLUE if projection == "free" else ORANGE
+            colour = GREEN if name != "first" else BLUE if projection == "linear" else ORANGE
             label = str(projection) if name == "first" else f"{projection}, {name}"
             axes.plot(*_thinned(losses), label=label, color=colour, linewidth=1.2)
         axes.set_title(f"to {stage} dims", fontsize=9)

@@ -285,7 +285,7 @@ class MlflowRecorder:
 
 
 def _metrics_of(timestamp: int, record: Record) -> list[Metric]:
-    """A record's figures, named by where they were reached: stages/first/384/free/loss."""
+    """A record's figures, named by where they were reached: stages/first/384/linear/loss."""
     places = [f"{record[key]}/" for key in ("pass", "stage", "projection") if key in record]
     place = "".join(["stages/", *places] if places else [])
     return [

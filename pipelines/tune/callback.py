@@ -40,7 +40,7 @@ def _noted(hook: Callable[..., None]) -> Callable[..., None]:
     """Keeps the first error of any hook, and has the next ones end the study, too: Tune itself may go on."""
 
     @wraps(hook)
-    def noted(watch: "Watch", *args: Any, **info: Any) -> None:
+    def noted(watch: "TuneCallback", *args: Any, **info: Any) -> None:
         if watch.failure is not None:
             raise watch.failure
         try:
@@ -54,7 +54,7 @@ def _noted(hook: Callable[..., None]) -> Callable[..., None]:
     return noted
 
 
-class Watch(tune.Callback):
+class TuneCallback(tune.Callback):
     """Writes down what happens to the trials: in the study's folder, in MLflow, and for who watches."""
 
     def __init__(

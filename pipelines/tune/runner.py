@@ -26,7 +26,7 @@ from pipelines.storage.run_folder import RunFolder
 from pipelines.storage.study import STATES, SUMMARY_FILE, Objective, Trial, best_trials, read_trials
 from pipelines.tracking.about import data_text
 from pipelines.tracking.recorder import MlflowRecorder
-from pipelines.tune.callback import Watch
+from pipelines.tune.callback import TuneCallback
 from pipelines.tune.confirm import confirm
 from pipelines.tune.search import Asha, StudySearch
 from pipelines.tune.settings import TuneSettings
@@ -113,7 +113,7 @@ class StudyStart:
         concurrent = 0
         if todo > 0:
             concurrent = self._concurrent()
-            watch = Watch(
+            watch = TuneCallback(
                 self.study,
                 self.trials,
                 self.config,
@@ -202,7 +202,7 @@ class StudyStart:
             )
         return min(room // workers, self.settings.max_concurrent or room)
 
-    def _search(self, todo: int, concurrent: int, watch: Watch) -> None:
+    def _search(self, todo: int, concurrent: int, watch: TuneCallback) -> None:
         cluster = self.settings.cluster()
         use_gpu = self._use_gpu and cluster.is_one_process
         task = TrialTask(self.config, self._source, self.objective, self.study, cluster, use_gpu)

@@ -130,7 +130,7 @@ class Stage(nn.Module):
         return stage
 
     @property
-    def is_harmless(self) -> bool:
+    def preserves_cosines(self) -> bool:
         """Whether the cosines of the whole block, and so of every earlier prefix, cannot change."""
         return self.projection in ("rotation", "selection")
 

@@ -23,8 +23,8 @@ from smec_core.training.schedule import prefix_dims
 from smec_core.training.tracker import NullTracker
 from smec_core.training.trainer import TrainingData, train
 
-FREE = {"projection": "free", "lookahead": 0.0, "gumbel_noise": 0.0, "ads_lr_factor": 0.0}
-"""One free matrix whose rows keep their places: what is compared is the schedule alone."""
+FREE = {"projection": "linear", "lookahead": 0.0, "gumbel_noise": 0.0, "ads_lr_factor": 0.0}
+"""One linear map whose rows keep their places: what is compared is the schedule alone."""
 BATCHES = 16
 _Block = tuple[int, int, int]
 """The larger dim, first and last row."""

@@ -52,7 +52,7 @@ def achievement_rates(data: TrainingData, config: TrainConfig) -> list[dict[str,
         # without dev, so that nothing is trained on it
         turned = replace(data, docs=data.docs.project(turn), queries=data.queries.project(turn), dev=None)
         selection = train(turned, _changed(config, projection="selection"), NullTracker()).stages
-        mrl = train(turned, _changed(config, projection="free", schedule="parallel"), NullTracker()).stages
+        mrl = train(turned, _changed(config, projection="linear", schedule="parallel"), NullTracker()).stages
         pca_DD = principal_rotation(turned.docs, data.node.group)
         sides = [turn.apply(x_MD) for x_MD in pairs]
         chosen: dict[str, tuple[Sequence[FrozenStage], Tensor]] = {

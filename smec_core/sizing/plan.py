@@ -230,7 +230,7 @@ class StagePlan:
             # the prefixes that a rotation cannot change, once; the kept stage put on top of dev
             whole = StageShape(self.shape.d_in, self.shape.d_in)
             docs = config.dev_docs(data.docs) / workers
-            around += scoring_seconds(whole, "free", 1, data.dim, data.dev, docs, speed)
+            around += scoring_seconds(whole, "linear", 1, data.dim, data.dev, docs, speed)
         return found.plus(around)
 
 

@@ -16,8 +16,8 @@ from smec_core.evaluation.dev_set import QueryScores, Scores
 from smec_core.model.adapter import FrozenStage, Stage
 from smec_core.model.ads import initial_logits, keep_places, sample_selection
 from smec_core.training.checkpoint import Tree, same_device
-from smec_core.training.context import Run, StageSpec
-from smec_core.training.guard import ERRORS_OF_FREE, ERRORS_OF_HARMLESS, Guard
+from smec_core.training.context import PassContext, StageSpec
+from smec_core.training.guard import Z_OTHER, Z_PRESERVING, Guard
 from smec_core.training.losses import rank_loss, unsupervised_loss
 from smec_core.training.schedule import one_cycle
 from smec_core.training.step import Step
@@ -28,7 +28,7 @@ ADAM_EPS = 1e-6
 
 
 @dataclass
-class Tried:
+class CandidateResult:
     """What one candidate reached: after how many epochs its best state came, and its dev scores then."""
 
     epochs: int
@@ -51,7 +51,7 @@ class Candidate:
         parts_2: ranking and unsupervised loss of the last step, on the ranks of the team.
     """
 
-    def __init__(self, run: Run, spec: StageSpec, kind: Projection, start_II: Tensor, team: Group) -> None:
+    def __init__(self, run: PassContext, spec: StageSpec, kind: Projection, start_II: Tensor, team: Group) -> None:
         config = run.config
         is_ordered = bool(spec.parallel or spec.prepared) or (config.init == "pca" and kind != "selection")
         with torch.random.fork_rng(devices=[]):
@@ -69,8 +69,8 @@ class Candidate:
         self.average = copy.deepcopy(self.stage)
         self.schedule = one_cycle(self.optimizer, spec.epochs, run.sampler.epoch_steps)
         held = {spec.dim: config.guard_tolerance} if spec.ahead else {}
-        errors = ERRORS_OF_HARMLESS if self.stage.is_harmless else ERRORS_OF_FREE
-        self.guard = Guard(spec.counted, spec.floors, held, config.stage_patience(spec.epochs), errors)
+        z_threshold = Z_PRESERVING if self.stage.preserves_cosines else Z_OTHER
+        self.guard = Guard(spec.counted, spec.floors, held, config.stage_patience(spec.epochs), z_threshold)
         self.parallel, self.ahead = spec.parallel, spec.ahead
         self.is_warm = spec.start is not None
         self.best = self.average.freeze(self._in_place)
@@ -87,7 +87,7 @@ class Candidate:
         """Whether outputs stay where they are trained: what follows counts on their places."""
         return bool(self.ahead) or self.is_warm
 
-    def train_step(self, run: Run, step: Step, noise_I: Tensor) -> None:
+    def train_step(self, run: PassContext, step: Step, noise_I: Tensor) -> None:
         """Forward, backward, reduce over the team, update; leaves the loss parts in `parts_2`."""
         rank_sum, unsup_sum = self._losses(run, step, noise_I)
         rank_mean = rank_sum / max(step.weight_sum, 1e-12)
@@ -102,18 +102,18 @@ class Candidate:
             for mean, latest in zip(self.average.parameters(), self.stage.parameters(), strict=True):
                 mean.lerp_(latest, 1 - run.config.ema_decay)
 
-    def _losses(self, run: Run, step: Step, noise_I: Tensor) -> tuple[Tensor, Tensor]:
+    def _losses(self, run: PassContext, step: Step, noise_I: Tensor) -> tuple[Tensor, Tensor]:
         """Sums of the ranking and of the unsupervised loss over what this rank counts, at the prefixes in training."""
         config, stage = run.config, self.stage
         order, gate_d = self._select(config, noise_I)
         is_compatible = step.old_NI is not None
-        new_only = stage.dim < stage.d_in and stage.is_harmless and not self.parallel and not is_compatible
+        new_only = stage.dim < stage.d_in and stage.preserves_cosines and not self.parallel and not is_compatible
         f_RI = stage.project(step.y_RI, order[: stage.dim] if new_only else order)
         queries_BI, docs_LI, items_UI = f_RI.split(step.parts)
         own = [(docs_LI, step.docs), (queries_BI, step.queries)][: 2 if step.counts_all_anchors else 1]
         docs_NI, *gathered = self.team.gather_rows(*own)
 
-        changes_all = is_compatible or not stage.is_harmless
+        changes_all = is_compatible or not stage.preserves_cosines
         gated, whole = [], [(width, 1.0) for width in self.parallel if width < stage.d_in or changes_all]
         if not self.parallel:
             share = config.lookahead_weight(run.labelled)
@@ -159,7 +159,7 @@ class Candidate:
         for parameter, grad in zip(parameters, summed, strict=True):
             parameter.grad = grad.view_as(parameter)
 
-    def score(self, run: Run, spec: StageSpec, epoch: int, at_start: QueryScores) -> dict[str, float]:
+    def score(self, run: PassContext, spec: StageSpec, epoch: int, at_start: QueryScores) -> dict[str, float]:
         """Scores the average on dev and keeps it if it is the best; without dev the last is kept. Collective.
 
         Args:
@@ -175,7 +175,7 @@ class Candidate:
         if run.dev is None:
             self.best, self.guard.best_epoch = frozen, epoch
             return {}
-        values = at_start if self.stage.is_harmless else {}
+        values = at_start if self.stage.preserves_cosines else {}
         dims = [dim for dim in spec.scored if dim not in values]
         apply = frozen.keep if dims[-1] <= frozen.dim else frozen.apply
         values = values | run.dev.score(apply, spec.d_in, dims)
@@ -184,16 +184,16 @@ class Candidate:
             self.best = frozen
         return {f"dev_{run.dev.measure}": values[spec.dim].mean().item(), "dev_score": total}
 
-    def _frozen(self, run: Run) -> FrozenStage:
+    def _frozen(self, run: PassContext) -> FrozenStage:
         frozen = self.average.freeze(self._in_place)
         if self.team.size < run.group.size:
             for tensor in frozen.tensors.values():
                 run.group.from_first_(tensor, self.team.first)
         return frozen
 
-    def tried(self) -> Tried:
+    def tried(self) -> CandidateResult:
         """What it reached so far."""
-        return Tried(self.guard.best_epoch, float(self.guard.best_score), self.guard.best_scores)
+        return CandidateResult(self.guard.best_epoch, float(self.guard.best_score), self.guard.best_scores)
 
     def state(self) -> Tree:
         """What its training goes on from."""

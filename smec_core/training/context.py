@@ -65,7 +65,7 @@ class StageSpec:
 
 
 class Gradient(NamedTuple):
-    """Gradient of the free matrix of a stage in one step.
+    """Gradient of the linear map of a stage in one step.
 
     Attributes:
         dim: dims that the stage keeps.
@@ -82,7 +82,7 @@ OnGradient = Callable[[Gradient], None]
 
 
 @dataclass
-class Run:
+class PassContext:
     """What all stages of one pass share.
 
     Attributes:
@@ -97,7 +97,7 @@ class Run:
         labelled: whether there are judgements to learn from.
         step: steps taken in the run so far.
         rows: queries and documents that those steps were made of.
-        on_gradient: sees the gradients of free matrices, for experiments.
+        on_gradient: sees the gradients of linear maps, for experiments.
     """
 
     config: TrainConfig

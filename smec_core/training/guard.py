@@ -13,16 +13,16 @@ from torch import Tensor
 from smec_core.evaluation.dev_set import QueryScores, Scores
 
 
-def is_real(gain_Q: Tensor, errors: float) -> bool:
+def is_real(gain_Q: Tensor, z_threshold: float) -> bool:
     """Whether a mean gain over dev queries is more than so many of its standard errors.
 
-    The best of many states gains by luck. What can cost earlier prefixes something, as a free matrix can, has to show
+    The best of many states gains by luck. What can cost earlier prefixes something, as a linear map can, has to show
     more than what cannot.
     """
-    return len(gain_Q) > 1 and bool(gain_Q.mean() > errors * gain_Q.std() / math.sqrt(len(gain_Q)))
+    return len(gain_Q) > 1 and bool(gain_Q.mean() > z_threshold * gain_Q.std() / math.sqrt(len(gain_Q)))
 
 
-ERRORS_OF_HARMLESS, ERRORS_OF_FREE = 0.0, 2.0
+Z_PRESERVING, Z_OTHER = 0.0, 2.0
 """Standard errors of a gain that count as real: of a projection that changes no earlier prefix, and of any other."""
 
 
@@ -41,7 +41,7 @@ class Guard:
         best_Q: the same of each dev query.
     """
 
-    def __init__(self, counted: Sequence[int], floors: Scores, held: Scores, patience: int, errors: float) -> None:
+    def __init__(self, counted: Sequence[int], floors: Scores, held: Scores, patience: int, z_threshold: float) -> None:
         """Prepares the guard of a stage.
 
         Args:
@@ -49,9 +49,9 @@ class Guard:
             floors: the least score allowed at each earlier configured prefix.
             held: the most that a prefix may lose against the state before the first step.
             patience: epochs without gain after which to stop.
-            errors: standard errors by which a gain has to be above 0.
+            z_threshold: standard errors by which a gain has to be above 0.
         """
-        self._errors = errors
+        self._z_threshold = z_threshold
         self._counted, self._floors, self._held, self._patience = counted, floors, held, patience
         self.best_score = -math.inf
         self.best_epoch = 0
@@ -68,12 +68,12 @@ class Guard:
         if epoch == 0:
             self._start_Q = total_Q
             self._floors = {**self._floors, **{dim: scores[dim] - cost for dim, cost in self._held.items()}}
-        is_harmless = all(scores[dim] >= floor for dim, floor in self._floors.items())
+        keeps_floors = all(scores[dim] >= floor for dim, floor in self._floors.items())
         total = sum(scores[dim] for dim in self._counted) / len(self._counted)
         if total > self._top:
             self._top, self._top_epoch = total, epoch
         better = total > self.best_score and (
-            epoch == 0 or (is_real(total_Q - self._start_Q, self._errors) and is_harmless)
+            epoch == 0 or (is_real(total_Q - self._start_Q, self._z_threshold) and keeps_floors)
         )
         if better:
             self.best_score, self.best_epoch, self.best_scores, self.best_Q = total, epoch, scores, total_Q

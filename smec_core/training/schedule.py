@@ -81,7 +81,7 @@ def stage_kinds(d_in: int, dim: int, config: TrainConfig, extends: bool) -> list
     if extends:
         return ["rotation"]
     if config.projection == "auto":
-        return ["free"] if d_in == dim else ["rotation", "free"]
+        return ["linear"] if d_in == dim else ["rotation", "linear"]
     return [config.projection]
 
 

@@ -18,8 +18,8 @@ from smec_core.model.ads import gumbel
 from smec_core.model.pca import principal_rotation
 from smec_core.training.candidate import Candidate
 from smec_core.training.checkpoint import Checkpoint, same_device
-from smec_core.training.context import Gradient, Run, StageSpec
-from smec_core.training.guard import ERRORS_OF_FREE, is_real
+from smec_core.training.context import Gradient, PassContext, StageSpec
+from smec_core.training.guard import Z_OTHER, is_real
 from smec_core.training.memory import CrossBatchMemory
 from smec_core.training.sampling import in_reach
 from smec_core.training.step import Clock, load_step
@@ -39,7 +39,7 @@ class StageTraining:
     """
 
     def __init__(
-        self, run: Run, spec: StageSpec, y_docs: Rows, y_queries: Rows, resumed: Checkpoint | None = None
+        self, run: PassContext, spec: StageSpec, y_docs: Rows, y_queries: Rows, resumed: Checkpoint | None = None
     ) -> None:
         """Prepares the stage, or takes it up where a checkpoint left it. Collective."""
         self._run, self._spec, self._y_docs, self._y_queries = run, spec, y_docs, y_queries
@@ -55,7 +55,7 @@ class StageTraining:
             self._restore(resumed)
         self._assign()
         self._at_start: QueryScores = {}
-        if run.dev is not None and any(candidate.stage.is_harmless for candidate in self.candidates):
+        if run.dev is not None and any(candidate.stage.preserves_cosines for candidate in self.candidates):
             unchanged = [dim for dim in spec.scored if dim >= spec.d_in]
             self._at_start = run.dev.score(lambda y_Nd: y_Nd, spec.d_in, unchanged)
         if resumed is None:
@@ -122,7 +122,7 @@ class StageTraining:
                 for candidate in trained:
                     if candidate.team.rank >= 0:
                         candidate.train_step(run, step, run.config.gumbel_noise * noise_I)
-                        if run.on_gradient is not None and candidate.kind == "free":
+                        if run.on_gradient is not None and candidate.kind == "linear":
                             gradient_II = candidate.stage.matrix.grad
                             assert gradient_II is not None
                             run.on_gradient(Gradient(spec.dim, self.epoch, gradient_II))
@@ -155,14 +155,14 @@ class StageTraining:
         """The candidate to keep first: the best on dev, but a harmless one where the gain over it is not real."""
         ranked = sorted(self.candidates, key=lambda candidate: -candidate.guard.best_score)
         for candidate in ranked:
-            if candidate.stage.is_harmless and not is_real(
-                ranked[0].guard.best_Q - candidate.guard.best_Q, ERRORS_OF_FREE
+            if candidate.stage.preserves_cosines and not is_real(
+                ranked[0].guard.best_Q - candidate.guard.best_Q, Z_OTHER
             ):
                 return [candidate, *(other for other in ranked if other is not candidate)]
         return ranked
 
 
-def _start(run: Run, spec: StageSpec, y_docs: Rows) -> Tensor:
+def _start(run: PassContext, spec: StageSpec, y_docs: Rows) -> Tensor:
     if run.config.init == "random":
         generator = run.generator(spec.number, 3)
         sizes = [high - low for low, high in pairwise((0, *spec.prepared, spec.d_in))]
@@ -173,14 +173,14 @@ def _start(run: Run, spec: StageSpec, y_docs: Rows) -> Tensor:
     return principal_rotation(y_docs, run.group, spec.prepared)
 
 
-def _label(run: Run, spec: StageSpec, kind: Projection, epoch: int) -> dict[str, float | int | str]:
+def _label(run: PassContext, spec: StageSpec, kind: Projection, epoch: int) -> dict[str, float | int | str]:
     return {"pass": run.pass_name, "stage": spec.dim, "projection": kind, "epoch": epoch, "step": run.step}
 
 
 class _StepLog:
     """Step records, sent some steps at a time: reading a loss waits for the device, and perhaps for other ranks."""
 
-    def __init__(self, run: Run, spec: StageSpec, memory: CrossBatchMemory) -> None:
+    def __init__(self, run: PassContext, spec: StageSpec, memory: CrossBatchMemory) -> None:
         self._run, self._spec, self._memory = run, spec, memory
         self._waiting: list[tuple[dict[str, float | int | str], Group, Tensor, float]] = []
         self._fills: list[Tensor | None] = []

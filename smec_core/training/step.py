@@ -18,7 +18,7 @@ from torch import Tensor
 
 from smec_core.distributed.group import Group, rows_of_rank
 from smec_core.distributed.resident import Rows
-from smec_core.training.context import Run
+from smec_core.training.context import PassContext
 from smec_core.training.losses import Pairs, RankedPairs
 from smec_core.training.memory import CrossBatchMemory, Neighbours
 from smec_core.training.sampling import Batch
@@ -76,7 +76,7 @@ class Clock:
 
 
 def load_step(
-    run: Run,
+    run: PassContext,
     team: Group,
     batch: Batch,
     memory: CrossBatchMemory,

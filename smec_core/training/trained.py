@@ -6,7 +6,7 @@ from typing import Any
 
 from smec_core.config import Projection
 from smec_core.model.adapter import FrozenStage
-from smec_core.training.candidate import Tried
+from smec_core.training.candidate import CandidateResult
 from smec_core.training.checkpoint import Tree, read_tree, write_tree
 
 TRAINED_FILE = "trained.safetensors"
@@ -18,11 +18,11 @@ class StageOutcome:
 
     d_in: int
     stage: FrozenStage
-    tried: dict[Projection, Tried]
+    tried: dict[Projection, CandidateResult]
     seconds: float
 
     @property
-    def best(self) -> Tried:
+    def best(self) -> CandidateResult:
         """What the kept candidate reached."""
         return self.tried[self.stage.projection]
 
@@ -51,7 +51,7 @@ class StageOutcome:
     @classmethod
     def from_tree(cls, tree: Tree) -> "StageOutcome":
         """Reads it back."""
-        tried = {kind: Tried(**result) for kind, result in tree["tried"].items()}
+        tried = {kind: CandidateResult(**result) for kind, result in tree["tried"].items()}
         return cls(tree["d_in"], FrozenStage(**tree["stage"]), tried, tree["seconds"])
 
 

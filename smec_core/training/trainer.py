@@ -20,7 +20,7 @@ from smec_core.evaluation.dev_set import Scores, held_out_docs, make_dev_set
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.pca import principal_rotation
 from smec_core.training.checkpoint import Checkpoint, Checkpoints, Progress, same_device
-from smec_core.training.context import OnGradient, Run, StageSpec
+from smec_core.training.context import OnGradient, PassContext, StageSpec
 from smec_core.training.sampling import LabelledSampler, UnlabelledSampler
 from smec_core.training.schedule import ahead_dims, prefix_dims, stage_kinds, stage_shapes, stages_in_one
 from smec_core.training.stage import StageTraining
@@ -93,7 +93,7 @@ def train(
         checkpoints: where the state goes at every stage's end and every so many steps.
         resumed: a checkpoint to go on from, which the same data and settings wrote.
         on_stage: called on every rank after each stage that is trained on dev; after a resume for earlier ones, too.
-        on_gradient: called with the gradients of free matrices in the first pass.
+        on_gradient: called with the gradients of linear maps in the first pass.
         warm_start: the champion that each stage starts from.
 
     Returns:
@@ -229,7 +229,7 @@ class _Chain:
 
     def _train_stage(
         self,
-        run: Run,
+        run: PassContext,
         number: int,
         plan: list[tuple[Projection, int]] | None,
         reached: Scores,
@@ -275,7 +275,9 @@ class _Chain:
         tried = {candidate.kind: candidate.tried() for candidate in ranked}
         return StageOutcome(d_in, ranked[0].best, tried, before + time.perf_counter() - started)
 
-    def _progress(self, run: Run, number: int, stage_seconds: float, training: StageTraining | None) -> Progress:
+    def _progress(
+        self, run: PassContext, number: int, stage_seconds: float, training: StageTraining | None
+    ) -> Progress:
         return Progress(
             pass_name=run.pass_name,
             stage=number,
@@ -298,7 +300,7 @@ class _Chain:
     def _ahead(self, number: int) -> tuple[int, ...]:
         return ahead_dims(self.shapes, number, self.config, self.data.train is not None)
 
-    def _reached(self, run: Run, y_docs: Rows, number: int) -> StageReached:
+    def _reached(self, run: PassContext, y_docs: Rows, number: int) -> StageReached:
         place = number + 2 if self.shapes[0][0] > self.shapes[0][1] else number + 1
         place = max(place, stages_in_one(self.data.docs.dim, self.config))
         dim = self.shapes[number][1]
@@ -310,13 +312,13 @@ class _Chain:
         scores = run.dev.score(lambda y_Nd: y_Nd @ rotation_dd.T, dim, self.prefixes)
         return StageReached(place, {prefix: scores[prefix].mean().item() for prefix in self.prefixes}, self.seconds())
 
-    def _prepare(self, pass_name: str, with_dev: bool) -> Run:
+    def _prepare(self, pass_name: str, with_dev: bool) -> PassContext:
         data, config = self.data, self.config
         sampler, held_out = _sampler(config, data.docs.rows, data.train, data.dev, with_dev)
         dev = None
         if with_dev:
             dev = make_dev_set(data.queries, data.docs, data.dev, held_out, config, data.node)
-        return Run(
+        return PassContext(
             config,
             data.node,
             self.tracker,
@@ -342,7 +344,7 @@ class _Chain:
         self.say(line)
 
 
-def _put_on_top(run: Run, stage: FrozenStage) -> None:
+def _put_on_top(run: PassContext, stage: FrozenStage) -> None:
     if run.dev is not None:
         run.dev.advance(stage.apply, stage.d_in)
 

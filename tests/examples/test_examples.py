@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def put_in_force(folder: Path, version: str) -> int:
+def promote(folder: Path, version: str) -> int:
     """Returns the version's dims."""
     (folder / "out" / "CURRENT").write_text(f"{version}\n")
     return VERSIONS[version]
@@ -85,7 +85,7 @@ def exact(folder: Path, dim: int, shortlist: int) -> dict[str, list[str]]:
 def test_example_gives_the_results_of_exact_search_and_follows_a_new_version(store: str, folder: Path) -> None:
     # the second start finds what the first has loaded
     for version, shortlist in (("v0001", 60), ("v0001", 20), ("v0002", 20)):
-        dim = put_in_force(folder, version)
+        dim = promote(folder, version)
         assert results(store, folder, shortlist) == exact(folder, dim, shortlist)
     if store == "pgvector":
         check_database()

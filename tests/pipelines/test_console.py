@@ -79,7 +79,7 @@ def test_all_that_a_training_says_is_lines_of_json(tmp_path: Path) -> None:
     [run] = {line["run"] for line in lines}
     assert json.loads((tmp_path / "model" / "config.json").read_text())["run"] == run
     step = next(line for line in lines if "step" in line)
-    assert (step["pass"], step["stage"], step["projection"], step["epoch"]) == ("first", 32, "free", 0)
+    assert (step["pass"], step["stage"], step["projection"], step["epoch"]) == ("first", 32, "linear", 0)
     assert step["step"] >= 1
     assert step["loss"] > 0
     assert step["rows_per_s"] > 0
@@ -167,7 +167,7 @@ def test_a_loss_that_is_no_number_is_still_json(as_json: None, capsys: pytest.Ca
     record: dict[str, float | int | str] = {
         "pass": "first",
         "stage": 8,
-        "projection": "free",
+        "projection": "linear",
         "epoch": 0,
         "step": 1,
         "rows_per_s": 5.0,

@@ -103,7 +103,7 @@ class Case:
         start_II = torch.randn(DIM, DIM, generator=generator)
         last_II = torch.linalg.qr(torch.randn(DIM, DIM, generator=generator))[0]
         logits_I = torch.randn(DIM, generator=generator)
-        return [Stage("free", DIM, start_II, logits_I, 1).freeze(), Stage("free", 6, last_II, logits_I, 1).freeze()]
+        return [Stage("linear", DIM, start_II, logits_I, 1).freeze(), Stage("linear", 6, last_II, logits_I, 1).freeze()]
 
     def champion(self) -> WarmStart | None:
         if not self.has_champion:
@@ -111,8 +111,8 @@ class Case:
         generator = torch.Generator().manual_seed(0)
         weight_II = torch.linalg.qr(torch.randn(DIM, DIM, generator=generator))[0]
         logits_I = torch.randn(DIM, generator=generator)
-        last = Stage("rotation" if self.judged else "free", 4, weight_II, logits_I, 1).freeze()
-        stages = [Stage("free", DIM, weight_II, logits_I, 1).freeze(), last][0 if self.judged else 1 :]
+        last = Stage("rotation" if self.judged else "linear", 4, weight_II, logits_I, 1).freeze()
+        stages = [Stage("linear", DIM, weight_II, logits_I, 1).freeze(), last][0 if self.judged else 1 :]
         return WarmStart(DIM, (DIM, 4), stages, [2, 1][: len(stages)])
 
 

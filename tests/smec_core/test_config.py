@@ -32,7 +32,7 @@ def test_dims_come_as_text_numbers_or_lists_in_any_order(given: Any, dims: tuple
         ({"dims": "4,8,4"}, "dims: Value error, a dim is named twice"),
         ({"dims": "4,many"}, "dims.1: Input should be a valid integer"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
-        ({"projection": "linear"}, "projection: Input should be 'auto', 'free', 'rotation'"),
+        ({"projection": "free"}, "projection: Input should be 'auto', 'linear', 'rotation'"),
         ({"init": "zero"}, "init: Input should be 'pca', 'identity' or 'random'"),
         ({"hidden_dim": 0}, "hidden_dim: Input should be greater than or equal to 1"),
         ({"tau": 0}, "tau: Input should be greater than 0"),
@@ -78,7 +78,7 @@ def test_settings_cannot_be_changed_afterwards() -> None:
 
 def test_paper_preset_is_a_valid_config() -> None:
     config = TrainConfig(dims=(4,), **PAPER_PRESET)
-    assert (config.temperature, config.projection, config.guard, config.init) == (1.0, "free", False, "identity")
+    assert (config.temperature, config.projection, config.guard, config.init) == (1.0, "linear", False, "identity")
 
 
 def test_with_judgements_there_is_no_unsupervised_loss_unless_asked_for() -> None:

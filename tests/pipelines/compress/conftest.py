@@ -18,7 +18,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A chain of two random stages, 16 to 8 to 4 dims."""
     generator = torch.Generator().manual_seed(0)
     stages = [
-        FrozenStage(dim, "free", {"weight": torch.randn(d_in, d_in, generator=generator), "logits": torch.ones(d_in)})
+        FrozenStage(dim, "linear", {"weight": torch.randn(d_in, d_in, generator=generator), "logits": torch.ones(d_in)})
         for d_in, dim in ((16, 8), (8, 4))
     ]
     folder = tmp_path_factory.mktemp("model")

@@ -98,7 +98,7 @@ def test_small_numbers_take_their_bytes_on_disk(
 ) -> None:
     corpus = data_dir("scifact") / "corpus.parquet"
     identity = {"weight": torch.eye(768), "logits": torch.linspace(1, 0, 768)}
-    model = Model([FrozenStage(96, "free", identity)], 768, {"dims": [768, 96]}, {})
+    model = Model([FrozenStage(96, "linear", identity)], 768, {"dims": [768, 96]}, {})
     model.config["int8_scales"] = learn_int8_scales(model, EmbeddingTable.open(str(corpus)))
     model.save(tmp_path / "model")
     sizes = {}

@@ -28,9 +28,9 @@ TEXTS = ["a cat that purrs", "the sea is salt water", "wie spät ist es?"]
 
 def stage(d_in: int, dim: int, seed: int) -> FrozenStage:
     weight = torch.linalg.qr(torch.randn(d_in, d_in, generator=torch.Generator().manual_seed(seed)))[0]
-    # a free matrix: no rotation, and of another scale
+    # a linear map: no rotation, and of another scale
     weight = 3 * weight + 0.1 * torch.randn(d_in, d_in, generator=torch.Generator().manual_seed(seed + 1))
-    return FrozenStage(dim, "free", {"weight": weight, "logits": torch.arange(d_in).float()})
+    return FrozenStage(dim, "linear", {"weight": weight, "logits": torch.arange(d_in).float()})
 
 
 def write_model(folder: Path, dims: list[int], seed: int = 0) -> Path:

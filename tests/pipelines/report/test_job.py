@@ -47,7 +47,7 @@ def write_model_folder(folder: Path, evaluation: dict[str, Any] | None, dims: tu
 
     def train(run_name: str, d_in: int, dim: int, projection: str, epochs: int, steps: int, peak: int) -> float:
         key = {"pass": run_name, "stage": dim, "projection": projection}
-        gain, best = 0.1 if projection == "free" else 0.06, 0.0
+        gain, best = 0.1 if projection == "linear" else 0.06, 0.0
         for epoch in range(epochs + 1):
             climb = gain * (1 - math.exp(-epoch / 2)) - 0.012 * max(0, epoch - peak)
             score = MODEL.get(dim, 0.6) + MODEL.get(d_in, 0.6) - 0.12 + climb + rng.uniform(-0.003, 0.003)
@@ -57,7 +57,7 @@ def write_model_folder(folder: Path, evaluation: dict[str, Any] | None, dims: tu
                 )
             best = max(best, score) if epoch <= peak else best
             for step in range(steps if epoch < epochs else 0):
-                level = (2.2 if projection == "free" else 1.0) * (0.9 * math.exp(-(epoch + step / steps) / 3) + 0.35)
+                level = (2.2 if projection == "linear" else 1.0) * (0.9 * math.exp(-(epoch + step / steps) / 3) + 0.35)
                 records.append(
                     key
                     | {
@@ -75,7 +75,7 @@ def write_model_folder(folder: Path, evaluation: dict[str, Any] | None, dims: tu
     for d_in, dim in chain:
         peak = rng.randint(3, 7)
         candidates = {}
-        for projection in ("free", "rotation"):
+        for projection in ("linear", "rotation"):
             score = train("first", d_in, dim, projection, peak + 5, 7, peak)
             candidates[projection] = {"epochs": peak, "dev_score": score}
         chosen = max(candidates, key=lambda name: candidates[name]["dev_score"])
@@ -243,14 +243,14 @@ def test_why_a_higher_curve_was_not_kept_is_said_in_words(tmp_path: Path) -> Non
     metrics = json.loads((folder / "metrics.json").read_text())
     luckier, costly = metrics["stages"][2], metrics["stages"][3]
     luckier |= {"projection": "rotation", "dev_score": 1.30}
-    luckier["candidates"] = {"rotation": {"epochs": 3, "dev_score": 1.30}, "free": {"epochs": 4, "dev_score": 1.31}}
+    luckier["candidates"] = {"rotation": {"epochs": 3, "dev_score": 1.30}, "linear": {"epochs": 4, "dev_score": 1.31}}
     costly["projection"], costly["dev_score"] = "rotation", 1.5
-    costly["candidates"] = {"rotation": {"epochs": 3, "dev_score": 1.5}, "free": {"epochs": 0, "dev_score": 1.0}}
+    costly["candidates"] = {"rotation": {"epochs": 3, "dev_score": 1.5}, "linear": {"epochs": 0, "dev_score": 1.0}}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     _, page = report(folder)
-    assert "The free matrix reached 1.3100, the rotation 1.3000: within two standard errors" in page.text
+    assert "The linear map reached 1.3100, the rotation 1.3000: within two standard errors" in page.text
     assert "so the rotation was kept, which changes no earlier prefix." in page.text
-    assert "Scores of the free matrix above the free matrix's best, 1.0000, do not count:" in page.text
+    assert "Scores of the linear map above the linear map's best, 1.0000, do not count:" in page.text
 
 
 def test_the_configuration_shows_what_the_data_decided(tmp_path: Path) -> None:
@@ -349,7 +349,7 @@ def test_kept_state_is_marked_where_the_stage_stopped(tmp_path: Path) -> None:
     _, page = report(folder)
     mark = traces(page, "dev-96")["kept"]
     assert mark == {stage["epochs"]: pytest.approx(stage["dev_score"], abs=1e-5)}
-    assert mark.items() <= traces(page, "dev-96")["free matrix, chosen"].items()
+    assert mark.items() <= traces(page, "dev-96")["linear map, chosen"].items()
 
 
 def test_a_stage_that_kept_its_start_has_learned_no_importance(tmp_path: Path) -> None:
@@ -375,7 +375,7 @@ def test_seconds_that_candidates_share_count_once(tmp_path: Path) -> None:
         "seconds/compute": 3.0,
         "seconds/data": 1.0,
     }
-    records = [step | {"projection": "free"}, step | {"projection": "rotation"}]
+    records = [step | {"projection": "linear"}, step | {"projection": "rotation"}]
     (folder / "history.jsonl").write_text("\n".join(map(json.dumps, records)))
     _, page = report(folder)
     bars = {bar["name"]: bar["x"] for bar in page.figures["time"]["data"]}
@@ -385,11 +385,11 @@ def test_seconds_that_candidates_share_count_once(tmp_path: Path) -> None:
 
 def test_long_histories_are_thinned(tmp_path: Path) -> None:
     folder = write_model_folder(tmp_path / "model", EVALUATION, dims=(768,))
-    step = {"pass": "first", "stage": 768, "projection": "free", "loss": 2.0}
+    step = {"pass": "first", "stage": 768, "projection": "linear", "loss": 2.0}
     lines = [json.dumps(step | {"epoch": row // 1000, "step": row}) for row in range(10_000)]
     (folder / "history.jsonl").write_text("\n".join(lines))
     _, page = report(folder)
-    curve = traces(page, "loss-768")["free matrix, chosen"]
+    curve = traces(page, "loss-768")["linear map, chosen"]
     assert len(curve) == 200 and set(curve.values()) == {2.0} and 9.9 < max(curve) <= 10
 
 

@@ -73,7 +73,7 @@ def test_compress_prints_its_own_lines_only(tmp_path: Path) -> None:
 
     data = write_dataset(tmp_path / "data")
     dim = 32
-    stage = FrozenStage(8, "free", {"weight": torch.eye(dim), "logits": torch.zeros(dim)})
+    stage = FrozenStage(8, "linear", {"weight": torch.eye(dim), "logits": torch.zeros(dim)})
     Model([stage], dim, {"dims": [dim, 8]}, {}).save(tmp_path / "model")
     out = tmp_path / "out"
     lines = printed("compress", "--model", tmp_path / "model", "--input", data / "corpus", "--output", out, "--dim", 8)

@@ -94,7 +94,7 @@ def test_a_training_is_on_rays_endpoint_and_gone_when_it_ends(training: Training
     for sample in samples:
         if sample.name in ("ray_smec_train_loss", "ray_smec_train_dev_score", "ray_smec_train_dev_ndcg_at_10"):
             assert (sample.labels["pass"], sample.labels["stage"]) == ("first", "32")
-            assert sample.labels["projection"] == "free"
+            assert sample.labels["projection"] == "linear"
     [ndcg] = [sample.value for sample in samples if sample.name == "ray_smec_train_dev_ndcg_at_10"]
     assert 0 < ndcg <= 1
 

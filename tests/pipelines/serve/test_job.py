@@ -42,7 +42,7 @@ def write_model(folder: Path, seed: int) -> Path:
     """A chain of two random stages, 32 to 16 to 8 dims."""
     generator = torch.Generator().manual_seed(seed)
     stages = [
-        FrozenStage(dim, "free", {"weight": torch.randn(d_in, d_in, generator=generator), "logits": torch.ones(d_in)})
+        FrozenStage(dim, "linear", {"weight": torch.randn(d_in, d_in, generator=generator), "logits": torch.ones(d_in)})
         for d_in, dim in ((32, 16), (16, 8))
     ]
     Model(stages, DIM, {"dims": [32, 16, 8]}, {"evaluation": EVALUATION}).save(folder)

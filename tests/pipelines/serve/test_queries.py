@@ -16,7 +16,7 @@ from smec_core.model.model import Model
 DIM = 8
 
 
-@pytest.fixture(scope="module", params=["free", "residual_mlp"])
+@pytest.fixture(scope="module", params=["linear", "residual_mlp"])
 def model(request: pytest.FixtureRequest) -> Model:
     """One stage, 8 to 4 dims, that folds into a matrix or does not."""
     generator = torch.Generator().manual_seed(0)

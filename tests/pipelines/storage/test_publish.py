@@ -15,7 +15,7 @@ from pipelines.storage.publish import (
     manifest_of,
     new_file,
     plans,
-    put_in_force,
+    promote,
     remove_version,
 )
 from smec_core.data.uri import join_uri, public_uri
@@ -33,7 +33,7 @@ def write(draft: Draft, name: str, text: str) -> PublishedFile:
 def publish(out: Path, plan: dict[str, object], text: str) -> dict[str, object]:
     draft = Draft.open(str(out), plan)
     manifest = draft.finish([write(draft, "a.parquet", text)], {"rows": len(text)})
-    put_in_force(str(out), draft.name)
+    promote(str(out), draft.name)
     return manifest
 
 
@@ -71,7 +71,7 @@ def test_unfinished_version_is_taken_up_only_by_the_same_job(tmp_path: Path) -> 
     assert again.name == "v0002"
     again.finish([write(again, "a.parquet", "whole")], {"rows": 5})
     assert current(str(tmp_path)).endswith("v0001")
-    put_in_force(str(tmp_path), "v0002")
+    promote(str(tmp_path), "v0002")
     assert current(str(tmp_path)).endswith("v0002")
     assert sorted(path.name for path in (tmp_path / "v0002").iterdir()) == ["_manifest.json", "a.parquet"]
 
@@ -141,7 +141,7 @@ def test_a_version_that_another_run_has_published_is_not_discarded(tmp_path: Pat
     one.finish([write(one, "a.parquet", "one")], {"rows": 3})
     other.discard()
     assert (tmp_path / "v0001/a.parquet").read_text() == "one"
-    put_in_force(str(tmp_path), "v0001")
+    promote(str(tmp_path), "v0001")
 
 
 def test_a_version_that_a_kill_kept_from_being_in_force_is_found_by_its_plan(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_only_a_finished_version_comes_into_force(tmp_path: Path, name: str) -> 
     publish(tmp_path, PLAN, "one")
     Draft.open(str(tmp_path), PLAN)
     with pytest.raises(InputError, match="there is no finished version"):
-        put_in_force(str(tmp_path), name)
+        promote(str(tmp_path), name)
     assert current(str(tmp_path)).endswith("v0001")
 
 
@@ -182,7 +182,7 @@ def test_versions_of_an_earlier_release_stay_in_use(tmp_path: Path) -> None:
     assert [manifest_of(filesystem, f"{out}/{name}") for name in ("v0001", "v0002")] == made
     assert plans(out) == {"v0001": made[0], "v0002": made[1]}
     assert current(out).endswith("v0002")
-    put_in_force(out, "v0001")
+    promote(out, "v0001")
     assert current(out).endswith("v0001")
     assert finished_version(out, PLAN) == (f"{out}/v0001", made[0])
     # what is finished is not written to again
@@ -198,7 +198,7 @@ def test_a_version_that_an_earlier_release_began_is_gone_on_with(tmp_path: Path)
     (tmp_path / "v0002/plan.json").write_text(json.dumps(PLAN, indent=1))
     draft = Draft.open(str(tmp_path), PLAN)
     draft.finish([write(draft, "a.parquet", "two")], {"rows": 3})
-    put_in_force(str(tmp_path), draft.name)
+    promote(str(tmp_path), draft.name)
     assert sorted(path.name for path in (tmp_path / "v0002").iterdir()) == ["_manifest.json", "a.parquet"]
 
 

@@ -51,13 +51,13 @@ def server(
 def model() -> Model:
     generator = torch.Generator().manual_seed(0)
     stages = [
-        FrozenStage(dim, "free", {"weight": torch.randn(8, 8, generator=generator), "logits": torch.zeros(8)})
+        FrozenStage(dim, "linear", {"weight": torch.randn(8, 8, generator=generator), "logits": torch.zeros(8)})
         for dim in (8, 4)
     ]
     metrics = {
         "dev": {"ndcg@10": {"8": 0.7, "4": 0.6}},
         "stages": [
-            {"d_in": 8, "dim": dim, "projection": "free", "epochs": 2, "dev_score": 1.4, "seconds": 3.0}
+            {"d_in": 8, "dim": dim, "projection": "linear", "epochs": 2, "dev_score": 1.4, "seconds": 3.0}
             for dim in (8, 4)
         ],
         "evaluation": EVALUATION,

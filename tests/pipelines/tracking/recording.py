@@ -33,10 +33,10 @@ def start(folder: Path, config: Mapping[str, Any] = CONFIG, **more: Any) -> Mlfl
 
 def step(number: int, **changes: Any) -> dict[str, Any]:
     figures = {"epoch": number // 10, "step": number, "loss": 1 / number, "tau": 1.0, "seconds/data": 0.1}
-    return {"pass": "first", "stage": 4, "projection": "free"} | figures | changes
+    return {"pass": "first", "stage": 4, "projection": "linear"} | figures | changes
 
 
-def steps_of(run: Run, client: MlflowClient, name: str = "stages/first/4/free/loss") -> list[int]:
+def steps_of(run: Run, client: MlflowClient, name: str = "stages/first/4/linear/loss") -> list[int]:
     return [metric.step for metric in client.get_metric_history(run.info.run_id, name)]
 
 

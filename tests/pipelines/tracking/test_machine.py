@@ -59,7 +59,7 @@ def test_when_the_server_dies_they_go_where_the_rest_goes(
     wait_until(lambda: steps_of(only_run(offline), offline, CPU))
     recorder.finish(None)
 
-    assert steps_of(only_run(offline), offline, "stages/first/4/free/loss") == [1]
+    assert steps_of(only_run(offline), offline, "stages/first/4/linear/loss") == [1]
     assert capfd.readouterr().err.count("warning: ") == 1
 
 

@@ -41,7 +41,7 @@ def test_a_server_killed_in_mid_run_costs_one_warning_and_a_local_copy_of_the_re
     server_run = recorder.run_id
     for number in range(1, 6):
         recorder.log(step(number))
-    wait_until(lambda: server_store.get_metric_history(server_run, "stages/first/4/free/loss"))
+    wait_until(lambda: server_store.get_metric_history(server_run, "stages/first/4/linear/loss"))
     kill()
     for number in range(6, 11):
         recorder.log(step(number))

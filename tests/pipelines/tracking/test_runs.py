@@ -51,7 +51,7 @@ def test_a_training_is_one_run_on_the_server_and_its_password_is_nowhere(
     recorder = start(tmp_path / "state", tags={"smec.data_fingerprint": "fedcba98"})
     for number in range(1, 11):
         recorder.log(step(number))
-    recorder.log({"pass": "first", "stage": 4, "projection": "free", "epoch": 1, "step": 10, "dev_ndcg@10": 0.61})
+    recorder.log({"pass": "first", "stage": 4, "projection": "linear", "epoch": 1, "step": 10, "dev_ndcg@10": 0.61})
     for number in range(11, 21):
         recorder.log(step(number, projection="rotation"))
     for number in range(21, 31):
@@ -70,11 +70,11 @@ def test_a_training_is_one_run_on_the_server_and_its_password_is_nowhere(
     assert run.data.tags["smec.model_fingerprint"] == model.fingerprint
 
     # curves of candidates and passes stay apart
-    assert steps_of(run, client, "stages/first/4/free/loss") == list(range(1, 11))
+    assert steps_of(run, client, "stages/first/4/linear/loss") == list(range(1, 11))
     assert steps_of(run, client, "stages/first/4/rotation/loss") == list(range(11, 21))
-    assert steps_of(run, client, "stages/refit/4/free/loss") == list(range(21, 31))
-    assert run.data.metrics["stages/first/4/free/seconds/data"] == 0.1
-    assert run.data.metrics["stages/first/4/free/dev_ndcg_at_10"] == 0.61
+    assert steps_of(run, client, "stages/refit/4/linear/loss") == list(range(21, 31))
+    assert run.data.metrics["stages/first/4/linear/seconds/data"] == 0.1
+    assert run.data.metrics["stages/first/4/linear/dev_ndcg_at_10"] == 0.61
     # one curve a measure, with the dim as its step
     assert by_dim(run, client, "quality/test/ndcg_at_10") == {8: 0.71, 4: 0.62}
     assert by_dim(run, client, "quality/test/ndcg_at_10_pca") == {8: 0.6, 4: 0.5}
@@ -128,9 +128,9 @@ from tests.pipelines.tracking.recording import start
 
 recorder = start(Path(sys.argv[1]), {"lr": 0.1})
 for number in range(1, 11):
-    recorder.log({"pass": "first", "stage": 4, "projection": "free", "epoch": 0, "step": number, "loss": 1.0})
+    recorder.log({"pass": "first", "stage": 4, "projection": "linear", "epoch": 0, "step": number, "loss": 1.0})
 client = MlflowClient()
-while len(client.get_metric_history(recorder.run_id, "stages/first/4/free/loss")) < 10:
+while len(client.get_metric_history(recorder.run_id, "stages/first/4/linear/loss")) < 10:
     time.sleep(0.1)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -169,7 +169,7 @@ storage, scratch = sys.argv[1], Path(sys.argv[2])
 tracking.FLUSH_SECONDS = 0.02
 recorder = tracking.MlflowRecorder.start({"lr": 0.1}, RunFolder(storage, "nightly"), scratch)
 for step in range(1, 61):
-    for projection in ("free", "rotation"):
+    for projection in ("linear", "rotation"):
         place = {"pass": "first", "stage": 4, "projection": projection, "epoch": step // 5, "step": step}
         recorder.log(place | {"loss": 1 / step, "tau": 1.0})
         if step % 5 == 0:
@@ -201,7 +201,7 @@ def test_a_training_killed_again_and_again_on_several_machines_logs_each_step_on
     client = MlflowClient()
     run = only_run(client)
     assert output == [run.info.run_id]
-    for projection in ("free", "rotation"):
+    for projection in ("linear", "rotation"):
         assert steps_of(run, client, f"stages/first/4/{projection}/loss") == list(range(1, 61))
         assert steps_of(run, client, f"stages/first/4/{projection}/tau") == list(range(1, 61))
         assert steps_of(run, client, f"stages/first/4/{projection}/dev_ndcg_at_10") == list(range(5, 61, 5))

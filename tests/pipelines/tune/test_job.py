@@ -24,7 +24,7 @@ from pipelines.storage.study import read_trials, trial_folder
 from pipelines.train.job import TrainSettings
 from pipelines.tune import job as tune
 from pipelines.tune import runner as study_start
-from pipelines.tune.callback import Watch
+from pipelines.tune.callback import TuneCallback
 from pipelines.tune.settings import TuneSettings
 from smec_core.errors import InputError, SmecError
 from tests.builders import write_dataset
@@ -120,7 +120,7 @@ def test_a_study_is_a_run_with_a_child_a_trial(study: Path) -> None:
         assert run.data.tags["mlflow.note.content"].endswith(" on dev.")
         curve = client.get_metric_history(run.info.run_id, "quality")
         assert [point.step for point in curve] == [step["place"] for step in trial["steps"]]
-        assert client.get_metric_history(run.info.run_id, "stages/first/32/free/dev_ndcg_at_10")
+        assert client.get_metric_history(run.info.run_id, "stages/first/32/linear/dev_ndcg_at_10")
     assert [point.step for point in client.get_metric_history(parent, "quality")] == list(range(1, 13))
     assert {file.path for file in client.list_artifacts(parent)} == {"summary.json", "best.yaml"}
     run = client.get_run(parent)
@@ -206,16 +206,16 @@ def test_a_trial_whose_process_is_killed_is_recorded_and_the_study_goes_on(
 def test_a_study_that_cannot_write_ends_and_goes_on_later(
     dataset: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Watch._write
+    write = TuneCallback._write
     settings = _settings(dataset, space, tmp_path / "out", trials=3, max_concurrent=1)
 
-    def broken(watch: Watch, record: Any) -> None:
+    def broken(watch: TuneCallback, record: Any) -> None:
         if record.number == 2 and record.state != "running":
             raise OSError("no space left on device")
         write(watch, record)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Watch, "_write", broken)
+        patch.setattr(TuneCallback, "_write", broken)
         with pytest.raises(SmecError, match="storage: what a trial reached cannot be written"):
             tune.run(settings)
     assert [one.state for one in read_trials(_state(tmp_path / "out"))] == ["finished", "running"]
@@ -274,16 +274,16 @@ def test_what_was_compared_on_test_is_kept(dataset: Path, space: Path, tmp_path:
 def test_a_study_with_its_state_on_s3_goes_on_where_it_was(
     dataset: Path, space: Path, tmp_path: Path, s3: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Watch._write
+    write = TuneCallback._write
     settings = _settings(dataset, space, tmp_path / "out", trials=5, storage=s3("runs"), name="night", max_concurrent=1)
 
-    def lost(watch: Watch, record: Any) -> None:
+    def lost(watch: TuneCallback, record: Any) -> None:
         write(watch, record)
         if record.number == 3 and record.steps:
             raise OSError("the network is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Watch, "_write", lost)
+        patch.setattr(TuneCallback, "_write", lost)
         with pytest.raises(SmecError, match="the network is gone"):
             tune.run(settings)
     before = {one.number: one for one in read_trials(RunFolder(s3("runs"), "night"))}
@@ -316,7 +316,7 @@ def test_without_judgements_neighbours_are_kept(space: Path, tmp_path: Path) -> 
     ("changes", "message"),
     [
         ({"objective": "5"}, "objective: 5 is none of the dims 32, 8, 4"),
-        ({"guard": False, "projection": "free"}, "guard: trials are compared on dev"),
+        ({"guard": False, "projection": "linear"}, "guard: trials are compared on dev"),
         ({"dims": "64,8"}, "dims: 64 is more than the 32 dims"),
         ({"cpus_per_worker": 9}, "workers: a trial needs 9 CPUs, "),
         ({"hours": 1e-6}, "no trial finished in time"),

@@ -268,7 +268,7 @@ def test_given_dev_judgements_are_used_as_they_are(folder: Path) -> None:
 
 
 def test_without_the_guard_no_query_is_held_out(folder: Path) -> None:
-    train, dev = Dataset.open(str(folder)).training_split(TrainConfig(dims=(2,), guard=False, projection="free"))
+    train, dev = Dataset.open(str(folder)).training_split(TrainConfig(dims=(2,), guard=False, projection="linear"))
     assert train is not None
     assert len(train) == QUERIES
     assert dev is None

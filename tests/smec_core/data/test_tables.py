@@ -78,7 +78,7 @@ def qrels_as_text(root: Path) -> None:
 def notes_and_hidden_files_beside(root: Path) -> None:
     (root / "README.md").write_text("notes")
     (root / "corpus.jsonl").write_text('{"_id": "d0", "text": "the text that was embedded"}\n')
-    (root / "corpus/LICENSE").write_text("free")
+    (root / "corpus/LICENSE").write_text("linear")
     (root / "corpus/checksums.txt").write_text("0 a.parquet")
     (root / "qrels/about.md").write_text("who judged")
     write_rows(root / "corpus/_old/a.parquet", "d", 0, 3)

@@ -17,7 +17,7 @@ from smec_core.model.model import Model
 DIM = 8
 
 
-def make_model(kind: Projection = "free") -> Model:
+def make_model(kind: Projection = "linear") -> Model:
     generator = torch.Generator().manual_seed(0)
     shapes = {"weight": (DIM, DIM), "logits": (DIM,)}
     if kind == "residual_mlp":
@@ -49,7 +49,7 @@ GIVEN: dict[str, Callable[[np.ndarray], Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["free", "residual_mlp"])
+@pytest.mark.parametrize("kind", ["linear", "residual_mlp"])
 @pytest.mark.parametrize("given", GIVEN)
 def test_vectors_are_taken_as_users_have_them(kind: Projection, given: str) -> None:
     model, x_ND = make_model(kind), vectors()

@@ -97,7 +97,9 @@ def stages() -> list[FrozenStage]:
     generator = torch.Generator().manual_seed(0)
     shapes = [(8, 6), (6, 3)]
     return [
-        FrozenStage(dim, "free", {"weight": torch.randn(d_in, d_in, generator=generator), "logits": torch.zeros(d_in)})
+        FrozenStage(
+            dim, "linear", {"weight": torch.randn(d_in, d_in, generator=generator), "logits": torch.zeros(d_in)}
+        )
         for d_in, dim in shapes
     ]
 

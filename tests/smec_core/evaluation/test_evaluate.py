@@ -51,7 +51,7 @@ def stored(data: Generated, tmp_path_factory: pytest.TempPathFactory) -> Dataset
 def test_every_prefix_and_baseline_is_scored(data: Generated, stored: Dataset) -> None:
     # a model that keeps the last dims first
     flip = torch.eye(DIM).flip(0)
-    stage = FrozenStage(DIM, "free", {"weight": flip, "logits": torch.zeros(DIM)})
+    stage = FrozenStage(DIM, "linear", {"weight": flip, "logits": torch.zeros(DIM)})
     report = evaluate(stored, Model([stage], DIM, {"dims": [DIM, 6, 3]}, {}), "test", baselines=True)
 
     assert (report["split"], report["queries"]) == ("test", len(data.test))

@@ -37,7 +37,7 @@ def cosines(x_ND: Tensor) -> Tensor:
     return unit_ND @ unit_ND.T
 
 
-@pytest.mark.parametrize("kinds", [["free"] * 4, ["rotation"] * 4, ["free", "rotation", "free", "rotation"]])
+@pytest.mark.parametrize("kinds", [["linear"] * 4, ["rotation"] * 4, ["linear", "rotation", "linear", "rotation"]])
 def test_the_folded_matrix_equals_the_chain(kinds: list[Projection]) -> None:
     stages = [trained_stage(kind, d_in, dim).freeze() for kind, (d_in, dim) in zip(kinds, CHAIN, strict=True)]
     x_ND = vectors(12)
@@ -47,7 +47,7 @@ def test_the_folded_matrix_equals_the_chain(kinds: list[Projection]) -> None:
 
 
 def test_a_later_stage_leaves_the_tail_alone() -> None:
-    first, second = trained_stage("free", 12, 6).freeze(), trained_stage("free", 6, 3).freeze()
+    first, second = trained_stage("linear", 12, 6).freeze(), trained_stage("linear", 6, 3).freeze()
     x_ND = vectors(12)
     torch.testing.assert_close(apply_chain([first, second], x_ND)[:, 6:], apply_chain([first], x_ND)[:, 6:])
 
@@ -63,7 +63,7 @@ def test_an_empty_chain_is_the_identity() -> None:
 @pytest.mark.parametrize("dim", [2, 12, 64])
 def test_a_rotation_keeps_all_cosines_of_its_block_after_training(dim: int) -> None:
     stage = trained_stage("rotation", dim, dim // 2)
-    assert stage.is_harmless
+    assert stage.preserves_cosines
     assert (stage.skew != 0).any()
     x_ND = vectors(dim)
     frozen = stage.freeze()
@@ -73,7 +73,7 @@ def test_a_rotation_keeps_all_cosines_of_its_block_after_training(dim: int) -> N
     torch.testing.assert_close(cosines(frozen.apply(x_ND)), cosines(x_ND), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["free", "rotation", "residual_mlp", "selection"])
+@pytest.mark.parametrize("kind", ["linear", "rotation", "residual_mlp", "selection"])
 def test_freezing_orders_the_outputs_by_their_logits(kind: Projection) -> None:
     stage = Stage("selection", 4, random_rotation(12, 0), torch.randn(12), 5)
     if kind != "selection":
@@ -85,7 +85,7 @@ def test_freezing_orders_the_outputs_by_their_logits(kind: Projection) -> None:
     torch.testing.assert_close(frozen.apply(x_ND), stage.project(x_ND, torch.arange(12))[:, order].detach())
 
 
-@pytest.mark.parametrize("kind", ["free", "rotation", "residual_mlp", "selection"])
+@pytest.mark.parametrize("kind", ["linear", "rotation", "residual_mlp", "selection"])
 def test_every_kind_starts_as_its_linear_start(kind: Projection) -> None:
     start_II = random_rotation(6, 1)
     stage = Stage(kind, 3, start_II, torch.zeros(6), hidden_dim=4)
@@ -93,7 +93,7 @@ def test_every_kind_starts_as_its_linear_start(kind: Projection) -> None:
 
 
 def test_freezing_takes_a_copy() -> None:
-    stage = trained_stage("free", 6, 3)
+    stage = trained_stage("linear", 6, 3)
     frozen = stage.freeze()
     before = frozen.apply(torch.eye(6))
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_freezing_takes_a_copy() -> None:
 
 
 def test_a_residual_mlp_does_not_fold_but_applies() -> None:
-    stages: list[FrozenStage] = [trained_stage("free", 12, 6).freeze(), trained_stage("residual_mlp", 6, 3).freeze()]
+    stages: list[FrozenStage] = [trained_stage("linear", 12, 6).freeze(), trained_stage("residual_mlp", 6, 3).freeze()]
     assert fold(stages, 12) is None
     x_ND = vectors(12)
     # not linear: the sum of two inputs does not go to the sum of their outputs

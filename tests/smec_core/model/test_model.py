@@ -39,7 +39,7 @@ def make_stage(kind: Projection, d_in: int, dim: int, seed: int) -> FrozenStage:
 
 
 def make_model(last: Projection = "rotation", seed: int = 0) -> Model:
-    stages = [make_stage("free", DIM, 4, seed), make_stage(last, 4, 2, seed + 1)]
+    stages = [make_stage("linear", DIM, 4, seed), make_stage(last, 4, 2, seed + 1)]
     return Model(stages, DIM, {"dims": [DIM, 4, 2], "train": {"seed": 3}}, {"dev": {"ndcg@10": {"2": 0.5}}})
 
 
@@ -167,7 +167,7 @@ def drop_from_config(folder: Path, key: str) -> None:
 def other_adapter(folder: Path) -> None:
     """The tensors of a model of other dims, as after a copy that mixed two models up."""
     tensors = {"weight": torch.eye(6), "logits": torch.ones(6)}
-    other = Model([FrozenStage(3, "free", tensors), make_stage("free", 3, 2, 0)], 6, {"dims": [6, 3, 2]}, {})
+    other = Model([FrozenStage(3, "linear", tensors), make_stage("linear", 3, 2, 0)], 6, {"dims": [6, 3, 2]}, {})
     other.save(folder.parent / "other")
     shutil.copy(folder.parent / "other" / "adapter.safetensors", folder / "adapter.safetensors")
 
@@ -196,7 +196,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "config without dims": (lambda f: drop_from_config(f, "dims"), "dims"),
     "later format": (lambda f: edit_config(f, format=2), "config.json: not a config of format 1"),
     "stage too many": (
-        lambda f: edit_config(f, stages=[{"dim": 4, "projection": "free"}] * 3),
+        lambda f: edit_config(f, stages=[{"dim": 4, "projection": "linear"}] * 3),
         "stages.2.weight is missing",
     ),
     "adapter of another model": (other_adapter, "adapter.safetensors"),
@@ -262,7 +262,7 @@ def test_models_of_any_dims_are_read_back(tmp_path: Path) -> None:
         while dims[-1] > 8 and len(dims) < 7:
             dims.append(dims[-1] // 2)
             stages = [
-                FrozenStage(dim, "free", {"weight": torch.eye(d_in), "logits": torch.zeros(d_in)})
+                FrozenStage(dim, "linear", {"weight": torch.eye(d_in), "logits": torch.zeros(d_in)})
                 for d_in, dim in pairwise(dims)
             ]
             model = Model(stages, input_dim, {"dims": dims[1:]}, {})
@@ -299,9 +299,9 @@ def random_rotation(dim: int, seed: int) -> torch.Tensor:
     return torch.linalg.qr(random_matrix(dim, seed))[0]
 
 
-def make_base(last: Projection = "free") -> Model:
+def make_base(last: Projection = "linear") -> Model:
     """64 to 64 to 32 to 16 dims, by random stages."""
-    shapes: list[tuple[int, int, Projection]] = [(64, 64, "free"), (64, 32, "free"), (32, 16, last)]
+    shapes: list[tuple[int, int, Projection]] = [(64, 64, "linear"), (64, 32, "linear"), (32, 16, last)]
     stages = []
     for seed, (d_in, dim, kind) in enumerate(shapes):
         tensors = make_stage(kind, d_in, dim, seed).tensors
@@ -332,7 +332,7 @@ def cosines(z_Nd: np.ndarray) -> np.ndarray:
     return z_Nd.astype(np.float64) @ z_Nd.T.astype(np.float64)
 
 
-@pytest.mark.parametrize("last", ["free", "residual_mlp"])
+@pytest.mark.parametrize("last", ["linear", "residual_mlp"])
 def test_an_extended_model_keeps_what_its_base_gave_and_adds_dims(tmp_path: Path, last: Projection) -> None:
     base = make_base(last)
     make_extended(base).save(tmp_path)
@@ -359,7 +359,7 @@ def test_the_rounding_of_a_training_does_not_show_in_the_cosines() -> None:
         assert np.abs(change_NN).max() < 1e-5
 
 
-@pytest.mark.parametrize("last", ["free", "residual_mlp"])
+@pytest.mark.parametrize("last", ["linear", "residual_mlp"])
 @pytest.mark.parametrize("width", [64, 40, 32, 16])
 def test_upgraded_vectors_are_what_the_new_model_gives_for_the_originals(last: Projection, width: int) -> None:
     base = make_base(last)
@@ -421,8 +421,8 @@ def test_a_model_that_extends_no_other_upgrades_nothing() -> None:
 def test_only_rotations_of_the_smallest_block_extend_a_model() -> None:
     base, (first, second) = make_base(), added_stages()
     for stages, why in (
-        ([make_stage("free", 16, 8, 0), second], r"stage 3 \(free\) is no rotation"),
-        ([first, FrozenStage(4, "rotation", make_stage("free", 8, 4, 0).tensors)], r"stage 4 \(rotation\) is no rot"),
+        ([make_stage("linear", 16, 8, 0), second], r"stage 3 \(linear\) is no rotation"),
+        ([first, FrozenStage(4, "rotation", make_stage("linear", 8, 4, 0).tensors)], r"stage 4 \(rotation\) is no rot"),
         ([make_stage("residual_mlp", 16, 8, 0), second], r"stage 3 \(residual_mlp\) is no rotation"),
         ([second], "stage 3 takes 8 dims, the one before gives 16"),
         ([*base.stages, first, second], "stage 3 takes 64 dims"),
@@ -440,7 +440,7 @@ def test_dims_that_no_stage_keeps_are_refused() -> None:
     ("changes", "why"),
     [
         ({"stages": 5}, "base: has 5 stages, of a model with 5"),
-        ({"stages": 2, "dims": [64, 32]}, "stage 2 extends the base and must be a rotation, but is 'free'"),
+        ({"stages": 2, "dims": [64, 32]}, "stage 2 extends the base and must be a rotation, but is 'linear'"),
         ({"stages": "3"}, "base: has 3 stages"),
         ({"dims": [64, 8]}, "base: its dims"),
         ({"dims": None}, "do not fit together"),

@@ -22,7 +22,7 @@ DIM = 32
 def model() -> Model:
     weight = torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(0))
     return Model(
-        [FrozenStage(8, "free", {"weight": weight, "logits": torch.arange(DIM).float()})], DIM, {"dims": [DIM, 8]}, {}
+        [FrozenStage(8, "linear", {"weight": weight, "logits": torch.arange(DIM).float()})], DIM, {"dims": [DIM, 8]}, {}
     )
 
 

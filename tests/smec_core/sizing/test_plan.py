@@ -17,7 +17,7 @@ from smec_core.sizing.machine_speed import MachineSpeed, measure_speed
 from smec_core.sizing.plan import DataShape, plan_stages, resident_bytes, worker_bytes
 from smec_core.sizing.step_cost import step_products
 from smec_core.training.candidate import Candidate
-from smec_core.training.context import Run
+from smec_core.training.context import PassContext
 from smec_core.training.local import load_training_data
 from smec_core.training.step import Step
 from smec_core.training.tracker import NullTracker
@@ -52,7 +52,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "many steps an epoch": {"batch_size": 16, "patience": 2},
     "with memory": {"alpha": 0.1},
     "paper": PAPER_PRESET,
-    "parallel": {"schedule": "parallel", "projection": "free"},
+    "parallel": {"schedule": "parallel", "projection": "linear"},
     "rotations": {"projection": "rotation"},
     "selection": {"projection": "selection"},
     "residual_mlp": {"projection": "residual_mlp", "hidden_dim": 24},
@@ -120,7 +120,7 @@ def counting() -> Iterator[Counted]:
     found: Counted = []
     whole = Candidate.train_step
 
-    def step(candidate: Candidate, run: Run, step: Step, noise_I: torch.Tensor) -> None:
+    def step(candidate: Candidate, run: PassContext, step: Step, noise_I: torch.Tensor) -> None:
         with FlopCounterMode(display=False) as counter:
             whole(candidate, run, step, noise_I)
         key = (run.pass_name, candidate.stage.dim, candidate.kind)

@@ -37,12 +37,12 @@ CASES = {
     # one candidate goes on without the other
     "one_stops_early": Case(dict(epochs=4, patience=2, refit=False)),
     "residual_mlp": Case(dict(projection="residual_mlp", hidden_dim=4)),
-    "fixed_epochs": Case(dict(projection="free", guard=False, init="random")),
+    "fixed_epochs": Case(dict(projection="linear", guard=False, init="random")),
     "unlabelled": Case(dict(top_k=5, batch_size=4, negatives=20), judged=False),
     "base": Case(has_base=True),
     "warm": Case(dict(compatible=0.5), has_champion=True),
     "warm_unlabelled": Case(
-        dict(projection="free", top_k=5, batch_size=4, negatives=20), judged=False, has_champion=True
+        dict(projection="linear", top_k=5, batch_size=4, negatives=20), judged=False, has_champion=True
     ),
     "local": Case(dict(memory="local")),
 }
@@ -150,7 +150,7 @@ def test_a_training_goes_on_from_any_of_its_checkpoints(ranks: Ranks, tmp_path: 
     }
     # before its very first step there is nothing to keep
     assert {place_of(progress, 2) for progress in found} == everywhere - {("first", 0, "before")}
-    assert {tuple(progress.guards) for progress in found} >= {("free",), ("rotation", "free"), ()}
+    assert {tuple(progress.guards) for progress in found} >= {("linear",), ("rotation", "linear"), ()}
     for number, before in enumerate(whole.records_before):
         again = alone(ranks, case, str(tmp_path), number)
         assert_same(again, whole)

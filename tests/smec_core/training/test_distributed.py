@@ -65,7 +65,7 @@ def rows_of_a_node(group: Group, folder: str) -> Result:
     rows: Rows = ResidentRows.filled(stream_of(small_data(docs=53).docs_ND), 53, DIM, node)
     group.wait()
     read = [rows.take(torch.arange(53)).tolist()]
-    stage = FrozenStage(8, "free", {"weight": torch.eye(DIM).flip(0), "logits": torch.zeros(DIM)})
+    stage = FrozenStage(8, "linear", {"weight": torch.eye(DIM).flip(0), "logits": torch.zeros(DIM)})
     read.append(rows.project(stage).take(torch.tensor([52, 0, 7])).tolist())
     return {"read": read, "left": len(list(Path(folder).iterdir()))}
 
@@ -131,7 +131,7 @@ def champion() -> WarmStart:
 
 TRAININGS: dict[str, tuple[int, bool, Result]] = {
     # 300 queries: the last step of an epoch has one, and so no query for most ranks
-    "labelled": (200, True, dict(projection="free", guard=False, epochs=1, batch_size=23, negatives=40)),
+    "labelled": (200, True, dict(projection="linear", guard=False, epochs=1, batch_size=23, negatives=40)),
     # both projections, each by a team of its own
     "guarded": (200, True, dict(epochs=2, batch_size=64, negatives=40)),
     "defaults": (200, True, dict(dims=(8, 4, 2), alpha=None, epochs=2, batch_size=64, negatives=40)),
@@ -143,7 +143,7 @@ TRAININGS: dict[str, tuple[int, bool, Result]] = {
     "unlabelled": (
         41,
         False,
-        dict(projection="free", guard=False, epochs=2, batch_size=32, negatives=8, top_k=5),
+        dict(projection="linear", guard=False, epochs=2, batch_size=32, negatives=8, top_k=5),
     ),
 }
 
@@ -162,7 +162,9 @@ def test_training_computes_what_one_process_computes(ranks: Ranks, name: str, si
         assert other["matrix"] == first["matrix"], "the ranks hold different models"
         assert other["dev"] == first["dev"]
     # ranks whose candidate has stopped go on with the other, in steps that are those of one process
-    uneven = any(epoch != first["epochs"].get((stage, "free"), epoch) for (stage, _), epoch in first["epochs"].items())
+    uneven = any(
+        epoch != first["epochs"].get((stage, "linear"), epoch) for (stage, _), epoch in first["epochs"].items()
+    )
     assert uneven == (name == "one_stops_early")
 
 

@@ -28,7 +28,7 @@ def scores(new: float, previous: float = 0.5, earlier: float = 0.5, spread: floa
 
 
 def make_guard(floor: float = 0.45, patience: int = 3) -> Guard:
-    return Guard(counted=[2, 4], floors={8: floor}, held={}, patience=patience, errors=1.0)
+    return Guard(counted=[2, 4], floors={8: floor}, held={}, patience=patience, z_threshold=1.0)
 
 
 def test_a_state_counts_by_the_new_and_the_previous_prefix() -> None:
@@ -53,11 +53,11 @@ def test_the_start_counts_even_below_a_floor() -> None:
 
 
 def test_a_held_prefix_may_not_lose_more_than_allowed_against_its_start() -> None:
-    guard = Guard(counted=[2, 4], floors={}, held={4: 0.01}, patience=3, errors=1.0)
+    guard = Guard(counted=[2, 4], floors={}, held={4: 0.01}, patience=3, z_threshold=1.0)
     guard.update(0, scores(0.3, previous=0.5))
     assert not guard.update(1, scores(0.9, previous=0.48))[0]
     assert guard.update(2, scores(0.4, previous=0.495))[0]
-    again = Guard(counted=[2, 4], floors={}, held={4: 0.01}, patience=3, errors=1.0)
+    again = Guard(counted=[2, 4], floors={}, held={4: 0.01}, patience=3, z_threshold=1.0)
     again.restore(guard.state())
     assert not again.update(3, scores(0.9, previous=0.48))[0]
 

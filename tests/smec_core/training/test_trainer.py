@@ -20,7 +20,7 @@ from smec_core.model.adapter import FrozenStage
 from smec_core.model.model import Model, load
 from smec_core.model.pca import principal_rotation
 from smec_core.training.candidate import Candidate
-from smec_core.training.context import Run, StageSpec
+from smec_core.training.context import PassContext, StageSpec
 from smec_core.training.guard import Guard
 from smec_core.training.schedule import stage_shapes
 from smec_core.training.stage import StageTraining
@@ -68,7 +68,7 @@ def same_tensors(one: Trained, other: Trained) -> bool:
 
 @pytest.mark.parametrize(
     ("judged", "changes"),
-    [(True, {}), (True, {"schedule": "parallel"}), (False, {}), (True, {"guard": False, "projection": "free"})],
+    [(True, {}), (True, {"schedule": "parallel"}), (False, {}), (True, {"guard": False, "projection": "linear"})],
 )
 def test_the_settings_that_were_used_give_the_same_model(
     data: Generated, judged: bool, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -102,10 +102,10 @@ def test_metrics_tell_how_the_model_came_about(run: tuple[Trained, Records]) -> 
         assert sum(stage["importance"]) == pytest.approx(1, abs=1e-4)
         best = stage["candidates"][stage["projection"]]
         assert (best["epochs"], best["dev_score"]) == (stage["epochs"], stage["dev_score"])
-        # a rotation, which can do no harm, is kept where the gain of a free matrix over it may be luck
+        # a rotation, which can do no harm, is kept where the gain of a linear map over it may be luck
         highest = max(tried["dev_score"] for tried in stage["candidates"].values())
         assert stage["dev_score"] == highest or stage["projection"] == "rotation"
-        expected = {"free"} if stage["d_in"] == stage["dim"] else {"free", "rotation"}
+        expected = {"linear"} if stage["d_in"] == stage["dim"] else {"linear", "rotation"}
         assert set(stage["candidates"]) == expected
     training = metrics["training"]
     assert (training["workers"], training["device"]) == (1, "cpu")
@@ -177,7 +177,7 @@ def test_without_alpha_the_memory_is_left_out(data: Generated) -> None:
 
 def test_the_guard_undoes_a_training_that_only_harms(data: Generated) -> None:
     # judgements that name wrong documents teach nothing that dev rewards: all dims stay as they were
-    config = small(epochs=2, projection="free", refit=False)
+    config = small(epochs=2, projection="linear", refit=False)
     given = data.training_data()
     assert given.train is not None
     wrong = dataclasses.replace(given.train, doc_row_J=np.roll(given.train.doc_row_J, 1))
@@ -194,7 +194,7 @@ def test_later_stages_cost_earlier_prefixes_no_more_than_the_tolerance() -> None
     # a rate at which, unguarded, the stages to 6 and 3 dims cost the one at 12 dims some of its score
     data = generate(torch.arange(12), DIM, docs=300, queries=900, noise_scale=0.7, mixed=True, seed=1)
     records = Records()
-    config = small(dims=(12, 6, 3), lr=5e-2, epochs=6, projection="free", refit=False, guard_tolerance=0.0)
+    config = small(dims=(12, 6, 3), lr=5e-2, epochs=6, projection="linear", refit=False, guard_tolerance=0.0)
     trained = train(data.training_data(), config, records)
     for stage in trained.metrics["stages"]:
         ended = (stage["dim"], stage["epochs"])
@@ -220,8 +220,8 @@ def test_without_judgements_neighbours_are_kept(data: Generated) -> None:
     # 72 documents a step, without the 60 that dev is scored by
     epochs = [(record["pass"], record["stage"], record["projection"], record["epoch"]) for record in records.steps]
     # four steps an epoch, the first of which meets an empty memory and trains nothing
-    assert epochs.count(("first", 12, "free", 0)) == 3
-    assert epochs.count(("first", 12, "free", 1)) == 4
+    assert epochs.count(("first", 12, "linear", 0)) == 3
+    assert epochs.count(("first", 12, "linear", 1)) == 4
     assert {key[0] for key in epochs} == {"first"}
     assert any(stage["epochs"] for stage in trained.metrics["stages"])
     for stage in trained.metrics["stages"]:
@@ -272,7 +272,9 @@ def test_what_a_rotation_cannot_change_has_the_scores_that_it_would_get(
     score, update = Candidate.score, Guard.update
     moved = []
 
-    def watched(candidate: Candidate, run: Run, spec: StageSpec, epoch: int, at_start: QueryScores) -> dict[str, float]:
+    def watched(
+        candidate: Candidate, run: PassContext, spec: StageSpec, epoch: int, at_start: QueryScores
+    ) -> dict[str, float]:
         taken: list[QueryScores] = []
 
         def keep(guard: Guard, epoch: int, values: QueryScores) -> tuple[bool, float]:
@@ -301,7 +303,7 @@ def test_the_paper_preset_runs_all_its_epochs(data: Generated) -> None:
     records = Records()
     trained = train(data.training_data(), small(epochs=3, **PAPER_PRESET), records)
     assert [stage["epochs"] for stage in trained.metrics["stages"]] == [3] * 4
-    assert {stage["projection"] for stage in trained.metrics["stages"]} == {"free"}
+    assert {stage["projection"] for stage in trained.metrics["stages"]} == {"linear"}
     assert trained.metrics["dev"] == {}
     assert not records.epochs
     # 600 queries, 75 % of them train or dev, in steps of 128: without the guard nothing is held out
@@ -331,7 +333,7 @@ def test_rotations_and_selections_leave_the_full_cosines_alone(data: Generated, 
 
 @pytest.mark.parametrize("init", ["identity", "random"])
 def test_other_starts_learn_too(data: Generated, init: str) -> None:
-    trained = train(data.training_data(), small(init=init, projection="free", epochs=4), NullTracker())
+    trained = train(data.training_data(), small(init=init, projection="linear", epochs=4), NullTracker())
     assert trained.metrics["dev"]["ndcg@10"]["8"] > ndcg_of(data.docs_ND, data.queries_QD, data.dev, [8])[8]
 
 
@@ -349,7 +351,7 @@ def test_progress_is_told_stage_by_stage(data: Generated) -> None:
     lines: list[str] = []
     train(data.training_data(), small(epochs=1), NullTracker(), say=lines.append)
     assert len(lines) == 8
-    assert lines[0].startswith("first pass, stage 1 of 4: 24 -> 24 dims, free, ")
+    assert lines[0].startswith("first pass, stage 1 of 4: 24 -> 24 dims, linear, ")
     assert lines[-1].startswith("refit pass, stage 4 of 4: 8 -> 4 dims, ")
 
 
@@ -375,7 +377,7 @@ def test_a_dim_above_the_data_is_refused(data: Generated) -> None:
 
 
 @pytest.mark.parametrize("judged", [True, False])
-@pytest.mark.parametrize("last", ["free", "residual_mlp"])
+@pytest.mark.parametrize("last", ["linear", "residual_mlp"])
 def test_smaller_dims_on_top_of_a_model_leave_those_it_has_alone(data: Generated, judged: bool, last: Any) -> None:
     base = train(
         data.training_data(),
@@ -417,7 +419,7 @@ def test_dev_tells_of_the_dims_of_the_base_too(data: Generated, run: tuple[Train
         (dict(dims=(12, 10, 4)), "dims: the base model has no prefix of 10 dims, and only dims below its smallest, 8"),
         (dict(dims=(25, 4)), "dims: the base model has no prefix of 25 dims"),
         (dict(dims=(24, 12, 8)), "dims: none is below 8, the smallest block of the base model; add a smaller one"),
-        (dict(dims=(4,), projection="free"), "projection: free would change the base model's dims"),
+        (dict(dims=(4,), projection="linear"), "projection: linear would change the base model's dims"),
         (dict(dims=(4,), projection="residual_mlp"), "projection: residual_mlp would change the base model's dims"),
     ],
 )
@@ -433,7 +435,7 @@ def test_what_a_base_cannot_give_is_refused(data: Generated, changes: dict[str, 
 
 
 def test_dims_that_a_base_has_need_not_be_named_again() -> None:
-    base = [FrozenStage(8, "free", {"weight": torch.eye(24), "logits": torch.zeros(24)})]
+    base = [FrozenStage(8, "linear", {"weight": torch.eye(24), "logits": torch.zeros(24)})]
     for dims in ((24, 8, 3), (3,), (8, 3)):
         assert stage_shapes(DIM, small(dims=dims), True, base) == [[8, 4], [4, 3]]
 
@@ -443,7 +445,7 @@ def test_all_dims_at_once_are_one_stage(data: Generated) -> None:
     trained = train(data.training_data(), small(schedule="parallel"), records)
     [stage] = trained.metrics["stages"]
     assert (stage["d_in"], stage["dim"]) == (DIM, 4)
-    assert set(stage["candidates"]) == {"rotation", "free"}
+    assert set(stage["candidates"]) == {"rotation", "linear"}
     assert {record["epoch"] for record in records.steps if record["pass"] == "first"} <= set(range(4 * 5))
     model = model_of(trained)
     found = ndcg_of(model.encode(data.docs_ND), model.encode(data.queries_QD), data.test, [DIM, *DIMS])
@@ -502,7 +504,7 @@ def test_without_ads_a_stage_keeps_its_first_dims() -> None:
     data = generate(torch.arange(16, 24), DIM, docs=300, queries=600, noise_scale=1.0, mixed=False)
     kept = {}
     for off in ({}, {"gumbel_noise": 0.0, "ads_lr_factor": 0.0}):
-        config = small(dims=(8,), projection="free", init="identity", lookahead=0, guard=False, **off)
+        config = small(dims=(8,), projection="linear", init="identity", lookahead=0, guard=False, **off)
         _, halved, _ = train(data.training_data(), config, NullTracker()).stages
         kept[bool(off)] = set(halved.tensors["weight"][:12].abs().argmax(1).tolist())
     assert kept[True] == set(range(12))

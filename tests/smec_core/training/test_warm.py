@@ -113,7 +113,7 @@ def test_there_is_one_pass_of_the_champions_kinds_and_at_least_a_quarter_of_the_
     assert min(champion[1].epochs) == 0
     plan = [(kind, max(epochs, 2)) for kind, epochs in champion[1].plan]  # of 5
     assert [(stage["projection"], stage["epochs"]) for stage in trained.metrics["stages"]] == plan
-    assert lines[0].startswith("warm pass, stage 1 of 4: 24 -> 24 dims, free, ")
+    assert lines[0].startswith("warm pass, stage 1 of 4: 24 -> 24 dims, linear, ")
     assert trained.metrics["dev"] == {}
     # of 360 train and 90 dev queries
     assert trained.metrics["training"]["steps"] == 4 * sum(epochs for _, epochs in plan)
@@ -127,7 +127,7 @@ def test_no_stage_takes_more_epochs_than_the_settings_have(data: Generated, cham
     assert [stage["epochs"] for stage in trained.metrics["stages"]] == [2] * 4
 
 
-@pytest.mark.parametrize("kind", ["free", "rotation", "residual_mlp"])
+@pytest.mark.parametrize("kind", ["linear", "rotation", "residual_mlp"])
 def test_a_stage_starts_bit_for_bit_where_the_trained_one_stands(kind: str) -> None:
     old = stage_of(kind, 24, 12)
     stage = Stage.resumed(old).freeze(in_place=True)
@@ -138,7 +138,7 @@ def test_a_stage_starts_bit_for_bit_where_the_trained_one_stands(kind: str) -> N
 
 @pytest.mark.parametrize("lookahead", [0, 1])
 def test_every_kind_goes_on_in_its_places_and_rotations_stay_rotations(data: Generated, lookahead: float) -> None:
-    warm_start = untrained("free", "rotation", "residual_mlp", "rotation")
+    warm_start = untrained("linear", "rotation", "residual_mlp", "rotation")
     config = small(lookahead=lookahead, lr=1e-4, compatible=1)
     trained = train(data.training_data(), config, NullTracker(), warm_start=warm_start)
     for stage, old in zip(trained.stages, warm_start.stages, strict=True):
@@ -164,7 +164,9 @@ def test_rounding_does_not_add_up_over_warm_starts(champion: Champion) -> None:
         torch.testing.assert_close(weight_II @ weight_II.T, torch.eye(len(weight_II)), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("kinds", [["free", "rotation", "free", "rotation"], ["free", "residual_mlp", "free", "free"]])
+@pytest.mark.parametrize(
+    "kinds", [["linear", "rotation", "linear", "rotation"], ["linear", "residual_mlp", "linear", "linear"]]
+)
 def test_old_documents_are_those_of_the_champions_chain(data: Generated, kinds: list[str]) -> None:
     warm_start, x_ND = untrained(*kinds), data.docs_ND[:50]
     for number, d_in in enumerate((24, 24, 12, 8)):
@@ -174,7 +176,7 @@ def test_old_documents_are_those_of_the_champions_chain(data: Generated, kinds: 
 
 
 def test_all_dims_at_once_go_on_as_one_stage(data: Generated) -> None:
-    config = small(schedule="parallel", projection="free")
+    config = small(schedule="parallel", projection="linear")
     before = model_of(train(part_of(data, 1 / 6), config, NullTracker()))
     warm_start = WarmStart.of(before, "champion")
     assert len(warm_start.stages) == 1
@@ -197,8 +199,8 @@ def test_without_judgements_neighbours_go_on_being_learnt(data: Generated) -> No
         train(data.training_data(judged=False), config, NullTracker(), warm_start=warm_start)
 
 
-FREE = untrained("free", "free", "free", "free")
-MIXED = untrained("free", "free", "free", "rotation")
+FREE = untrained("linear", "linear", "linear", "linear")
+MIXED = untrained("linear", "linear", "linear", "rotation")
 
 
 @pytest.mark.parametrize(
@@ -212,7 +214,7 @@ MIXED = untrained("free", "free", "free", "rotation")
             "the model has the stages 24->12 12->8 8->4, these settings with judgements make 24->24 24->12 12->8 8->4",
         ),
         (FREE, dict(schedule="parallel"), "take schedule and projection from its config.json"),
-        (MIXED, dict(projection="free"), "projection: a warm start keeps the kinds of its model, free, rotation"),
+        (MIXED, dict(projection="linear"), "projection: a warm start keeps the kinds of its model, linear, rotation"),
         (dataclasses.replace(FREE, input_dim=32), {}, "warm_start: the model takes 32 dims, the data has 24"),
     ],
 )
