@@ -54,8 +54,9 @@ picture: $(READY)
 	$(BIN)/python -c "import json; from pipelines.tracking.plots import quality_picture; \
 	    quality_picture(json.load(open('$(OUT)/evaluation.json'))).savefig('docs/quickstart.png', dpi=120)"
 
-test: $(READY)
-	$(BIN)/pytest -m "not slow"
+# What uses Ray, servers or several processes runs in two processes, a file in one of them, so that fixtures are shared.
+test: test-fast
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and (ray or server or training)"
 
 test-fast: $(READY)
 	$(BIN)/pytest -n auto -m "not slow and not ray and not server and not training"
