@@ -46,7 +46,7 @@ class Benchmark:
         return found + (["--reference", args.reference] if self.reference and args.reference else [])
 
 
-# those of speed and memory; without gpu and large, which need a machine for themselves, and sizing_check, which judges
+# those of speed and memory; without gpu and large, which need a machine for themselves
 BENCHMARKS = (
     Benchmark("step_time", data=True, quick="--steps 2 --runs 1"),
     Benchmark("whole_train", data=True, reference=True, quick="--size 600 --dims 64,32 --set epochs=1"),

@@ -33,7 +33,7 @@ from smec_core.model.model import Model, load
 from smec_core.training.local import load_training_data
 from smec_core.training.schedule import prefix_dims
 from smec_core.training.tracker import NullTracker
-from smec_core.training.trainer import train
+from smec_core.training.trainer import Hooks, train
 from smec_core.training.warm import WarmStart
 
 OLD, ACROSS, MIXED, NEW = (
@@ -67,7 +67,7 @@ def train_model(dataset: Dataset, config: TrainConfig, folder: Path, champion: M
         say(f"training {folder.name}")
         warm_start = None if champion is None else WarmStart.of(champion, "champion")
         data = load_training_data(dataset, config)
-        trained = train(data, config, NullTracker(), say, warm_start=warm_start)
+        trained = train(data, config, NullTracker(), Hooks(say=say), warm_start=warm_start)
         record = {"dims": prefix_dims(dataset.dim, config.dims), "train": config.model_dump(mode="json")}
         Model(trained.stages, dataset.dim, record, trained.metrics).save(folder)
     return load(folder)

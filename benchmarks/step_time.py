@@ -43,7 +43,7 @@ from smec_core.data.dataset import Dataset
 from smec_core.data.judgements import Judgements
 from smec_core.distributed.group import Group
 from smec_core.distributed.resident import Node, ResidentRows
-from smec_core.sizing.step_cost import Product, StageShape, StepRows, step_products
+from smec_core.model.cayley import BASE_DIM
 from smec_core.training.candidate import Candidate
 from smec_core.training.context import PassContext
 from smec_core.training.local import load_training_data
@@ -56,6 +56,8 @@ from smec_core.yaml_file import parse_value
 
 DOCS, QUERIES, DEV_QUERIES, DIM, DIMS = 5183, 809, 162, 768, "384,192,96,48,24"
 WARM_UP_STEPS = 5
+Product = tuple[float, float, float]
+"""Rows, inner dim and columns of a matrix product."""
 PARTS = ("data", "search", "forward", "backward", "reduce", "update")
 COLLECTIVES = ("gather", "sum_", "from_first_", "object_from", "gather_objects")
 
@@ -74,12 +76,31 @@ def random_data(docs: int, queries: int, dim: int, node: Node) -> TrainingData:
 
 def products_of(candidate: Candidate, step: Step) -> list[Product]:
     """Products of one step of a candidate of the chain on one rank, forward and back."""
-    stage, queries = candidate.stage, step.parts[0]
-    hidden_dim = stage.up.out_features if stage.projection == "residual_mlp" else 0
-    shape = StageShape(stage.d_in, stage.dim, candidate.ahead, candidate.parallel, hidden_dim)
-    # so that all rows together are those that this rank projects
-    rows = StepRows(queries, step.docs, len(step.ranked.query_P), items=len(step.y_RI) - queries - step.docs)
-    return step_products(shape, stage.projection, rows, 1)
+    stage, rows, dim = candidate.stage, len(step.y_RI), candidate.stage.d_in
+    asked = dim if any(not term.is_gated for term in candidate.losses) else stage.dim
+    found: list[Product] = [(rows, dim, asked)]
+    if stage.projection != "selection":
+        found.append((asked, rows, dim))
+    if stage.projection == "rotation":
+        found += [*inverse_products(dim), (asked, dim, dim), (dim, asked, dim)]
+        found += [(rows, dim, dim)] if rows < 2 * asked else 2 * [(asked, dim, dim)]
+    if stage.projection == "residual_mlp":
+        found += 5 * [(rows, dim, stage.up.out_features)]
+    if len(step.ranked.query_P):
+        for term in candidate.losses:
+            width = max(dim for dim, _ in term.prefixes)
+            found += (5 if term.compatible else 3) * [(step.parts[0], width, step.docs)]
+    return found
+
+
+def inverse_products(dim: int) -> Iterator[Product]:
+    """Products of `cayley.inverse_without_pivots`."""
+    if dim > BASE_DIM:
+        half, rest = dim // 2, dim - dim // 2
+        yield from inverse_products(half)
+        yield from inverse_products(rest)
+        yield from [(half, half, rest), (rest, half, half), (rest, half, rest)]
+        yield from [(rest, rest, half), (half, rest, rest), (half, rest, half)]
 
 
 @contextmanager
@@ -148,7 +169,7 @@ class Parts:
                 self.shapes[dim][candidate.kind] = products_of(candidate, step)
                 if step.live_pairs and len(self.shapes[dim]) == 1:
                     self.shapes[dim]["search"] = [(step.queries + step.docs, self._input_dim, self._slots)]
-            for name in ("_losses", "_reduce"):
+            for name in ("_loss_sums", "_reduce"):
                 setattr(candidate, name, self._timed(dim, name, getattr(Candidate, name).__get__(candidate)))
             with patch.object(Tensor, "backward", self._timed(dim, "backward", Tensor.backward)):
                 self._timed(dim, "whole", whole)(candidate, run, step, noise_I)
@@ -216,7 +237,7 @@ def measure(data: TrainingData, config: TrainConfig, steps: int) -> list[dict[st
         mean = {name: statistics.mean(laps[skipped:]) * len(kinds) for name, laps in seconds.items()}
         row: dict[str, Any] = {"stage": f"{dim_in} -> {dim}", "projections": " ".join(kinds), "rows": parts.rows[dim]}
         row |= {name: statistics.mean(float(record[f"seconds/{name}"]) for record in own) for name in PARTS[:2]}
-        row |= {"forward": mean["_losses"], "backward": mean["backward"], "reduce": mean["_reduce"]}
+        row |= {"forward": mean["_loss_sums"], "backward": mean["backward"], "reduce": mean["_reduce"]}
         row["update"] = mean["whole"] - row["forward"] - row["backward"] - row["reduce"]
         row["step"] = sum(row[part] for part in PARTS)
         row["collectives"] = mean["collectives"]

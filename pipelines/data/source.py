@@ -18,6 +18,7 @@ from smec_core.data.parquet import EmbeddingTable
 from smec_core.distributed.resident import Node, ResidentRows
 from smec_core.errors import InputError
 from smec_core.training.local import read_resident
+from smec_core.training.plan import TrainingShape
 from smec_core.training.trainer import TrainingData, settings_used
 
 # of the object store that vectors may fill
@@ -42,7 +43,8 @@ class Source:
 
     def used(self, config: TrainConfig, is_warm: bool = False) -> dict[str, Any]:
         """What the settings come to whose default depends on the data."""
-        found = settings_used(config, self.corpus.dim, self.corpus.rows, *self.labels, is_warm)
+        shape = TrainingShape.of(self.corpus.dim, self.corpus.rows, *self.labels, config)
+        found = settings_used(shape.without_dev() if is_warm else shape, config)
         return {name: getattr(found, name) for name in SET_BY_DATA}
 
     def fetch(self, node: Node) -> TrainingData:

@@ -1,7 +1,8 @@
-"""`smec train --dry-run`: how long a training will take, and whether it fits. Starts and makes nothing."""
+"""`smec train --dry-run`: the plan of a training, timed by a few real steps, and what it holds. Makes nothing."""
 
 import os
 import tempfile
+import time
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -17,29 +18,17 @@ from pipelines.console import say, show, warn
 from pipelines.runtime.settings import ClusterSettings
 from pipelines.storage.run_folder import RunFolder
 from pipelines.train.checkpoints import has_checkpoint
-from pipelines.train.worker import BUDGET_SHARE
+from pipelines.train.worker import BUDGET_SHARE, KEPT_CHECKPOINTS
 from smec_core.config import TrainConfig
 from smec_core.data.dataset import Dataset
-from smec_core.data.parquet import unit_rows
+from smec_core.data.parquet import EmbeddingTable, unit_rows
 from smec_core.data.uri import public_uri
-from smec_core.distributed.resident import choose_residency
+from smec_core.distributed.resident import Node, choose_residency
 from smec_core.errors import InputError
 from smec_core.model.adapter import FrozenStage
-from smec_core.sizing.machine_speed import MachineSpeed, measure_speed
-from smec_core.sizing.plan import (
-    START_SECONDS,
-    DataShape,
-    Range,
-    StagePlan,
-    as_json,
-    checkpoint_bytes,
-    driver_bytes,
-    evaluation_seconds,
-    plan_stages,
-    reading_seconds,
-    resident_bytes,
-    worker_bytes,
-)
+from smec_core.training.plan import StagePlan, plan_training
+from smec_core.training.rehearsal import SampledRows, StageTime, rehearse
+from smec_core.training.trainer import TrainingData
 from smec_core.training.warm import WarmStart
 
 SAMPLE_ROWS = 16_384
@@ -56,7 +45,7 @@ def dry_run(
     base: Sequence[FrozenStage],
     warm_start: WarmStart | None,
 ) -> dict[str, Any]:
-    """Prints what a training will take.
+    """Prints what a training does, and how long this machine takes for it.
 
     Args:
         settings: workers and memory.
@@ -68,8 +57,8 @@ def dry_run(
         warm_start: the champion that the stages start from.
 
     Returns:
-        `run` and `finished`; if not, also `workers`, `stages`, `seconds` by part, `memory` and `disk` in bytes, and
-        `warnings`.
+        `run` and `finished`; if not, also `workers`, `stages`, `seconds` (of reading, and least and most of training),
+        `memory` and `disk` in bytes, and `warnings`.
 
     Raises:
         InputError: the run's name is that of another; GPUs are wanted that this machine, which is to train, does not
@@ -79,20 +68,115 @@ def dry_run(
     if run_folder.is_finished:
         say(f"run {run_folder.name} is finished already in {public_uri(run_folder.uri)}; nothing will be trained")
         return {"run": run_folder.name, "finished": True}
-    data = DataShape.of(dataset, config)
-    stages = plan_stages(data, config, base, warm_start)
-    figures = _figures(settings, config, data, stages, *_speeds(settings, config, dataset, data))
-    found = {"run": run_folder.name, "finished": False, **figures}
-    found["warnings"] = _warnings(settings, run_folder, found)
+    started = time.perf_counter()
+    data = _sampled(settings, config, dataset)
+    read = sum(len(rows.matrix_WD) for rows in (data.docs, data.queries) if isinstance(rows, SampledRows))
+    reading = (time.perf_counter() - started) * (data.docs.rows + data.queries.rows) / read
+    plan = plan_training(data.shape(config), config, base, warm_start)
+    times = _timed(settings, data, config, plan, base)
+    found: dict[str, Any] = {
+        "run": run_folder.name,
+        "finished": False,
+        "workers": settings.worker_range[0],
+        "stages": [_as_json(stage) for stage in times],
+        "seconds": {
+            "reading": round(reading, 1),
+            "training": {
+                name: round(sum(stage.seconds[place] for stage in times), 1)
+                for place, name in enumerate(("least", "most"))
+            },
+        },
+        **_space(settings, config, dataset, plan),
+    }
+    found["warnings"] = _warnings(settings, run_folder)
     _print(found)
     for text in found["warnings"]:
         warn(text)
     return found
 
 
-def _warnings(settings: ClusterSettings, run_folder: RunFolder, found: dict[str, Any]) -> list[str]:
-    """What the figures do not tell, and what does not fit on this machine, if it is the one that trains."""
-    workers, cores = found["workers"], cpu_count()
+def _sampled(settings: ClusterSettings, config: TrainConfig, dataset: Dataset) -> TrainingData:
+    """The first rows of both tables, with all judgements."""
+    workers, gpus = settings.worker_range[0], torch.cuda.device_count()
+    if settings.gpu == "on" and gpus < workers and not os.environ.get("RAY_ADDRESS"):
+        raise InputError(f"gpu: {workers} GPU(s) wanted, but this machine has {gpus}; auto and off train on CPUs")
+    node = Node(device=torch.device("cpu" if settings.gpu == "off" or gpus < workers else "cuda"))
+
+    def rows_of(table: EmbeddingTable) -> SampledRows:
+        blocks = table.blocks(0, min(table.rows, SAMPLE_ROWS))
+        return SampledRows(torch.cat([torch.from_numpy(unit_rows(b.vectors_ND)) for b in blocks]), table.rows, node)
+
+    return TrainingData(rows_of(dataset.corpus), rows_of(dataset.queries), *dataset.training_split(config), node)
+
+
+def _timed(
+    settings: ClusterSettings,
+    data: TrainingData,
+    config: TrainConfig,
+    plan: Sequence[StagePlan],
+    base: Sequence[FrozenStage],
+) -> list[StageTime]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(settings.cpus_per_worker)
+    try:
+        return rehearse(data, config, plan, base)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _as_json(stage: StageTime) -> dict[str, Any]:
+    plan, (least, most) = stage.plan, stage.steps
+    return {
+        "pass": plan.pass_name,
+        "d_in": plan.d_in,
+        "dim": plan.dim,
+        "projections": list(plan.projections),
+        "epoch_steps": plan.rhythm.epoch_steps,
+        "steps": {"least": least, "most": most},
+        "step_ms": round(1e3 * stage.step, 3),
+        "seconds": {"least": round(stage.seconds[0], 1), "most": round(stage.seconds[1], 1)},
+    }
+
+
+def _space(
+    settings: ClusterSettings, config: TrainConfig, dataset: Dataset, plan: Sequence[StagePlan]
+) -> dict[str, Any]:
+    """Where the rows will be kept, and the bytes of them and of the checkpoints."""
+    available = psutil.virtual_memory().available
+    budget = int(BUDGET_SHARE * TASK_SHARE * available)
+    if settings.memory_budget is not None:
+        budget = int(settings.memory_budget * 2**30)
+    # the nearest folder that is there: nothing is made
+    scratch = Path(settings.scratch or tempfile.gettempdir()).absolute()
+    scratch = next(folder for folder in (scratch, *scratch.parents) if folder.is_dir())
+    docs, rows = dataset.corpus.rows, dataset.corpus.rows + dataset.queries.rows
+    residency = choose_residency(
+        rows, config.dev_docs(docs), dataset.dim, budget, settings.worker_range[0], scratch, settings.tier
+    )
+    # as they are, what a stage takes and what it keeps
+    widths = [(stage.d_in if stage.number else 0) + stage.dim for stage in plan]
+    held = 4 * (rows * (dataset.dim + max(widths, default=0)) + config.dev_docs(docs) * dataset.dim)
+    # of each candidate: weights, average, two moments, best state and start; of the stages before: their weights
+    candidates = max((6 * len(stage.projections) * stage.d_in**2 for stage in plan), default=0)
+    stages = sum(stage.d_in**2 for stage in plan)
+    return {
+        "memory": {
+            "tier": residency.tier,
+            "why": residency.reason,
+            "rows_of_a_node": min(held, budget) if residency.tier == "streamed" else held,
+            "available": available,
+        },
+        "disk": {
+            "mapped": held if residency.tier == "mapped" else 0,
+            # one more is being written
+            "checkpoints": 4 * (KEPT_CHECKPOINTS + 1) * (candidates + stages),
+        },
+    }
+
+
+def _warnings(settings: ClusterSettings, run_folder: RunFolder) -> list[str]:
+    """What the figures do not tell."""
+    workers, cores = settings.worker_range[0], cpu_count()
     texts = []
     if has_checkpoint(run_folder):
         texts.append("the run goes on from a checkpoint, so it takes less than this")
@@ -103,107 +187,18 @@ def _warnings(settings: ClusterSettings, run_folder: RunFolder, found: dict[str,
             f"workers: {workers} of {settings.cpus_per_worker} CPU(s) take turns on {cores} cores, and wait for each "
             "other; fewer are faster"
         )
-    wanted, available = found["memory"]["wanted"], found["memory"]["available"]
-    if wanted > available:
-        texts.append(
-            f"memory: {_mib(wanted)} wanted, {_mib(available)} available; fewer workers or a smaller memory_budget "
-            "take less"
-        )
     if settings.gpu == "wait" and torch.cuda.device_count() < workers:
         texts.append(f"gpu: a training would wait for {workers} GPU(s); times are those of CPUs")
     return texts
 
 
-def _speeds(
-    settings: ClusterSettings, config: TrainConfig, dataset: Dataset, data: DataShape
-) -> tuple[MachineSpeed, MachineSpeed]:
-    """That of where steps run, and that of the CPU, which reads, takes the PCA and evaluates."""
-
-    def read() -> int:
-        rows = min(SAMPLE_ROWS, dataset.corpus.rows)
-        return sum(unit_rows(block.vectors_ND).nbytes for block in dataset.corpus.blocks(0, rows))
-
-    workers, gpus = settings.worker_range[0], torch.cuda.device_count()
-    is_elsewhere = bool(os.environ.get("RAY_ADDRESS"))
-    if settings.gpu == "on" and gpus < workers and not is_elsewhere:
-        raise InputError(f"gpu: {workers} GPU(s) wanted, but this machine has {gpus}; auto and off train on CPUs")
-    rows = data.step_rows(config, data.train)
-    step, threads = max(round(rows.anchors + rows.items), 1), settings.cpus_per_worker
-    cpu = measure_speed(step, data.dim, threads, torch.device("cpu"), read)
-    if not is_elsewhere:
-        # elsewhere, workers may have machines of their own
-        cpu = cpu.slowed(max(1.0, workers * threads / cpu_count()))
-    if settings.gpu == "off" or gpus < workers:
-        return cpu, cpu
-    # the CPU reads
-    return measure_speed(step, data.dim, threads, torch.device("cuda"), read=lambda: 0), cpu
-
-
-def _figures(
-    settings: ClusterSettings,
-    config: TrainConfig,
-    data: DataShape,
-    stages: Sequence[StagePlan],
-    speed: MachineSpeed,
-    cpu: MachineSpeed,
-) -> dict[str, Any]:
-    workers = settings.worker_range[0]
-    records, training = [], Range(0, 0, 0)
-    for stage in stages:
-        seconds = stage.seconds(data, config, workers, speed, cpu)
-        records.append(as_json(stage, stage.step_seconds(data, config, workers, speed), seconds))
-        training = training.plus(seconds)
-    parts = {
-        "start": START_SECONDS,
-        "reading": reading_seconds(data, cpu),
-        "evaluation": evaluation_seconds(data, config, workers, cpu),
-    }
-    total = training.plus(sum(parts.values()))
-    budget = int(
-        settings.memory_budget * 2**30
-        if settings.memory_budget is not None
-        else BUDGET_SHARE * TASK_SHARE * psutil.virtual_memory().available
-    )
-    # the nearest folder that is there: nothing is made
-    scratch = Path(settings.scratch or tempfile.gettempdir()).absolute()
-    scratch = next(folder for folder in (scratch, *scratch.parents) if folder.is_dir())
-    rows = data.docs + data.queries
-    residency = choose_residency(rows, config.dev_docs(data.docs), data.dim, budget, workers, scratch, settings.tier)
-    held = resident_bytes(data, config, stages)
-    of_node = min(held, budget) if residency.tier == "streamed" else held
-    worker, driver = worker_bytes(data, config, stages), driver_bytes(data, config)
-    return {
-        "workers": workers,
-        "stages": records,
-        "seconds": {
-            **{name: round(value, 1) for name, value in parts.items()},
-            "training": {name: round(value, 1) for name, value in training._asdict().items()},
-            "total": {name: round(value, 1) for name, value in total._asdict().items()},
-        },
-        "memory": {
-            "tier": residency.tier,
-            "why": residency.reason,
-            "rows_of_a_node": of_node,
-            "worker": worker,
-            "driver": driver,
-            # on one machine; mapped files are not counted, they give way
-            "wanted": workers * worker + driver + (0 if residency.tier == "mapped" else of_node),
-            "available": psutil.virtual_memory().available,
-        },
-        "disk": {
-            "mapped": held if residency.tier == "mapped" else 0,
-            "checkpoints": checkpoint_bytes(stages),
-        },
-    }
-
-
 def _print(found: dict[str, Any]) -> None:
     seconds, memory, disk = found["seconds"], found["memory"], found["disk"]
-    table = Table(title=f"run {found['run']}, {found['workers']} worker(s), as this machine is now", box=SIMPLE_HEAD)
+    table = Table(title=f"run {found['run']}, as one worker on this machine takes it now", box=SIMPLE_HEAD)
     table.add_column("stage", no_wrap=True)
     # where the terminal is narrow these go on two lines, and no figure is cut short
     table.add_column("tries")
-    for name in ("steps", "ms", *Range._fields):
+    for name in ("steps", "ms", "least", "most"):
         table.add_column(name, justify="right", no_wrap=True)
     for pass_name, stages in groupby(found["stages"], key=lambda stage: stage["pass"]):
         table.add_row(f"{pass_name} pass", style="dim")
@@ -214,21 +209,19 @@ def _print(found: dict[str, Any]) -> None:
                 ", ".join(stage["projections"]),
                 " - ".join(map(str, steps)),
                 f"{stage['step_ms']:.0f}",
-                *(_time(stage["seconds"][name]) for name in Range._fields),
+                *(_time(stage["seconds"][name]) for name in ("least", "most")),
             )
     table.add_section()
-    for name in ("start", "reading", "evaluation"):
-        table.add_row(name, *[""] * 3, *[_time(seconds[name])] * 3)
-    table.add_row("total", *[""] * 3, *(_time(seconds["total"][name]) for name in Range._fields), style="bold")
+    table.add_row("reading", *[""] * 3, *[_time(seconds["reading"])] * 2)
+    both = [_time(seconds["reading"] + seconds["training"][name]) for name in ("least", "most")]
+    table.add_row("total", *[""] * 3, *both, style="bold")
     show(table)
+    if found["workers"] > 1:
+        say(f"{found['workers']} workers share each step; on as many free cores they take less than this")
+    say("the start of Ray and MLflow, and the evaluation at the end, come on top")
     where = {"memory": "shared memory", "mapped": "mapped files", "streamed": "memory, the rest is read when needed"}
-    lines = Table(title="memory and disk", show_header=False, box=SIMPLE_HEAD)
-    lines.add_row("rows of a node", f"{_mib(memory['rows_of_a_node'])} in {where[memory['tier']]}: {memory['why']}")
-    lines.add_row("a worker's own", _mib(memory["worker"]))
-    lines.add_row("driver", _mib(memory["driver"]))
-    lines.add_row("all of them", f"{_mib(memory['wanted'])}, of {_mib(memory['available'])} available on this machine")
-    lines.add_row("disk", f"mapped files {_mib(disk['mapped'])}, checkpoints {_mib(disk['checkpoints'])}")
-    show(lines)
+    say(f"rows of a node: {_mib(memory['rows_of_a_node'])} in {where[memory['tier']]}: {memory['why']}")
+    say(f"disk: mapped files {_mib(disk['mapped'])}, checkpoints {_mib(disk['checkpoints'])}")
 
 
 def _time(seconds: float) -> str:

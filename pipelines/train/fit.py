@@ -24,7 +24,15 @@ from pipelines.runtime.cluster import connect, is_own, start_coordinator, unwrap
 from pipelines.runtime.settings import ClusterSettings
 from pipelines.storage.run_folder import RunFolder
 from pipelines.train.checkpoints import Start, begin_start
-from pipelines.train.worker import HISTORY_FILE, SEND_SECONDS, Placed, Resent, WorkerTask, train_on_worker
+from pipelines.train.worker import (
+    HISTORY_FILE,
+    KEPT_CHECKPOINTS,
+    SEND_SECONDS,
+    Placed,
+    Resent,
+    WorkerTask,
+    train_on_worker,
+)
 from smec_core.config import TrainConfig
 from smec_core.errors import SmecError
 from smec_core.model.adapter import FrozenStage
@@ -33,7 +41,6 @@ from smec_core.training.trained import Trained
 from smec_core.training.trainer import StageReached
 from smec_core.training.warm import WarmStart
 
-KEPT_CHECKPOINTS = 2
 RAY_RUN_FILE = "ray_run.json"
 LEAVE_SECONDS = 10.0
 # how often Ray Train looks after its workers, and takes in one checkpoint: its 2 s would let them queue up

@@ -33,9 +33,10 @@ from smec_core.evaluation.evaluate import Parts, default_split, evaluate, in_one
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.model import Model, load
 from smec_core.model.quantize import learn_int8_scales
-from smec_core.training.schedule import prefix_dims, stage_shapes
+from smec_core.training.plan import TrainingShape, plan_training
+from smec_core.training.schedule import prefix_dims
 from smec_core.training.trained import Trained
-from smec_core.training.warm import WarmStart, check_warm_start
+from smec_core.training.warm import WarmStart
 
 if TYPE_CHECKING:
     from pipelines.tracking.recorder import MlflowRecorder
@@ -137,8 +138,7 @@ class Training:
         self._champion = None if settings.warm_start is None else load(settings.warm_start)
         self.warm_start = None if self._champion is None else WarmStart.of(self._champion, str(settings.warm_start))
         labelled = self.dataset.train_judgements() is not None
-        stage_shapes(dataset.dim, self._config, labelled, self.base_stages)
-        check_warm_start(self.warm_start, dataset.dim, self._config, labelled, self.base_stages)
+        plan_training(TrainingShape(dataset.dim, labelled), self._config, self.base_stages, self.warm_start)
         self.identity: dict[str, Any] = {
             "train": self._config.model_dump(mode="json"),
             "data": self.dataset.fingerprint,

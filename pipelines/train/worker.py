@@ -31,12 +31,13 @@ from smec_core.model.adapter import FrozenStage
 from smec_core.training.checkpoint import Checkpoint
 from smec_core.training.tracker import NullTracker, Record
 from smec_core.training.trained import TRAINED_FILE
-from smec_core.training.trainer import StageReached, TrainingData, train
+from smec_core.training.trainer import Hooks, StageReached, TrainingData, train
 from smec_core.training.warm import WarmStart
 
 SEND_SECONDS = 0.5
 RESENT_AT_ONCE = 1000
 HISTORY_FILE = "history.jsonl"
+KEPT_CHECKPOINTS = 2
 # of the memory that Ray leaves to tasks and actors on a node
 BUDGET_SHARE = 0.4
 BUDGET_BYTES = 4 << 30
@@ -238,12 +239,14 @@ def train_on_worker(loop: dict[str, WorkerTask]) -> None:
             data,
             task.config,
             sender if is_first else NullTracker(),
-            sender.say if is_first else lambda line: None,
+            Hooks(
+                say=sender.say if is_first else lambda line: None,
+                checkpoints=checkpoints,
+                resumed=resumed,
+                on_stage=on_stage,
+            ),
             task.base,
-            checkpoints,
-            resumed,
-            on_stage,
-            warm_start=task.warm_start,
+            task.warm_start,
         )
     except RayFailure:
         raise

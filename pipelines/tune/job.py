@@ -17,7 +17,8 @@ from pipelines.tune.settings import TuneSettings
 from smec_core.data.dataset import Dataset
 from smec_core.data.uri import public_uri
 from smec_core.errors import InputError, one_line
-from smec_core.training.schedule import prefix_dims, stage_shapes
+from smec_core.training.plan import TrainingShape, plan_training
+from smec_core.training.schedule import prefix_dims
 from smec_core.yaml_file import read_mapping
 from tune_spaces.space import describe, read_space
 
@@ -51,7 +52,7 @@ def run(settings: TuneSettings) -> dict[str, Any]:
     space = read_space(settings.space, config)
     if not config.guard:
         raise InputError("guard: trials are compared on dev, which guard=false switches off")
-    stage_shapes(dataset.dim, config, labelled, ())
+    plan_training(TrainingShape(dataset.dim, labelled), config)
     objective = Objective.parse(settings.objective, config.dims)
     prefixes = prefix_dims(dataset.dim, config.dims)
     if objective.dim is not None and objective.dim not in prefixes:

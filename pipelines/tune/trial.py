@@ -21,7 +21,7 @@ from smec_core.distributed.resident import Node
 from smec_core.errors import one_line
 from smec_core.training.schedule import chain_dims
 from smec_core.training.tracker import Record
-from smec_core.training.trainer import StageReached, train
+from smec_core.training.trainer import Hooks, StageReached, train
 
 if TYPE_CHECKING:
     from pipelines.train import Placed
@@ -118,7 +118,7 @@ def run_trial(params: dict[str, Any], task: TrialTask) -> None:
 def _train_here(config: TrainConfig, task: TrialTask, reporter: _Reporter) -> dict[str, Any]:
     torch.set_num_threads(task.settings.cpus_per_worker)
     node = Node(device=torch.device("cuda" if task.use_gpu else "cpu"))
-    return train(task.source.fetch(node), config, reporter, on_stage=reporter.on_stage).metrics
+    return train(task.source.fetch(node), config, reporter, Hooks(on_stage=reporter.on_stage)).metrics
 
 
 def _train_on_workers(config: TrainConfig, task: TrialTask, number: int, reporter: _Reporter) -> dict[str, Any]:

@@ -16,6 +16,10 @@ from smec_core.model.cayley import cayley_rows
 MLP_TENSORS = ("up", "up_bias", "down", "down_bias")
 
 
+PRESERVING: tuple[Projection, ...] = ("rotation", "selection")
+"""Projections that change no cosine of the whole block, and so of no earlier prefix."""
+
+
 @dataclass(frozen=True)
 class FrozenStage:
     """A trained stage. Its outputs come in order of ADS importance: the first `dim` are kept, the rest is the tail.
@@ -132,7 +136,7 @@ class Stage(nn.Module):
     @property
     def preserves_cosines(self) -> bool:
         """Whether the cosines of the whole block, and so of every earlier prefix, cannot change."""
-        return self.projection in ("rotation", "selection")
+        return self.projection in PRESERVING
 
     def projection_parameters(self) -> list[nn.Parameter]:
         """All parameters but the ADS logits."""

@@ -17,11 +17,11 @@ from torch import Tensor
 from smec_core.config import TrainConfig
 from smec_core.model.pca import principal_rotation
 from smec_core.research.peers.peer import read_step
-from smec_core.training.context import Gradient
+from smec_core.training.callbacks import Gradient
 from smec_core.training.sampling import LabelledSampler
 from smec_core.training.schedule import prefix_dims
 from smec_core.training.tracker import NullTracker
-from smec_core.training.trainer import TrainingData, train
+from smec_core.training.trainer import Hooks, TrainingData, train
 
 FREE = {"projection": "linear", "lookahead": 0.0, "gumbel_noise": 0.0, "ads_lr_factor": 0.0}
 """One linear map whose rows keep their places: what is compared is the schedule alone."""
@@ -91,7 +91,7 @@ def gradient_variance(data: TrainingData, config: TrainConfig) -> list[dict[str,
     for schedule in ("parallel", "sequential"):
         watch = _Watch(blocks, schedule == "parallel")
         settings = TrainConfig.model_validate(config.model_dump() | FREE | {"schedule": schedule, "refit": False})
-        trained = train(data, settings, NullTracker(), on_gradient=watch)
+        trained = train(data, settings, NullTracker(), Hooks(on_gradient=watch))
         epochs = {stage["dim"]: stage["epochs"] for stage in trained.metrics["stages"]}
         for (big, low, high), figures in watch.figures():
             best = epochs[dims[0] if schedule == "parallel" else big]

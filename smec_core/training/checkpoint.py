@@ -19,7 +19,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from smec_core.model.model import todays_names
 from smec_core.training.memory import MemoryShard
+
+_TODAY = {"free": "linear"}
+"""Names of projections in files of the first edition, and what they are called now."""
 
 Tree = dict[str, Any]
 """Numbers, strings, None, tensors, and lists and dicts of them."""
@@ -38,7 +42,6 @@ class Progress:
         rows: queries and documents that those steps were made of.
         seconds: what the training has taken so far.
         stage_seconds: what the stage has taken so far.
-        epochs: most epochs of a stage.
         dev_scores: dev figures of the finished first pass.
         passes: finished stages of each pass.
         guards: for each candidate of the stage in training its guard and its best state; empty between stages.
@@ -52,7 +55,6 @@ class Progress:
     rows: int
     seconds: float
     stage_seconds: float
-    epochs: int
     dev_scores: dict[str, dict[str, float]]
     passes: dict[str, list[Tree]]
     guards: dict[str, Tree]
@@ -85,10 +87,14 @@ class Checkpoint:
     def read(cls, folder: Path) -> "Checkpoint":
         """Reads what all ranks wrote."""
         candidates = {
-            path.stem.removeprefix("candidate-"): read_tree(path) for path in folder.glob("candidate-*.safetensors")
+            _TODAY.get(kind := path.stem.removeprefix("candidate-"), kind): read_tree(path)
+            for path in folder.glob("candidate-*.safetensors")
         }
         shards = [MemoryShard(**read_tree(path)) for path in sorted(folder.glob("memory-*.safetensors"))]
-        return cls(Progress(**read_tree(folder / "progress.safetensors")), candidates, shards)
+        progress = read_tree(folder / "progress.safetensors")
+        # the first edition keeps what the plan says now
+        progress.pop("epochs", None)
+        return cls(Progress(**progress), candidates, shards)
 
 
 class Checkpoints(Protocol):
@@ -130,7 +136,7 @@ def read_tree(path: Path) -> Tree:
                 return node
             return file.get_tensor(node["tensor"]) if "tensor" in node else {k: fill(v) for k, v in node["dict"]}
 
-        tree: Tree = fill(json.loads(file.metadata()["tree"]))
+        tree: Tree = fill(json.loads(todays_names(file.metadata()["tree"].encode())))
     return tree
 
 

@@ -1,84 +1,18 @@
-"""What the stages of a training share, and what one stage is to do."""
+"""What the stages of a pass share."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from smec_core.config import Projection, TrainConfig
+from smec_core.config import TrainConfig
 from smec_core.distributed.group import Group
 from smec_core.distributed.resident import Node, Rows
-from smec_core.evaluation.dev_set import DevSet, Scores
-from smec_core.model.adapter import FrozenStage
+from smec_core.evaluation.dev_set import DevSet
 from smec_core.training.sampling import LabelledSampler, UnlabelledSampler
 from smec_core.training.tracker import Tracker
 
 PASSES = ("first", "refit", "warm")
-
-
-@dataclass
-class StageSpec:
-    """What one stage is to do.
-
-    Attributes:
-        number: place in the chain.
-        d_in: dims it takes.
-        dim: dims it keeps.
-        kinds: projections to try; the best on dev is kept.
-        epochs: most epochs, over which the learning rate runs its cycle.
-        stop: epochs to train for in a replay; None in a first pass, where dev decides.
-        floors: least dev score of each earlier configured prefix.
-        parallel: prefixes to train all at once, as schedule=parallel has it; none for a stage of the chain, which
-            trains the dims that it keeps.
-        ahead: smaller dims that it trains, too.
-        prepared: this dim and smaller ones, ascending, where the stage before has trained them already: the start
-            mixes none of them with what is above it.
-        start: the champion's stage that it starts from, in a warm start; it keeps the same dims in the same places.
-        old_docs: what that stage of the champion gives for documents (N, D), in compatible training.
-    """
-
-    number: int
-    d_in: int
-    dim: int
-    kinds: Sequence[Projection]
-    epochs: int
-    stop: int | None
-    floors: Scores = field(default_factory=dict)
-    parallel: tuple[int, ...] = ()
-    ahead: tuple[int, ...] = ()
-    prepared: tuple[int, ...] = ()
-    start: FrozenStage | None = None
-    old_docs: Callable[[Tensor], Tensor] | None = None
-
-    @property
-    def counted(self) -> tuple[int, ...]:
-        """Prefixes whose dev scores decide which state is best."""
-        return self.parallel or (*self.ahead, self.dim, self.d_in)
-
-    @property
-    def scored(self) -> tuple[int, ...]:
-        """All prefixes that are scored on dev, ascending."""
-        return tuple(sorted({*self.counted, *self.floors}))
-
-
-class Gradient(NamedTuple):
-    """Gradient of the linear map of a stage in one step.
-
-    Attributes:
-        dim: dims that the stage keeps.
-        epoch: epochs done before.
-        weight_II: gradient of its projection's matrix, a row an output dim.
-    """
-
-    dim: int
-    epoch: int
-    weight_II: Tensor
-
-
-OnGradient = Callable[[Gradient], None]
 
 
 @dataclass
@@ -97,7 +31,6 @@ class PassContext:
         labelled: whether there are judgements to learn from.
         step: steps taken in the run so far.
         rows: queries and documents that those steps were made of.
-        on_gradient: sees the gradients of linear maps, for experiments.
     """
 
     config: TrainConfig
@@ -111,7 +44,11 @@ class PassContext:
     labelled: bool
     step: int = 0
     rows: int = 0
-    on_gradient: OnGradient | None = None
+
+    @property
+    def alpha(self) -> float:
+        """Weight of the unsupervised loss."""
+        return self.config.unsupervised_weight(self.labelled)
 
     @property
     def group(self) -> Group:

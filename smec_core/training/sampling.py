@@ -12,6 +12,7 @@ from smec_core.config import TrainConfig
 from smec_core.data.grades import loss_grades
 from smec_core.data.judgements import Judgements
 from smec_core.distributed.resident import Rows
+from smec_core.evaluation.dev_set import held_out_docs
 from smec_core.training.memory import CrossBatchMemory
 from smec_core.training.schedule import steps_per_epoch
 
@@ -94,6 +95,29 @@ class UnlabelledSampler:
         for step in range(self.epoch_steps):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
             yield Batch(none, np.sort(rows), none, none, no_weight)
+
+
+def make_sampler(
+    config: TrainConfig, docs: int, train: Judgements | None, dev: Judgements | None, with_dev: bool
+) -> tuple[LabelledSampler | UnlabelledSampler, np.ndarray]:
+    """What a pass learns from, and the rows of documents that it holds out.
+
+    Args:
+        config: settings of the method.
+        docs: rows of the corpus.
+        train: judgements to learn from; None to learn without judgements.
+        dev: judgements to choose by.
+        with_dev: whether dev is held out; otherwise the pass learns from it, too.
+    """
+    nothing = np.empty(0, np.int64)
+    if train is not None:
+        labels = train if with_dev or dev is None else train.merge(dev)
+        return LabelledSampler(labels.with_positives(), docs, config), nothing
+    held_out = nothing
+    if with_dev:
+        rng = np.random.default_rng((config.seed, 2))
+        held_out = np.sort(rng.choice(docs, held_out_docs(docs, config), replace=False))
+    return UnlabelledSampler(np.setdiff1d(np.arange(docs), held_out), config), held_out
 
 
 def in_reach(batches: Iterator[Batch], docs: Rows, memory: CrossBatchMemory) -> Iterator[Batch]:

@@ -1,37 +1,38 @@
 """Training of one stage: all its candidates on the same batches and the same memory neighbours.
 
-Where there are ranks enough, each candidate has a team of them, which train it at the same time as the others; what is
-searched is searched by all.
+Where there are ranks enough, each candidate has a team of them, and the teams train at the same time; all ranks search
+the memory together.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice, pairwise
 
 import torch
 from torch import Tensor
 
 from smec_core.config import Projection
-from smec_core.distributed.group import Group
 from smec_core.distributed.resident import Rows
-from smec_core.evaluation.dev_set import QueryScores
 from smec_core.model.ads import gumbel
 from smec_core.model.pca import principal_rotation
+from smec_core.training.callbacks import Callback
 from smec_core.training.candidate import Candidate
 from smec_core.training.checkpoint import Checkpoint, same_device
-from smec_core.training.context import Gradient, PassContext, StageSpec
+from smec_core.training.context import PassContext
 from smec_core.training.guard import Z_OTHER, is_real
 from smec_core.training.memory import CrossBatchMemory
-from smec_core.training.sampling import in_reach
+from smec_core.training.plan import StagePlan
+from smec_core.training.sampling import Batch, in_reach
 from smec_core.training.step import Clock, load_step
-
-LOG_EVERY = 20
+from smec_core.training.warm import WarmStart
 
 
 class StageTraining:
     """A stage in training; stands between two steps whenever it is saved.
 
     Attributes:
-        candidates: one for each kind, on every rank.
+        context: what the stages of the pass share.
+        plan: what this stage does.
+        candidates: one for each projection, on every rank.
         active: those that have not stopped.
         memory: S-XBM.
         epoch: epochs done.
@@ -39,120 +40,129 @@ class StageTraining:
     """
 
     def __init__(
-        self, run: PassContext, spec: StageSpec, y_docs: Rows, y_queries: Rows, resumed: Checkpoint | None = None
+        self,
+        context: PassContext,
+        plan: StagePlan,
+        y_docs: Rows,
+        y_queries: Rows,
+        callbacks: Sequence[Callback],
+        warm_start: WarmStart | None = None,
+        resumed: Checkpoint | None = None,
     ) -> None:
-        """Prepares the stage, or takes it up where a checkpoint left it. Collective."""
-        self._run, self._spec, self._y_docs, self._y_queries = run, spec, y_docs, y_queries
-        # the start is part of what a candidate restores
-        is_new = resumed is None and spec.start is None
-        start_II = _start(run, spec, y_docs) if is_new else torch.eye(spec.d_in)
-        self.candidates = [Candidate(run, spec, kind, start_II, run.group) for kind in spec.kinds]
+        """Prepares the stage, or takes it up where a checkpoint left it. Collective.
+
+        Args:
+            context: what the stages of the pass share.
+            plan: what to do.
+            y_docs: blocks of the documents that the stage before keeps.
+            y_queries: those of the queries.
+            callbacks: follow the training.
+            warm_start: gives the champion's documents where queries must find them.
+            resumed: a checkpoint of this stage.
+        """
+        self.context, self.plan = context, plan
+        self._y_docs, self._y_queries, self._callbacks = y_docs, y_queries, callbacks
+        self._old_docs = None
+        if warm_start is not None and plan.compatible:
+            self._old_docs = warm_start.project(plan.number, context.device)
+        # a checkpoint and a champion bring the start along
+        is_new = resumed is None and plan.champion is None
+        start_II = self._start() if is_new else torch.eye(plan.d_in)
+        self.candidates = [Candidate(context, plan, kind, start_II) for kind in plan.projections]
         self.active = list(self.candidates)
-        slots = run.config.queue_size if run.config.unsupervised_weight(run.labelled) else 0
-        self.memory = CrossBatchMemory(slots, run.x_docs.dim, run.group, run.config.memory, run.device)
+        slots = context.config.queue_size if context.alpha else 0
+        self.memory = CrossBatchMemory(slots, context.x_docs.dim, context.group, context.config.memory, context.device)
         self.epoch = self.batch = 0
-        if resumed is not None and resumed.progress is not None:
+        if resumed is not None:
             self._restore(resumed)
-        self._assign()
-        self._at_start: QueryScores = {}
-        if run.dev is not None and any(candidate.stage.preserves_cosines for candidate in self.candidates):
-            unchanged = [dim for dim in spec.scored if dim >= spec.d_in]
-            self._at_start = run.dev.score(lambda y_Nd: y_Nd, spec.d_in, unchanged)
-        if resumed is None:
-            self._score()
+        self._assign_teams()
+        for callback in callbacks:
+            callback.stage_begins(self, resumed is None)
+
+    def _start(self) -> Tensor:
+        context, plan = self.context, self.plan
+        if plan.start == "random":
+            generator = context.generator(plan.number, 3)
+            sizes = [high - low for low, high in pairwise((0, *plan.prepared, plan.d_in))]
+            blocks = [torch.linalg.qr(torch.randn(size, size, generator=generator))[0] for size in sizes]
+            return context.group.from_first_(torch.block_diag(*blocks))
+        if plan.start == "identity":
+            return torch.eye(plan.d_in)
+        return principal_rotation(self._y_docs, context.group, plan.prepared)
 
     def _restore(self, resumed: Checkpoint) -> None:
         assert resumed.progress is not None
         self.epoch, self.batch = resumed.progress.epoch, resumed.progress.batch
         for candidate in self.candidates:
-            candidate.restore_kept(resumed.progress.guards[candidate.kind], self._run.device)
+            candidate.restore_kept(resumed.progress.guards[candidate.kind], self.context.device)
             if candidate.kind in resumed.candidates:
                 candidate.restore(resumed.candidates[candidate.kind])
         self.active = [candidate for candidate in self.candidates if candidate.kind in resumed.candidates]
-        self.memory.restore(resumed.memory, self._run.x_docs)
+        self.memory.restore(resumed.memory, self.context.x_docs)
 
-    def _assign(self) -> None:
-        """Gives each active candidate a team of its own where there are ranks for that, else all ranks."""
-        group = self._run.group
-        apart = self._run.config.memory == "global" and 1 < len(self.active) <= group.size
-        for number, candidate in enumerate(self.active):
-            candidate.team = group.teams(len(self.active))[number] if apart else group
-
-    def _share(self) -> None:
-        """Brings what a team alone knows of its candidate to all ranks."""
-        for candidate in self.active:
-            if candidate.team.size < self._run.group.size:
-                # by way of the CPU: other ranks may have other GPUs
-                state = same_device(candidate.state(), torch.device("cpu")) if candidate.team.rank == 0 else None
-                state = self._run.group.object_from(state, candidate.team.first)
-                if candidate.team.rank < 0:
-                    candidate.restore(state)
-
-    @property
-    def _own(self) -> list[Candidate]:
-        return [candidate for candidate in self.active if candidate.team.rank >= 0]
-
-    def checkpoint(self) -> Checkpoint:
-        """What this rank has to say of the stage."""
-        spoken_for = [candidate for candidate in self._own if candidate.team.rank == 0]
-        return Checkpoint(None, {c.kind: c.state() for c in spoken_for}, [self.memory.shard()])
-
-    def run(self, save: Callable[["StageTraining"], None], every: int | None) -> None:
-        """Trains until each candidate has converged or its epochs are done. Collective.
-
-        Args:
-            save: called with the stage as it stands between two steps.
-            every: steps of the run between two such calls; None for none.
-        """
-        run, spec = self._run, self._spec
-        log = _StepLog(run, spec, self.memory)
-        epochs = spec.epochs if spec.stop is None else spec.stop
-        # without dev the last state is the one that counts
-        every_epochs = run.config.scoring_epochs(spec.epochs, run.sampler.epoch_steps) if run.dev else epochs
-        while self.active and self.epoch < epochs:
-            batches = run.sampler.epoch(run.key(spec.number, 1, self.epoch))
-            steps = in_reach(islice(batches, self.batch, None), run.x_docs, self.memory)
+    def run(self) -> None:
+        """Trains until each candidate has converged or its epochs are done. Collective."""
+        context, plan = self.context, self.plan
+        while self.active and self.epoch < plan.rhythm.last:
+            batches = context.sampler.epoch(context.key(plan.number, 1, self.epoch))
+            steps = in_reach(islice(batches, self.batch, None), context.x_docs, self.memory)
             clock = Clock()
             for batch in steps:
-                team = self._own[0].team
-                step = load_step(run, team, batch, self.memory, self._y_docs, self._y_queries, spec.old_docs, clock)
-                noise_I = gumbel(spec.d_in, run.generator(spec.number, 2, self.epoch, self.batch)).to(run.device)
-                # without judgements, the first step meets an empty memory
-                trained = self.active if step.weight_sum or step.live_pairs else []
-                for candidate in trained:
-                    if candidate.team.rank >= 0:
-                        candidate.train_step(run, step, run.config.gumbel_noise * noise_I)
-                        if run.on_gradient is not None and candidate.kind == "linear":
-                            gradient_II = candidate.stage.matrix.grad
-                            assert gradient_II is not None
-                            run.on_gradient(Gradient(spec.dim, self.epoch, gradient_II))
-                clock.lap("compute")
-                rows = step.queries + step.docs
-                self.batch += 1
-                run.step += 1
-                run.rows += rows
-                log.add(trained, self.epoch, rows, clock)
-                if every and run.step % every == 0:
-                    log.flush()
-                    save(self)
+                self.train_step(batch, clock)
                 clock = Clock()
-            log.flush()
             self.epoch, self.batch = self.epoch + 1, 0
-            if self.epoch % every_epochs == 0 or self.epoch == epochs:
-                self._score()
+            for callback in self._callbacks:
+                callback.epoch_done(self)
 
-    def _score(self) -> None:
-        for candidate in self.active:
-            figures = candidate.score(self._run, self._spec, self.epoch, self._at_start)
-            if figures:
-                self._run.tracker.log(_label(self._run, self._spec, candidate.kind, self.epoch) | figures)
-        if self._run.dev is not None and any(candidate.guard.stopped for candidate in self.active):
-            self._share()
-            self.active = [candidate for candidate in self.active if not candidate.guard.stopped]
-            self._assign()
+    def train_step(self, batch: Batch, clock: Clock | None = None) -> None:
+        """One step of all active candidates. Collective.
+
+        Args:
+            batch: the step.
+            clock: started before the batch was drawn.
+        """
+        clock = clock or Clock()
+        context, plan = self.context, self.plan
+        team = self._own[0].team
+        step = load_step(context, team, batch, self.memory, self._y_docs, self._y_queries, self._old_docs, clock)
+        noise_I = gumbel(plan.d_in, context.generator(plan.number, 2, self.epoch, self.batch)).to(context.device)
+        # without judgements, the first step meets an empty memory
+        trained = self.active if step.weight_sum or step.live_pairs else []
+        for candidate in trained:
+            if candidate.team.rank >= 0:
+                candidate.train_step(context, step, plan.noise * noise_I)
+        clock.lap("compute")
+        rows = step.queries + step.docs
+        self.batch += 1
+        context.step += 1
+        context.rows += rows
+        for callback in self._callbacks:
+            callback.step_done(self, trained, rows, clock)
+
+    def label(self, kind: Projection) -> dict[str, float | int | str]:
+        """What a record of a candidate begins with."""
+        context = self.context
+        return {
+            "pass": context.pass_name,
+            "stage": self.plan.dim,
+            "projection": kind,
+            "epoch": self.epoch,
+            "step": context.step,
+        }
+
+    def checkpoint(self) -> Checkpoint:
+        """State that this rank checkpoints."""
+        first_of_team = [candidate for candidate in self._own if candidate.team.rank == 0]
+        return Checkpoint(None, {c.kind: c.state() for c in first_of_team}, [self.memory.shard()])
+
+    def end_stopped(self) -> None:
+        """Goes on without the candidates that have stopped. Collective."""
+        self._share()
+        self.active = [candidate for candidate in self.active if not candidate.guard.stopped]
+        self._assign_teams()
 
     def ranked(self) -> list[Candidate]:
-        """The candidate to keep first: the best on dev, but a harmless one where the gain over it is not real."""
+        """The candidates, the best on dev first, but before it one that preserves cosines if the gain is not real."""
         ranked = sorted(self.candidates, key=lambda candidate: -candidate.guard.best_score)
         for candidate in ranked:
             if candidate.stage.preserves_cosines and not is_real(
@@ -161,60 +171,24 @@ class StageTraining:
                 return [candidate, *(other for other in ranked if other is not candidate)]
         return ranked
 
+    @property
+    def _own(self) -> list[Candidate]:
+        return [candidate for candidate in self.active if candidate.team.rank >= 0]
 
-def _start(run: PassContext, spec: StageSpec, y_docs: Rows) -> Tensor:
-    if run.config.init == "random":
-        generator = run.generator(spec.number, 3)
-        sizes = [high - low for low, high in pairwise((0, *spec.prepared, spec.d_in))]
-        blocks = [torch.linalg.qr(torch.randn(size, size, generator=generator))[0] for size in sizes]
-        return run.group.from_first_(torch.block_diag(*blocks))
-    if run.config.init == "identity" or (spec.dim == spec.d_in and not spec.parallel):
-        return torch.eye(spec.d_in)
-    return principal_rotation(y_docs, run.group, spec.prepared)
+    def _assign_teams(self) -> None:
+        """Gives each active candidate a team of its own where there are ranks for that, else all ranks."""
+        group = self.context.group
+        apart = self.context.config.memory == "global" and 1 < len(self.active) <= group.size
+        for number, candidate in enumerate(self.active):
+            candidate.team = group.teams(len(self.active))[number] if apart else group
 
-
-def _label(run: PassContext, spec: StageSpec, kind: Projection, epoch: int) -> dict[str, float | int | str]:
-    return {"pass": run.pass_name, "stage": spec.dim, "projection": kind, "epoch": epoch, "step": run.step}
-
-
-class _StepLog:
-    """Step records, sent some steps at a time: reading a loss waits for the device, and perhaps for other ranks."""
-
-    def __init__(self, run: PassContext, spec: StageSpec, memory: CrossBatchMemory) -> None:
-        self._run, self._spec, self._memory = run, spec, memory
-        self._waiting: list[tuple[dict[str, float | int | str], Group, Tensor, float]] = []
-        self._fills: list[Tensor | None] = []
-
-    def add(self, candidates: Sequence[Candidate], epoch: int, rows: int, clock: Clock) -> None:
-        fill = self._memory.fill() if self._memory.slots else None
-        for candidate in candidates:
-            self._fills.append(fill)
-            record = _label(self._run, self._spec, candidate.kind, epoch) | clock.seconds
-            record["rows_per_s"] = rows / sum(clock.seconds.values())
-            lr = float(candidate.schedule.get_last_lr()[0])
-            self._waiting.append((record, candidate.team, candidate.parts_2, lr))
-        if len(self._waiting) >= LOG_EVERY:
-            self.flush()
-
-    def flush(self) -> None:
-        for record, figures, fill in zip(
-            [entry[0] for entry in self._waiting], self._figures(), self._fills, strict=True
-        ):
-            rank_part, unsup_part, lr = figures
-            loss = rank_part + self._run.config.unsupervised_weight(self._run.labelled) * unsup_part
-            parts = {"loss": loss, "rank_loss": rank_part, "unsup_loss": unsup_part}
-            filled = {} if fill is None else {"memory_fill": float(fill)}
-            self._run.tracker.log(record | {"tau": self._run.config.tau, "lr": lr} | parts | filled)
-        self._waiting, self._fills = [], []
-
-    def _figures(self) -> list[list[float]]:
-        """Loss parts and learning rate of each record, from the team that has them."""
-        found: list[list[float]] = [[*parts_2.tolist(), lr] for _, _, parts_2, lr in self._waiting]
-        for team in {id(entry[1]): entry[1] for entry in self._waiting}.values():
-            if team.size == self._run.group.size:
-                continue
-            theirs = self._run.group.object_from(found, team.first)
-            found = [
-                new if entry[1] is team else old for entry, old, new in zip(self._waiting, found, theirs, strict=True)
-            ]
-        return found
+    def _share(self) -> None:
+        """Brings the state of each candidate from its team to all ranks."""
+        group = self.context.group
+        for candidate in self.active:
+            if candidate.team.size < group.size:
+                # by way of the CPU: other ranks may have other GPUs
+                state = same_device(candidate.state(), torch.device("cpu")) if candidate.team.rank == 0 else None
+                state = group.object_from(state, candidate.team.first)
+                if candidate.team.rank < 0:
+                    candidate.restore(state)

@@ -76,7 +76,7 @@ class Clock:
 
 
 def load_step(
-    run: PassContext,
+    context: PassContext,
     team: Group,
     batch: Batch,
     memory: CrossBatchMemory,
@@ -88,7 +88,7 @@ def load_step(
     """Reads the rows of a step, searches the memory for its anchors, then adds its documents to it. Collective.
 
     Args:
-        run: what the stages share; all its ranks search together.
+        context: what the stages share; all its ranks search together.
         team: the ranks among which the step is divided.
         batch: the step.
         memory: the memory.
@@ -101,31 +101,31 @@ def load_step(
     queries = slice(*rows_of_rank(len(query_row_B), team.rank, team.size))
     docs = slice(*rows_of_rank(len(doc_row_N), team.rank, team.size))
     own = [y_queries.take(query_row_B[queries]), y_docs.take(doc_row_N[docs])]
-    is_unsupervised = run.config.unsupervised_weight(run.labelled) > 0
-    x_docs_ND = torch.empty(0, run.x_docs.dim)
+    is_unsupervised = context.alpha > 0
+    x_docs_ND = torch.empty(0, context.x_docs.dim)
     if is_unsupervised or old_docs is not None:
-        x_docs_ND = run.x_docs.take(doc_row_N).to(run.device)
+        x_docs_ND = context.x_docs.take(doc_row_N).to(context.device)
     clock.lap("data")
 
-    is_global = run.config.memory == "global"
-    used_U, pairs, live_pairs = torch.empty(0, dtype=torch.int64), Pairs.none(run.device), 0
+    is_global = context.config.memory == "global"
+    used_U, pairs, live_pairs = torch.empty(0, dtype=torch.int64), Pairs.none(context.device), 0
     if is_unsupervised:
-        x_queries_BD = run.x_queries.take(query_row_B).to(run.device)
+        x_queries_BD = context.x_queries.take(query_row_B).to(context.device)
         anchors = [x_queries_BD, x_docs_ND] if is_global else [x_queries_BD[queries], x_docs_ND[docs]]
         row_A = torch.cat([torch.full((len(anchors[0]),), -1), doc_row_N if is_global else doc_row_N[docs]])
-        found = memory.search(torch.cat(anchors), row_A.to(run.device), run.config.neighbours(run.labelled))
+        found = memory.search(torch.cat(anchors), row_A.to(context.device), context.config.neighbours(context.labelled))
         live = found.live_AK.sum()
         if not is_global:
-            run.group.sum_(live)
+            context.group.sum_(live)
         live_pairs = int(live)
-        memory.push(doc_row_N.to(run.device), x_docs_ND)
+        memory.push(doc_row_N.to(context.device), x_docs_ND)
         used_U, pairs = own_pairs(found, team if is_global else None)
     clock.lap("search")
 
     own.append(y_docs.take(used_U.cpu()))
     mine = np.flatnonzero((batch.pair_query_P >= queries.start) & (batch.pair_query_P < queries.stop))
     step = Step(
-        y_RI=torch.cat(own).to(run.device),
+        y_RI=torch.cat(own).to(context.device),
         own_queries=queries,
         own_docs=docs,
         queries=len(query_row_B),
@@ -134,9 +134,9 @@ def load_step(
         pairs=pairs,
         live_pairs=live_pairs,
         ranked=RankedPairs(
-            torch.from_numpy(batch.pair_query_P[mine] - queries.start).to(run.device),
-            torch.from_numpy(batch.pair_doc_P[mine]).to(run.device),
-            torch.from_numpy(batch.weight_PN[mine]).to(run.device),
+            torch.from_numpy(batch.pair_query_P[mine] - queries.start).to(context.device),
+            torch.from_numpy(batch.pair_doc_P[mine]).to(context.device),
+            torch.from_numpy(batch.weight_PN[mine]).to(context.device),
         ),
         weight_sum=float(batch.weight_PN.sum()),
         old_NI=None if old_docs is None else old_docs(x_docs_ND),

@@ -4,18 +4,15 @@ Shapes: N documents, D input dims, I dims that a stage takes.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smec_core.config import Projection, TrainConfig
 from smec_core.errors import InputError
 from smec_core.model.adapter import FrozenStage, apply_chain, fold, nearest_rotation
 from smec_core.model.model import Model
-from smec_core.training.schedule import prefix_dims, stage_shapes
 
 LEAST_SHARE = 0.25
 """Of the most epochs of a stage, what it takes in a warm start at least, however few the champion kept."""
@@ -66,16 +63,6 @@ class WarmStart:
         stages = [_exact(stage) if stage.projection == "rotation" else stage for stage in model.stages]
         return cls(model.input_dim, model.dims, stages, [int(one["epochs"]) for one in told])
 
-    @property
-    def shapes(self) -> list[list[int]]:
-        """Dims that each stage takes and keeps."""
-        return [[stage.d_in, stage.dim] for stage in self.stages]
-
-    @property
-    def plan(self) -> list[tuple[Projection, int]]:
-        """Kind and epochs of each stage."""
-        return [(stage.projection, epochs) for stage, epochs in zip(self.stages, self.epochs, strict=True)]
-
     def project(self, number: int, device: torch.device) -> "Projector":
         """What the champion makes of documents up to and with its stage `number`."""
         return Projector([stage.to(device) for stage in self.stages[: number + 1]], self.input_dim)
@@ -103,46 +90,6 @@ def warm_epochs(kept: int, most: int) -> int:
     """Epochs of a stage whose champion kept `kept`, of at most `most`."""
     # what gained nothing on the champion's data, which may have been far less, would else never learn again
     return min(max(kept, math.ceil(LEAST_SHARE * most)), most)
-
-
-def check_warm_start(
-    warm_start: WarmStart | None, input_dim: int, config: TrainConfig, labelled: bool, base: Sequence[FrozenStage] = ()
-) -> None:
-    """Refuses settings that a training cannot go on with from this champion.
-
-    Raises:
-        InputError: they do not fit it, or ask for compatibility with none.
-    """
-    if config.compatible and not (warm_start and labelled):
-        needs = "judgements to learn from" if warm_start else "a model to be compatible with; name it with warm_start"
-        raise InputError(f"compatible: needs {needs}, or leave it 0")
-    if warm_start is None:
-        return
-    if base:
-        raise InputError("warm_start: starts all stages anew, which a base model's must not be; give one of the two")
-    if warm_start.input_dim != input_dim:
-        raise InputError(
-            f"warm_start: the model takes {warm_start.input_dim} dims, the data has {input_dim}; name a model that was "
-            "trained on such vectors"
-        )
-    if warm_start.dims != prefix_dims(input_dim, config.dims):
-        raise InputError(
-            f"dims: a warm start keeps the dims of its model, {', '.join(map(str, warm_start.dims))}; give these, or "
-            "train without warm_start"
-        )
-    shapes = stage_shapes(input_dim, config, labelled, ())
-    if warm_start.shapes != shapes:
-        theirs, ours = (" ".join(f"{d_in}->{dim}" for d_in, dim in chain) for chain in (warm_start.shapes, shapes))
-        raise InputError(
-            f"warm_start: the model has the stages {theirs}, these settings {'with' if labelled else 'without'} "
-            f"judgements make {ours}; take schedule and projection from its config.json, or train without warm_start"
-        )
-    kinds = {stage.projection for stage in warm_start.stages}
-    if config.projection != "auto" and kinds != {config.projection}:
-        raise InputError(
-            f"projection: a warm start keeps the kinds of its model, {', '.join(sorted(kinds))}; leave projection at "
-            "auto, or train without warm_start"
-        )
 
 
 def _exact(stage: FrozenStage) -> FrozenStage:

@@ -16,7 +16,7 @@ from smec_core.model.adapter import FrozenStage, Stage
 from smec_core.training.checkpoint import Checkpoint, Progress
 from smec_core.training.tracker import Record
 from smec_core.training.trained import Trained
-from smec_core.training.trainer import TrainingData, train
+from smec_core.training.trainer import Hooks, TrainingData, train
 from smec_core.training.warm import WarmStart
 from tests.smec_core.generated import Generated, Records, generate, stream_of
 from tests.smec_core.ranks import Ranks
@@ -175,9 +175,8 @@ def run_case(group: Group, case: Case, root: str, resume: int | None = None, int
             case.data(group),
             case.config,
             records,
+            Hooks(checkpoints=checkpoints, resumed=resumed),
             base=case.base(),
-            checkpoints=checkpoints,
-            resumed=resumed,
             warm_start=case.champion(),
         )
         trained = Trained(trained.stages, without_times(trained.metrics))

@@ -71,11 +71,11 @@ def test_it_says_steps_time_memory_and_disk_and_makes_nothing(dataset: Path, tmp
         (name, *shape) for name in ("first", "refit") for shape in ((16, 16), (16, 8), (8, 4))
     ]
     for stage in found["stages"]:
-        assert stage["steps"]["least"] <= stage["steps"]["expected"] <= stage["steps"]["most"]
-    seconds = found["seconds"]
-    around = sum(seconds[name] for name in ("start", "reading", "evaluation"))
-    assert seconds["total"]["most"] == pytest.approx(seconds["training"]["most"] + around, abs=0.5)
-    assert 0 < seconds["total"]["least"] <= seconds["total"]["expected"] <= seconds["total"]["most"]
+        assert stage["steps"]["least"] <= stage["steps"]["most"]
+        assert stage["step_ms"] > 0
+    training = found["seconds"]["training"]
+    assert training["least"] <= training["most"]
+    assert training["most"] == pytest.approx(sum(stage["seconds"]["most"] for stage in found["stages"]), abs=0.5)
     assert found["memory"]["tier"] == "memory"
     assert found["memory"]["rows_of_a_node"] > 500 * 16 * 4
     assert found["disk"]["mapped"] == 0
@@ -111,10 +111,8 @@ def test_it_warns_of_what_does_not_fit(dataset: Path, tmp_path: Path, monkeypatc
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert dry_run(dataset, tmp_path, "--dims", "8,4")["warnings"] == []
     found = dry_run(dataset, tmp_path, "--dims", "8,4", "--workers", "5000")
-    cores, memory = found["warnings"]
+    [cores] = found["warnings"]
     assert cores.startswith("workers: 5000 of 1 CPU(s) take turns on")
-    assert memory.startswith("memory: ")
-    assert found["memory"]["wanted"] > 5000 * found["memory"]["worker"]
     # what another machine has is not known
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     [elsewhere] = dry_run(dataset, tmp_path, "--dims", "8,4", "--workers", "5000")["warnings"]

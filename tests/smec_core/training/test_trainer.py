@@ -20,13 +20,13 @@ from smec_core.model.adapter import FrozenStage
 from smec_core.model.model import Model, load
 from smec_core.model.pca import principal_rotation
 from smec_core.training.candidate import Candidate
-from smec_core.training.context import PassContext, StageSpec
+from smec_core.training.context import PassContext
 from smec_core.training.guard import Guard
-from smec_core.training.schedule import stage_shapes
+from smec_core.training.plan import TrainingShape, plan_training
 from smec_core.training.stage import StageTraining
 from smec_core.training.tracker import NullTracker
 from smec_core.training.trained import Trained
-from smec_core.training.trainer import StageReached, settings_used, train
+from smec_core.training.trainer import Hooks, StageReached, settings_used, train
 from tests.smec_core.generated import Generated, Records, generate, ndcg_of, resident
 
 DIM, DIMS = 24, (8, 4)
@@ -76,7 +76,7 @@ def test_the_settings_that_were_used_give_the_same_model(
     monkeypatch.setattr("smec_core.config.STAGE_STEPS", 12)
     config = TrainConfig(dims=(4,), batch_size=64, negatives=32, queue_size=100, **changes)
     taken = data.training_data(judged)
-    used = settings_used(config, DIM, taken.docs.rows, taken.train, taken.dev, is_warm=False)
+    used = settings_used(taken.shape(config), config)
     assert all(getattr(config, name) is None and getattr(used, name) is not None for name in SET_BY_DATA)
     explicit = config.model_copy(update={name: getattr(used, name) for name in SET_BY_DATA})
     assert same_tensors(train(taken, config, NullTracker()), train(taken, explicit, NullTracker()))
@@ -272,9 +272,8 @@ def test_what_a_rotation_cannot_change_has_the_scores_that_it_would_get(
     score, update = Candidate.score, Guard.update
     moved = []
 
-    def watched(
-        candidate: Candidate, run: PassContext, spec: StageSpec, epoch: int, at_start: QueryScores
-    ) -> dict[str, float]:
+    def watched(candidate: Candidate, run: PassContext, epoch: int, at_start: QueryScores) -> dict[str, float]:
+        spec = candidate._plan
         taken: list[QueryScores] = []
 
         def keep(guard: Guard, epoch: int, values: QueryScores) -> tuple[bool, float]:
@@ -282,9 +281,9 @@ def test_what_a_rotation_cannot_change_has_the_scores_that_it_would_get(
             return update(guard, epoch, values)
 
         with patch.object(Guard, "update", keep):
-            figures = score(candidate, run, spec, epoch, at_start)
+            figures = score(candidate, run, epoch, at_start)
         assert run.dev is not None
-        stage = candidate.average.freeze(candidate._in_place)
+        stage = candidate.average.freeze(spec.keeps_places)
         anew = run.dev.score(stage.apply, spec.d_in, spec.scored)
         assert taken[0].keys() == anew.keys()
         for dim, value_Q in anew.items():
@@ -349,7 +348,7 @@ def test_full_dims_alone_can_be_asked_for(data: Generated) -> None:
 
 def test_progress_is_told_stage_by_stage(data: Generated) -> None:
     lines: list[str] = []
-    train(data.training_data(), small(epochs=1), NullTracker(), say=lines.append)
+    train(data.training_data(), small(epochs=1), NullTracker(), Hooks(say=lines.append))
     assert len(lines) == 8
     assert lines[0].startswith("first pass, stage 1 of 4: 24 -> 24 dims, linear, ")
     assert lines[-1].startswith("refit pass, stage 4 of 4: 8 -> 4 dims, ")
@@ -429,7 +428,7 @@ def test_what_a_base_cannot_give_is_refused(data: Generated, changes: dict[str, 
         for d_in, dim in ((24, 12), (12, 8))
     ]
     with pytest.raises(InputError, match=re.escape(message)):
-        stage_shapes(DIM, small(**changes), True, base)
+        plan_training(TrainingShape(DIM, labelled=True), small(**changes), base)
     with pytest.raises(InputError, match=re.escape(message)):
         train(data.training_data(), small(**changes), NullTracker(), base=base)
 
@@ -437,7 +436,8 @@ def test_what_a_base_cannot_give_is_refused(data: Generated, changes: dict[str, 
 def test_dims_that_a_base_has_need_not_be_named_again() -> None:
     base = [FrozenStage(8, "linear", {"weight": torch.eye(24), "logits": torch.zeros(24)})]
     for dims in ((24, 8, 3), (3,), (8, 3)):
-        assert stage_shapes(DIM, small(dims=dims), True, base) == [[8, 4], [4, 3]]
+        plan = plan_training(TrainingShape(DIM, labelled=True), small(dims=dims), base)
+        assert [(stage.d_in, stage.dim) for stage in plan if stage.pass_name == "first"] == [(8, 4), (4, 3)]
 
 
 def test_all_dims_at_once_are_one_stage(data: Generated) -> None:
@@ -459,7 +459,7 @@ def test_a_stage_that_looks_ahead_prepares_the_next(data: Generated) -> None:
     for lookahead in (0, 0.3):
         config = small(projection="rotation", epochs=12, patience=12, refit=False, lookahead=lookahead)
         reached: list[StageReached] = []
-        train(data.training_data(), config, NullTracker(), on_stage=reached.append)
+        train(data.training_data(), config, NullTracker(), Hooks(on_stage=reached.append))
         # after the stage 12 -> 8, four dims have had no stage yet
         start[lookahead] = reached[1].scores
     assert start[0.3][4] > start[0][4] + 0.02
@@ -483,8 +483,8 @@ def test_an_earlier_prefix_is_held_to_what_its_own_stage_left(data: Generated, m
     seen: list[StageTraining] = []
 
     class Seen(StageTraining):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
             seen.append(self)
 
     monkeypatch.setattr("smec_core.training.trainer.StageTraining", Seen)
@@ -492,10 +492,10 @@ def test_an_earlier_prefix_is_held_to_what_its_own_stage_left(data: Generated, m
     train(data.training_data(), config, NullTracker())
     # a rotation from all dims to all dims is no stage
     twelve, eight, four = seen
-    assert twelve._spec.floors == {}
+    assert twelve.plan.floors == {}
     after_12, after_8 = (training.ranked()[0].guard.best_scores for training in (twelve, eight))
-    assert eight._spec.floors == {DIM: after_12[DIM] - 0.005, 12: after_12[12] - 0.005}
-    assert four._spec.floors == {**eight._spec.floors, 8: after_8[8] - 0.005}
+    assert eight.plan.floors == {DIM: after_12[DIM] - 0.005, 12: after_12[12] - 0.005}
+    assert four.plan.floors == {**eight.plan.floors, 8: after_8[8] - 0.005}
     assert after_8[8] != after_12[8]
 
 

@@ -14,7 +14,7 @@ from smec_core.model.model import Model
 from smec_core.training.schedule import prefix_dims
 from smec_core.training.tracker import NullTracker
 from smec_core.training.trained import Trained
-from smec_core.training.trainer import TrainingData, train
+from smec_core.training.trainer import Hooks, TrainingData, train
 from smec_core.training.warm import WarmStart
 from tests.smec_core.generated import Generated, Records, generate, ndcg_of
 
@@ -107,18 +107,20 @@ def test_there_is_one_pass_of_the_champions_kinds_and_at_least_a_quarter_of_the_
     data: Generated, champion: Champion
 ) -> None:
     records, lines = Records(), list[str]()
-    trained = train(data.training_data(), small(), records, lines.append, warm_start=champion[1])
+    trained = train(data.training_data(), small(), records, Hooks(say=lines.append), warm_start=champion[1])
     assert {record["pass"] for record in records.all} == {"warm"}
     assert not records.epochs, "dev cannot tell it from its start"
     assert min(champion[1].epochs) == 0
-    plan = [(kind, max(epochs, 2)) for kind, epochs in champion[1].plan]  # of 5
+    kinds = [stage.projection for stage in champion[1].stages]
+    plan = [(kind, max(epochs, 2)) for kind, epochs in zip(kinds, champion[1].epochs, strict=True)]  # of 5
     assert [(stage["projection"], stage["epochs"]) for stage in trained.metrics["stages"]] == plan
     assert lines[0].startswith("warm pass, stage 1 of 4: 24 -> 24 dims, linear, ")
     assert trained.metrics["dev"] == {}
     # of 360 train and 90 dev queries
     assert trained.metrics["training"]["steps"] == 4 * sum(epochs for _, epochs in plan)
     following = WarmStart.of(model_of(trained), "challenger")
-    assert following.plan == plan
+    assert [stage.projection for stage in following.stages] == kinds
+    assert following.epochs == [epochs for _, epochs in plan]
 
 
 def test_no_stage_takes_more_epochs_than_the_settings_have(data: Generated, champion: Champion) -> None:
