@@ -18,12 +18,12 @@ from pipelines.evaluate.index import Bench
 from pipelines.evaluate.indexes.store import Form, SearchPath, open_store
 from pipelines.experiment.page import Page, ResultTable, describe, write_page
 from pipelines.tracking.plots import BLUE, GREEN, GREY, INK, ORANGE, finish
+from smec_core.config import VectorType
 from smec_core.data.dataset import Dataset
 from smec_core.data.uri import public_uri
 from smec_core.errors import SmecError
 from smec_core.evaluation.evaluate import check_fit
 from smec_core.model.model import Model, load
-from smec_core.model.vector_types import VectorType
 
 LEAST_BYTES, SHORTLIST = 12, 100
 WAYS = {"float32": INK, "float16": GREY, "int8": BLUE, "binary": ORANGE, "binary, rescored by int8": GREEN}

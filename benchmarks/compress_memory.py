@@ -22,7 +22,8 @@ ROW_GROUP_ROWS = 10_000
 
 
 def compress(model: str, corpus: str, out: str) -> None:
-    from pipelines.compress.job import CompressSettings, run
+    from pipelines.compress.job import run
+    from pipelines.compress.settings import CompressSettings
 
     settings = CompressSettings(model=model, input=corpus, output=out, dim=DIM, workers=WORKERS, gpu="off")
     print(json.dumps(run(settings)))

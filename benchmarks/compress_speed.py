@@ -64,7 +64,8 @@ def plain(model: str, corpus: str, out: str) -> None:
 def compress(model: str, corpus: str, out: str, workers: int, dtype: str) -> None:
     import ray
 
-    from pipelines.compress.job import CompressSettings, run
+    from pipelines.compress.job import run
+    from pipelines.compress.settings import CompressSettings
     from pipelines.runtime.file_tasks import run_file_tasks
 
     arrivals: list[tuple[float, int]] = []

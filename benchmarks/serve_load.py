@@ -101,7 +101,8 @@ def main() -> None:
     import ray
 
     from pipelines.cli.settings import resolve
-    from pipelines.serve.job import ServeSettings, run
+    from pipelines.serve.job import run
+    from pipelines.serve.settings import ServeSettings
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="smec-") as name:

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.generated import SMEC, sample_dataset, write_model
-from pipelines.cli import app
+from pipelines.cli.main import COMMANDS
 from smec_core.data.dataset import Dataset
 
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
-    names = [command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands]
+    names = list(COMMANDS)
     with tempfile.TemporaryDirectory(prefix="smec-") as made:
         data = args.data or sample_dataset(Path(made) / "sample", args.size)
         model = Path(made) / "model"

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+VectorType = Literal["float32", "float16", "int8", "binary"]
+"""Number types that vectors are stored as."""
 Projection = Literal["linear", "rotation", "residual_mlp", "selection"]
 
 STAGE_STEPS = 500
@@ -33,12 +35,18 @@ COMPATIBLE = 1.0
 """Weight that `smec train --compatible` sets."""
 
 
-class TrainConfig(BaseModel):
+class Settings(BaseModel):
+    """Settings of a command: no others than its fields, whose docstrings are the help."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class TrainConfig(Settings):
     """Settings of the method. Same config, seed, data and number of workers: the same model, bit for bit (CPU)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
-    dims: Dims
+    dims: Dims = Field(json_schema_extra={"metavar": "D,D,..."})
     """Target dims, each a usable prefix of the one nested vector; the input dim is always added in front."""
     seed: int = Field(0, ge=0)
     """Seed of every random choice: order, negatives, Gumbel noise, initialisation, baselines."""
@@ -101,7 +109,7 @@ class TrainConfig(BaseModel):
     ema_decay: float = Field(0.9, ge=0, lt=1)
     """Decay per step of the moving average of a stage's weights, which is what is scored and kept; 0: the last step."""
 
-    compatible: float = Field(0.0, ge=0)
+    compatible: float = Field(0.0, ge=0, json_schema_extra={"on": COMPATIBLE})
     """In a warm start: weight, against the ranking loss, of the same loss between new queries and the documents as the
     champion has them, so that the old compressed documents stay searchable with new queries (backward-compatible
     training, Shen et al., CVPR 2020, arXiv 2003.11942). 0: they need not."""

@@ -5,48 +5,61 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from smec_core.errors import GateError, InputError, SmecError, one_line
+from pydantic import BaseModel
 
-MODULES = {
-    "check": "pipelines.data.check",
-    "rollback": "pipelines.retrain.rollback",
-    "sample": "pipelines.data.sample",
-}
-"""Jobs that are no folder of their own."""
+from smec_core.config import PAPER_PRESET
+from smec_core.errors import GateError, InputError, SmecError, one_line
 
 
 def run_job(
-    job: str,
+    name: str,
+    run: str,
+    kind: type[BaseModel],
     flags: Mapping[str, Any],
-    config: Path | None,
-    assignments: list[str] | None,
-    json_file: Path | None,
-    preset: Mapping[str, Any] | None = None,
+    *,
+    preset: str | None,
+    config: str | None,
+    assign: Sequence[str],
+    json_file: str | None,
 ) -> None:
-    """Runs a job module with its settings; ends the process with the exit code of what went wrong."""
+    """Runs a job; ends the process with the exit code of what went wrong.
+
+    Args:
+        name: the command.
+        run: the module that has the job's `run`.
+        kind: the job's settings class.
+        flags: values of the flags and arguments, by setting; None where not given.
+        preset: name of the settings under all others.
+        config: YAML file of settings.
+        assign: each --set.
+        json_file: where the figures go.
+    """
     from pipelines.cli.settings import resolve
     from pipelines.console import adopt_loggers, begin, say_failed
 
+    figures_file = None if json_file is None else Path(json_file)
     try:
-        begin(job)
-        module = importlib.import_module(MODULES.get(job, f"pipelines.{job}"))
+        begin(name)
+        if preset not in (None, "paper"):
+            raise InputError(f"--preset {preset}: unknown; known: paper")
+        settings = resolve(kind, flags, config, assign, PAPER_PRESET if preset else None)
+        if figures_file is not None:
+            _check_writable(figures_file)
+        module = importlib.import_module(run)
         adopt_loggers()
-        kind = getattr(module, f"{job.capitalize()}Settings")
-        if json_file is not None:
-            _check_writable(json_file)
-        figures = module.run(resolve(kind, flags, config, assignments or [], preset))
-        if json_file is not None:
-            _write_json(json_file, figures)
+        figures = module.run(settings)
+        if figures_file is not None:
+            _write_json(figures_file, figures)
     except KeyboardInterrupt as error:
         say_failed(error, str(error) or "interrupted")
         sys.exit(130)
     except Exception as error:
-        if json_file is not None and isinstance(error, GateError):
-            _write_json(json_file, error.figures)
+        if figures_file is not None and isinstance(error, GateError):
+            _write_json(figures_file, error.figures)
         fail(error)
 
 

@@ -19,7 +19,7 @@ Settings = TypeVar("Settings", bound=BaseModel)
 def resolve(
     kind: type[Settings],
     flags: Mapping[str, Any],
-    config: Path | None = None,
+    config: str | Path | None = None,
     assignments: Sequence[str] = (),
     preset: Mapping[str, Any] | None = None,
 ) -> Settings:
@@ -37,7 +37,7 @@ def resolve(
     """
     layers: list[tuple[str, Mapping[str, Any]]] = [("the preset", preset or {})]
     if config is not None:
-        layers.append((str(config), read_mapping(config)))
+        layers.append((str(config), read_mapping(Path(config))))
     layers.append(("--set", dict(read_assignment(text) for text in assignments)))
     layers.append(("flag", {name: value for name, value in flags.items() if value is not None}))
     values: dict[str, Any] = {}
@@ -48,10 +48,36 @@ def resolve(
     try:
         return kind(**_nested(values))
     except ValidationError as error:
-        # of each key the first only: what else is wrong with a value often follows from that
-        firsts = {_key(kind, problem): problem for problem in reversed(error.errors())}
-        explained = (_explain(key, problem, origin, key in flags) for key, problem in reversed(firsts.items()))
-        raise InputError("; ".join(explained)) from error
+        raise InputError(_explained(kind, error, origin, flags)) from error
+
+
+def check_flags(kind: type[BaseModel], flags: Mapping[str, Any]) -> None:
+    """Checks the values of flags by themselves, where the other settings cannot be read.
+
+    Raises:
+        InputError: a value does not fit.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        kind(**_nested(given))
+    except ValidationError as error:
+        if any(problem["type"] != "missing" for problem in error.errors()):
+            raise InputError(_explained(kind, error, dict.fromkeys(given, "flag"), None)) from error
+
+
+def _explained(
+    kind: type[BaseModel], error: ValidationError, origin: Mapping[str, str], flags: Mapping[str, Any] | None
+) -> str:
+    """What is wrong, of each key the first only: what else is wrong with a value often follows from that.
+
+    Missing settings are told of where `flags` says which have one.
+    """
+    firsts = {_key(kind, problem): problem for problem in reversed(error.errors())}
+    return "; ".join(
+        _explain(key, problem, origin, flags is not None and key in flags)
+        for key, problem in reversed(firsts.items())
+        if flags is not None or problem["type"] != "missing"
+    )
 
 
 def _section(kind: type[BaseModel], key: str) -> type[BaseModel] | None:

@@ -22,12 +22,13 @@ import torch
 from pipelines.runtime.file_tasks import record, report_errors
 from pipelines.storage.files import exists
 from pipelines.storage.publish import describe_file, new_file
+from smec_core.config import VectorType
 from smec_core.data.parquet import ROW_GROUP_ROWS, Block, EmbeddingTable, ParquetPart
 from smec_core.data.quarantine import BadRow, separate
 from smec_core.data.vectors import unit_prefix
 from smec_core.errors import InputError, SmecError
 from smec_core.model.model import Model
-from smec_core.model.vector_types import RESCORE, VectorType, vector_columns, vector_fields
+from smec_core.model.vector_types import RESCORE, vector_columns, vector_fields
 
 ROW_GROUP_BYTES = 32 << 20
 QUARANTINE = "_quarantine"

@@ -2,26 +2,12 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
 from rich.table import Table
 
 from pipelines.console import say, show, warn
-from smec_core.data.columns import DEFAULT_NAMES, ColumnNames
+from pipelines.data.settings import CheckSettings
 from smec_core.data.dataset import Dataset
 from smec_core.data.grades import HEAVY_TAIL, shown
-
-
-class CheckSettings(BaseModel):
-    """What `smec check` takes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    data: str
-    """Dataset folder or URI."""
-    columns: ColumnNames = DEFAULT_NAMES
-    """What the columns are called where they have other names: --set columns.id=sku."""
-    max_unknown: float = Field(0.1, ge=0, le=1)
-    """Share of a split's judgements that may name ids which the data does not hold."""
 
 
 def run(settings: CheckSettings) -> dict[str, Any]:

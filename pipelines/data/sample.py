@@ -32,11 +32,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from pipelines.console import say
-from pipelines.storage.model_folder import LocalPath, put_in_place
+from pipelines.data.settings import MIN_PAIRS, SampleSettings
+from pipelines.storage.model_folder import put_in_place
 from smec_core.data.parquet import write_embeddings
 from smec_core.errors import InputError, SmecError
 
@@ -57,28 +57,13 @@ SKIPPED_FOLDERS = {
     *("_vendor", "externals", "thirdparty", "thirdparty_files", "vendor"),  # copies of other packages
     *("distutils", "ensurepip", "idlelib", "lib2to3", "tkinter", "turtledemo"),  # not in every distribution of Python
 }
-MIN_QUERY_WORDS, MIN_DOCUMENT_WORDS, MIN_PAIRS = 5, 20, 50
+MIN_QUERY_WORDS, MIN_DOCUMENT_WORDS = 5, 20
 TEST_SHARE = 5
 """One group in so many is for testing."""
 
 PARAGRAPH_END = re.compile(r"\n\s*\n")
 NO_WORD = re.compile(r"[\W\d_]+")
 MARKER = "sample.json"
-
-
-class SampleSettings(BaseModel):
-    """What `smec sample` takes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    out: LocalPath
-    """Folder to write: a new or empty one, or an earlier sample, which is kept if it is the same and else replaced."""
-    size: int | None = Field(None, ge=MIN_PAIRS)
-    """Most pairs to take, chosen by a hash; all of them (about 20 000) by default."""
-    dim: int = Field(1024, ge=2)
-    """Embedding dims."""
-    seed: int = Field(0, ge=0)
-    """Seed of the random projection and of which pairs `size` takes."""
 
 
 class Source(NamedTuple):

@@ -2,11 +2,13 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from pipelines.evaluate.indexes.store import StoreName
+from smec_core.config import Settings, VectorType
 from smec_core.data.columns import DEFAULT_NAMES, ColumnNames
-from smec_core.model.vector_types import VectorType
+
+StoreName = Literal["exact", "faiss-hnsw", "lance", "pgvector"]
+"""Vector stores that searches are measured in."""
 
 
 def _funnel(value: Any) -> Any:
@@ -25,10 +27,18 @@ def _funnel(value: Any) -> Any:
 Funnel = Annotated[tuple[int, int], BeforeValidator(_funnel)]
 
 
-class EvaluateSettings(BaseModel):
-    """What `smec evaluate` takes."""
+class EvaluateSettings(Settings):
+    """Score a model at every prefix: nDCG@10, recall, MRR. With --index: whole searches in a real vector store.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    --index measures quality, bytes a vector, the size of the index and milliseconds a query: of each of the model's
+    dims, or of a funnel search beside the two plain ones it is made of. All but exact need the extra `stores` of
+    smec-ray. pgvector loads into a schema of its own, which it drops, on the server that PGHOST, PGUSER, PGPASSWORD,
+    PGDATABASE name.
+
+    Example: smec evaluate --data data/products --model models/products --baselines --json figures.json
+
+    Example: smec evaluate --data data/products --model models/products --index faiss-hnsw --funnel 48:384
+    """
 
     data: str
     """Dataset folder or URI."""

@@ -4,24 +4,22 @@ import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import torch
-from pydantic import Field, field_validator
 
 from pipelines.console import say, show
 from pipelines.data.source import Source, read_once
 from pipelines.experiment.insights import gradient_page, ware_page
 from pipelines.experiment.methods import FAISS_PCA, ablation, compared, queue_sizes
 from pipelines.experiment.page import Page, describe, file_name, rich_table, write_page
+from pipelines.experiment.settings import ExperimentSettings
 from pipelines.experiment.tables import MEAN, Results, ablation_page, compare_page, queue_page
 from pipelines.runtime.cluster import connect
-from pipelines.storage.model_folder import LocalPath
 from pipelines.train import Kept, as_finished, train_and_score
 from smec_core import __version__
 from smec_core.config import TrainConfig
-from smec_core.data.columns import DEFAULT_NAMES, ColumnNames
 from smec_core.data.dataset import Dataset
 from smec_core.data.uri import public_uri
 from smec_core.distributed.resident import Node
@@ -39,41 +37,6 @@ TRAININGS = ".trainings"
 """In the folder of the results: finished trainings, from which a rerun goes on."""
 ABOUT = "experiment.json"
 """In the folder of the results: which experiment on which data it holds."""
-
-
-class ExperimentSettings(TrainConfig):
-    """What `smec experiment` takes: data, and every setting of a training, which all methods share."""
-
-    experiment: Literal["compare", "ablation", "gradient-variance", "ware", "queue-size"]
-    """Which experiment."""
-    data: tuple[str, ...] = Field(min_length=1)
-    """Dataset folders or URIs; several give the mean over them, too."""
-    columns: ColumnNames = DEFAULT_NAMES
-    """What the columns are called where they have other names: --set columns.id=sku."""
-    out: LocalPath
-    """Folder of the results; a rerun takes from it the trainings that are finished."""
-    seeds: int = Field(3, ge=1)
-    """How many seeds, from `seed` on."""
-    methods: tuple[str, ...] | None = None
-    """What to compare with SMEC; default: all that are installed."""
-    direction: Literal["queries-to-corpus", "corpus-to-queries"] = "queries-to-corpus"
-    """What searches what; corpus-to-queries turns the judgements round, as image to text on a text to image set."""
-
-    @field_validator("data", "methods", mode="before")
-    @classmethod
-    def _parse_list(cls, value: Any) -> Any:
-        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
-
-    @field_validator("guard")
-    @classmethod
-    def _has_guard(cls, guard: bool) -> bool:
-        if not guard:
-            raise ValueError("the compared methods stop on dev, which guard=false switches off")
-        return guard
-
-    def method(self) -> TrainConfig:
-        """The settings that all methods share."""
-        return TrainConfig(**{name: getattr(self, name) for name in TrainConfig.model_fields})
 
 
 def run(settings: ExperimentSettings) -> dict[str, Any]:

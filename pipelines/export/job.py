@@ -9,14 +9,13 @@ Shapes: N rows, D input dims, d dims exported.
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.console import say, warn
 from pipelines.export.files import MADE_BY, check_replaceable, place
-from pipelines.storage.model_folder import LocalPath
+from pipelines.export.settings import ExportSettings
 from smec_core.errors import InputError, SmecError
 from smec_core.model.model import Model, load
 
@@ -29,24 +28,6 @@ MODULES = {
 TOLERANCE = 1e-5
 """Largest difference from `encode` in one number of a unit vector."""
 CHECK_ROWS = 64
-
-
-class ExportSettings(BaseModel):
-    """What `smec export` takes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    model: str
-    """Model folder, as `smec train` writes it."""
-    to: Literal["onnx", "faiss", "sentence-transformers", "numpy"]
-    """Format to write."""
-    out: LocalPath
-    """Path to write: a file for onnx and faiss, else a folder; an earlier export of the same format is replaced."""
-    dim: int | None = Field(None, ge=1)
-    """Dims of the vectors that the export gives; default: all, and users cut them."""
-    encoder: str | None = None
-    """For sentence-transformers: the encoder that made the vectors the model was trained on; a folder, or a name on the
-    Hugging Face hub."""
 
 
 def run(settings: ExportSettings) -> dict[str, Any]:

@@ -9,17 +9,17 @@ import datetime
 import importlib.util
 import time
 from _thread import interrupt_main
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.console import say, warn
 from pipelines.ingest.actor import EncodeShard
 from pipelines.ingest.draft import JOB, DatasetDraft, digest_of
 from pipelines.ingest.encoder import Encoder
 from pipelines.ingest.rows import Place
+from pipelines.ingest.settings import IngestSettings
 from pipelines.ingest.text import Scan, Shard, Texts, find_texts, qrels_fingerprint, read_judgements, scan
 from pipelines.runtime.file_tasks import RowProgress, actor_pool, run_file_tasks
 from pipelines.storage.lease import Lease
@@ -28,33 +28,6 @@ from smec_core.data.qrels import QrelsFile, as_table
 from smec_core.data.tables import check_names
 from smec_core.data.uri import open_filesystem, public_uri
 from smec_core.errors import InputError, SmecError, one_line
-
-
-class IngestSettings(BaseModel):
-    """What `smec ingest` takes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    source: str
-    """Folder or URI of text: corpus, queries (each .jsonl as BEIR has it, or Parquet) and qrels (.tsv or Parquet)."""
-    output: str
-    """Folder or URI of the dataset to write. A finished one of the same text, encoder and settings is left as it is,
-    an unfinished one gone on with; anything else there is refused."""
-    encoder: str
-    """sentence-transformers model: a folder, or a name on the Hugging Face hub."""
-    query_prompt: str | None = None
-    """Text to put before each query; by default the prompt that the encoder's configuration names `query`."""
-    document_prompt: str | None = None
-    """Text to put before each document; by default the encoder's prompt `document` or `passage`."""
-    batch_size: int = Field(64, ge=1)
-    """Texts that the encoder takes at a time."""
-    rows_per_file: int = Field(8192, ge=1)
-    """Rows of a Parquet file; one file is one task, so fewer rows spread a small corpus over more workers, and lose
-    less to a kill."""
-    workers: int | None = Field(None, ge=1)
-    """Encoders side by side; by default one per GPU, or one per CPU of the cluster where there is none."""
-    gpu: Literal["auto", "on", "off"] = "auto"
-    """Encode on GPUs: auto uses what the cluster has, one for each encoder."""
 
 
 class Source(NamedTuple):

@@ -14,11 +14,11 @@ from typing import Any, Literal
 import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
-from pydantic import BaseModel, ConfigDict
 
 from pipelines.console import say
 from pipelines.report import figures
 from pipelines.report.files import ConfigFile, Evaluation, MetricsFile, Record, Stage, read, read_history
+from pipelines.report.settings import ReportSettings
 from pipelines.report.study import study_page
 from pipelines.report.words import (
     NAMES,
@@ -37,20 +37,8 @@ from pipelines.report.words import (
     reasons_of,
     span,
 )
-from pipelines.storage.model_folder import LocalPath
 from pipelines.storage.study import SUMMARY_FILE
 from smec_core.errors import InputError
-
-
-class ReportSettings(BaseModel):
-    """What `smec report` takes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    folder: str
-    """Model folder, as `smec train --out` wrote it, or a study's, as `smec tune --out` did."""
-    out: LocalPath
-    """HTML file to write; one that is there is replaced."""
 
 
 def run(settings: ReportSettings) -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from pipelines.runtime.settings import NAME, MethodSettings
-from smec_core.config import Dims, TrainConfig
+from smec_core.config import Dims, Settings, TrainConfig, VectorType
 from smec_core.data.columns import DEFAULT_NAMES, ColumnNames
 from smec_core.data.uri import public_uri
 from smec_core.evaluation.gate import GateSettings
-from smec_core.model.vector_types import VectorType
 
 
 class ChallengerSettings(MethodSettings):
@@ -19,6 +18,12 @@ class ChallengerSettings(MethodSettings):
     """warm: at the champion's weights and in one pass, which is faster, as `smec train --warm-start`; the first model
     of a series is trained fresh."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _starts_warm(cls, values: Any) -> Any:
+        """A compatible challenger starts at the champion's weights, unless it is told otherwise."""
+        return {"start": "warm", **values} if isinstance(values, dict) and values.get("compatible") else values
+
     @model_validator(mode="after")
     def _check_compatible(self) -> Self:
         if self.compatible and self.start != "warm":
@@ -26,10 +31,8 @@ class ChallengerSettings(MethodSettings):
         return self
 
 
-class PublishSettings(BaseModel):
+class PublishSettings(Settings):
     """How the corpus is compressed with a new champion, and where to."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     output: str
     """Published folder or URI."""
@@ -50,10 +53,23 @@ class PublishSettings(BaseModel):
         return public_uri(self.output).rstrip("/")
 
 
-class RetrainSettings(BaseModel):
-    """What `smec retrain` takes. Sections are written as such, or with dots: --set gate.min_gain=0.01."""
+class RetrainSettings(Settings):
+    """Train a challenger on the data as it is now, and release it where it beats the champion; for schedulers.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    Reads and validates the data, measures its drift, trains, compares champion, challenger, truncation and PCA on
+    queries that no champion was ever trained on, and where the gate holds: compresses the corpus into a new version,
+    sets the alias `champion` in MLflow's registry, and puts the version in force. Nothing new: it ends at once.
+    Killed anywhere, the old release stays in force, and the same command goes on.
+
+    With --compatible the challenger starts at the champion's weights and learns to find its documents, too: an index
+    can be refreshed bit by bit. The gate then asks for that as well.
+
+    Sections are written as such, or with dots: --set gate.min_gain=0.01. README.md has an example.
+
+    Example: smec retrain --config retrain.yaml
+
+    Exit codes: 0 released, or nothing to do; 2 bad data; 3 the gate refused; 4 another one is running.
+    """
 
     name: str = Field(pattern=NAME)
     """Of the series of models: its folder in the storage, and the registered model in MLflow."""
@@ -79,7 +95,12 @@ class RetrainSettings(BaseModel):
 
 
 class RollbackSettings(RetrainSettings):
-    """What `smec rollback` takes: the --config of `smec retrain`."""
+    """Put an earlier release of smec retrain in force again: its model and its vectors, together.
+
+    Without --to, the last release of the model before; --to also goes to an older corpus of the same model.
+
+    Example: smec rollback --config retrain.yaml
+    """
 
     to: str | None = Field(None, pattern=r"^v\d{4,}$")
     """Published version to return to, as v0003; default: the last release of the model before that in force, but for

@@ -3,19 +3,19 @@
 import re
 from typing import Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import Field, field_validator
 
-from smec_core.config import TrainConfig
+from smec_core.config import Settings, TrainConfig
 from smec_core.data.columns import DEFAULT_NAMES, ColumnNames
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Names that are a folder of their own, and nothing else."""
 
 
-class ClusterSettings(BaseModel):
+class ClusterSettings(Settings):
     """On what to train."""
 
-    workers: str = Field("1", coerce_numbers_to_str=True)
+    workers: str = Field("1", coerce_numbers_to_str=True, json_schema_extra={"metavar": "N|MIN:MAX"})
     """Ray Train workers; they share every step, so the result does not depend on their number but for rounding. MIN:MAX
     takes as many as the cluster has room for, goes on with fewer when a node is lost, and grows when there are more."""
     cpus_per_worker: int = Field(1, ge=1)

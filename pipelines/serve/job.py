@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import ray
 import ray.exceptions
-from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.console import say, warn
 from pipelines.runtime.cluster import connect
+from pipelines.serve.settings import ApplicationSettings, ServeSettings
 from smec_core.errors import InputError, SmecError
 from smec_core.model.model import load
 
@@ -34,40 +34,6 @@ WATCH_SECONDS = 5.0
 START_TRIES = 3
 # of the replicas, rounded up: as many new ones start before old ones stop, so that one replica is replaced, too
 SURGE_PERCENT = 25
-
-
-class ApplicationSettings(BaseModel):
-    """What the application takes, from `smec serve` or under `args` in a Serve config file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    model: str
-    """Model folder, on a path that all nodes with replicas reach."""
-    replicas: int = Field(1, ge=1)
-    """Processes that each hold the model and answer requests."""
-    threads: int = Field(1, ge=1)
-    """Torch threads of each replica, and the CPUs that it claims from Ray."""
-    batch_requests: int = Field(64, ge=1)
-    """Most requests that a replica multiplies together."""
-    batch_wait_ms: float = Field(2, ge=0)
-    """Milliseconds that a request waits for others to join it."""
-    max_rows: int = Field(1024, ge=1)
-    """Most vectors of one request."""
-    max_queued: int = Field(1000, ge=1)
-    """Requests that wait at each HTTP proxy or handle while all replicas are busy; further ones get status 503."""
-
-
-class ServeSettings(ApplicationSettings):
-    """What `smec serve` takes."""
-
-    host: str | None = None
-    """Address to listen on: by default 127.0.0.1, or where Serve listens already on the cluster."""
-    port: int | None = Field(None, ge=1, le=65535)
-    """Port to listen on: by default 8000, or where Serve listens already on the cluster."""
-    name: str = Field("smec", min_length=1)
-    """Application on the cluster; the one of this name is replaced."""
-    route: str = Field("/", pattern="^/([^{}]*[^/{}])?$")
-    """Path under which it answers, for several applications on one cluster."""
 
 
 class _Terminated(BaseException):

@@ -8,9 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import typer
+import click
 
-from pipelines.cli.settings import read_assignment
+from pipelines.cli.help import flags_of
+from pipelines.cli.main import COMMANDS, COMMON, make_command
+from pipelines.cli.settings import check_flags, read_assignment
 from smec_core.errors import InputError
 from smec_core.yaml_file import read_mapping
 
@@ -23,7 +25,7 @@ FILES = "files"
 """Folder of the bundle for those files."""
 
 PLACES = {
-    *("base", "data", "folder", "input", "input_", "json_file", "model", "out", "output", "source", "storage"),
+    *("base", "data", "folder", "input", "json_file", "model", "out", "output", "source", "storage"),
     "warm_start",
 }
 """Parameters and settings of the commands that name a place to read or to write."""
@@ -39,8 +41,8 @@ def check_command(command: Sequence[str]) -> None:
     parameters = parse_command(command)
     config = parameters.get("config")
     layers = [parameters, dict(read_assignment(text) for text in parameters.get("assign") or [])]
-    if config is not None and config.is_file():
-        layers.append(read_mapping(config))
+    if config is not None and Path(config).is_file():
+        layers.append(read_mapping(Path(config)))
     for place in (place for layer in layers for place in _places(layer)):
         if not place.startswith("/") and "://" not in place:
             raise InputError(
@@ -65,22 +67,21 @@ def parse_command(command: Sequence[str]) -> Mapping[str, Any]:
         InputError: it is no command that can be submitted, or its usage is wrong.
     """
     name, *arguments = command
-    # here and not above: cli.py imports this module when it submits
-    from pipelines.cli import app
-
-    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    known = sorted(commands.keys() - {"submit"})
+    known = sorted(COMMANDS.keys() - {"submit"})
     if name not in known:
         raise InputError(f"{name}: is no command that can be submitted; known: {', '.join(known)}")
     try:
-        parameters: Mapping[str, Any] = commands[name].make_context(f"smec {name}", list(arguments)).params
-    except typer.Exit as done:  # --help was asked for, and has been answered
+        made = make_command(name)
+        parameters = made.make_context(f"smec {name}", list(arguments)).params
+    except click.exceptions.Exit as done:  # --help was asked for, and has been answered
         sys.exit(done.exit_code)
-    except Exception as error:
-        # the class of usage errors is typer's or click's, by typer's version
-        if not hasattr(error, "format_message"):
-            raise
+    except click.ClickException as error:
         raise InputError(f"smec {name}: {error.format_message()}") from error
+    flags = {param: value for param, value in parameters.items() if param not in COMMON}
+    try:
+        check_flags(made.kind, flags_of(made.kind, flags))
+    except InputError as error:
+        raise InputError(f"smec {name}: {error}") from error
     return parameters
 
 

@@ -8,11 +8,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-
 from pipelines.console import say, warn
 from pipelines.submit.bundle import check_command, fingerprint, write_bundle
 from pipelines.submit.client import JobClient, follow
+from pipelines.submit.settings import SubmitSettings
 from smec_core.data.uri import mask
 from smec_core.errors import GateError, InputError, SmecError
 
@@ -34,37 +33,6 @@ class JobError(SmecError):
 
     def __str__(self) -> str:
         return str(self.args[0])
-
-
-class SubmitSettings(BaseModel):
-    """What `smec submit` takes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    command: list[str] = Field(min_length=1)
-    """The command of smec and its arguments: ["train", "--data", ...]."""
-    address: str | None = None
-    """The cluster's dashboard, http://HOST:8265; default: RAY_API_SERVER_ADDRESS, else RAY_ADDRESS."""
-    id: str | None = Field(None, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+-]*$")
-    """Name of the job on the cluster; default: a hash of the command, its files, its environment and the code. A job of
-    this name that runs is followed. One that has succeeded, or whose gate has refused, is returned where the name was
-    given here, and otherwise a new one starts: a nightly command is the same every night."""
-    env: list[str] = []
-    """NAME=VALUE, or NAME to take the value from this environment: what the job's environment gets besides
-    MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and MLFLOW_EXPERIMENT_ID. Whoever holds the cluster's token can read
-    it."""
-    detach: bool = False
-    """Leave once the job is submitted."""
-    patience: float = Field(120.0, gt=0)
-    """Seconds for which a cluster may be out of reach before a job is no longer followed."""
-
-    @field_validator("env")
-    @classmethod
-    def _are_variables(cls, env: list[str]) -> list[str]:
-        for text in env:
-            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text.partition("=")[0]):
-                raise ValueError("must be NAME or NAME=VALUE")
-        return env
 
 
 def run(settings: SubmitSettings) -> dict[str, Any]:

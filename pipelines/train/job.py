@@ -12,20 +12,19 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field
 
 import smec_core
 from pipelines.console import adopt_loggers, context, say, show
 from pipelines.data.source import Source
 from pipelines.runtime.cluster import connect, is_own
 from pipelines.runtime.evaluation import on_cluster, quality_table
-from pipelines.runtime.settings import JobSettings
 from pipelines.storage.lease import Lease
-from pipelines.storage.model_folder import LocalPath, check_replaceable, replace_folder
+from pipelines.storage.model_folder import check_replaceable, replace_folder
 from pipelines.storage.run_folder import RunFolder, digest
 from pipelines.train.checkpoints import remove_checkpoints
+from pipelines.train.driver import fit
 from pipelines.train.dry_run import dry_run
-from pipelines.train.fit import fit
+from pipelines.train.settings import TrainingSettings, TrainSettings
 from smec_core.data.dataset import Dataset
 from smec_core.data.uri import public_uri
 from smec_core.errors import InputError, SmecError
@@ -40,32 +39,6 @@ from smec_core.training.warm import WarmStart
 
 if TYPE_CHECKING:
     from pipelines.tracking.recorder import MlflowRecorder
-
-
-class TrainingSettings(JobSettings):
-    """What decides a training, and where its state goes."""
-
-    base: str | None = None
-    """Model folder to add smaller dims to (flag --from): the dims below its smallest become rotations of its smallest
-    block, so that the dims it has keep their results."""
-    warm_start: str | None = None
-    """Model folder, that of the champion, whose weights the training starts at (flag --warm-start): one pass on train +
-    dev, in which each stage takes as many epochs as the champion kept, but at least a quarter of the most. The kinds of
-    projection and the dims that each stage keeps are the champion's, so tau, gumbel_noise, ads_lr_factor, init,
-    hidden_dim and what dev and the guard go by (dev_fraction, dev_queries, dev_corpus, guard, patience,
-    score_steps, guard_tolerance, refit) do nothing."""
-    hold_out: float = Field(0.0, ge=0, lt=1)
-    """Share of the queries, by a hash of their id, that are neither learnt from nor chosen by, whatever the split: for
-    `smec evaluate --split held_out`."""
-
-
-class TrainSettings(TrainingSettings):
-    """What `smec train` takes."""
-
-    out: LocalPath
-    """Model folder to write; an earlier model there is replaced once the new one is whole."""
-    dry_run: bool = False
-    """Check settings and data, say how long the training will take and what it will hold (flag --dry-run), and end."""
 
 
 def run(settings: TrainSettings) -> dict[str, Any]:

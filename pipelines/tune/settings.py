@@ -9,7 +9,13 @@ from pipelines.storage.model_folder import LocalPath
 
 
 class TuneSettings(JobSettings):
-    """What `smec tune` takes: data, space, budget, and every setting of a training: the defaults of the search."""
+    """Search settings of the method on Ray Tune, by dev figures: Optuna proposes, ASHA ends what falls behind.
+
+    The first trial is the defaults: what --set and --config give, else those of smec train. A killed study goes on
+    with the same command; more --trials extend it. OUT/best.yaml is a --config of smec train.
+
+    Example: smec tune --data data/products --dims 384,192,96 --space smec --trials 30 --out tuned/products
+    """
 
     space: str
     """Search space: a YAML file, or one of smec, full, quick."""

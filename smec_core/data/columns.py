@@ -12,8 +12,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from smec_core.config import Settings
 from smec_core.errors import InputError, RowError
 
 Kind = Literal["id", "embedding", "score", "text"]
@@ -21,10 +22,8 @@ Kind = Literal["id", "embedding", "score", "text"]
 MAX_SCORE = float(np.finfo(np.float32).max)
 
 
-class ColumnNames(BaseModel):
+class ColumnNames(Settings):
     """What the columns of a dataset are called."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     id: str = Field("id", min_length=1)
     """Of corpus and queries: the id of a row."""

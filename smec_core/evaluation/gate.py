@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from smec_core.config import Settings
 from smec_core.evaluation.significance import p_text, randomisation_p
 
 CHALLENGER, CHAMPION, OLD_DOCUMENTS = "challenger", "champion", "new queries on old documents"
@@ -19,10 +20,10 @@ Scores = Mapping[str, Mapping[int, np.ndarray]]
 """nDCG@10 (Q) of each gate query, by system and dim."""
 
 
-class GateSettings(BaseModel):
+class GateSettings(Settings):
     """What a challenger must reach. Differences are of mean nDCG@10 over the gate queries."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
     fraction: float = Field(0.2, gt=0, lt=1)
     """Share of the judged queries, by a hash of their id, that no training learns from and that decide here."""

@@ -3,17 +3,15 @@
 Shapes: N rows, d dims kept.
 """
 
-from typing import Literal
-
 import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
+from smec_core.config import VectorType
 from smec_core.data.parquet import embedding_column
 from smec_core.model.model import Model
 from smec_core.model.quantize import to_bits, to_int8
 
-VectorType = Literal["float32", "float16", "int8", "binary"]
 RESCORE = "rescore"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipelines.submit.bundle import parse_command
-from pipelines.submit.job import SubmitSettings
+from pipelines.submit.settings import SubmitSettings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

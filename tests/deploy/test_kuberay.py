@@ -12,7 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from pipelines.serve.job import ApplicationSettings
+from pipelines.serve.settings import ApplicationSettings
 from pipelines.submit.bundle import parse_command
 
 REPOSITORY = Path(__file__).resolve().parents[2]

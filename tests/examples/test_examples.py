@@ -12,7 +12,8 @@ import pytest
 import torch
 from psycopg import sql
 
-from pipelines.compress.job import CompressSettings, run
+from pipelines.compress.job import run
+from pipelines.compress.settings import CompressSettings
 from smec_core.data.dataset import Dataset
 from smec_core.evaluation.evaluate import read_rows
 from smec_core.model.adapter import FrozenStage

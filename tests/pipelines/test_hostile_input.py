@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 import smec_core
 from pipelines.cli import app

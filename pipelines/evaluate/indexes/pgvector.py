@@ -18,8 +18,8 @@ from pgvector.psycopg import register_vector
 from psycopg import sql
 
 from pipelines.evaluate.indexes.store import BATCH_ROWS, NestedVectors, SearchPath, padded, unit_prefix
+from smec_core.config import VectorType
 from smec_core.errors import SmecError, one_line
-from smec_core.model.vector_types import VectorType
 
 TYPES: dict[VectorType, str] = {"float32": "vector", "float16": "halfvec", "binary": "bit"}
 CLASSES: dict[VectorType, str] = {

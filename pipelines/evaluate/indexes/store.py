@@ -12,16 +12,16 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
+from pipelines.evaluate.settings import StoreName
+from smec_core.config import VectorType
 from smec_core.errors import InputError, SmecError
 from smec_core.model.quantize import to_bits, to_int8
-from smec_core.model.vector_types import VectorType
 
-StoreName = Literal["exact", "faiss-hnsw", "lance", "pgvector"]
 BATCH_ROWS = 8192
 
 

@@ -1,5 +1,6 @@
 """What a user reads and a scheduler sees: one line and an exit code for each kind of bad input."""
 
+import importlib
 import json
 import os
 import shutil
@@ -14,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from pipelines.cli import app
+from pipelines.cli.main import COMMANDS
 from tests.builders import write_dataset
 
 
@@ -314,9 +316,30 @@ def test_the_version_is_that_of_the_package() -> None:
 
 
 def test_help_breaks_lines_where_the_terminal_ends_only() -> None:
-    printed = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "1000"}).stdout
-    [line] = [line for line in printed.splitlines() if "Every setting of the method" in line]
+    printed = CliRunner().invoke(app, ["train", "--help"], terminal_width=1000, max_content_width=1000).stdout
+    [line] = [line for line in printed.splitlines() if "Precedence: flag" in line]
     assert line.strip().endswith("goes on from its last checkpoint.")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_every_setting(command: str) -> None:
+    printed = CliRunner().invoke(app, [command, "--help"], terminal_width=1000, max_content_width=1000).stdout
+    module, _, kind = COMMANDS[command].settings.partition(":")
+    fields = getattr(importlib.import_module(module), kind).model_fields
+    lines = [line.split() for line in printed.splitlines() if line.startswith("  ")]
+    told = {words[0].strip("-").replace("-", "_").partition(".")[0] for words in lines if words}
+    told |= {"base" if "from" in told else "", "train_best" if "refit" in told else ""}
+    assert fields.keys() - told <= set(COMMANDS[command].arguments)
+    assert "Example: smec" in printed
+
+
+def test_help_shows_defaults_and_what_is_required() -> None:
+    printed = CliRunner().invoke(app, ["compress", "--help"], terminal_width=1000, max_content_width=1000).stdout
+    lines = {line.split()[0]: line for line in printed.splitlines() if line.startswith("  ")}
+    assert lines["--output"].endswith("[required]")
+    assert "  --dtype float32|float16|int8|binary\n" in printed
+    assert "[default: float32]" in printed
+    assert lines["batch_rows"].endswith("[default: 8192]")
 
 
 def test_help_needs_no_heavy_import() -> None:

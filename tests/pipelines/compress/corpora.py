@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.compress.job import CompressSettings, run
+from pipelines.compress.job import run
+from pipelines.compress.settings import CompressSettings
 from smec_core.data.parquet import EmbeddingTable, embedding_column
 
 DIM = 16

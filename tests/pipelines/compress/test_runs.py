@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import smec_core
-from pipelines.compress.job import CompressSettings, run
+from pipelines.compress.job import run
+from pipelines.compress.settings import CompressSettings
 from pipelines.storage.publish import current
 from smec_core.data.parquet import EmbeddingTable, embedding_column
 from smec_core.errors import InputError, SmecError

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import smec_core
-from pipelines.compress.job import CompressSettings, run
+from pipelines.compress.job import run
+from pipelines.compress.settings import CompressSettings
 from pipelines.storage.publish import current
 from smec_core.data.parquet import embedding_column
 from smec_core.errors import InputError

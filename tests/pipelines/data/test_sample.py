@@ -13,16 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.sample import (
-    PACKAGES,
-    Pair,
-    SampleSettings,
-    Source,
-    grouped,
-    installed_sources,
-    make_sample,
-    read_sources,
-)
+from pipelines.data.sample import PACKAGES, Pair, Source, grouped, installed_sources, make_sample, read_sources
+from pipelines.data.settings import SampleSettings
 from smec_core.data.parquet import EmbeddingTable
 from smec_core.errors import InputError, SmecError
 

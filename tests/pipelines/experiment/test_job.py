@@ -13,8 +13,8 @@ import pytest
 import ray
 
 from pipelines.experiment import job as experiment
-from pipelines.experiment.job import ExperimentSettings
 from pipelines.experiment.methods import ablation, compared
+from pipelines.experiment.settings import ExperimentSettings
 from pipelines.experiment.tables import Results, standing
 from pipelines.train.scoring import Kept, Scored, as_finished
 from smec_core.config import TrainConfig

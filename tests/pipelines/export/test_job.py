@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 import smec_core
 from pipelines.cli import app
-from pipelines.export.job import ExportSettings, run
+from pipelines.export.job import run
+from pipelines.export.settings import ExportSettings
 from smec_core.errors import InputError, SmecError
 from smec_core.model.adapter import MLP_TENSORS, FrozenStage
 from smec_core.model.model import Model

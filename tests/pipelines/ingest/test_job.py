@@ -20,8 +20,9 @@ import pytest
 
 from pipelines.ingest.actor import EncodeShard
 from pipelines.ingest.encoder import Encoder
-from pipelines.ingest.job import IngestSettings, Source, run
+from pipelines.ingest.job import Source, run
 from pipelines.ingest.rows import Place
+from pipelines.ingest.settings import IngestSettings
 from smec_core.data.dataset import Dataset
 from smec_core.data.parquet import write_embeddings
 from smec_core.errors import InputError, LeaseError, SmecError

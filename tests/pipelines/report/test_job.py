@@ -12,7 +12,8 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 
-from pipelines.report.job import ReportSettings, run
+from pipelines.report.job import run
+from pipelines.report.settings import ReportSettings
 from smec_core.errors import InputError
 
 DIMS = (768, 384, 192, 96, 48, 24)

@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines.compress import job as compress
-from pipelines.compress.job import CompressSettings
+from pipelines.compress.settings import CompressSettings
 from pipelines.storage.lease import Lease
 from pipelines.storage.publish import current, manifest_of, plans
 from pipelines.storage.run_folder import RunFolder

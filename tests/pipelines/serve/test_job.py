@@ -22,7 +22,8 @@ import ray
 import torch
 
 import smec_core
-from pipelines.serve.job import ApplicationSettings, ServeSettings, app, run
+from pipelines.serve.job import app, run
+from pipelines.serve.settings import ApplicationSettings, ServeSettings
 from smec_core.errors import InputError, SmecError
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.model import Model

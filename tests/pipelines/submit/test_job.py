@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from pipelines.cli import app
 from pipelines.submit.bundle import fingerprint, write_bundle
@@ -36,8 +36,8 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     [
         (["--", "trian", "--data", "/data"], "trian: is no command that can be submitted"),
         (["--", "submit", "--", "check", "/data"], "submit: is no command that can be submitted"),
-        (["--", "train", "--dta", "/data"], "smec train: No such option: --dta"),
-        (["--", "train", "--seed", "one"], "smec train: Invalid value for '--seed'"),
+        (["--", "train", "--dta", "/data"], "smec train: No such option '--dta'"),
+        (["--", "train", "--seed", "one"], "smec train: seed: Input should be a valid integer"),
         (["train", "--data", "data/products"], "smec train: data/products is relative"),
         (["--", "evaluate", "--data", "/data", "--json", "figures.json"], "smec evaluate: figures.json is relative"),
         (["--", "train", "--warm-start", "model", "--data", "/data"], "smec train: model is relative"),

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import ray
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from pipelines.cli import app
 from pipelines.storage.run_folder import RunFolder
 from pipelines.train.checkpoints import write_file_list
-from pipelines.train.job import Training, TrainSettings
+from pipelines.train.job import Training
+from pipelines.train.settings import TrainSettings
 from smec_core.config import TrainConfig
 from smec_core.data.dataset import Dataset
 from smec_core.model.model import Model

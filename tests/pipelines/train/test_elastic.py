@@ -12,6 +12,7 @@ from ray.cluster_utils import Cluster
 
 from pipelines.storage.run_folder import RunFolder
 from pipelines.train import job as train
+from pipelines.train.settings import TrainSettings
 from smec_core.model.model import load
 from tests.builders import write_dataset
 from tests.kills import PATIENCE_SECONDS, Training, assert_complete_in_mlflow, wait_for_step
@@ -37,7 +38,7 @@ def cluster() -> Iterator[Cluster]:
 def undisturbed(data_dir: Callable[[str], Path], ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     chosen = SETTINGS | {"data": str(data_dir("scifact")), "out": str(folder / "model"), "workers": 2}
-    train.run(train.TrainSettings.model_validate(chosen))
+    train.run(TrainSettings.model_validate(chosen))
     return folder / "model"
 
 

@@ -16,14 +16,17 @@ from mlflow import MlflowClient
 
 import smec_core
 from pipelines.compress import job as compress
-from pipelines.evaluate import EvaluateSettings
+from pipelines.compress.settings import CompressSettings
 from pipelines.evaluate import job as evaluate
+from pipelines.evaluate.settings import EvaluateSettings
 from pipelines.report import job as report
+from pipelines.report.settings import ReportSettings
 from pipelines.runtime.cluster import use_gpus
 from pipelines.storage.lease import Holder
 from pipelines.storage.publish import current
 from pipelines.storage.run_folder import RunFolder
 from pipelines.train import job as train
+from pipelines.train.settings import TrainSettings
 from smec_core.errors import InputError, SmecError
 from tests.builders import write_dataset
 
@@ -32,9 +35,9 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
-def _settings(data: Path, out: Path, **changes: object) -> train.TrainSettings:
+def _settings(data: Path, out: Path, **changes: object) -> TrainSettings:
     quick = {"epochs": 2, "batch_size": 32, "negatives": 16, "queue_size": 100, "dims": "8,4"}
-    return train.TrainSettings.model_validate({"data": str(data), "out": str(out), **quick, **changes})
+    return TrainSettings.model_validate({"data": str(data), "out": str(out), **quick, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,7 @@ def test_evaluation_on_several_workers_is_that_of_one(model_folder: Path, datase
 
 
 def test_compressed_corpus_is_the_models_encoding(model_folder: Path, dataset: Path, tmp_path: Path) -> None:
-    settings = compress.CompressSettings(
+    settings = CompressSettings(
         model=str(model_folder), input=str(dataset / "corpus"), output=str(tmp_path / "out"), dim=8
     )
     compress.run(settings)
@@ -131,7 +134,7 @@ def test_a_run_on_s3_is_trained_once_and_comes_back_from_there(
     assert kept == {"model", "finished.json", "run.json", "mlflow_run.json", "ray_run.json"}
 
 
-def _command(settings: train.TrainSettings) -> list[str]:
+def _command(settings: TrainSettings) -> list[str]:
     chosen = settings.model_dump(mode="json", exclude_unset=True, exclude={"dims"})
     pairs = [text for key, value in chosen.items() for text in ("--set", f"{key}={value}")]
     return [sys.executable, "-m", "pipelines.cli", "train", "--dims", "8,4", *pairs]
@@ -222,7 +225,7 @@ def test_a_challenger_starts_at_the_champion_and_says_so(dataset: Path, model_fo
     again = train.run(settings.model_copy(update={"out": str(tmp_path / "again")}))
     assert again == metrics
     assert len(list((tmp_path / "runs").glob("smec-*"))) == 2
-    report.run(report.ReportSettings(folder=str(tmp_path / "challenger"), out=str(tmp_path / "report.html")))
+    report.run(ReportSettings(folder=str(tmp_path / "challenger"), out=str(tmp_path / "report.html")))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 import smec_core
 from pipelines.storage.run_folder import RunFolder
 from pipelines.train import job as train
+from pipelines.train.settings import TrainSettings
 from tests.builders import write_dataset
 from tests.kills import (
     Training,
@@ -39,12 +40,12 @@ SETTINGS = {
 }
 
 
-def settings_of(data: Path, out: Path, storage: str, name: str, **changes: object) -> train.TrainSettings:
+def settings_of(data: Path, out: Path, storage: str, name: str, **changes: object) -> TrainSettings:
     chosen = SETTINGS | {"data": str(data), "out": str(out), "storage": storage, "name": name} | changes
-    return train.TrainSettings.model_validate(chosen | {"dims": "8,4", "workers": 2})
+    return TrainSettings.model_validate(chosen | {"dims": "8,4", "workers": 2})
 
 
-def arguments_of(settings: train.TrainSettings) -> list[str]:
+def arguments_of(settings: TrainSettings) -> list[str]:
     chosen = settings.model_dump(mode="json", exclude_unset=True, exclude={"dims"})
     return ["--dims", "8,4", *(text for key, value in chosen.items() for text in ("--set", f"{key}={value}"))]
 

@@ -18,10 +18,11 @@ import ray
 
 from pipelines.cli.settings import resolve
 from pipelines.report import job as report
+from pipelines.report.settings import ReportSettings
 from pipelines.report.study import study_page
 from pipelines.storage.run_folder import RunFolder
 from pipelines.storage.study import read_trials, trial_folder
-from pipelines.train.job import TrainSettings
+from pipelines.train.settings import TrainSettings
 from pipelines.tune import job as tune
 from pipelines.tune import runner as study_start
 from pipelines.tune.callback import TuneCallback
@@ -146,7 +147,7 @@ def test_a_finished_study_is_not_run_again_and_can_be_extended(study: Path, data
 
 
 def test_the_report_of_a_study(study: Path, tmp_path: Path) -> None:
-    figures = report.run(report.ReportSettings(folder=str(study), out=str(tmp_path / "study.html")))
+    figures = report.run(ReportSettings(folder=str(study), out=str(tmp_path / "study.html")))
     assert set(figures["importance"]) == {"tau", "lr", "queue_size"}
     page = (tmp_path / "study.html").read_text()
     for element in ("parallel", "importance", "front", "slice-tau", "slice-queue_size", "queue-seconds"):

@@ -7,9 +7,10 @@ import psycopg
 import pytest
 
 from pipelines.evaluate.indexes import lance
-from pipelines.evaluate.indexes.store import STORES, Build, Form, NestedVectors, SearchPath, StoreName, open_store
+from pipelines.evaluate.indexes.store import STORES, Build, Form, NestedVectors, SearchPath, open_store
+from pipelines.evaluate.settings import StoreName
+from smec_core.config import VectorType
 from smec_core.errors import InputError, SmecError
-from smec_core.model.vector_types import VectorType
 
 ROWS, QUERIES, DIM, K = 600, 20, 64, 20
 SCALE = 0.004

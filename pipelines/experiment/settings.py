@@ -1,0 +1,52 @@
+"""What `smec experiment` takes."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from pipelines.storage.model_folder import LocalPath
+from smec_core.config import TrainConfig
+from smec_core.data.columns import DEFAULT_NAMES, ColumnNames
+
+
+class ExperimentSettings(TrainConfig):
+    """Run one of the paper's experiments on any dataset, and write a page of figures and tables.
+
+    compare: SMEC beside truncation, random projection, PCA, Search-Adaptor, Matryoshka-Adaptor and MRL. ablation: its
+    parts added and removed. gradient-variance: MRL beside SMRL. ware: which dims ADS keeps. queue-size: the memory.
+
+    Finished trainings are kept in OUT: the same command goes on with a killed one.
+
+    Example: smec experiment compare --data data/products --dims 384,192,96 --seeds 3 --out results/products
+    """
+
+    experiment: Literal["compare", "ablation", "gradient-variance", "ware", "queue-size"]
+    """Which experiment."""
+    data: tuple[str, ...] = Field(min_length=1)
+    """Dataset folders or URIs; several give the mean over them, too."""
+    columns: ColumnNames = DEFAULT_NAMES
+    """What the columns are called where they have other names: --set columns.id=sku."""
+    out: LocalPath
+    """Folder of the results; a rerun takes from it the trainings that are finished."""
+    seeds: int = Field(3, ge=1)
+    """How many seeds, from `seed` on."""
+    methods: tuple[str, ...] | None = None
+    """What to compare with SMEC; default: all that are installed."""
+    direction: Literal["queries-to-corpus", "corpus-to-queries"] = "queries-to-corpus"
+    """What searches what; corpus-to-queries turns the judgements round, as image to text on a text to image set."""
+
+    @field_validator("data", "methods", mode="before")
+    @classmethod
+    def _parse_list(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("guard")
+    @classmethod
+    def _has_guard(cls, guard: bool) -> bool:
+        if not guard:
+            raise ValueError("the compared methods stop on dev, which guard=false switches off")
+        return guard
+
+    def method(self) -> TrainConfig:
+        """The settings that all methods share."""
+        return TrainConfig(**{name: getattr(self, name) for name in TrainConfig.model_fields})
