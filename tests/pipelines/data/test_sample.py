@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.sample import PACKAGES, Pair, Source, grouped, installed_sources, make_sample, read_sources
+from pipelines.data.sample import PACKAGES, Pair, Source, documented_objects, installed_sources, make_sample, unique
 from pipelines.data.settings import SampleSettings
 from smec_core.data.parquet import EmbeddingTable
 from smec_core.errors import InputError, SmecError
@@ -149,11 +149,11 @@ def surrogate():
             "_vendor/other.py": function("f", 7),
         },
     )
-    groups = grouped(read_sources([source]), seed=0)
-    names = {group.pair.name for group in groups}
+    chosen = [pair for _, pair in unique(documented_objects([source]), seed=0)]
+    names = {pair.name for pair in chosen}
     assert names == {"pack.mod.Outer", "pack.mod.Outer.method", "pack.mod.fallback", "pack.mod.surrogate"}
-    for group in groups:
-        group.pair.query.encode()
+    for pair in chosen:
+        pair.query.encode()
 
 
 def test_copies_are_taken_once_and_under_the_shortest_name(source: Source, tmp_path: Path) -> None:
@@ -194,13 +194,13 @@ def draw_pairs(draw: st.DrawFn) -> list[Pair]:
 @settings(deadline=None)
 @given(draw_pairs(), st.randoms(use_true_random=False))
 def test_exactly_one_of_all_linked_copies_is_taken_whatever_the_order(pairs: list[Pair], rng: random.Random) -> None:
-    groups = grouped(pairs, seed=0)
-    taken = {group.pair for group in groups}
-    assert len(taken) == len(groups)
+    chosen = unique(pairs, seed=0)
+    taken = {pair for _, pair in chosen}
+    assert len(taken) == len(chosen)
     for component in linked(pairs):
         assert len(taken & component) == 1
     rng.shuffle(pairs)
-    assert grouped(pairs, seed=0) == groups
+    assert unique(pairs, seed=0) == chosen
 
 
 def test_pair_without_a_known_word_is_dropped(source: Source, tmp_path: Path) -> None:
