@@ -15,6 +15,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from pipelines.console import warn
 from pipelines.runtime.preflight import check_limits, keep_token, ray_folder
+from pipelines.runtime.ray_private import wait_for
 from pipelines.runtime.settings import ClusterSettings
 from smec_core.errors import InputError, SmecError
 
@@ -80,29 +81,6 @@ def quiet_data() -> None:
     context.print_on_execution_start = False
 
 
-def start_coordinator() -> None:
-    """Starts the actor that a Ray Train run, before its workers, would start and wait for."""
-    # no public way leads there; without it the run starts later
-    with suppress(ImportError):
-        from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
-
-        get_or_create_autoscaling_coordinator()
-
-
-def withdraw_claim(run_id: str) -> None:
-    """Gives back the nodes that a killed Ray Train run has claimed; Ray itself would keep them for three minutes.
-
-    An elastic run takes only what no run before it claims.
-
-    Args:
-        run_id: Ray Train's id of the run; one of another cluster, or that has ended well, does no harm.
-    """
-    # no public way leads there; without it the next run waits
-    with suppress(ValueError, AttributeError, ray.exceptions.RayError):
-        coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
-        ray.get(coordinator.cancel_request.remote(f"train-{run_id}"))
-
-
 def release_after(actor: Any | None, group_id: str) -> None:
     """Waits for the end of the process that runs a Ray Train run, then gives back what the run's workers hold.
 
@@ -115,7 +93,7 @@ def release_after(actor: Any | None, group_id: str) -> None:
     """
     with suppress(ray.exceptions.RayError):
         while actor is not None:
-            ray.get(actor.__ray_ready__.remote())
+            wait_for(actor)
             time.sleep(DEATH_SECONDS)
     # its controller, which would replace the workers, ends a moment later
     time.sleep(DEATH_SECONDS)

@@ -19,6 +19,7 @@ import ray.exceptions
 
 from pipelines.console import say, warn
 from pipelines.runtime.cluster import connect
+from pipelines.runtime.ray_private import serve_http_options
 from pipelines.serve.settings import ApplicationSettings, ServeSettings
 from smec_core.errors import InputError, SmecError
 from smec_core.model.model import load
@@ -164,10 +165,7 @@ def _listen(settings: ServeSettings) -> "HTTPOptions":
     from ray import serve
     from ray.serve.config import HTTPOptions
 
-    # no public way tells where Serve listens
-    from ray.serve.context import _get_global_client
-
-    running = _get_global_client(raise_if_no_controller_running=False)
+    running = serve_http_options()
     if running is None:
         http = HTTPOptions(host=settings.host or HOST, port=settings.port or PORT)
         try:
@@ -176,13 +174,12 @@ def _listen(settings: ServeSettings) -> "HTTPOptions":
             serve.shutdown()
             raise SmecError(f"Serve cannot listen on {http.host}:{http.port}: {_last_line(str(error))}") from error
         return http
-    http = running.http_config
-    if (settings.host or http.host, settings.port or http.port) != (http.host, http.port):
+    if (settings.host or running.host, settings.port or running.port) != (running.host, running.port):
         raise InputError(
-            f"host, port: Serve on this cluster listens on {http.host}:{http.port} already, for all applications; "
-            "leave them out, or end Serve there first (serve shutdown)"
+            f"host, port: Serve on this cluster listens on {running.host}:{running.port} already, for all "
+            "applications; leave them out, or end Serve there first (serve shutdown)"
         )
-    return http
+    return running
 
 
 def _message(status: "ApplicationStatusOverview") -> str:

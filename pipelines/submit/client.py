@@ -13,12 +13,11 @@ import aiohttp
 import requests
 from ray.dashboard.modules.job.pydantic_models import JobDetails, JobType
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobSubmissionClient
 
+from pipelines.runtime.ray_private import timed_job_client
 from smec_core.data.uri import mask
 from smec_core.errors import InputError, SmecError
 
-REQUEST_SECONDS = 30.0
 POLL_SECONDS = 5.0
 RETRY_SECONDS = 1.0
 DRAIN_SECONDS = 10.0
@@ -33,13 +32,6 @@ _BROKEN = (
 
 class Unreachable(SmecError):
     """The cluster does not answer: a later try may succeed."""
-
-
-class _Client(JobSubmissionClient):
-    # Ray sets no time limit on its requests, and has no public way to; without one, a lost machine is waited for
-    def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
-        response: requests.Response = super()._do_request(method, endpoint, **{"timeout": REQUEST_SECONDS, **options})
-        return response
 
 
 class JobClient:
@@ -61,7 +53,7 @@ class JobClient:
         # Ray lets these variables win over the argument
         os.environ["RAY_API_SERVER_ADDRESS"] = address
         with self._one_line_errors():
-            self._client = _Client(address)
+            self._client = timed_job_client(address)
 
     def jobs(self, key: str, value: str) -> list[JobDetails]:
         """The submitted jobs that have this in their metadata, oldest first."""

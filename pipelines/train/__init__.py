@@ -7,7 +7,7 @@ from pipelines.train.settings import TrainingSettings, TrainSettings
 
 if TYPE_CHECKING:
     from pipelines.train.checkpoints import remove_checkpoints
-    from pipelines.train.driver import fit
+    from pipelines.train.driver import RayRun
     from pipelines.train.job import Training, run
     from pipelines.train.scoring import (
         MAIN_MEASURE,
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "checkpoints": ["remove_checkpoints"],
-    "driver": ["fit"],
+    "driver": ["RayRun"],
     "job": ["Training", "run"],
     "scoring": ["MAIN_MEASURE", "Kept", "Scored", "as_finished", "gain_interval", "gains", "train_and_score"],
     "worker": ["Placed"],
@@ -31,12 +31,12 @@ __all__ = [
     "MAIN_MEASURE",
     "Kept",
     "Placed",
+    "RayRun",
     "Scored",
     "TrainSettings",
     "Training",
     "TrainingSettings",
     "as_finished",
-    "fit",
     "gain_interval",
     "gains",
     "remove_checkpoints",

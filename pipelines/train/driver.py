@@ -6,6 +6,7 @@ import pickle
 import shutil
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.console import Progress, say, warn
 from pipelines.data.source import Source
-from pipelines.runtime.cluster import connect, is_own, start_coordinator, unwrap, use_gpus, withdraw_claim
+from pipelines.runtime.cluster import connect, is_own, unwrap, use_gpus
+from pipelines.runtime.ray_private import lean_trainer, run_id_of, start_coordinator, withdraw_claim
 from pipelines.runtime.settings import ClusterSettings
 from pipelines.storage.run_folder import RunFolder
 from pipelines.train.checkpoints import Start, begin_start
@@ -57,186 +59,175 @@ class Listener(Protocol):
         """Takes where the workers run, or what a stage reached."""
 
 
-def fit(
-    settings: ClusterSettings,
-    config: TrainConfig,
-    source: Source,
-    run_folder: RunFolder,
-    tracker: Tracker,
-    history: Path,
-    base: Sequence[FrozenStage],
-    check: Callable[[], None],
-    listener: Listener | None = None,
-    warm_start: WarmStart | None = None,
-) -> Trained:
-    """Runs the training on the cluster, from the run's newest whole checkpoint where there is one.
+@dataclass(frozen=True)
+class RayRun:
+    """A training on the cluster, from the run's newest whole checkpoint where there is one.
 
-    Args:
+    Attributes:
         settings: workers and devices.
         config: settings of the method.
         source: what to learn from.
         run_folder: the run's folder, in which Ray keeps the checkpoints, too; no other process trains it now.
         tracker: takes the figures while the run goes on; after a resume some of them again.
-        history: file to write all figures to, each once.
         base: stages that are trained already.
+        warm_start: the champion that the stages start from.
         check: called all the while; raises where the training must stop.
         listener: is told of the workers and of each stage of the first pass, after a resume of earlier ones, too.
-        warm_start: the champion that the stages start from.
-
-    Raises:
-        InputError: gpu is "on" and the cluster has too few.
-        SmecError: the workers failed more often than settings allow.
     """
-    start = begin_start(run_folder)
-    checkpoint = start.checkpoint
-    if checkpoint is None or not start.is_trained:
-        checkpoint = _train(settings, config, source, run_folder, start, tracker, base, check, listener, warm_start)
-    with checkpoint.as_directory() as stored:
-        shutil.copy(Path(stored) / HISTORY_FILE, history)
-        trained = Trained.read(Path(stored))
-    if start.is_trained:
-        say("trained to the end already; the last checkpoint is taken")
-        for line in history.read_text().splitlines():
-            tracker.log(json.loads(line))
-    return trained
 
+    settings: ClusterSettings
+    config: TrainConfig
+    source: Source
+    run_folder: RunFolder
+    tracker: Tracker
+    base: Sequence[FrozenStage] = ()
+    warm_start: WarmStart | None = None
+    check: Callable[[], None] = lambda: None
+    listener: Listener | None = None
 
-def _train(
-    settings: ClusterSettings,
-    config: TrainConfig,
-    source: Source,
-    run_folder: RunFolder,
-    start: Start,
-    tracker: Tracker,
-    base: Sequence[FrozenStage],
-    check: Callable[[], None],
-    listener: Listener | None,
-    warm_start: WarmStart | None,
-) -> Checkpoint:
-    """The last checkpoint of the training."""
-    least, most = settings.worker_range
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))
-    if least < most:
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACEMENT_SECONDS))
-    connect(most * settings.cpus_per_worker)
-    if is_own():
-        # a process that looks out for nodes that are to be taken away; this machine is none
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    use_gpu = use_gpus(settings, least)
-    found = ray.cluster_resources().get("CPU", 0)
-    if found < least * settings.cpus_per_worker:
-        warn(f"{least} worker(s) need {least * settings.cpus_per_worker} CPUs, the cluster has {found:g} now; waiting")
-    count = str(least) if least == most else f"{least} to {most}"
-    say(f"{count} worker(s) on {'GPU' if use_gpu else 'CPU'}, {settings.cpus_per_worker} CPU(s) each")
-    start_coordinator()
-    # beside the driver: a node that is lost must not take it along
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    task = WorkerTask(
-        config=config,
-        source=source,
-        base=list(base),
-        warm_start=warm_start,
-        checkpoint=start.checkpoint,
-        queue=queue,
-        threads=settings.cpus_per_worker,
-        checkpoint_every=settings.checkpoint_every,
-        memory_budget=None if settings.memory_budget is None else int(settings.memory_budget * 2**30),
-        scratch=settings.scratch,
-        tier=settings.tier,
-        reports_stages=listener is not None,
-    )
-    trainer = _Trainer(
-        train_on_worker,
-        train_loop_config={"task": task},
-        # resident rows and their reductions stay on the CPU, gradients on the GPU
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=least if least == most else (least, most),
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": settings.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
-            elastic_resize_monitor_interval_s=settings.resize_seconds,
-        ),
-        run_config=RunConfig(
-            name=start.name,
-            storage_path=run_folder.path,
-            storage_filesystem=run_folder.filesystem,
-            failure_config=FailureConfig(max_failures=settings.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
-        ),
-    )
-    before = run_folder.read_json(RAY_RUN_FILE)
-    if before is not None:
-        withdraw_claim(before["id"])
-    run_folder.write_json(RAY_RUN_FILE, {"id": trainer.train_run_context.run_id})  # type: ignore[attr-defined]
-    return _follow(trainer, queue, tracker, check, listener)
+    def fit(self, history: Path) -> Trained:
+        """Trains.
 
+        Args:
+            history: file to write all figures to, each once.
 
-class _Trainer(ray.train.torch.TorchTrainer):
-    """Ray Train's trainer without the processes that nothing here needs; each takes more than a second to start."""
+        Raises:
+            InputError: gpu is "on" and the cluster has too few.
+            SmecError: the workers failed more often than settings allow.
+        """
+        start = begin_start(self.run_folder)
+        checkpoint = start.checkpoint
+        if checkpoint is None or not start.is_trained:
+            checkpoint = self._train(start)
+        with checkpoint.as_directory() as stored:
+            shutil.copy(Path(stored) / HISTORY_FILE, history)
+            trained = Trained.read(Path(stored))
+        if start.is_trained:
+            say("trained to the end already; the last checkpoint is taken")
+            for line in history.read_text().splitlines():
+                self.tracker.log(json.loads(line))
+        return trained
 
-    def _create_default_callbacks(self) -> list[Any]:
-        # the workers read by themselves; and a cluster of this process's own ends with it, placement groups and all
-        needless = ["DatasetsCallback", *(["PlacementGroupCleanerCallback"] if is_own() else [])]
-        # no public way leads there; were it closed, the processes would be there again
-        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
-        return [callback for callback in callbacks if type(callback).__name__ not in needless]
+    def _train(self, start: Start) -> Checkpoint:
+        """The last checkpoint of the training."""
+        use_gpu = self._connect()
+        start_coordinator()
+        # beside the driver: a node that is lost must not take it along
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+        trainer = self._trainer(start, queue, use_gpu)
+        before = self.run_folder.read_json(RAY_RUN_FILE)
+        if before is not None:
+            withdraw_claim(before["id"])
+        self.run_folder.write_json(RAY_RUN_FILE, {"id": run_id_of(trainer)})
+        return self._follow(trainer, queue)
 
+    def _connect(self) -> bool:
+        """Connects to the cluster; gives whether the workers train on GPUs."""
+        settings = self.settings
+        least, most = settings.worker_range
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))
+        if least < most:
+            os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACEMENT_SECONDS))
+        connect(most * settings.cpus_per_worker)
+        if is_own():
+            # a process that looks out for nodes that are to be taken away; this machine is none
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        use_gpu = use_gpus(settings, least)
+        found, needed = ray.cluster_resources().get("CPU", 0), least * settings.cpus_per_worker
+        if found < needed:
+            warn(f"{least} worker(s) need {needed} CPUs, the cluster has {found:g} now; waiting")
+        count = str(least) if least == most else f"{least} to {most}"
+        say(f"{count} worker(s) on {'GPU' if use_gpu else 'CPU'}, {settings.cpus_per_worker} CPU(s) each")
+        return use_gpu
 
-def _follow(
-    trainer: ray.train.torch.TorchTrainer,
-    queue: Queue,
-    tracker: Tracker,
-    check: Callable[[], None],
-    listener: Listener | None,
-) -> Checkpoint:
-    """Runs the trainer in a thread and hands on what the workers send until it ends."""
-    outcome: dict[str, Any] = {}
+    def _trainer(self, start: Start, queue: Queue, use_gpu: bool) -> ray.train.torch.TorchTrainer:
+        settings = self.settings
+        least, most = settings.worker_range
+        task = WorkerTask(
+            config=self.config,
+            source=self.source,
+            base=list(self.base),
+            warm_start=self.warm_start,
+            checkpoint=start.checkpoint,
+            queue=queue,
+            threads=settings.cpus_per_worker,
+            checkpoint_every=settings.checkpoint_every,
+            memory_budget=None if settings.memory_budget is None else int(settings.memory_budget * 2**30),
+            scratch=settings.scratch,
+            tier=settings.tier,
+            reports_stages=self.listener is not None,
+        )
+        return lean_trainer(
+            train_on_worker,
+            # the workers read by themselves; a cluster of this process's own ends with it, placement groups and all
+            needless={"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if is_own() else set()),
+            train_loop_config={"task": task},
+            # resident rows and their reductions stay on the CPU, gradients on the GPU
+            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=least if least == most else (least, most),
+                use_gpu=use_gpu,
+                resources_per_worker={"CPU": settings.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
+                elastic_resize_monitor_interval_s=settings.resize_seconds,
+            ),
+            run_config=RunConfig(
+                name=start.name,
+                storage_path=self.run_folder.path,
+                storage_filesystem=self.run_folder.filesystem,
+                failure_config=FailureConfig(max_failures=settings.max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
+            ),
+        )
 
-    def work() -> None:
-        try:
-            outcome["result"] = trainer.fit()
-        except BaseException as error:
-            outcome["error"] = error
+    def _follow(self, trainer: ray.train.torch.TorchTrainer, queue: Queue) -> Checkpoint:
+        """Runs the trainer in a thread and hands on what the workers send until it ends."""
+        outcome: dict[str, Any] = {}
 
-    thread = threading.Thread(target=work, name="trainer", daemon=True)
-    thread.start()
-    refused: SmecError | None = None
-    with Progress() as progress:
-        while True:
-            check()
-            ended = not thread.is_alive()
+        def work() -> None:
             try:
-                items = pickle.loads(queue.get(timeout=SEND_SECONDS))
-            except Empty:
-                if ended:
+                outcome["result"] = trainer.fit()
+            except BaseException as error:
+                outcome["error"] = error
+
+        thread = threading.Thread(target=work, name="trainer", daemon=True)
+        thread.start()
+        refused: SmecError | None = None
+        with Progress() as progress:
+            while True:
+                self.check()
+                ended = not thread.is_alive()
+                try:
+                    items = pickle.loads(queue.get(timeout=SEND_SECONDS))
+                except Empty:
+                    if ended:
+                        break
+                    continue
+                for item in items:
+                    if isinstance(item, str):
+                        say(item)
+                    elif isinstance(item, SmecError):
+                        refused = item
+                    elif isinstance(item, StageReached | Placed):
+                        if self.listener is not None:
+                            self.listener.take(item)
+                    elif isinstance(item, Resent):
+                        for record in item.records:
+                            self.tracker.log(record)
+                    else:
+                        self.tracker.log(item)
+                        progress.update(item)
+                if refused is not None:
+                    # the workers end by themselves, or with this process
+                    thread.join(LEAVE_SECONDS)
                     break
-                continue
-            for item in items:
-                if isinstance(item, str):
-                    say(item)
-                elif isinstance(item, SmecError):
-                    refused = item
-                elif isinstance(item, StageReached | Placed):
-                    if listener is not None:
-                        listener.take(item)
-                elif isinstance(item, Resent):
-                    for record in item.records:
-                        tracker.log(record)
-                else:
-                    tracker.log(item)
-                    progress.update(item)
-            if refused is not None:
-                # the workers end by themselves, or with this process
-                thread.join(LEAVE_SECONDS)
-                break
-    # nothing is left in it to wait for
-    queue.shutdown(force=True)
-    if refused is not None:
-        raise refused
-    if "error" in outcome:
-        raise unwrap(outcome["error"]) from outcome["error"]
-    checkpoint = outcome["result"].checkpoint
-    if checkpoint is None:
-        raise SmecError("the workers ended without a trained model")
-    return checkpoint
+        # nothing is left in it to wait for
+        queue.shutdown(force=True)
+        if refused is not None:
+            raise refused
+        if "error" in outcome:
+            raise unwrap(outcome["error"]) from outcome["error"]
+        checkpoint = outcome["result"].checkpoint
+        if checkpoint is None:
+            raise SmecError("the workers ended without a trained model")
+        return checkpoint

@@ -22,7 +22,7 @@ from pipelines.storage.lease import Lease
 from pipelines.storage.model_folder import check_replaceable, replace_folder
 from pipelines.storage.run_folder import RunFolder, digest
 from pipelines.train.checkpoints import remove_checkpoints
-from pipelines.train.driver import fit
+from pipelines.train.driver import RayRun
 from pipelines.train.dry_run import dry_run
 from pipelines.train.settings import TrainingSettings, TrainSettings
 from smec_core.data.dataset import Dataset
@@ -168,17 +168,17 @@ class Training:
             model_folder = Path(made) / "model"
             try:
                 history = Path(made) / "history.jsonl"
-                trained = fit(
+                run = RayRun(
                     settings,
                     config,
                     source,
                     run_folder,
                     recorder,
-                    history,
-                    self.base_stages,
-                    lease.check,
+                    base=self.base_stages,
                     warm_start=self.warm_start,
+                    check=lease.check,
                 )
+                trained = run.fit(history)
                 self._evaluated(trained, used).save(model_folder)
                 shutil.copy(history, model_folder)
                 _check_readable(model_folder)

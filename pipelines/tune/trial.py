@@ -123,14 +123,15 @@ def _train_here(config: TrainConfig, task: TrialTask, reporter: _Reporter) -> di
 
 def _train_on_workers(config: TrainConfig, task: TrialTask, number: int, reporter: _Reporter) -> dict[str, Any]:
     # here and not above: a trial in one process begins sooner without Ray Train and Ray Data
-    from pipelines.train import fit
+    from pipelines.train import RayRun
 
     quiet_data()
     run_folder = trial_folder(task.study, number)
     run_folder.create()
     with tempfile.TemporaryDirectory() as made:
         history = Path(made) / "history.jsonl"
-        trained = fit(task.settings, config, task.source, run_folder, reporter, history, (), lambda: None, reporter)
+        run = RayRun(task.settings, config, task.source, run_folder, reporter, listener=reporter)
+        trained = run.fit(history)
     return trained.metrics
 
 

@@ -1,0 +1,88 @@
+"""All that this project uses of Ray beyond its public API, each with its reason.
+
+tests/pipelines/runtime/test_ray_private.py has a canary for each, which says what to mend when Ray changes it. Without
+them all jobs give the same results; what each comment says is what would be lost.
+"""
+
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.exceptions
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+    from ray.serve.config import HTTPOptions
+    from ray.train.torch import TorchTrainer
+
+REQUEST_SECONDS = 30.0
+COORDINATOR = "AutoscalingCoordinator"
+
+
+def start_coordinator() -> None:
+    """Starts the actor that a Ray Train run would start, and wait for, before its workers."""
+    with suppress(ImportError):
+        from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
+
+        get_or_create_autoscaling_coordinator()
+
+
+def withdraw_claim(run_id: str) -> None:
+    """Gives back the nodes that a killed Ray Train run has claimed; Ray itself would keep them for three minutes.
+
+    An elastic run takes only what no run before it claims.
+
+    Args:
+        run_id: Ray Train's id of the run; one of another cluster, or that has ended well, does no harm.
+    """
+    with suppress(ValueError, AttributeError, ray.exceptions.RayError):
+        coordinator = ray.get_actor(COORDINATOR, namespace=COORDINATOR)
+        ray.get(coordinator.cancel_request.remote(f"train-{run_id}"))
+
+
+def run_id_of(trainer: "TorchTrainer") -> str:
+    """Ray Train's id of a run, by which its claim is found when a kill has left that behind."""
+    return str(trainer.train_run_context.run_id)  # type: ignore[attr-defined]
+
+
+def wait_for(actor: Any) -> None:
+    """Waits until an actor has started; raises where it has ended. No public method is one of all actors."""
+    ray.get(actor.__ray_ready__.remote())
+
+
+def lean_trainer(loop: Callable[[Any], None], needless: Collection[str], **options: Any) -> "TorchTrainer":
+    """Ray Train's trainer without processes that nothing here needs; each takes more than a second to start.
+
+    Args:
+        loop: what each worker does.
+        needless: names of the classes of Ray Train's own callbacks to leave out.
+        options: the trainer's.
+    """
+    from ray.train.torch import TorchTrainer
+
+    class LeanTrainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+            return [callback for callback in callbacks if type(callback).__name__ not in needless]
+
+    return LeanTrainer(loop, **options)
+
+
+def timed_job_client(address: str) -> "JobSubmissionClient":
+    """Ray's job client with a time limit on its requests, without which a lost machine is waited for."""
+    from ray.job_submission import JobSubmissionClient
+
+    class TimedJobClient(JobSubmissionClient):
+        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+            return super()._do_request(method, endpoint, **{"timeout": REQUEST_SECONDS, **options})
+
+    return TimedJobClient(address)
+
+
+def serve_http_options() -> "HTTPOptions | None":
+    """Where Serve listens on the cluster; None where it does not run. No public API tells."""
+    from ray.serve.context import _get_global_client
+
+    running = _get_global_client(raise_if_no_controller_running=False)
+    return None if running is None else running.http_config

@@ -1,0 +1,48 @@
+"""Canaries: what is used of Ray beyond its public API is still there. Each says what to mend where it is not."""
+
+import inspect
+
+import pytest
+import ray
+from ray.job_submission import JobSubmissionClient
+from ray.train.torch import TorchTrainer
+
+from pipelines.runtime.ray_private import COORDINATOR, lean_trainer, run_id_of, start_coordinator, wait_for
+
+pytestmark = pytest.mark.ray
+
+
+def test_the_coordinator_starts_and_takes_back_a_claim(ray_cluster: None) -> None:
+    start_coordinator()
+    coordinator = ray.get_actor(COORDINATOR, namespace=COORDINATOR)
+    assert hasattr(coordinator, "cancel_request"), "Ray's coordinator has no cancel_request: mend withdraw_claim"
+
+
+def test_a_trainer_leaves_out_callbacks_and_has_a_run_id(ray_cluster: None) -> None:
+    whole, lean = TorchTrainer(print), lean_trainer(print, {"PlacementGroupCleanerCallback"})
+    names = [type(callback).__name__ for callback in whole._create_default_callbacks()]  # type: ignore[attr-defined]
+    assert "PlacementGroupCleanerCallback" in names, "Ray Train has renamed its callbacks: mend RayRun._trainer"
+    left = [type(callback).__name__ for callback in lean._create_default_callbacks()]  # type: ignore[attr-defined]
+    assert sorted([*left, "PlacementGroupCleanerCallback"]) == sorted(names)
+    assert run_id_of(lean), "Ray Train has no train_run_context.run_id: mend run_id_of"
+
+
+def test_an_actor_says_when_it_is_ready(ray_cluster: None) -> None:
+    @ray.remote(num_cpus=0)
+    class Idle:
+        pass
+
+    wait_for(Idle.remote())  # type: ignore[attr-defined]
+
+
+def test_the_job_client_sends_its_requests_in_one_place() -> None:
+    parameters = inspect.signature(JobSubmissionClient._do_request).parameters
+    assert list(parameters)[:3] == ["self", "method", "endpoint"], "mend timed_job_client"
+    source = inspect.getsource(JobSubmissionClient._do_request)
+    assert "**kwargs" in source, "Ray's job client takes no timeout any more: mend timed_job_client"
+
+
+def test_serve_tells_where_it_listens() -> None:
+    from ray.serve.context import _get_global_client
+
+    assert "raise_if_no_controller_running" in inspect.signature(_get_global_client).parameters
