@@ -21,7 +21,7 @@ from pipelines.runtime.cluster import connect
 from pipelines.train.scoring import Scored, gain_interval, gains, train_and_score
 from smec_core.config import TrainConfig
 from smec_core.data.dataset import Dataset
-from smec_core.research.peers.smec import Smec
+from smec_core.research.peers.peer import Smec
 from smec_core.yaml_file import parse_value
 
 VALUES = ["alpha=0.03,0.1,0.3,1", "tau=0.1,10", "lookahead=0,0.3,3"]

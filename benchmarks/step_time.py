@@ -47,7 +47,7 @@ from smec_core.model.cayley import BASE_DIM
 from smec_core.training.candidate import Candidate
 from smec_core.training.context import PassContext
 from smec_core.training.local import load_training_data
-from smec_core.training.schedule import steps_per_epoch
+from smec_core.training.sampling import steps_per_epoch
 from smec_core.training.stage import StageTraining
 from smec_core.training.step import Step
 from smec_core.training.tracker import Record

@@ -20,18 +20,39 @@ import pyarrow.parquet as pq
 import torch
 
 from pipelines.runtime.file_tasks import record, report_errors
-from pipelines.storage.files import exists
-from pipelines.storage.publish import describe_file, new_file
+from pipelines.storage.files import describe_file, exists, new_file
 from smec_core.config import VectorType
-from smec_core.data.parquet import ROW_GROUP_ROWS, Block, EmbeddingTable, ParquetPart
-from smec_core.data.quarantine import BadRow, separate
+from smec_core.data.parquet import ROW_GROUP_ROWS, Batch, Block, EmbeddingTable, ParquetPart
 from smec_core.data.vectors import unit_prefix
-from smec_core.errors import InputError, SmecError
+from smec_core.errors import InputError, RowError, SmecError
 from smec_core.model.model import Model
 from smec_core.model.vector_types import RESCORE, vector_columns, vector_fields
 
 ROW_GROUP_BYTES = 32 << 20
 QUARANTINE = "_quarantine"
+
+
+class BadRow(NamedTuple):
+    """One row as it was stored, its row in the file, and what is wrong with it."""
+
+    row: int
+    reason: str
+    stored: pa.RecordBatch
+
+
+def separate(batch: Batch, dim: int) -> Iterator[Block | BadRow]:
+    """Cuts a batch into blocks of sound rows and single bad ones, in their order."""
+    try:
+        yield Block.of(batch, dim)
+    except RowError as error:
+        rows = len(batch.rows)
+        if rows == 1:
+            yield BadRow(batch.row, error.reason, batch.rows)
+            return
+        # by halves: a check sees whole batches, and bad rows are few
+        for start, stop in ((0, rows // 2), (rows // 2, rows)):
+            piece = batch.rows.slice(start, stop - start)
+            yield from separate(batch._replace(row=batch.row + start, rows=piece), dim)
 
 
 class Piece(NamedTuple):

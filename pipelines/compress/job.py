@@ -16,7 +16,8 @@ from pipelines.compress.settings import CompressSettings
 from pipelines.compress.upgrade import check_dims, check_stored, stored_type, vectors_of_version, version_in_force
 from pipelines.console import say, warn
 from pipelines.runtime.file_tasks import RowProgress, actor_pool, run_file_tasks
-from pipelines.storage.publish import Draft, PublishedFile, finished_version, manifest_of, promote
+from pipelines.storage.files import PublishedFile
+from pipelines.storage.publish import Draft, finished_version, manifest_of, promote
 from smec_core.config import VectorType
 from smec_core.data.columns import DEFAULT_NAMES
 from smec_core.data.parquet import EmbeddingTable

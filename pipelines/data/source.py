@@ -18,7 +18,7 @@ from smec_core.data.parquet import EmbeddingTable
 from smec_core.distributed.resident import Node, ResidentRows
 from smec_core.errors import InputError
 from smec_core.training.local import read_resident
-from smec_core.training.plan import TrainingShape
+from smec_core.training.schedule import TrainingShape
 from smec_core.training.trainer import TrainingData, settings_used
 
 # of the object store that vectors may fill

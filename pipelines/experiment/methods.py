@@ -9,9 +9,8 @@ from smec_core.errors import InputError
 from smec_core.research.peers.adaptor import PUBLISHED, TUNED
 from smec_core.research.peers.linear import FaissPca, Pca, RandomProjection, Truncation
 from smec_core.research.peers.matryoshka_adaptor import MatryoshkaAdaptor
-from smec_core.research.peers.peer import Peer
+from smec_core.research.peers.peer import Peer, Smec
 from smec_core.research.peers.search_adaptor import SearchAdaptor
-from smec_core.research.peers.smec import Smec
 
 SMEC, FAISS_PCA = "smec", "faiss-pca"
 COMPARED: dict[str, Peer] = {

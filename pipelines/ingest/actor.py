@@ -13,7 +13,7 @@ from pipelines.ingest.encoder import Encoder, encode
 from pipelines.ingest.rows import Place, Text
 from pipelines.ingest.text import Shard, Texts, fingerprint
 from pipelines.runtime.file_tasks import record, report_errors
-from pipelines.storage.publish import describe_file, new_file
+from pipelines.storage.files import describe_file, new_file
 from smec_core.data.parquet import ROW_GROUP_ROWS, embedding_column
 from smec_core.errors import SmecError
 

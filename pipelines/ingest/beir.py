@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pyarrow.fs as pafs
 
 from pipelines.ingest.rows import START, Position, Text
-from pipelines.storage.publish import first_line
+from pipelines.storage.files import first_line
 from smec_core.errors import InputError
 
 READ_BYTES = 1 << 20

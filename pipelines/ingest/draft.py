@@ -17,10 +17,10 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from pipelines.ingest.rows import Place
-from pipelines.storage.files import read_json
-from pipelines.storage.publish import PLAN, PublishedFile, first_line, new_file
+from pipelines.storage.files import PublishedFile, first_line, new_file, read_json
+from pipelines.storage.publish import PLAN
 from pipelines.storage.run_folder import RunFolder
-from smec_core.data.manifest import MANIFEST, find_manifest
+from smec_core.data.tables import MANIFEST, find_manifest
 from smec_core.data.uri import open_filesystem, public_uri
 from smec_core.errors import InputError, SmecError, StoreUnreachable, one_line
 

@@ -22,8 +22,8 @@ from pipelines.ingest.rows import Place
 from pipelines.ingest.settings import IngestSettings
 from pipelines.ingest.text import Scan, Shard, Texts, find_texts, qrels_fingerprint, read_judgements, scan
 from pipelines.runtime.file_tasks import RowProgress, actor_pool, run_file_tasks
+from pipelines.storage.files import PublishedFile, describe_file, new_file
 from pipelines.storage.lease import Lease
-from pipelines.storage.publish import PublishedFile, describe_file, new_file
 from smec_core.data.qrels import QrelsFile, as_table
 from smec_core.data.tables import check_names
 from smec_core.data.uri import open_filesystem, public_uri

@@ -7,7 +7,7 @@ import numpy as np
 from pipelines.console import say, warn
 from pipelines.retrain.ledger import Ledger, QueryScores, Release
 from pipelines.storage.files import read_json
-from smec_core.data.manifest import find_manifest
+from smec_core.data.tables import find_manifest
 from smec_core.data.uri import open_filesystem, public_uri
 from smec_core.errors import InputError
 from smec_core.evaluation.drift import SAME_COSINE, Drift, Reference

@@ -20,8 +20,7 @@ from pipelines.compress import CompressSettings, compress
 from pipelines.console import context, say
 from pipelines.retrain.drift import drift_since, encoder_of, known_queries
 from pipelines.retrain.ledger import Ledger, QueryScores, Release
-from pipelines.retrain.outcome import NOTHING_NEW, PROMOTED, REFUSED, UNCHANGED, export_figures
-from pipelines.retrain.releases import ReleaseManager
+from pipelines.retrain.releases import NOTHING_NEW, PROMOTED, REFUSED, UNCHANGED, ReleaseManager, export_figures
 from pipelines.retrain.settings import RetrainSettings
 from pipelines.runtime.evaluation import on_cluster
 from pipelines.storage.lease import Lease

@@ -1,8 +1,16 @@
 """Small files on any file system, read whole."""
 
+import hashlib
 import json
-from typing import Any
+import os
+import posixpath
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 
@@ -36,3 +44,58 @@ def read_json(filesystem: pafs.FileSystem, path: str) -> Any:
     """A file's content; None where there is no such file."""
     text = read_text(filesystem, path)
     return json.loads(text) if text else None
+
+
+READ_BYTES = 8 << 20
+
+
+class PublishedFile(NamedTuple):
+    """A file of a version as its manifest lists it: its path there, and the sha256 (hex) of its bytes."""
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@contextmanager
+def new_file(filesystem: pafs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
+    """Opens a file that appears under its name only when it is whole, replacing one that was there.
+
+    A local file is written beside it and renamed; an object store shows an object when its upload is complete.
+    """
+    local = isinstance(filesystem, pafs.LocalFileSystem)
+    # unique, because a worker of a killed run may still be writing the same file
+    target = f"{path}.{uuid.uuid4().hex[:8]}.tmp" if local else path
+    if local:
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with filesystem.open_output_stream(target) as sink:
+            yield sink
+        if local:
+            os.replace(target, path)
+    except BaseException:
+        if local:
+            Path(target).unlink(missing_ok=True)
+        raise
+
+
+def describe_file(filesystem: pafs.FileSystem, path: str, rows: int) -> PublishedFile:
+    """Reads a finished file back for its size and checksum."""
+    digest, size = hashlib.sha256(), 0
+    with filesystem.open_input_stream(path) as source:
+        while piece := source.read(READ_BYTES):
+            digest.update(piece)
+            size += len(piece)
+    return PublishedFile(posixpath.basename(path), rows, size, digest.hexdigest())
+
+
+def sizes_of(filesystem: pafs.FileSystem, folder: str) -> dict[str, int]:
+    """Bytes of all files in a folder and below, by their path in it."""
+    infos = filesystem.get_file_info(pafs.FileSelector(folder, recursive=True))
+    return {posixpath.relpath(info.path, folder): info.size for info in infos if info.type == pafs.FileType.File}
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for messages of one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

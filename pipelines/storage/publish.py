@@ -12,70 +12,25 @@ small files that are each written in one piece, in this order, after all others.
 
 import datetime
 import errno
-import hashlib
 import json
 import os
-import posixpath
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pipelines.storage.files import exists, read_json, read_text
-from smec_core.data.manifest import MANIFEST, find_manifest
+from pipelines.storage.files import PublishedFile, exists, first_line, new_file, read_json, read_text, sizes_of
+from smec_core.data.tables import MANIFEST, find_manifest
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.errors import InputError, SmecError, StoreUnreachable
 
 CURRENT = "CURRENT"
 PLAN = "plan.json"
 VERSION = re.compile(r"v(\d{4,})")
-READ_BYTES = 8 << 20
-
-
-class PublishedFile(NamedTuple):
-    """A file of a version as its manifest lists it: its path there, and the sha256 (hex) of its bytes."""
-
-    name: str
-    rows: int
-    bytes: int
-    sha256: str
-
-
-@contextmanager
-def new_file(filesystem: pafs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
-    """Opens a file that appears under its name only when it is whole, replacing one that was there.
-
-    A local file is written beside it and renamed; an object store shows an object when its upload is complete.
-    """
-    local = isinstance(filesystem, pafs.LocalFileSystem)
-    # unique, because a worker of a killed run may still be writing the same file
-    target = f"{path}.{uuid.uuid4().hex[:8]}.tmp" if local else path
-    if local:
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with filesystem.open_output_stream(target) as sink:
-            yield sink
-        if local:
-            os.replace(target, path)
-    except BaseException:
-        if local:
-            Path(target).unlink(missing_ok=True)
-        raise
-
-
-def describe_file(filesystem: pafs.FileSystem, path: str, rows: int) -> PublishedFile:
-    """Reads a finished file back for its size and checksum."""
-    digest, size = hashlib.sha256(), 0
-    with filesystem.open_input_stream(path) as source:
-        while piece := source.read(READ_BYTES):
-            digest.update(piece)
-            size += len(piece)
-    return PublishedFile(posixpath.basename(path), rows, size, digest.hexdigest())
 
 
 def is_published(out: str) -> bool:
@@ -282,17 +237,6 @@ class Draft:
     def _write(self, name: str, text: str) -> None:
         with new_file(self.filesystem, f"{self._root}/{name}") as sink:
             sink.write(text.encode())
-
-
-def sizes_of(filesystem: pafs.FileSystem, folder: str) -> dict[str, int]:
-    """Bytes of all files in a folder and below, by their path in it."""
-    infos = filesystem.get_file_info(pafs.FileSelector(folder, recursive=True))
-    return {posixpath.relpath(info.path, folder): info.size for info in infos if info.type == pafs.FileType.File}
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, for messages of one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _number(name: str) -> int:

@@ -20,8 +20,7 @@ from typing import Any, NamedTuple
 
 import pyarrow.fs as pafs
 
-from pipelines.storage.files import exists, read_json
-from pipelines.storage.publish import READ_BYTES, new_file
+from pipelines.storage.files import READ_BYTES, exists, new_file, read_json
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.errors import InputError, SmecError, StoreUnreachable, one_line
 

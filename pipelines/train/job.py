@@ -32,8 +32,8 @@ from smec_core.evaluation.evaluate import Parts, default_split, evaluate, in_one
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.model import Model, load
 from smec_core.model.quantize import learn_int8_scales
-from smec_core.training.plan import TrainingShape, plan_training
-from smec_core.training.schedule import prefix_dims
+from smec_core.training.plan import plan_training
+from smec_core.training.schedule import TrainingShape, prefix_dims
 from smec_core.training.trained import Trained
 from smec_core.training.warm import WarmStart
 

@@ -8,7 +8,7 @@ from pipelines.data.source import Source
 from pipelines.train import gain_interval, gains, train_and_score
 from smec_core.config import TrainConfig
 from smec_core.data.dataset import Dataset
-from smec_core.research.peers.smec import Smec
+from smec_core.research.peers.peer import Smec
 from smec_core.training.schedule import prefix_dims
 
 

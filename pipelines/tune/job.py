@@ -17,8 +17,8 @@ from pipelines.tune.settings import TuneSettings
 from smec_core.data.dataset import Dataset
 from smec_core.data.uri import public_uri
 from smec_core.errors import InputError, one_line
-from smec_core.training.plan import TrainingShape, plan_training
-from smec_core.training.schedule import prefix_dims
+from smec_core.training.plan import plan_training
+from smec_core.training.schedule import TrainingShape, prefix_dims
 from smec_core.yaml_file import read_mapping
 from tune_spaces.space import describe, read_space
 

@@ -17,11 +17,10 @@ from smec_core.config import TrainConfig
 from smec_core.data.columns import DEFAULT_NAMES, ColumnNames
 from smec_core.data.grades import score_figures
 from smec_core.data.judgements import Judgements
-from smec_core.data.manifest import find_manifest
 from smec_core.data.parquet import EmbeddingTable
 from smec_core.data.parquet_files import stamp_of
 from smec_core.data.qrels import QrelsFile, read_qrels
-from smec_core.data.tables import TABLES, Table, check_names, find_qrels, find_table
+from smec_core.data.tables import TABLES, Table, check_names, find_manifest, find_qrels, find_table
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.errors import InputError
 

@@ -5,7 +5,7 @@ Every rank calls the same callbacks at the same places, so that they may be coll
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -13,25 +13,10 @@ from smec_core.distributed.group import Group
 from smec_core.evaluation.dev_set import QueryScores
 from smec_core.training.candidate import Candidate
 from smec_core.training.checkpoint import Checkpoint, Checkpoints, Progress
+from smec_core.training.stage import Callback, StageTraining
 from smec_core.training.step import Clock
 
-if TYPE_CHECKING:
-    from smec_core.training.stage import StageTraining
-
 LOG_EVERY = 20
-
-
-class Callback:
-    """Does nothing; subclasses follow what they need."""
-
-    def stage_begins(self, stage: "StageTraining", is_new: bool) -> None:
-        """Before the first step; `is_new` unless a checkpoint is taken up."""
-
-    def step_done(self, stage: "StageTraining", trained: Sequence[Candidate], rows: int, clock: Clock) -> None:
-        """After a step of so many rows, in which some candidates were trained."""
-
-    def epoch_done(self, stage: "StageTraining") -> None:
-        """After an epoch."""
 
 
 class StepLog(Callback):
@@ -40,7 +25,7 @@ class StepLog(Callback):
     def __init__(self) -> None:
         self._waiting: list[tuple[dict[str, float | int | str], Group, Tensor, float, Tensor | None]] = []
 
-    def step_done(self, stage: "StageTraining", trained: Sequence[Candidate], rows: int, clock: Clock) -> None:
+    def step_done(self, stage: StageTraining, trained: Sequence[Candidate], rows: int, clock: Clock) -> None:
         """Keeps the step's record."""
         fill = stage.memory.fill() if stage.memory.slots else None
         for candidate in trained:
@@ -51,11 +36,11 @@ class StepLog(Callback):
         if len(self._waiting) >= LOG_EVERY:
             self.flush(stage)
 
-    def epoch_done(self, stage: "StageTraining") -> None:
+    def epoch_done(self, stage: StageTraining) -> None:
         """Sends what is kept."""
         self.flush(stage)
 
-    def flush(self, stage: "StageTraining") -> None:
+    def flush(self, stage: StageTraining) -> None:
         """Sends what is kept. Collective."""
         context = stage.context
         for (record, *_, fill), (rank_part, unsup_part, lr) in zip(self._waiting, self._figures(stage), strict=True):
@@ -65,7 +50,7 @@ class StepLog(Callback):
             context.tracker.log(record | {"tau": context.config.tau, "lr": lr} | parts | filled)
         self._waiting = []
 
-    def _figures(self, stage: "StageTraining") -> list[list[float]]:
+    def _figures(self, stage: StageTraining) -> list[list[float]]:
         """Loss parts and learning rate of each record, from the team that has them."""
         teams = [team for _, team, *_ in self._waiting]
         found = [[*parts_2.tolist(), lr] for _, _, parts_2, lr, _ in self._waiting]
@@ -85,7 +70,7 @@ class DevScoring(Callback):
     def __init__(self) -> None:
         self._at_start: QueryScores = {}
 
-    def stage_begins(self, stage: "StageTraining", is_new: bool) -> None:
+    def stage_begins(self, stage: StageTraining, is_new: bool) -> None:
         """Scores what the stage starts from."""
         context, plan = stage.context, stage.plan
         if context.dev is not None and any(candidate.stage.preserves_cosines for candidate in stage.candidates):
@@ -94,13 +79,13 @@ class DevScoring(Callback):
         if is_new:
             self._score(stage)
 
-    def epoch_done(self, stage: "StageTraining") -> None:
+    def epoch_done(self, stage: StageTraining) -> None:
         """Scores the candidates where it is time for that."""
         rhythm = stage.plan.rhythm
         if stage.epoch % rhythm.score_epochs == 0 or stage.epoch == rhythm.last:
             self._score(stage)
 
-    def _score(self, stage: "StageTraining") -> None:
+    def _score(self, stage: StageTraining) -> None:
         for candidate in stage.active:
             figures = candidate.score(stage.context, stage.epoch, self._at_start)
             if figures:
@@ -113,7 +98,7 @@ class Checkpointing(Callback):
     """Saves the training every so many steps."""
 
     def __init__(
-        self, checkpoints: Checkpoints, log: StepLog, progress: Callable[["StageTraining | None"], Progress | None]
+        self, checkpoints: Checkpoints, log: StepLog, progress: Callable[[StageTraining | None], Progress | None]
     ) -> None:
         """Prepares it.
 
@@ -124,13 +109,13 @@ class Checkpointing(Callback):
         """
         self._checkpoints, self._log, self._progress = checkpoints, log, progress
 
-    def step_done(self, stage: "StageTraining", trained: Sequence[Candidate], rows: int, clock: Clock) -> None:
+    def step_done(self, stage: StageTraining, trained: Sequence[Candidate], rows: int, clock: Clock) -> None:
         """Saves the stage as it stands where it is time for that."""
         if stage.context.step % self._checkpoints.every == 0:
             self._log.flush(stage)
             self.save(stage, stage.context.group.rank)
 
-    def save(self, stage: "StageTraining | None", rank: int) -> None:
+    def save(self, stage: StageTraining | None, rank: int) -> None:
         """Saves the training in the midst of a stage, or between two of them. Collective."""
         state = Checkpoint(None, {}, []) if stage is None else stage.checkpoint()
         state.progress = self._progress(stage)
@@ -161,7 +146,7 @@ class GradientProbe(Callback):
     def __init__(self, take: Callable[[Gradient], None]) -> None:
         self._take = take
 
-    def step_done(self, stage: "StageTraining", trained: Sequence[Candidate], rows: int, clock: Clock) -> None:
+    def step_done(self, stage: StageTraining, trained: Sequence[Candidate], rows: int, clock: Clock) -> None:
         """Hands on those of the step."""
         for candidate in trained:
             if candidate.kind == "linear" and candidate.stage.matrix.grad is not None:

@@ -1,4 +1,4 @@
-"""The two losses of SMEC.
+"""The two losses of SMEC: each as it is defined, and with gradients written out, which the training uses.
 
 Shapes: B queries, N documents, P pairs, K prefixes, I dims of all of them, b dims between two; A anchors, U distinct
 memory items.
@@ -32,6 +32,18 @@ class RankedPairs(NamedTuple):
     query_P: Tensor
     doc_P: Tensor
     weight_PN: Tensor
+
+
+def defined_rank_loss(
+    q_BI: Tensor, d_NI: Tensor, prefixes: Sequence[tuple[int, float]], pairs: RankedPairs, temperature: float
+) -> Tensor:
+    """What `rank_loss` computes, by autograd: the definition (paper equation 9), which takes 1.6 times as long."""
+    total = q_BI.sum() * 0
+    for dim, weight in prefixes:
+        sim_BN = F.normalize(q_BI[:, :dim], dim=1) @ F.normalize(d_NI[:, :dim], dim=1).T / temperature
+        margin_PN = sim_BN[pairs.query_P] - sim_BN[pairs.query_P, pairs.doc_P].unsqueeze(1)
+        total = total + weight * (pairs.weight_PN * F.softplus(margin_PN)).sum()
+    return total
 
 
 def rank_loss(
@@ -211,6 +223,18 @@ def unsupervised_loss(a_AI: Tensor, m_UI: Tensor, prefixes: Sequence[tuple[int, 
         # nothing, but a part of the graph, so that every rank takes part in what is collective going back
         return a_AI.sum() * 0
     total: Tensor = _UnsupervisedLoss.apply(a_AI, m_UI, sorted(prefixes), pairs)
+    return total
+
+
+def defined_unsupervised_loss(
+    a_AI: Tensor, m_UI: Tensor, prefixes: Sequence[tuple[int, float]], pairs: Pairs
+) -> Tensor:
+    """What `unsupervised_loss` computes, by autograd: the definition (paper equation 10)."""
+    total = a_AI.sum() * 0
+    for dim, weight in prefixes:
+        a_Pd, m_Pd = (F.normalize(x[:, :dim], dim=1) for x in (a_AI[pairs.anchor_P], m_UI[pairs.item_P]))
+        cosine_P = (a_Pd * m_Pd).sum(1)
+        total = total + weight * F.smooth_l1_loss(cosine_P, pairs.target_P, reduction="sum", beta=KINK)
     return total
 
 

@@ -11,54 +11,15 @@ from itertools import pairwise
 from typing import Literal
 
 from smec_core.config import Projection, TrainConfig
-from smec_core.data.judgements import Judgements
 from smec_core.errors import InputError
 from smec_core.evaluation.dev_set import Scores
 from smec_core.model.adapter import PRESERVING, FrozenStage
-from smec_core.training.sampling import make_sampler
-from smec_core.training.schedule import chain_dims, prefix_dims
+from smec_core.training.schedule import Rhythm, TrainingShape, chain_dims, prefix_dims
 from smec_core.training.warm import WarmStart, warm_epochs
 
 PassName = Literal["first", "refit", "warm"]
 Prefixes = tuple[tuple[int, float], ...]
 """Dims of each prefix, and the weight of its loss; none twice."""
-
-
-@dataclass(frozen=True)
-class TrainingShape:
-    """What of the data decides the plan.
-
-    Attributes:
-        input_dim: D.
-        labelled: whether there are judgements to learn from.
-        epoch_steps: steps of an epoch while dev is held out.
-        refit_steps: steps of an epoch on train + dev.
-    """
-
-    input_dim: int
-    labelled: bool
-    epoch_steps: int = 1
-    refit_steps: int = 1
-
-    @classmethod
-    def of(
-        cls, input_dim: int, docs: int, train: Judgements | None, dev: Judgements | None, config: TrainConfig
-    ) -> "TrainingShape":
-        """Counts the steps.
-
-        Args:
-            input_dim: D.
-            docs: rows of the corpus.
-            train: judgements to learn from; None without.
-            dev: judgements to choose by.
-            config: settings of the method.
-        """
-        steps = [make_sampler(config, docs, train, dev, with_dev)[0].epoch_steps for with_dev in (True, False)]
-        return cls(input_dim, train is not None, *steps)
-
-    def without_dev(self) -> "TrainingShape":
-        """That of a training that holds out no dev queries."""
-        return replace(self, epoch_steps=self.refit_steps)
 
 
 @dataclass(frozen=True)
@@ -75,43 +36,6 @@ class LossTerm:
     prefixes: Prefixes
     is_gated: bool
     compatible: float
-
-
-@dataclass(frozen=True)
-class Rhythm:
-    """How long a stage takes.
-
-    Attributes:
-        epoch_steps: steps of an epoch.
-        epochs: most epochs, over which the learning rate runs its cycle.
-        score_epochs: epochs from one dev score to the next.
-        patience: epochs without gain on dev after which it stops.
-        stop: epochs to train for, where dev does not decide.
-    """
-
-    epoch_steps: int
-    epochs: int
-    score_epochs: int
-    patience: int
-    stop: int | None = None
-
-    @classmethod
-    def of(cls, shape: TrainingShape, config: TrainConfig, times: int = 1) -> "Rhythm":
-        """That of a stage of the first pass which takes as long as `times` stages of a chain."""
-        steps = shape.epoch_steps if config.guard else shape.refit_steps
-        epochs = config.stage_epochs(steps) * times
-        # without dev the last state counts
-        score_epochs = config.scoring_epochs(epochs, steps) if config.guard else epochs
-        return cls(steps, epochs, score_epochs, config.stage_patience(epochs))
-
-    @property
-    def last(self) -> int:
-        """Epochs after which the stage ends in any case."""
-        return self.epochs if self.stop is None else self.stop
-
-    def stopping_at(self, epochs: int) -> "Rhythm":
-        """That of a stage that trains for so many epochs."""
-        return replace(self, stop=epochs, score_epochs=max(epochs, 1))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 Shapes: B queries, N documents, P positive pairs, J judgements of the step's queries.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -14,7 +15,11 @@ from smec_core.data.judgements import Judgements
 from smec_core.distributed.resident import Rows
 from smec_core.evaluation.dev_set import held_out_docs
 from smec_core.training.memory import CrossBatchMemory
-from smec_core.training.schedule import steps_per_epoch
+
+
+def steps_per_epoch(items: int, batch_size: int) -> int:
+    """Steps that see every item once."""
+    return math.ceil(items / batch_size)
 
 
 class Batch(NamedTuple):

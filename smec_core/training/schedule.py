@@ -1,12 +1,15 @@
-"""Dims of the stages, and how the learning rate runs within one."""
+"""Dims of the stages, how long they take, and how the learning rate runs within one."""
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch.optim.lr_scheduler import OneCycleLR
 
+from smec_core.config import TrainConfig
+from smec_core.data.judgements import Judgements
 from smec_core.errors import InputError
+from smec_core.training.sampling import make_sampler
 
 
 def chain_dims(input_dim: int, dims: Sequence[int]) -> list[int]:
@@ -34,11 +37,6 @@ def prefix_dims(input_dim: int, dims: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted({input_dim, *dims}, reverse=True))
 
 
-def steps_per_epoch(items: int, batch_size: int) -> int:
-    """Steps that see every item once."""
-    return math.ceil(items / batch_size)
-
-
 def one_cycle(optimizer: torch.optim.Optimizer, epochs: int, epoch_steps: int) -> OneCycleLR:
     """One-cycle schedule over the most steps a stage may take, a tenth of them warm-up; peak rates as in the groups."""
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -46,3 +44,77 @@ def one_cycle(optimizer: torch.optim.Optimizer, epochs: int, epoch_steps: int) -
     total = epochs * epoch_steps + 1
     # the warm-up takes at least one step, without which the scheduler divides by zero
     return OneCycleLR(optimizer, peaks, total_steps=total, pct_start=max(0.1, 2 / total))
+
+
+@dataclass(frozen=True)
+class TrainingShape:
+    """What of the data decides the plan.
+
+    Attributes:
+        input_dim: D.
+        labelled: whether there are judgements to learn from.
+        epoch_steps: steps of an epoch while dev is held out.
+        refit_steps: steps of an epoch on train + dev.
+    """
+
+    input_dim: int
+    labelled: bool
+    epoch_steps: int = 1
+    refit_steps: int = 1
+
+    @classmethod
+    def of(
+        cls, input_dim: int, docs: int, train: Judgements | None, dev: Judgements | None, config: TrainConfig
+    ) -> "TrainingShape":
+        """Counts the steps.
+
+        Args:
+            input_dim: D.
+            docs: rows of the corpus.
+            train: judgements to learn from; None without.
+            dev: judgements to choose by.
+            config: settings of the method.
+        """
+        steps = [make_sampler(config, docs, train, dev, with_dev)[0].epoch_steps for with_dev in (True, False)]
+        return cls(input_dim, train is not None, *steps)
+
+    def without_dev(self) -> "TrainingShape":
+        """That of a training that holds out no dev queries."""
+        return replace(self, epoch_steps=self.refit_steps)
+
+
+@dataclass(frozen=True)
+class Rhythm:
+    """How long a stage takes.
+
+    Attributes:
+        epoch_steps: steps of an epoch.
+        epochs: most epochs, over which the learning rate runs its cycle.
+        score_epochs: epochs from one dev score to the next.
+        patience: epochs without gain on dev after which it stops.
+        stop: epochs to train for, where dev does not decide.
+    """
+
+    epoch_steps: int
+    epochs: int
+    score_epochs: int
+    patience: int
+    stop: int | None = None
+
+    @classmethod
+    def of(cls, shape: TrainingShape, config: TrainConfig, times: int = 1) -> "Rhythm":
+        """That of a stage of the first pass which takes as long as `times` stages of a chain."""
+        steps = shape.epoch_steps if config.guard else shape.refit_steps
+        epochs = config.stage_epochs(steps) * times
+        # without dev the last state counts
+        score_epochs = config.scoring_epochs(epochs, steps) if config.guard else epochs
+        return cls(steps, epochs, score_epochs, config.stage_patience(epochs))
+
+    @property
+    def last(self) -> int:
+        """Epochs after which the stage ends in any case."""
+        return self.epochs if self.stop is None else self.stop
+
+    def stopping_at(self, epochs: int) -> "Rhythm":
+        """That of a stage that trains for so many epochs."""
+        return replace(self, stop=epochs, score_epochs=max(epochs, 1))

@@ -14,7 +14,6 @@ from smec_core.config import Projection
 from smec_core.distributed.resident import Rows
 from smec_core.model.ads import gumbel
 from smec_core.model.pca import principal_rotation
-from smec_core.training.callbacks import Callback
 from smec_core.training.candidate import Candidate
 from smec_core.training.checkpoint import Checkpoint, same_device
 from smec_core.training.context import PassContext
@@ -24,6 +23,19 @@ from smec_core.training.plan import StagePlan
 from smec_core.training.sampling import Batch, in_reach
 from smec_core.training.step import Clock, load_step
 from smec_core.training.warm import WarmStart
+
+
+class Callback:
+    """Follows a stage in training; does nothing but what subclasses do. Called at the same places on every rank."""
+
+    def stage_begins(self, stage: "StageTraining", is_new: bool) -> None:
+        """Before the first step; `is_new` unless a checkpoint is taken up."""
+
+    def step_done(self, stage: "StageTraining", trained: Sequence[Candidate], rows: int, clock: Clock) -> None:
+        """After a step of so many rows, in which some candidates were trained."""
+
+    def epoch_done(self, stage: "StageTraining") -> None:
+        """After an epoch."""
 
 
 class StageTraining:

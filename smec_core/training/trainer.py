@@ -18,13 +18,13 @@ from smec_core.distributed.resident import Node, Rows
 from smec_core.evaluation.dev_set import Scores, make_dev_set
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.pca import principal_rotation
-from smec_core.training.callbacks import Callback, Checkpointing, DevScoring, Gradient, GradientProbe, StepLog
+from smec_core.training.callbacks import Checkpointing, DevScoring, Gradient, GradientProbe, StepLog
 from smec_core.training.checkpoint import Checkpoint, Checkpoints, Progress, same_device
 from smec_core.training.context import PassContext
-from smec_core.training.plan import PassName, StagePlan, TrainingShape, plan_training
+from smec_core.training.plan import PassName, StagePlan, plan_training
 from smec_core.training.sampling import make_sampler
-from smec_core.training.schedule import chain_dims, prefix_dims
-from smec_core.training.stage import StageTraining
+from smec_core.training.schedule import TrainingShape, chain_dims, prefix_dims
+from smec_core.training.stage import Callback, StageTraining
 from smec_core.training.tracker import Tracker
 from smec_core.training.trained import StageOutcome, Trained
 from smec_core.training.warm import WarmStart

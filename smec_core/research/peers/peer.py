@@ -4,9 +4,9 @@ Shapes: Q queries, N rows or documents of a step, B queries of a step, P positiv
 for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,10 +16,12 @@ from smec_core.config import TrainConfig
 from smec_core.data.judgements import Judgements
 from smec_core.distributed.resident import BLOCK_ROWS
 from smec_core.evaluation.metrics import SEARCH_DEPTH, PrefixSearch, measure_queries
+from smec_core.model.adapter import apply_chain
 from smec_core.training.losses import RankedPairs, rank_loss
 from smec_core.training.sampling import Batch
 from smec_core.training.schedule import chain_dims
-from smec_core.training.trainer import TrainingData
+from smec_core.training.tracker import NullTracker
+from smec_core.training.trainer import TrainingData, train
 
 
 class Encode(Protocol):
@@ -115,3 +117,23 @@ def score(
         for measure, value_Q in measure_queries(search.results()[dim], judgements).items():
             values.setdefault(measure, {})[dim] = value_Q.numpy()
     return values
+
+
+@dataclass(frozen=True)
+class Smec:
+    """A training of ours.
+
+    Attributes:
+        changed: what its settings have different from the shared ones.
+    """
+
+    changed: Mapping[str, Any]
+
+    def fit(self, data: TrainingData, config: TrainConfig) -> Fitted:
+        """Trains the chain; see `smec_core.training.trainer.train`."""
+        settings = TrainConfig.model_validate(config.model_dump() | dict(self.changed))
+        trained = train(data, settings, NullTracker())
+        training = trained.metrics["training"]
+        return Fitted(
+            lambda x_ND, dim: apply_chain(trained.stages, x_ND)[:, :dim], training["parameters"], training["steps"]
+        )

@@ -8,7 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from smec_core.errors import InputError
-from smec_core.training.schedule import chain_dims, one_cycle, prefix_dims, steps_per_epoch
+from smec_core.training.sampling import steps_per_epoch
+from smec_core.training.schedule import chain_dims, one_cycle, prefix_dims
 
 
 @pytest.mark.parametrize(

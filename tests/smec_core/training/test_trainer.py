@@ -22,7 +22,8 @@ from smec_core.model.pca import principal_rotation
 from smec_core.training.candidate import Candidate
 from smec_core.training.context import PassContext
 from smec_core.training.guard import Guard
-from smec_core.training.plan import TrainingShape, plan_training
+from smec_core.training.plan import plan_training
+from smec_core.training.schedule import TrainingShape
 from smec_core.training.stage import StageTraining
 from smec_core.training.tracker import NullTracker
 from smec_core.training.trained import Trained

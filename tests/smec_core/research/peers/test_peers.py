@@ -17,9 +17,8 @@ from smec_core.evaluation.metrics import MEASURES
 from smec_core.research.peers.adaptor import Recipe
 from smec_core.research.peers.linear import FaissPca, Pca, RandomProjection, Truncation
 from smec_core.research.peers.matryoshka_adaptor import MatryoshkaAdaptor
-from smec_core.research.peers.peer import Peer, score
+from smec_core.research.peers.peer import Peer, Smec, score
 from smec_core.research.peers.search_adaptor import SearchAdaptor
-from smec_core.research.peers.smec import Smec
 from smec_core.training.local import load_training_data
 from tests.smec_core.generated import Generated, generate, ndcg_of, resident
 
