@@ -1,7 +1,8 @@
 """What a person, or a log collector, reads while a job runs; always on stderr, since stdout is for results.
 
-Styled on a terminal, plain lines elsewhere. With SMEC_LOG=json in the environment each event is one line of JSON:
-`time`, `level`, `message`, what the process is at (`command`, `run`), and of a training its pass, stage and step.
+All of it goes through the logger `smec`. One handler writes lines for people, styled on a terminal; with SMEC_LOG=json
+in the environment another writes each event as one line of JSON: `time`, `level`, `message`, what the process is at
+(`command`, `run`), and of a training its pass, stage and step.
 """
 
 import json
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PLACE = ("pass", "stage", "projection", "epoch", "step")
+STYLES = {logging.INFO: ("", None), logging.WARNING: ("warning: ", "yellow"), logging.ERROR: ("smec: ", "red")}
+"""What a line for people begins with, and its colour."""
 
 # of the process and not of a thread: the threads that send figures or hold a lease speak of the same run
 _fields: dict[str, Any] = {}
@@ -43,6 +46,47 @@ def console() -> "Console":
 def is_json() -> bool:
     """Whether SMEC_LOG asks for lines of JSON."""
     return os.environ.get("SMEC_LOG") == "json"
+
+
+class RichHandler(logging.Handler):
+    """Writes lines for people."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a record."""
+        if not is_json():
+            start, style = STYLES[record.levelno]
+            console().print(f"{start}{mask(record.getMessage())}", style=style, markup=False)
+
+
+class JsonHandler(logging.Handler):
+    """Writes lines of JSON, those of libraries with the name of their logger."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a record."""
+        if not is_json():
+            return
+        fields: dict[str, Any] = getattr(record, "fields", {"logger": record.name})
+        if record.exc_info and record.exc_info[0]:
+            fields = fields | {"traceback": "".join(traceback.format_exception(*record.exc_info))}
+        now, level = datetime.now(UTC).isoformat(timespec="milliseconds"), record.levelname.lower()
+        event = {"time": now, "level": level, **_fields, **fields, "message": record.getMessage()}
+        # in one piece: other threads write, too
+        sys.stderr.write(json.dumps({name: _plain(value) for name, value in event.items()}) + "\n")
+        sys.stderr.flush()
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has, without credentials: it has no NaN."""
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return mask(str(value))
+
+
+log = logging.getLogger("smec")
+"""Where all lines go."""
+log.setLevel(logging.INFO)
+log.propagate = False
+log.handlers = [RichHandler(), JsonHandler()]
 
 
 @contextmanager
@@ -62,29 +106,18 @@ def context(**fields: str) -> Iterator[None]:
 
 def say(text: str, **fields: Any) -> None:
     """Prints a line of progress; `fields` are for JSON."""
-    if is_json():
-        _write("info", text, fields)
-    else:
-        console().print(mask(text), markup=False)
+    log.info(text, extra={"fields": fields})
 
 
 def warn(text: str) -> None:
     """Prints a warning."""
-    if is_json():
-        _write("warning", text)
-    else:
-        console().print(f"warning: {mask(text)}", style="yellow", markup=False)
+    log.warning(text, extra={"fields": {}})
 
 
 def say_failed(error: BaseException, text: str) -> None:
     """Prints why a command ends."""
-    if not is_json():
-        console().print(f"smec: {mask(text)}", style="red", markup=False)
-        return
-    fields: dict[str, Any] = getattr(error, "said_in", {})
-    if os.environ.get("SMEC_DEBUG") == "1":
-        fields = fields | {"traceback": "".join(traceback.format_exception(error))}
-    _write("error", text, fields)
+    exc_info = error if os.environ.get("SMEC_DEBUG") == "1" else None
+    log.error(text, exc_info=exc_info, extra={"fields": getattr(error, "said_in", {})})
 
 
 def show(table: "Table") -> None:
@@ -107,7 +140,7 @@ def begin(command: str) -> None:
     # matplotlib warns at length where the home folder cannot be written to
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     if is_json():
-        logging.basicConfig(handlers=[_JsonHandler()], level=logging.WARNING, force=True)
+        logging.basicConfig(handlers=[JsonHandler()], level=logging.WARNING, force=True)
         logging.captureWarnings(True)
 
 
@@ -154,28 +187,3 @@ class Progress:
         elif time.monotonic() - self._printed > self.EVERY_SECONDS:
             say(text, **{name: record[name] for name in (*PLACE, "loss", "rows_per_s")})
             self._printed = time.monotonic()
-
-
-class _JsonHandler(logging.Handler):
-    """Writes what libraries log in the form of our own lines."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        fields = {"logger": record.name}
-        if record.exc_info and record.exc_info[0]:
-            fields["traceback"] = "".join(traceback.format_exception(*record.exc_info))
-        _write(record.levelname.lower(), record.getMessage(), fields)
-
-
-def _write(level: str, message: str, fields: Record | None = None) -> None:
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    event = {"time": now, "level": level, **_fields, **(fields or {}), "message": message}
-    # in one piece: other threads write, too
-    sys.stderr.write(json.dumps({name: _plain(value) for name, value in event.items()}) + "\n")
-    sys.stderr.flush()
-
-
-def _plain(value: Any) -> Any:
-    """What JSON has, without credentials: it has no NaN."""
-    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    return mask(str(value))
