@@ -13,7 +13,7 @@ from tests.deploy.job_cluster import Cluster
 from tests.pipelines.retrain.series import Series
 from tests.pipelines.tracking.servers import serving
 
-pytestmark = [pytest.mark.ray, pytest.mark.server]
+pytestmark = [pytest.mark.ray, pytest.mark.server, pytest.mark.slow]
 
 
 @pytest.fixture

@@ -187,7 +187,9 @@ def test_a_series_is_retrained_by_one_process_at_a_time(standing: Series) -> Non
     assert standing.version == "v0001"
 
 
-def test_without_the_registry_nothing_is_switched(series: Series, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_switched_without_the_registry_or_by_data_that_change(
+    series: Series, monkeypatch: pytest.MonkeyPatch
+) -> None:
     champion = series.champion
     series.judge(1)
     with monkeypatch.context() as patch:
@@ -202,8 +204,23 @@ def test_without_the_registry_nothing_is_switched(series: Series, monkeypatch: p
     assert "secret" not in str(failed.value)
     assert (series.champion, series.version) == (champion, "v0001")
 
+    first, compressed = series.data / "corpus/part-0.parquet", compress.compress
+
+    def compress_and_touch(settings: CompressSettings) -> dict[str, Any]:
+        figures = compressed(settings)
+        os.utime(first)
+        return figures
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.retrain.job.compress", compress_and_touch)
+        with pytest.raises(SmecError, match="data: changed while it was used; run again"):
+            series.retrain()
+    assert (series.champion, series.version) == (champion, "v0001")
+
     assert series.retrain()["outcome"] == "promoted"
     assert series.champion != champion
+    # the version of what had changed is gone
+    assert {path.name for path in series.output.iterdir()} == {"CURRENT", "v0001", series.version}
 
 
 def test_too_few_gate_queries_are_said_before_anything_is_trained(standing: Series) -> None:
@@ -224,26 +241,6 @@ def test_a_compatible_challenger_is_asked_for_the_old_documents_too(series: Seri
     config = json.loads((series.storage / record["run"] / "model" / "config.json").read_text())
     assert config["warm_start"]["fingerprint"] == champion.tags["smec.model_fingerprint"]
     assert config["train"]["compatible"] == 1
-
-
-def test_data_that_change_while_they_are_used_are_not_released(series: Series, monkeypatch: pytest.MonkeyPatch) -> None:
-    series.judge(1)
-    first, compressed = series.data / "corpus/part-0.parquet", compress.compress
-
-    def compress_and_touch(settings: CompressSettings) -> dict[str, Any]:
-        figures = compressed(settings)
-        os.utime(first)
-        return figures
-
-    with monkeypatch.context() as patch:
-        patch.setattr(compress, "compress", compress_and_touch)
-        with pytest.raises(SmecError, match="data: changed while it was used; run again"):
-            series.retrain()
-    assert series.version == "v0001"
-
-    assert series.retrain()["outcome"] == "promoted"
-    # the version of what had changed is gone
-    assert {path.name for path in series.output.iterdir()} == {"CURRENT", "v0001", series.version}
 
 
 def test_a_series_stays_with_its_registry(standing: Series, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from tests.kills import (
 pytestmark = pytest.mark.ray
 
 SETTINGS = {
-    "epochs": 10,
+    "epochs": 6,
     "batch_size": 16,
     "negatives": 16,
     "alpha": 0.1,

@@ -32,7 +32,7 @@ from tests.builders import write_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PATIENCE_SECONDS = 300  # until something has hung, on a busy machine
-QUICK = {"epochs": 8, "batch_size": 32, "negatives": 16, "queue_size": 100, "dims": "8,4"}
+QUICK = {"epochs": 4, "batch_size": 32, "negatives": 16, "queue_size": 100, "dims": "8,4"}
 SPACE = """
 tau: {loguniform: [0.1, 10]}
 lr: {loguniform: [1e-5, 3e-2]}
@@ -140,9 +140,9 @@ def test_a_finished_study_is_not_run_again_and_can_be_extended(study: Path, data
     parent = _state(study).read_json("mlflow_run.json")
     again = tune.run(_settings(dataset, space, study))
     assert again["trials"] == before["trials"]
-    more = tune.run(_settings(dataset, space, study, trials=14))
+    more = tune.run(_settings(dataset, space, study, trials=13))
     assert more["trials"][:12] == before["trials"]
-    assert [one["number"] for one in more["trials"][12:]] == [13, 14]
+    assert [one["number"] for one in more["trials"][12:]] == [13]
     assert _state(study).read_json("mlflow_run.json") == parent
 
 
@@ -195,12 +195,12 @@ def test_a_trial_whose_process_is_killed_is_recorded_and_the_study_goes_on(
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    summary = tune.run(_settings(dataset, space, tmp_path / "out", trials=3, max_failures=0))
+    summary = tune.run(_settings(dataset, space, tmp_path / "out", trials=2, max_failures=0))
     killer.join()
     assert killed
     [failed] = [one for one in summary["trials"] if one["state"] == "failed"]
     assert "died" in failed["error"] and "\n" not in failed["error"]
-    assert summary["states"]["finished"] + summary["states"]["stopped"] == 2
+    assert summary["states"]["finished"] + summary["states"]["stopped"] == 1
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -225,8 +225,8 @@ def test_a_study_that_cannot_write_ends_and_goes_on_later(
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_quality_against_seconds_is_a_front_without_early_stops(dataset: Path, space: Path, tmp_path: Path) -> None:
-    summary = tune.run(_settings(dataset, space, tmp_path / "out", trials=5, objective="4,seconds"))
-    assert summary["states"] == {"finished": 5, "stopped": 0, "failed": 0, "running": 0}
+    summary = tune.run(_settings(dataset, space, tmp_path / "out", trials=3, objective="4,seconds"))
+    assert summary["states"] == {"finished": 3, "stopped": 0, "failed": 0, "running": 0}
     front = [summary["trials"][number - 1] for number in summary["best"]]
     quality, seconds = ([one["steps"][-1]["quality"] for one in front], [one["seconds"] for one in front])
     assert quality == sorted(quality, reverse=True)
@@ -251,26 +251,24 @@ def test_the_best_is_compared_on_test_and_trained_again(dataset: Path, space: Pa
     # the study, and the training
     assert sorted(path.name.split("-")[0] for path in storage.iterdir()) == ["smec", "study"]
 
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_what_was_compared_on_test_is_kept(dataset: Path, space: Path, tmp_path: Path) -> None:
-    settings = _settings(dataset, space, tmp_path / "out", trials=3, confirm=1)
-    summary = tune.run(settings)
+    # what was compared is kept
+    settings = settings.model_copy(update={"train_best": False})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study_start, "confirm", None)
         assert tune.run(settings) == summary
         assert tune.run(settings.model_copy(update={"confirm": 0})) == summary
         # another winner has not been compared yet
-        folder = _state(tmp_path / "out")
+        folder = RunFolder(str(storage), next(path.name for path in storage.iterdir() if path.name.startswith("study")))
         kept = folder.read_json("confirmed.json")
         kept["key"]["params"]["tau"] += 1
         folder.write_json("confirmed.json", kept)
         assert "confirmed" not in tune.run(settings.model_copy(update={"confirm": 0}))
         with pytest.raises(TypeError):
             tune.run(settings)
-    assert not list((tmp_path / "out").rglob("tune-*"))
+    assert not list(storage.rglob("tune-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_study_with_its_state_on_s3_goes_on_where_it_was(
     dataset: Path, space: Path, tmp_path: Path, s3: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
@@ -349,12 +347,12 @@ def _start(command: list[str], folder: Path) -> "subprocess.Popen[bytes]":
 
 def test_a_killed_study_goes_on_where_it_was(dataset: Path, space: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = _command(dataset, space, out, "--trials", "8")
+    command = _command(dataset, space, out, "--trials", "6")
     driver = _start(command, tmp_path)
     deadline = time.monotonic() + PATIENCE_SECONDS
     ended: dict[int, dict[str, Any]] = {}
     interrupted: dict[int, dict[str, Any]] = {}
-    while len(ended) < 3 or not interrupted:
+    while len(ended) < 2 or not interrupted:
         driver.send_signal(signal.SIGCONT)
         assert driver.poll() is None and time.monotonic() < deadline, (tmp_path / "output.txt").read_text()
         time.sleep(0.1)
@@ -369,7 +367,7 @@ def test_a_killed_study_goes_on_where_it_was(dataset: Path, space: Path, tmp_pat
     parent = _state(out).read_json("mlflow_run.json")
     assert _start(command, tmp_path).wait(PATIENCE_SECONDS) == 0, (tmp_path / "output.txt").read_text()
     after = {one["number"]: one for one in _summary(out)["trials"]}
-    assert sorted(after) == list(range(1, 9))
+    assert sorted(after) == list(range(1, 7))
     for number, trial in ended.items():
         assert after[number] == trial
     for number, params in interrupted.items():
@@ -379,7 +377,7 @@ def test_a_killed_study_goes_on_where_it_was(dataset: Path, space: Path, tmp_pat
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     runs = client.search_runs([client.get_run(parent["run_id"]).info.experiment_id], max_results=50)
     assert len([run for run in runs if "mlflow.parentRunId" not in run.data.tags]) == 1
-    assert len(runs) == 9
+    assert len(runs) == 7
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
