@@ -19,7 +19,8 @@ from typing import Any, NamedTuple, Self
 import pyarrow.fs as pafs
 
 from pipelines.runtime.settings import NAME
-from pipelines.storage.publish import VERSION, new_file
+from pipelines.storage.files import new_file
+from pipelines.storage.publish import VERSION
 from pipelines.storage.run_folder import RunFolder
 from smec_core.data.uri import join_uri, public_uri
 from smec_core.errors import InputError

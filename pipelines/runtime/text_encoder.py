@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from pipelines.storage.publish import first_line
+from pipelines.storage.files import first_line
 from smec_core.errors import InputError
 
 

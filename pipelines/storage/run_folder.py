@@ -20,8 +20,7 @@ from typing import Any, NamedTuple
 
 import pyarrow.fs as pafs
 
-from pipelines.storage.files import exists, read_json
-from pipelines.storage.publish import READ_BYTES, new_file
+from pipelines.storage.files import READ_BYTES, exists, new_file, read_json, sha256_of, write_json
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.errors import InputError, SmecError, StoreUnreachable, one_line
 
@@ -37,8 +36,7 @@ class _StoredFile(NamedTuple):
 
     @classmethod
     def of(cls, file: Path) -> "_StoredFile":
-        with file.open("rb") as content:
-            return cls(file.name, file.stat().st_size, hashlib.file_digest(content, "sha256").hexdigest())
+        return cls(file.name, file.stat().st_size, sha256_of(file))
 
 
 class RunFolder:
@@ -103,8 +101,7 @@ class RunFolder:
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes or replaces a small file; a reader meets the old or the new one, never half of it."""
-        with new_file(self.filesystem, f"{self.path}/{name}") as sink:
-            sink.write(json.dumps(content, indent=1).encode())
+        write_json(self.filesystem, f"{self.path}/{name}", content)
 
     def claim(self, identity: Any) -> None:
         """Ties the folder to what decides its result; only for who holds its lease.

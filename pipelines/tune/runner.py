@@ -20,8 +20,8 @@ from ray.tune import TuneError
 from pipelines.console import say, show
 from pipelines.data.source import Source, read_once
 from pipelines.runtime.cluster import connect, unwrap, use_gpus
+from pipelines.storage.files import new_file
 from pipelines.storage.lease import Lease
-from pipelines.storage.publish import new_file
 from pipelines.storage.run_folder import RunFolder
 from pipelines.storage.study import STATES, SUMMARY_FILE, Objective, Trial, best_trials, read_trials
 from pipelines.tracking.about import data_text

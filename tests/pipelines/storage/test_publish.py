@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
+from pipelines.storage.files import new_file
 from pipelines.storage.publish import (
     Draft,
     PublishedFile,
@@ -13,7 +14,6 @@ from pipelines.storage.publish import (
     describe_file,
     finished_version,
     manifest_of,
-    new_file,
     plans,
     promote,
     remove_version,
