@@ -16,7 +16,7 @@ import json
 import posixpath
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow.fs as pafs
 
@@ -27,16 +27,6 @@ from smec_core.errors import InputError, SmecError, StoreUnreachable, one_line
 MODEL = "model"
 FINISHED = "finished.json"
 IDENTITY_FILE = "run.json"
-
-
-class _StoredFile(NamedTuple):
-    name: str
-    bytes: int
-    sha256: str
-
-    @classmethod
-    def of(cls, file: Path) -> "_StoredFile":
-        return cls(file.name, file.stat().st_size, sha256_of(file))
 
 
 class RunFolder:
@@ -130,24 +120,18 @@ class RunFolder:
         return exists(self.filesystem, f"{self.path}/{FINISHED}")
 
     def store_model(self, model_folder: Path) -> None:
-        """Stores a model and marks the run as finished; what an earlier attempt left of one is replaced.
-
-        Args:
-            model_folder: local folder of files.
-        """
+        """Stores a local model folder and marks the run as finished; replaces what an earlier attempt has left."""
         if self.is_finished:
             self.filesystem.delete_file(f"{self.path}/{FINISHED}")
         stored = f"{self.path}/{MODEL}"
         self.filesystem.create_dir(stored)
         self.filesystem.delete_dir_contents(stored)
-        files = [_StoredFile.of(file) for file in sorted(model_folder.iterdir())]
+        files = sorted(model_folder.iterdir())
+        listed = [_describe(file) for file in files]
         for file in files:
-            with (
-                (model_folder / file.name).open("rb") as source,
-                new_file(self.filesystem, f"{stored}/{file.name}") as sink,
-            ):
+            with file.open("rb") as source, new_file(self.filesystem, f"{stored}/{file.name}") as sink:
                 shutil.copyfileobj(source, sink, READ_BYTES)
-        self.write_json(FINISHED, {"format": 1, "files": [file._asdict() for file in files]})
+        self.write_json(FINISHED, {"format": 1, "files": listed})
 
     def remove(self) -> None:
         """Removes the folder with all that is in it; killed in the middle it leaves no run that passes for finished."""
@@ -157,36 +141,34 @@ class RunFolder:
             self.filesystem.delete_dir(self.path)
 
     def fetch_model(self, folder: Path) -> None:
-        """Copies the finished model into a local folder.
-
-        Args:
-            folder: an empty folder.
+        """Copies the finished model into an empty local folder.
 
         Raises:
             SmecError: a file is missing, or is not the one that was stored.
         """
         for entry in self.read_json(FINISHED)["files"]:
-            expected = _StoredFile(**entry)
-            if posixpath.basename(expected.name) != expected.name:
-                raise SmecError(
-                    f"{public_uri(self.uri)}/{FINISHED}: names {expected.name!r}, which is no file of a model"
-                )
-            stored = f"{self.path}/{MODEL}/{expected.name}"
+            name, public = entry["name"], public_uri(self.uri)
+            if posixpath.basename(name) != name:
+                raise SmecError(f"{public}/{FINISHED}: names {name!r}, which is no file of a model")
+            stored = f"{self.path}/{MODEL}/{name}"
             try:
                 with (
                     self.filesystem.open_input_stream(stored, compression=None) as source,
-                    (folder / expected.name).open("wb") as target,
+                    (folder / name).open("wb") as target,
                 ):
                     shutil.copyfileobj(source, target, READ_BYTES)
-                problem = None if _StoredFile.of(folder / expected.name) == expected else "was changed"
+                problem = None if _describe(folder / name) == entry else "was changed"
             except FileNotFoundError:
                 problem = "was removed"
             if problem:
-                public = public_uri(self.uri)
                 raise SmecError(
-                    f"{public}/{MODEL}/{expected.name}: {problem} after the run had finished; "
+                    f"{public}/{MODEL}/{name}: {problem} after the run had finished; "
                     f"to train again, remove {public}/{FINISHED}"
                 )
+
+
+def _describe(file: Path) -> dict[str, Any]:
+    return {"name": file.name, "bytes": file.stat().st_size, "sha256": sha256_of(file)}
 
 
 def digest(identity: dict[str, Any]) -> str:

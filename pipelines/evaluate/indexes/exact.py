@@ -25,7 +25,7 @@ class Exact(SearchIndex):
         first, second, shortlist = path
         self._norm_N: Tensor | None = None
         self._second = None if second is None else vectors.held_as(second)
-        if self._second is not None and path.first.dtype == path.second.dtype == "float32":
+        if second is not None and self._second is not None and first.dtype == second.dtype == "float32":
             # One array holds both. It is of unit vectors at the larger dim: their prefixes need a norm of four bytes
             self._first = self._second[:, : first.dim]
             self._norm_N = torch.from_numpy(np.linalg.norm(self._first, axis=1).clip(1e-12))
