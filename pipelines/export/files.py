@@ -4,7 +4,7 @@
     OUT, OUT.json             faiss: that lies beside it
     OUT/..., OUT/export.json  sentence-transformers, numpy
 
-The JSON files hold a checksum of each file, too, so that what somebody has changed since is never replaced.
+The JSON files also hold a checksum of each file, so that a file that somebody has changed is never replaced.
 """
 
 import json

@@ -1,7 +1,7 @@
 """`smec export`: a trained model in the format of another tool.
 
-Every format holds the same: the first rows of the folded matrix, and a division by the length. What was written is read
-back by the tool itself and compared with `Model.encode` at every dim before it appears under its name.
+Every format holds the first rows of the folded matrix and a division by the length. Before an export appears under its
+name, the tool itself reads it back, and its vectors are compared with those of `Model.encode` at every dim.
 
 Shapes: N rows, D input dims, d dims exported.
 """
@@ -50,7 +50,7 @@ class ExportSettings(BaseModel):
 
 
 def run(settings: ExportSettings) -> dict[str, Any]:
-    """Exports a model, once the export is known to give what the model gives.
+    """Exports a model, after checking that the export gives what the model gives.
 
     Returns:
         path, to, dim, dims (those of the model that the export gives), bytes, max_error (the largest difference from

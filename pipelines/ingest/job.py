@@ -1,8 +1,8 @@
 """`smec ingest`: text with judgements to a dataset of embeddings, on a pool of Ray actors that each hold the encoder.
 
-The driver reads all text once, so that what is malformed is refused before anything is encoded, and notes where each
-shard begins; a task is one shard, from its rows to its Parquet file. What decides the dataset's bytes is a plan: of the
-same plan a finished dataset is left as it is, and an unfinished one gone on with (pipelines/ingest/draft.py).
+The driver reads all text once: it refuses malformed text before anything is encoded, and notes where each shard begins.
+A task encodes one shard into its Parquet file. The plan is everything that decides the dataset's bytes: a finished
+dataset of the same plan is left as it is, and an unfinished one is continued (pipelines/ingest/draft.py).
 """
 
 import datetime
@@ -138,7 +138,7 @@ def run(settings: IngestSettings) -> dict[str, Any]:
         encode), seconds, rows_per_s (of those), path.
 
     Raises:
-        InputError: malformed text or qrels, an output that is another's, or an encoder that there is not.
+        InputError: malformed text or qrels, an output that holds something else, or an unknown encoder.
         LeaseError: another process writes this dataset.
         SmecError: sentence-transformers is not installed, or a worker failed; the same command goes on from there.
     """

@@ -121,7 +121,7 @@ def finished_version(out: str, plan: dict[str, Any]) -> tuple[str, dict[str, Any
         try:
             manifest = manifest_of(filesystem, f"{root}/{name}")
         except InputError:
-            # damaged, which this run is to mend
+            # damaged: this run writes it anew
             continue
         if manifest is None or not holds(manifest, plan):
             continue
@@ -132,7 +132,7 @@ def finished_version(out: str, plan: dict[str, Any]) -> tuple[str, dict[str, Any
 
 
 def plans(out: str) -> dict[str, dict[str, Any]]:
-    """What made each version, finished or not, by its name."""
+    """The plan of each version, finished or not, by its name."""
     filesystem, root = _open(out)
     found: dict[str, dict[str, Any]] = {}
     for name in _versions(filesystem, root):
@@ -203,7 +203,7 @@ class Draft:
 
         Args:
             files: all files of the version.
-            counts: what the manifest says of their rows.
+            counts: row counts for the manifest.
 
         Returns:
             The manifest.

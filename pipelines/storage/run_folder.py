@@ -1,7 +1,7 @@
 """The folder STORAGE/NAME in which a training run keeps its state, on a file system or an object store.
 
-    STORAGE/NAME/lease.json           who trains it now (pipelines/storage/lease.py)
-    STORAGE/NAME/run.json             which settings and data this run is of
+    STORAGE/NAME/lease.json           the process that trains it now (pipelines/storage/lease.py)
+    STORAGE/NAME/run.json             the settings and data of this run
     STORAGE/NAME/mlflow_run.json      the run in MLflow that a restart goes on in (pipelines/tracking/recorder.py)
     STORAGE/NAME/ray_run.json         the last run in Ray Train, of which a kill leaves something (train/fit.py)
     STORAGE/NAME/model/*              the trained model
@@ -94,7 +94,7 @@ class RunFolder:
         write_json(self.filesystem, f"{self.path}/{name}", content)
 
     def claim(self, identity: Any) -> None:
-        """Ties the folder to what decides its result; only for who holds its lease.
+        """Ties the folder to what decides its result; only the holder of its lease may call it.
 
         Raises:
             InputError: it is another's.
