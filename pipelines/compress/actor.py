@@ -1,4 +1,4 @@
-"""What one task of `smec compress` does: a piece of an input file to its files of nested vectors.
+"""One task of `smec compress`: from a piece of an input file to its files of nested vectors.
 
     part.parquet                     vectors of one dim
     384/part.parquet, 96/...         of several: a folder each
@@ -11,7 +11,7 @@ import posixpath
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 import torch
 
 from pipelines.runtime.file_tasks import record, report_errors
-from pipelines.storage.files import describe_file, exists, new_file
+from pipelines.storage.files import new_file
+from pipelines.storage.publish import describe_file
 from smec_core.config import VectorType
 from smec_core.data.parquet import ROW_GROUP_ROWS, Batch, Block, EmbeddingTable, ParquetPart
 from smec_core.data.vectors import unit_prefix
@@ -125,47 +126,42 @@ class CompressPiece:
     def __call__(self, task: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Takes a piece as a dict, gives records as `run_file_tasks` reads them."""
         piece = Piece(**task)
-        return report_errors(self._compress(piece), self._part(piece).path)
+        part = self.job.table.files[piece.part]
+        return report_errors(self._compress(piece, part), part.path)
 
-    def _part(self, piece: Piece) -> ParquetPart:
-        return self.job.table.files[piece.part]
-
-    def _compress(self, piece: Piece) -> Iterator[dict[str, Any]]:
-        targets = [*self.job.targets(piece).values(), f"{QUARANTINE}/{piece.name}"]
-        if not self._is_whole(piece):
-            yield from self._write(piece)
-            if not self._is_whole(piece):
-                raise SmecError(f"{self._part(piece).path}: not all of its rows reached {self.job.folder}; run again")
-        for target in targets:
-            rows = self._rows_of(target)
-            if rows >= 0:
-                path = f"{self.job.folder}/{target}"
-                yield record(done=describe_file(self.job.filesystem, path, rows)._replace(name=target))
-
-    def _is_whole(self, piece: Piece) -> bool:
-        bad = max(0, self._rows_of(f"{QUARANTINE}/{piece.name}"))
-        rows = {self._rows_of(target) for target in self.job.targets(piece).values()}
-        return rows == {piece.stop - piece.start - bad}
-
-    def _rows_of(self, target: str) -> int:
-        """Rows by the footer; -1 where there is no finished Parquet file."""
-        path = f"{self.job.folder}/{target}"
-        if not exists(self.job.filesystem, path):
-            return -1
-        try:
-            return int(pq.read_metadata(path, filesystem=self.job.filesystem).num_rows)
-        except pa.ArrowInvalid:
-            return -1
-
-    def _write(self, piece: Piece) -> Iterator[dict[str, Any]]:
+    def _compress(self, piece: Piece, part: ParquetPart) -> Iterator[dict[str, Any]]:
         job = self.job
-        schema = job.table.schema_of(self._part(piece))
-        path = self._part(piece).path
+        if (files := self._whole_files(piece)) is None:
+            yield from self._write(piece, part)
+            files = self._whole_files(piece)
+        if files is None:
+            raise SmecError(f"{part.path}: not all of its rows reached {job.folder}; run again")
+        for target, rows in files.items():
+            described = describe_file(job.filesystem, f"{job.folder}/{target}", rows)
+            yield record(done=described._replace(name=target))
+
+    def _whole_files(self, piece: Piece) -> dict[str, int] | None:
+        """Rows of the piece's files, by their footers; None where a file or a row is missing."""
+        names = [*self.job.targets(piece).values(), f"{QUARANTINE}/{piece.name}"]
+        files: dict[str, int] = {}
+        for name in names:
+            with suppress(FileNotFoundError, pa.ArrowInvalid):
+                metadata = pq.read_metadata(f"{self.job.folder}/{name}", filesystem=self.job.filesystem)
+                files[name] = int(metadata.num_rows)
+        expected = piece.stop - piece.start - files.get(names[-1], 0)
+        return files if all(files.get(name) == expected for name in names[:-1]) else None
+
+    def _write(self, piece: Piece, part: ParquetPart) -> Iterator[dict[str, Any]]:
+        job, path = self.job, part.path
+        schema = job.table.schema_of(part)
         if job.dtype == "binary" and RESCORE in schema.names:
             raise InputError(f"{path}: column {RESCORE}: binary vectors need this name; rename it")
         if job.max_bad_rows is not None and (taken := {"file", "row", "reason"} & set(schema.names)):
             raise InputError(f"{path}: column {min(taken)}: bad rows that are set apart need this name; rename it")
-        schemas = {dim: output_schema(schema, dim, job.dtype) for dim in job.dims}
+        at = schema.get_field_index("embedding")
+        before, after = list(schema)[:at], list(schema)[at + 1 :]
+        # without the schema's metadata: what other libraries note about the columns (pandas, datasets) no longer holds
+        schemas = {dim: pa.schema([*before, *vector_fields(dim, job.dtype), *after]) for dim in job.dims}
         with ExitStack() as files:
             outputs = {
                 dim: files.enter_context(_writer(job, target, schemas[dim]))
@@ -184,8 +180,7 @@ class CompressPiece:
                     bad.add(table)
                     rows += 1
                     continue
-                for dim, table in self._encode(found, schemas).items():
-                    outputs[dim].add(table)
+                self._encode(found, schemas, outputs)
                 rows += len(found.ids)
                 if rows >= ROW_GROUP_ROWS:
                     yield record(rows=rows)
@@ -200,16 +195,14 @@ class CompressPiece:
         for batch in table.batches(piece.start, piece.stop, self.job.batch_rows, columns, any_row=True):
             yield from separate(batch, table.dim)
 
-    def _encode(self, block: Block, schemas: dict[int, pa.Schema]) -> dict[int, pa.Table]:
+    def _encode(self, block: Block, schemas: dict[int, pa.Schema], outputs: dict[int, "RowGroups"]) -> None:
         job = self.job
         x_ND = torch.from_numpy(block.vectors_ND).to(self.device)
         z_Nd = job.model.upgrade(x_ND, job.dims[0]) if job.upgrade else job.model.encode(x_ND, job.dims[0])
-        tables = {}
         for dim, schema in schemas.items():
             columns = vector_columns(unit_prefix(z_Nd, dim), job.dtype, job.model)
             stored = [columns[name] if name in columns else block.table[name] for name in schema.names]
-            tables[dim] = pa.table(stored, schema=schema)
-        return tables
+            outputs[dim].add(pa.table(stored, schema=schema))
 
 
 class RowGroups:
@@ -237,16 +230,8 @@ class RowGroups:
             self._rows = self._bytes = 0
 
 
-def output_schema(schema: pa.Schema, dim: int, dtype: VectorType) -> pa.Schema:
-    """The input's columns, with those of the nested vectors in the place of the embedding."""
-    index = schema.get_field_index("embedding")
-    fields = list(schema)
-    # what other libraries note about the columns (pandas, datasets) no longer holds
-    return pa.schema([*fields[:index], *vector_fields(dim, dtype), *fields[index + 1 :]])
-
-
 def too_many_bad_rows(job: Job, bad: int, file: str, row: int, reason: str) -> InputError:
-    """What ends a run that would set more rows apart than the user allows."""
+    """The error of a run that would set more rows apart than the user allows."""
     return InputError(
         f"at least {bad:,} of {job.table.rows:,} rows are no sound vectors, and max_bad_rows allows "
         f"{job.max_bad_rows:,}; one of them: {file}: row {row}, {reason}; mend them, or allow more "
@@ -264,7 +249,7 @@ def quarantined(bad: BadRow, file: str) -> pa.Table:
 
 
 @contextmanager
-def _writer(job: Job, target: str, schema: pa.Schema) -> Iterator["RowGroups"]:
+def _writer(job: Job, target: str, schema: pa.Schema) -> Iterator[RowGroups]:
     vectors = {field.name: field.type for field in vector_fields(job.dims[0], job.dtype)}
     # Parquet has no integers below 32 bits, but an index into a dictionary of 256 takes a byte; floats hardly repeat
     small = [f"{name}.list.element" for name, kind in vectors.items() if pa.types.is_integer(kind.value_type)]

@@ -9,16 +9,23 @@ With --upgrade the shards hold what the model's base encoded, and only the stage
 import time
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from pipelines.compress.actor import QUARANTINE, CompressPiece, Job, Piece, cut, too_many_bad_rows
 from pipelines.compress.settings import CompressSettings
-from pipelines.compress.upgrade import check_dims, check_stored, stored_type, vectors_of_version, version_in_force
+from pipelines.compress.upgrade import check_stored, stored_type, vectors_of_version
 from pipelines.console import say, warn
 from pipelines.runtime.file_tasks import RowProgress, actor_pool, run_file_tasks
-from pipelines.storage.files import PublishedFile
-from pipelines.storage.publish import Draft, finished_version, manifest_of, promote
-from smec_core.config import VectorType
+from pipelines.storage.publish import (
+    Draft,
+    PublishedFile,
+    current,
+    finished_version,
+    is_published,
+    manifest_of,
+    promote,
+)
 from smec_core.data.columns import DEFAULT_NAMES
 from smec_core.data.parquet import EmbeddingTable
 from smec_core.data.parquet_files import stamp_of
@@ -47,13 +54,15 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
         InputError: settings, model and data do not fit together, or a row cannot be compressed; there is no version.
         SmecError: a worker failed; there is no version, and the next run goes on where this one stopped.
     """
-    # a URI that cannot be opened is told of before the work
+    # refuses a URI that cannot be opened before the work begins
     open_filesystem(settings.output)
     model = load(settings.model)
-    source = version_in_force(settings.input) if settings.upgrade else settings.input
-    if (done := _upgraded(settings, model, source)) is not None:
-        return done
-    source = vectors_of_version(source) if settings.upgrade else source
+    source = settings.input
+    if settings.upgrade:
+        source = current(source) if is_published(source) else source
+        if (done := _upgraded(settings, model, source)) is not None:
+            return done
+        source = vectors_of_version(source)
     # before the rows are counted: a file that is replaced meanwhile is then new to the next run
     filesystem, path = open_filesystem(source)
     stamp = stamp_of(filesystem, find_table(filesystem, path.rstrip("/")))
@@ -62,11 +71,18 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
     table = EmbeddingTable.open(source, known_dim, settings.columns)
     if settings.upgrade:
         check_stored(model, settings.model, table)
-        dims = check_dims(model, table, settings.dim)
+        dims = settings.dim or (table.dim,)
+        # refuses widths and dims that do not fit
+        model.upgrade(np.empty((0, table.dim), np.float32), dims[0])
     else:
         dims = _encoded_dims(settings, model, table)
-    _check_scales(model, dims, settings.dtype)
-    plan = _plan(settings.model_copy(update={"input": source}), dims, model, table, stamp)
+    for dim in dims:
+        if settings.dtype in ("int8", "binary"):
+            model.int8_scale(dim)  # refuses a dim that has none
+        if dim not in model.dims:
+            trained = ", ".join(map(str, model.dims))
+            warn(f"the model was trained for {trained} dims; its quality at {dim} is unmeasured")
+    plan = _plan(settings, dims, model, table, source, stamp)
     allowed = int(settings.max_bad_rows * table.rows)
     if (done := _finished(settings.output, plan, allowed)) is not None:
         return done
@@ -90,8 +106,7 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
 def _make(job: Job, draft: Draft, pieces: list[Piece], workers: int, gpus: float) -> dict[str, Any]:
     started = time.perf_counter()
     try:
-        files, rows = _compress_pieces(job, pieces, workers, gpus)
-        bad = _check_bad_rows(job, files)
+        files, rows, bad = _compress_pieces(job, pieces, workers, gpus)
     except InputError:
         # the input must change first, and then this is another job
         draft.discard()
@@ -117,15 +132,6 @@ def _encoded_dims(settings: CompressSettings, model: Model, table: EmbeddingTabl
     return settings.dim
 
 
-def _check_scales(model: Model, dims: tuple[int, ...], dtype: VectorType) -> None:
-    for dim in dims:
-        if dtype in ("int8", "binary"):
-            model.int8_scale(dim)
-        if dim not in model.dims:
-            trained = ", ".join(map(str, model.dims))
-            warn(f"the model was trained for {trained} dims; its quality at {dim} is unmeasured")
-
-
 def _finished(output: str, plan: dict[str, Any], allowed: int) -> dict[str, Any] | None:
     """Figures of a version that the same plan has made."""
     try:
@@ -133,17 +139,15 @@ def _finished(output: str, plan: dict[str, Any], allowed: int) -> dict[str, Any]
     except StoreError:
         raise
     except (InputError, OSError):
-        # what the draft will say better
+        # the draft reports it better
         return None
-    if found is None or found[1]["quarantined"] > allowed:
-        return None
-    return _nothing_to_do(found[1], found[0])
+    return None if found is None or found[1]["quarantined"] > allowed else _nothing_to_do(*found)
 
 
 def _upgraded(settings: CompressSettings, model: Model, source: str) -> dict[str, Any] | None:
     """Figures of the version in force, where an earlier run has upgraded it in place."""
     here, there = (public_uri(uri).rstrip("/") for uri in (settings.input, settings.output))
-    if not settings.upgrade or here != there or source == settings.input:
+    if here != there or source == settings.input:
         return None
     manifest = manifest_of(*open_filesystem(source)) or {}
     asked = (model.fingerprint, settings.dtype)
@@ -151,16 +155,24 @@ def _upgraded(settings: CompressSettings, model: Model, source: str) -> dict[str
         return None
     if settings.dim is not None and settings.dim != _stored_dims(manifest):
         return None
-    return _nothing_to_do(manifest, source)
+    return _nothing_to_do(source, manifest)
 
 
-def _nothing_to_do(manifest: dict[str, Any], uri: str) -> dict[str, Any]:
+def _nothing_to_do(uri: str, manifest: dict[str, Any]) -> dict[str, Any]:
     say(f"{public_uri(uri)} holds these vectors already; there is nothing to do")
     return _figures(manifest, uri, 0.0, 0)
 
 
-def _compress_pieces(job: Job, pieces: list[Piece], workers: int, gpus: float) -> tuple[list[PublishedFile], int]:
-    """Runs the tasks; returns the files by name and how many rows were compressed, not found finished."""
+def _compress_pieces(job: Job, pieces: list[Piece], workers: int, gpus: float) -> tuple[list[PublishedFile], int, int]:
+    """Runs the tasks.
+
+    Returns:
+        The files by name, how many rows were compressed (not found finished), and how many were set apart.
+
+    Raises:
+        InputError: more rows were set apart than may be.
+        SmecError: rows are missing.
+    """
     # the largest first: the last task to end decides when all end
     order = sorted(pieces, key=lambda piece: piece.start - piece.stop)
     tasks = [piece._asdict() for piece in order]
@@ -170,42 +182,27 @@ def _compress_pieces(job: Job, pieces: list[Piece], workers: int, gpus: float) -
         progress.add(rows)
         if done:
             files[done.name] = done
-    bad = sum(file.rows for file in files.values() if _is_quarantine(file))
+    apart = [file for file in files.values() if file.name.startswith(f"{QUARANTINE}/")]
+    bad = sum(file.rows for file in apart)
     for dim in job.dims:
         names = [job.targets(piece)[dim] for piece in pieces]
         missing = [name for name in names if name not in files]
         if missing or sum(files[name].rows for name in names) + bad != job.table.rows:
             raise SmecError(f"{job.folder}: not all rows arrived (missing files: {missing[:3]}); run again")
-    return sorted(files.values()), progress.rows
-
-
-def _is_quarantine(file: PublishedFile) -> bool:
-    return file.name.startswith(f"{QUARANTINE}/")
-
-
-def _check_bad_rows(job: Job, files: list[PublishedFile]) -> int:
-    """How many rows were set apart.
-
-    Raises:
-        InputError: more than may be.
-    """
-    apart = [file for file in files if _is_quarantine(file)]
-    bad = sum(file.rows for file in apart)
     if bad > (job.max_bad_rows or 0):
-        path = f"{job.folder}/{apart[0].name}"
-        columns = ["file", "row", "reason"]
+        path, columns = f"{job.folder}/{min(apart).name}", ["file", "row", "reason"]
         first = pq.read_table(path, columns=columns, filesystem=job.filesystem).slice(0, 1).to_pylist()[0]
-        raise too_many_bad_rows(job, bad, first["file"], first["row"], first["reason"])
-    return bad
+        raise too_many_bad_rows(job, bad, **first)
+    return sorted(files.values()), progress.rows, bad
 
 
 def _plan(
-    settings: CompressSettings, dims: tuple[int, ...], model: Model, table: EmbeddingTable, stamp: str
+    settings: CompressSettings, dims: tuple[int, ...], model: Model, table: EmbeddingTable, source: str, stamp: str
 ) -> dict[str, Any]:
     """Everything that decides what a version holds; an unfinished version with the same plan is taken up again."""
     plan = {
         "job": "compress",
-        "input": public_uri(settings.input),
+        "input": public_uri(source),
         "input_fingerprint": stamp,
         "model": public_uri(settings.model),
         "model_fingerprint": model.fingerprint,

@@ -1,23 +1,17 @@
-"""What `smec compress --upgrade` starts from: stored vectors, and whether the model's base made them."""
+"""The stored vectors that `smec compress --upgrade` starts from, and whether the model's base made them."""
 
 import posixpath
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.console import say, warn
-from pipelines.storage.publish import VERSION, current, is_published, manifest_of
+from pipelines.storage.publish import VERSION, manifest_of
 from smec_core.data.parquet import EmbeddingTable
 from smec_core.data.tables import MANIFEST
 from smec_core.data.uri import join_uri, open_filesystem
 from smec_core.errors import InputError
 from smec_core.model.model import Model
-
-
-def version_in_force(uri: str) -> str:
-    """The version that a published folder has in force, and any other path or URI as it is."""
-    return current(uri) if is_published(uri) else uri
 
 
 def vectors_of_version(uri: str) -> str:
@@ -64,18 +58,6 @@ def check_stored(model: Model, name: str, table: EmbeddingTable) -> None:
         )
     if stored_type(table) == pa.float16():
         warn("the stored vectors are float16; upgraded, they keep the rounding of that")
-
-
-def check_dims(model: Model, table: EmbeddingTable, dims: tuple[int, ...] | None) -> tuple[int, ...]:
-    """Dims to keep, by default those stored.
-
-    Raises:
-        InputError: the stored width does not reach, or dims that it does not have.
-    """
-    dims = dims or (table.dim,)
-    # refuses widths and dims that do not fit
-    model.upgrade(np.empty((0, table.dim), np.float32), dims[0])
-    return dims
 
 
 def stored_type(table: EmbeddingTable) -> pa.DataType:

@@ -49,7 +49,7 @@ def run(settings: "EvaluateSettings", dataset: Dataset, model: Model, split: str
     check_fit(dataset, model, split)
     build = open_store(settings.index, settings.dtype)
     paths = search_paths(settings, model)
-    bench = Bench(dataset, model, dataset.splits[split], max(_widest(path) for path in paths))
+    bench = Bench(dataset, model, dataset.splits[split], max(form.dim for path in paths for form in path.forms))
     report: dict[str, Any] = {
         "index": settings.index,
         "split": split,
@@ -96,8 +96,8 @@ def search_paths(settings: "EvaluateSettings", model: Model) -> list[SearchPath]
             warn(f"{settings.index} indexes {dtype} vectors of {most} dims at most; {path.first.dim} dims are left out")
             paths.remove(path)
     for path in paths:
-        for form in (path.first, path.second):
-            if form is not None and form.dtype == "int8" and not (store.narrows and form is path.first):
+        for form in path.forms:
+            if form.dtype == "int8" and not (store.narrows and form is path.first):
                 model.int8_scale(form.dim)  # refuses before anything is encoded
     if store.most_rows is not None and settings.shortlist > store.most_rows:
         raise InputError(
@@ -112,14 +112,7 @@ class Bench:
     """A dataset's encoded corpus and judged queries, on which searches are measured one after the other."""
 
     def __init__(self, dataset: Dataset, model: Model, judgements: Judgements, dim: int) -> None:
-        """Encodes queries and corpus.
-
-        Args:
-            dataset: what to search and with what.
-            model: the model.
-            judgements: what to score by.
-            dim: dims to keep of the nested vectors.
-        """
+        """Encodes the judged queries and the corpus as nested vectors of `dim` dims."""
         self.judgements = judgements.with_positives()
         self._q_QD = model.encode(read_rows(dataset.queries, self.judgements.query_row_Q), dim).numpy()
         z_ND = np.empty((dataset.corpus.rows, dim), np.float32)
@@ -136,18 +129,13 @@ class Bench:
             query `ms_p50`, `ms_p99`, one query at a time.
         """
         own_Q = self.judgements.own_doc_row_Q
-        more = 0 if own_Q is None else 1
         # one more than is scored, since the query itself is found and taken out
+        more = 0 if own_Q is None else 1
         asked = path._replace(shortlist=path.shortlist + more)
         with build(asked, self._vectors, threads) as index:
             row_Qk = index.search(self._q_QD, SEARCH_DEPTH + more)
             ms = self._milliseconds(index)
-            figures = {
-                "bytes_per_vector": index.bytes_per_vector,
-                "index_bytes": index.index_bytes,
-                "bytes_read": None if index.cost is None else index.cost.bytes_read,
-                "multiply_adds": None if index.cost is None else index.cost.multiply_adds,
-            }
+            read, products = index.cost or (None, None)
         if own_Q is not None:
             row_Qk = without(row_Qk, own_Q)
         scores = measure(torch.from_numpy(row_Qk), self.judgements)
@@ -157,7 +145,10 @@ class Bench:
             "second": None if path.second is None else path.second._asdict(),
             "shortlist": None if path.second is None else path.shortlist,
             **{name: scores[name] for name in MEASURES},
-            **figures,
+            "bytes_per_vector": index.bytes_per_vector,
+            "index_bytes": index.index_bytes,
+            "bytes_read": read,
+            "multiply_adds": products,
             "ms_p50": float(np.percentile(ms, 50)),
             "ms_p99": float(np.percentile(ms, 99)),
         }
@@ -187,21 +178,21 @@ def path_table(report: dict[str, Any]) -> Table:
     title = f"{report['index']}, {report['corpus']:,} documents, {report['split']}, {report['queries']} queries"
     table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("path", no_wrap=True)
-    columns: list[tuple[str, str, Callable[[Any], str]]] = [
-        ("nDCG\n@10", "ndcg@10", "{:.4f}".format),
-        ("recall\n@100", "recall@100", "{:.4f}".format),
-        ("bytes a\nvector", "bytes_per_vector", "{:,}".format),
-        ("index\nbytes", "index_bytes", _short),
-        ("bytes\nread", "bytes_read", _short),
-        ("mult-\nadds", "multiply_adds", _short),
-        ("ms\np50", "ms_p50", "{:.2f}".format),
-        ("ms\np99", "ms_p99", "{:.2f}".format),
-    ]
-    columns = [column for column in columns if report["paths"][0][column[1]] is not None]
-    for heading, _, _ in columns:
+    columns: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "ndcg@10": ("nDCG\n@10", "{:.4f}".format),
+        "recall@100": ("recall\n@100", "{:.4f}".format),
+        "bytes_per_vector": ("bytes a\nvector", "{:,}".format),
+        "index_bytes": ("index\nbytes", _short),
+        "bytes_read": ("bytes\nread", _short),
+        "multiply_adds": ("mult-\nadds", _short),
+        "ms_p50": ("ms\np50", "{:.2f}".format),
+        "ms_p99": ("ms\np99", "{:.2f}".format),
+    }
+    shown = {name: column for name, column in columns.items() if report["paths"][0][name] is not None}
+    for heading, _ in shown.values():
         table.add_column(heading, justify="right", no_wrap=True)
     for one in report["paths"]:
-        table.add_row(one["path"].replace(", ", ",\n"), *(shown(one[name]) for _, name, shown in columns))
+        table.add_row(one["path"].replace(", ", ",\n"), *(text(one[name]) for name, (_, text) in shown.items()))
     return table
 
 
@@ -220,7 +211,3 @@ def _versions(packages: Sequence[str]) -> dict[str, str]:
     distributions = metadata.packages_distributions()
     names = ("smec-ray", "torch", "numpy", *(distributions[package][0] for package in packages))
     return {name: metadata.version(name) for name in names}
-
-
-def _widest(path: SearchPath) -> int:
-    return max(path.first.dim, path.second.dim if path.second else 0)

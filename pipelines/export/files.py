@@ -4,10 +4,9 @@
     OUT, OUT.json             faiss: that lies beside it
     OUT/..., OUT/export.json  sentence-transformers, numpy
 
-The JSON files hold a checksum of each file, too, so that what somebody has changed since is never replaced.
+The JSON files also hold a checksum of each file, so that a file that somebody has changed is never replaced.
 """
 
-import hashlib
 import json
 import os
 import tempfile
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pipelines.storage.files import sha256_of
 from pipelines.storage.model_folder import replace_folder
 from smec_core.errors import InputError
 
@@ -42,7 +42,7 @@ def check_replaceable(out: Path, to: str) -> None:
     if to == "onnx":
         return
     exported = record.get("files", {})
-    if changed := [name for name, path in _files(out, to) if _sha256(path) != exported.get(name)]:
+    if changed := [name for name, path in _files(out, to) if sha256_of(path) != exported.get(name)]:
         raise InputError(f"out: {out} is not as it was exported, {changed[0]} is new or has changed; {advice}")
 
 
@@ -103,7 +103,7 @@ def _read_record(path: Path, to: str) -> dict[str, Any] | None:
 
 def _write_record(out: Path, to: str, origin: dict[str, Any]) -> None:
     if to != "onnx":
-        record = origin | {"files": {name: _sha256(path) for name, path in _files(out, to)}}
+        record = origin | {"files": {name: sha256_of(path) for name, path in _files(out, to)}}
         _record_file(out, to).write_text(json.dumps(record, indent=2) + "\n")
 
 
@@ -118,8 +118,3 @@ def _files(out: Path, to: str) -> Iterator[tuple[str, Path]]:
         name = path.relative_to(out)
         if path.is_file() and path != _record_file(out, to) and "__pycache__" not in name.parts:
             yield name.as_posix(), path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

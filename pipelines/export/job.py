@@ -1,7 +1,7 @@
 """`smec export`: a trained model in the format of another tool.
 
-Every format holds the same: the first rows of the folded matrix, and a division by the length. What was written is read
-back by the tool itself and compared with `Model.encode` at every dim before it appears under its name.
+Every format holds the first rows of the folded matrix and a division by the length. Before an export appears under its
+name, the tool itself reads it back, and its vectors are compared with those of `Model.encode` at every dim.
 
 Shapes: N rows, D input dims, d dims exported.
 """
@@ -31,7 +31,7 @@ CHECK_ROWS = 64
 
 
 def run(settings: ExportSettings) -> dict[str, Any]:
-    """Exports a model, once the export is known to give what the model gives.
+    """Exports a model, after checking that the export gives what the model gives.
 
     Returns:
         path, to, dim, dims (those of the model that the export gives), bytes, max_error (the largest difference from
@@ -41,7 +41,10 @@ def run(settings: ExportSettings) -> dict[str, Any]:
         InputError: settings, model and encoder do not fit together, or `out` holds something else or cannot be written.
         SmecError: a library is missing, or the export gives other vectors than the model; then there is none.
     """
-    _check_usage(settings)
+    if settings.to == "sentence-transformers" and settings.encoder is None:
+        raise InputError("encoder: --to sentence-transformers needs --encoder, the encoder of the model's vectors")
+    if settings.to != "sentence-transformers" and settings.encoder is not None:
+        raise InputError(f"encoder: --to {settings.to} takes vectors and no text; leave --encoder out")
     model = load(settings.model)
     if model.matrix_DD is None:
         raise InputError(
@@ -51,7 +54,11 @@ def run(settings: ExportSettings) -> dict[str, Any]:
     dim = model.input_dim if settings.dim is None else settings.dim
     if dim > model.input_dim:
         raise InputError(f"dim is {dim}, but the model has {model.input_dim}; trained dims: {model.dims}")
-    exporter, out = _exporter(settings.to), Path(settings.out)
+    try:
+        exporter = importlib.import_module(f"pipelines.export.formats.{MODULES[settings.to]}")
+    except ModuleNotFoundError as error:
+        raise SmecError(f"smec export --to {settings.to} needs {error.name}: pip install 'smec-ray[export]'") from error
+    out = Path(settings.out)
     check_replaceable(out, settings.to)
     if dim not in model.dims:
         warn(f"the model was trained for {', '.join(map(str, model.dims))} dims; its quality at {dim} is unmeasured")
@@ -86,21 +93,6 @@ def run(settings: ExportSettings) -> dict[str, Any]:
     size, difference = figures["bytes"], figures["max_error"]
     say(f"exported to {settings.to}, {dim} dims, {size:,} bytes, within {difference:.0e} of encode: {out}")
     return figures
-
-
-def _check_usage(settings: ExportSettings) -> None:
-    if settings.to == "sentence-transformers" and settings.encoder is None:
-        raise InputError("encoder: --to sentence-transformers needs --encoder, the encoder of the model's vectors")
-    if settings.to != "sentence-transformers" and settings.encoder is not None:
-        raise InputError(f"encoder: --to {settings.to} takes vectors and no text; leave --encoder out")
-
-
-def _exporter(to: str) -> Any:
-    """The module that writes a format; only there is its library imported."""
-    try:
-        return importlib.import_module(f"pipelines.export.formats.{MODULES[to]}")
-    except ModuleNotFoundError as error:
-        raise SmecError(f"smec export --to {to} needs {error.name}: pip install 'smec-ray[export]'") from error
 
 
 def _check(model: Model, x_ND: np.ndarray, z_Nd: np.ndarray, dims: Sequence[int], to: str) -> float:

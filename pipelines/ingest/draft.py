@@ -1,4 +1,4 @@
-"""A dataset that is being written: nobody sees it before it is whole, and a killed run's part of it is gone on with.
+"""A dataset that is being written: it appears when it is whole, and a run goes on with what a killed one has left.
 
 OUT.partial/plan.json       what decides the dataset's bytes
 OUT.partial/lease.json      who writes it now (pipelines/storage/lease.py)
@@ -16,8 +16,8 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from pipelines.ingest.rows import Place
-from pipelines.storage.files import PublishedFile, first_line, new_file, read_json
+from pipelines.ingest.readers import Place
+from pipelines.storage.files import first_line, read_json, sizes_of, write_json
 from pipelines.storage.publish import PLAN
 from pipelines.storage.run_folder import RunFolder
 from smec_core.data.tables import MANIFEST, find_manifest
@@ -110,9 +110,9 @@ class DatasetDraft:
             InputError: files of another plan are there, which starting anew would lose, or it cannot be written to.
         """
         try:
-            names = sorted(self._sizes())
-            before = self._read_plan()
-            changed = [key for key in plan if (before or {}).get(key) != plan[key]]
+            names = sorted(sizes_of(*self.target))
+            before = self._read_plan() or {}
+            changed = [key for key in plan if before.get(key) != plan[key]]
             if changed and any(name.endswith(".parquet") for name in names):
                 both = "" if self._is_local else f" and {self.uri}"
                 raise InputError(
@@ -127,21 +127,20 @@ class DatasetDraft:
             raise InputError(f"{self.uri}: cannot be written to ({first_line(error)})") from error
         return names
 
-    def publish(self, manifest: dict[str, Any], files: list[PublishedFile]) -> None:
-        """Makes the dataset visible, once all its files are there.
+    def publish(self, manifest: dict[str, Any]) -> None:
+        """Makes the dataset visible, once all files of its manifest are there.
 
         Raises:
             SmecError: a file is missing, or is not the one that was described.
         """
-        sizes = self._sizes()
-        for file in files:
-            if sizes.get(file.name) != file.bytes:
-                path = self.target.join(file.name)
-                raise SmecError(f"{path}: was changed or removed after it was written; run again")
-        for stray in sizes.keys() - {file.name for file in files}:
-            self.target.filesystem.delete_file(self.target.join(stray))
-        with new_file(self.target.filesystem, self.target.join(MANIFEST)) as sink:
-            sink.write(json.dumps(manifest, indent=1).encode())
+        filesystem = self.target.filesystem
+        sizes, listed = sizes_of(*self.target), {file["name"]: file["bytes"] for file in manifest["files"]}
+        for name, size in listed.items():
+            if sizes.get(name) != size:
+                raise SmecError(f"{self.target.join(name)}: was changed or removed after it was written; run again")
+        for stray in sizes.keys() - listed:
+            filesystem.delete_file(self.target.join(stray))
+        write_json(filesystem, self.target.join(MANIFEST), manifest)
         if self._is_local:
             try:
                 os.rename(self.target.path, self._output.path)
@@ -170,13 +169,6 @@ class DatasetDraft:
         except ValueError:
             return None
         return manifest if isinstance(manifest, dict) and manifest.get("job") == JOB else None
-
-    def _sizes(self) -> dict[str, int]:
-        """Bytes of every file of the draft, by its path in the dataset."""
-        selector = pafs.FileSelector(self.target.path, recursive=True, allow_not_found=True)
-        infos = self.target.filesystem.get_file_info(selector)
-        prefix = f"{self.target.path}/"
-        return {info.path.removeprefix(prefix): info.size for info in infos if info.type == pafs.FileType.File}
 
 
 def digest_of(plan: dict[str, Any]) -> str:

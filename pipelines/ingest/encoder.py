@@ -1,4 +1,4 @@
-"""The encoder of `smec ingest`: which weights a name stands for, loaded as such by every actor, and its prompts."""
+"""The encoder of `smec ingest`: which weights a name stands for, and encoding with its prompts."""
 
 import hashlib
 import os
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipelines.runtime.text_encoder import hub_is_offline, load_encoder
-from pipelines.storage.files import first_line
+from pipelines.storage.files import first_line, sha256_of
 from smec_core.errors import InputError, SmecError
 
 # what one of them needs to be a model; sentence-transformers takes those of transformers, too
@@ -29,7 +29,7 @@ class Encoder(NamedTuple):
 
     @classmethod
     def find(cls, name: str) -> "Encoder":
-        """Finds out what a name stands for now; weights are not loaded, nor fetched from the hub.
+        """Resolves a name, without loading or fetching weights.
 
         Args:
             name: a folder, or a name on the Hugging Face hub; without an organisation that of sentence-transformers.
@@ -63,9 +63,8 @@ class Encoder(NamedTuple):
         # the tokeniser's own threads would take the cores of the actors beside this one
         if device == "cpu":
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        import torch
+            import torch
 
-        if device == "cpu":
             # an actor has one CPU, and the last bits of a vector may depend on how many threads made it
             torch.set_num_threads(1)
         model = load_encoder(self.name, device, self.is_offline, None if is_folder else commit)
@@ -134,6 +133,5 @@ def _fingerprint(folder: Path) -> str:
     for name in sorted(names):
         if name.endswith(".md") or any(part.startswith(".") for part in name.split("/")):
             continue
-        with names[name].open("rb") as content:
-            total.update(f"{name}\0{hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+        total.update(f"{name}\0{sha256_of(names[name])}\n".encode())
     return f"sha256:{total.hexdigest()}"

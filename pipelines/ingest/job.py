@@ -1,8 +1,8 @@
 """`smec ingest`: text with judgements to a dataset of embeddings, on a pool of Ray actors that each hold the encoder.
 
-The driver reads all text once, so that what is malformed is refused before anything is encoded, and notes where each
-shard begins; a task is one shard, from its rows to its Parquet file. What decides the dataset's bytes is a plan: of the
-same plan a finished dataset is left as it is, and an unfinished one gone on with (pipelines/ingest/draft.py).
+The driver reads all text once: it refuses malformed text before anything is encoded, and notes where each shard begins.
+A task encodes one shard into its Parquet file. The plan is everything that decides the dataset's bytes: a finished
+dataset of the same plan is left as it is, and an unfinished one is continued (pipelines/ingest/draft.py).
 """
 
 import datetime
@@ -15,15 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.console import say, warn
-from pipelines.ingest.actor import EncodeShard
+from pipelines.ingest.actor import EncodeShard, Job
 from pipelines.ingest.draft import JOB, DatasetDraft, digest_of
 from pipelines.ingest.encoder import Encoder
-from pipelines.ingest.rows import Place
+from pipelines.ingest.readers import Place, Texts
 from pipelines.ingest.settings import IngestSettings
-from pipelines.ingest.text import Scan, Shard, Texts, find_texts, qrels_fingerprint, read_judgements, scan
+from pipelines.ingest.text import Scan, Shard, find_texts, qrels_fingerprint, read_judgements, scan
 from pipelines.runtime.file_tasks import RowProgress, actor_pool, run_file_tasks
-from pipelines.storage.files import PublishedFile, describe_file, new_file
+from pipelines.storage.files import new_file
 from pipelines.storage.lease import Lease
+from pipelines.storage.publish import PublishedFile, describe_file
 from smec_core.data.qrels import QrelsFile, as_table
 from smec_core.data.tables import check_names
 from smec_core.data.uri import open_filesystem, public_uri
@@ -85,7 +86,6 @@ class Source(NamedTuple):
 
 
 def _warn_of_unknown(split: str, files: list[QrelsFile], scans: dict[str, Scan]) -> None:
-    """Says how many judgements name ids that no text has."""
     queries, docs = scans["queries"].ids, scans["corpus"].ids
     unknown = [
         f"{file.locate(row)}, column " + (f"doc_id: {doc!r}" if query in queries else f"query_id: {query!r}")
@@ -111,7 +111,7 @@ def run(settings: IngestSettings) -> dict[str, Any]:
         encode), seconds, rows_per_s (of those), path.
 
     Raises:
-        InputError: malformed text or qrels, an output that is another's, or an encoder that there is not.
+        InputError: malformed text or qrels, an output that holds something else, or an unknown encoder.
         LeaseError: another process writes this dataset.
         SmecError: sentence-transformers is not installed, or a worker failed; the same command goes on from there.
     """
@@ -122,7 +122,12 @@ def run(settings: IngestSettings) -> dict[str, Any]:
     draft.check_free()
     source = Source.read(settings.source, settings.rows_per_file)
     encoder = Encoder.find(settings.encoder)
-    plan = _plan(settings, source, encoder)
+    plan = {
+        "job": JOB,
+        "text": source.fingerprints(),
+        "encoder_fingerprint": encoder.fingerprint,
+        **settings.model_dump(include={"query_prompt", "document_prompt", "batch_size", "rows_per_file"}),
+    }
     manifest, encoded = draft.finished(plan), 0
     if manifest is None:
         draft.create()
@@ -130,7 +135,11 @@ def run(settings: IngestSettings) -> dict[str, Any]:
             # another process may have finished it meanwhile
             manifest = draft.finished(plan)
             if manifest is None:
-                manifest, encoded = _write(settings, source, encoder, plan, draft, lease)
+                left = draft.begin(plan)
+                files, encoded = _encode(settings, source, encoder, draft.target, digest_of(plan), left)
+                manifest = _manifest(settings, source, plan, draft.target, files)
+                lease.check()
+                draft.publish(manifest)
     draft.clean()
     seconds = time.perf_counter() - started
     rows = {kind: found.rows for kind, found in source.scans.items()}
@@ -148,33 +157,40 @@ def run(settings: IngestSettings) -> dict[str, Any]:
     }
 
 
-def _plan(settings: IngestSettings, source: Source, encoder: Encoder) -> dict[str, Any]:
-    """Everything that decides the dataset's bytes."""
-    return {
-        "job": JOB,
-        "text": source.fingerprints(),
-        "encoder_fingerprint": encoder.fingerprint,
-        "query_prompt": settings.query_prompt,
-        "document_prompt": settings.document_prompt,
-        "batch_size": settings.batch_size,
-        "rows_per_file": settings.rows_per_file,
-    }
+def _encode(
+    settings: IngestSettings, source: Source, encoder: Encoder, target: Place, plan_digest: str, left: list[str]
+) -> tuple[list[PublishedFile], int]:
+    """Runs the tasks; returns all files of vectors, sorted, and how many rows were encoded, not found finished."""
+    shards, total = source.shards, source.rows
+    done_before = sum(shard.rows for shard in shards if shard.target in left)
+    if done_before:
+        say(f"going on with an unfinished dataset: {done_before:,} of {total:,} rows are encoded already")
+    workers, gpus = actor_pool(len(shards), settings.workers, settings.gpu, share_gpus=False)
+    say(f"encoding {total - done_before:,} rows with {encoder.name}, {workers} on {'GPU' if gpus else 'CPU'}")
+    prompts = {"corpus": settings.document_prompt, "queries": settings.query_prompt}
+    job = Job(encoder, source.texts, source.judged, target, plan_digest, prompts, settings.batch_size)
+    files, progress = [], RowProgress("encoded", total - done_before)
+    tasks = [shard._asdict() for shard in shards]
+    for rows, done in run_file_tasks(EncodeShard, {"job": job, "gpu": gpus > 0}, tasks, workers, gpus):
+        progress.add(rows)
+        if done:
+            files.append(done)
+    if len(files) != len(shards) or sum(file.rows for file in files) != total:
+        raise SmecError(f"{public_uri(settings.output)}: not all shards were written; run again")
+    return sorted(files), progress.rows
 
 
-def _write(
-    settings: IngestSettings, source: Source, encoder: Encoder, plan: dict[str, Any], draft: DatasetDraft, lease: Lease
-) -> tuple[dict[str, Any], int]:
-    """Encodes what is not yet there and publishes the dataset; returns its manifest, and the rows encoded."""
-    left = draft.begin(plan)
-    files, encoded = _encode_all(settings, source, encoder, plan, draft, left)
+def _manifest(
+    settings: IngestSettings, source: Source, plan: dict[str, Any], target: Place, files: list[PublishedFile]
+) -> dict[str, Any]:
+    """Writes the judgements beside the vectors, and lists all files."""
+    schema = pq.read_schema(target.join(files[0].name), filesystem=target.filesystem)
     for split, table in source.qrels.items():
-        path = draft.target.join(f"qrels/{split}.parquet")
-        with new_file(draft.target.filesystem, path) as sink:
+        name = f"qrels/{split}.parquet"
+        with new_file(target.filesystem, target.join(name)) as sink:
             pq.write_table(table, sink)
-        described = describe_file(draft.target.filesystem, path, len(table))
-        files.append(described._replace(name=f"qrels/{split}.parquet"))
-    schema = pq.read_schema(draft.target.join(files[0].name), filesystem=draft.target.filesystem)
-    manifest = {
+        files.append(describe_file(target.filesystem, target.join(name), len(table))._replace(name=name))
+    return {
         "format": 1,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "source": public_uri(settings.source),
@@ -184,41 +200,3 @@ def _write(
         "qrels": {split: len(table) for split, table in source.qrels.items()},
         "files": [file._asdict() for file in files],
     }
-    lease.check()
-    draft.publish(manifest, files)
-    return manifest, encoded
-
-
-def _encode_all(
-    settings: IngestSettings,
-    source: Source,
-    encoder: Encoder,
-    plan: dict[str, Any],
-    draft: DatasetDraft,
-    left: list[str],
-) -> tuple[list[PublishedFile], int]:
-    """Runs the tasks; returns all files of vectors, sorted, and how many rows were encoded, not found finished."""
-    shards, total = source.shards, source.rows
-    done_before = sum(shard.rows for shard in shards if shard.target in left)
-    if done_before:
-        say(f"going on with an unfinished dataset: {done_before:,} of {total:,} rows are encoded already")
-    workers, gpus = actor_pool(len(shards), settings.workers, settings.gpu, share_gpus=False)
-    say(f"encoding {total - done_before:,} rows with {encoder.name}, {workers} on {'GPU' if gpus else 'CPU'}")
-    arguments = {
-        "encoder": encoder,
-        "texts": source.texts,
-        "judged": source.judged,
-        "target": draft.target,
-        "plan_digest": digest_of(plan),
-        "prompts": {"corpus": settings.document_prompt, "queries": settings.query_prompt},
-        "batch_size": settings.batch_size,
-        "gpu": gpus > 0,
-    }
-    files, progress = [], RowProgress("encoded", total - done_before)
-    for rows, done in run_file_tasks(EncodeShard, arguments, [shard._asdict() for shard in shards], workers, gpus):
-        progress.add(rows)
-        if done:
-            files.append(done)
-    if len(files) != len(shards) or sum(file.rows for file in files) != total:
-        raise SmecError(f"{draft.uri}: not all shards were written; run again")
-    return sorted(files), progress.rows

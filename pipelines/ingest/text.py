@@ -5,33 +5,14 @@ order, so that it does not depend on format and files.
 """
 
 import hashlib
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import pyarrow as pa
 
-from pipelines.ingest.beir import JsonLines
-from pipelines.ingest.parquet import ParquetTexts
-from pipelines.ingest.rows import START, Place, Position, Text
+from pipelines.ingest.readers import START, JsonLines, ParquetTexts, Place, Position, Text, Texts
 from smec_core.data import tables
 from smec_core.data.qrels import QrelsFile, read_qrels
 from smec_core.errors import InputError
-
-
-class Texts(Protocol):
-    """The texts of a corpus or of queries, in the order of their files and rows.
-
-    Attributes:
-        path: where they lie, for messages.
-    """
-
-    path: str
-
-    def read(self, start: Position = START) -> Iterator[Text]:
-        """Validated texts from a position on."""
-
-    def locate(self, position: Position) -> str:
-        """Names a file and a row in it."""
 
 
 class Shard(NamedTuple):
@@ -125,7 +106,7 @@ def _bytes(text: Text) -> bytes:
 
 
 def read_judgements(source: Place) -> dict[str, list[QrelsFile]]:
-    """Judgements of every split that is there.
+    """Reads the judgements of every split that is there.
 
     Raises:
         InputError: no split at all, a split in two forms or without judgements, a file that fits none, or a malformed

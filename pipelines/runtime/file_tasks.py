@@ -14,7 +14,8 @@ from ray.util.annotations import RayDeprecationWarning
 
 from pipelines.console import say, warn
 from pipelines.runtime.cluster import connect, unwrap
-from pipelines.storage.files import PublishedFile, first_line
+from pipelines.storage.files import first_line
+from pipelines.storage.publish import PublishedFile
 from smec_core.errors import InputError, SmecError
 
 PROGRESS_SECONDS = 5.0

@@ -48,7 +48,10 @@ def app(settings: ApplicationSettings) -> "Application":
         InputError: `model` is no model folder.
         SmecError: Ray Serve is not installed.
     """
-    _require_serve()
+    try:
+        import ray.serve  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise SmecError("smec serve needs Ray Serve: pip install 'smec-ray[serve]'") from error
     from pipelines.serve.replica import Encoder
 
     deployment = Encoder.options(  # type: ignore[attr-defined]
@@ -97,15 +100,11 @@ def run(settings: ServeSettings) -> dict[str, Any]:
         say("terminated: answering what is under way, then ending")
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        _shut_down(settings.name)
+        # answers what is under way; where Ray has died already there is nothing to end
+        with suppress(Exception):
+            ray.serve.delete(settings.name)
+        ray.shutdown()
     return {}
-
-
-def _require_serve() -> None:
-    try:
-        import ray.serve  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise SmecError("smec serve needs Ray Serve: pip install 'smec-ray[serve]'") from error
 
 
 def _check_port(host: str, port: int) -> None:
@@ -183,17 +182,17 @@ def _listen(settings: ServeSettings) -> "HTTPOptions":
 
 
 def _message(status: "ApplicationStatusOverview") -> str:
-    """What there is to read about an application that does not run, as one line."""
+    """Why an application does not run, as one line."""
     return next((_last_line(found.message) for found in status.deployments.values() if found.message), status.message)
 
 
 def _last_line(message: str) -> str:
-    """Of a traceback its error, without the name of its class."""
+    """The error at the end of a traceback, without the name of its class."""
     return re.sub(r"^[\w.]+: ", "", message.strip().split("\n")[-1].strip())
 
 
 def _watch(name: str) -> NoReturn:
-    """Waits for a signal, and says what becomes of the application meanwhile."""
+    """Waits for a signal, and reports what happens to the application meanwhile."""
     from ray import serve
     from ray.serve.exceptions import RayServeException
     from ray.serve.schema import ApplicationStatus
@@ -211,16 +210,6 @@ def _watch(name: str) -> NoReturn:
         if message and message != said:
             warn(message)
         said = message
-
-
-def _shut_down(name: str) -> None:
-    """Answers what is under way, then ends Serve and the Ray that was started for it."""
-    from ray import serve
-
-    # where Ray has died already there is nothing to end
-    with suppress(Exception):
-        serve.delete(name)
-    ray.shutdown()
 
 
 def _terminate(*unused: object) -> NoReturn:

@@ -74,13 +74,7 @@ def read(body: bytes, model: Model, max_rows: int) -> Query:
 
 
 def check(inputs: Any, dim: int | None, model: Model, max_rows: int) -> Query:
-    """Takes rows as lists or an array.
-
-    Args:
-        inputs: original embeddings (N, D), any scale.
-        dim: dims to give; None for all.
-        model: the model that will encode them.
-        max_rows: most rows of a request.
+    """Takes rows (N, D) as lists or an array, of any scale, and the dims to give; None for all.
 
     Raises:
         QueryError: not what the model takes.
@@ -106,11 +100,11 @@ def check(inputs: Any, dim: int | None, model: Model, max_rows: int) -> Query:
     with np.errstate(over="ignore"):
         norms_N = np.linalg.norm(x_ND, axis=1)
     if not np.isfinite(norms_N).all():
-        row = int((~np.isfinite(norms_N)).argmax())
+        row = int(np.isfinite(norms_N).argmin())
         what = "holds numbers too large for float32" if np.isfinite(x_ND[row]).all() else "holds NaN or infinity"
         raise QueryError(f"inputs: row {row} {what}; mend or leave out the row", "not_finite")
     if not norms_N.all():
-        row = int((norms_N == 0).argmax())
+        row = int(norms_N.argmin())
         raise QueryError(f"inputs: row {row} is a zero vector, which has no direction; leave it out", "zero")
     return Query(x_ND, int(dim))
 

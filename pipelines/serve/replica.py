@@ -1,10 +1,12 @@
-"""What one replica of the service does: holds the model, batches queries, answers over HTTP and by handle.
+"""A replica of the service: it holds the model, batches queries, and answers over HTTP and by handle.
 
 Needs the extra `serve`; pipelines/serve/job.py, which does not, builds the application from it.
 """
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ http = FastAPI(title="smec: nested embeddings", openapi_url=None)
 
 
 class Meters:
-    """What Ray exports to Prometheus about a replica, each name with `ray_` before it."""
+    """The metrics of a replica that Ray exports to Prometheus, each name with `ray_` before it."""
 
     def __init__(self) -> None:
         self.requests = Counter("smec_serve_requests", "Requests for vectors, those refused included.")
@@ -36,22 +38,19 @@ class Meters:
         self.batch_rows = Histogram("smec_serve_batch_rows", "Rows that were multiplied together.", ROWS)
         self.latency = Histogram("smec_serve_latency_ms", "From a request's arrival to its answer.", MILLISECONDS)
 
-
-class Metered:
-    """Counts one request, its time and what went wrong with it."""
-
-    def __init__(self, meters: Meters) -> None:
-        self.meters = meters
-
-    def __enter__(self) -> None:
-        self.started = time.perf_counter()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self.meters.requests.inc()
-        self.meters.latency.observe(1000 * (time.perf_counter() - self.started))
-        if error is not None:
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Counts one request, its time and its error."""
+        started = time.perf_counter()
+        try:
+            yield
+        except BaseException as error:
             label = "cancelled" if isinstance(error, asyncio.CancelledError) else getattr(error, "kind", "internal")
-            self.meters.errors.inc(tags={"kind": label})
+            self.errors.inc(tags={"kind": label})
+            raise
+        finally:
+            self.requests.inc()
+            self.latency.observe(1000 * (time.perf_counter() - started))
 
 
 # what its methods use must stand above it: Serve copies the routes, and all that they name, as it reads this line
@@ -67,7 +66,7 @@ class Encoder:
         self.model = load(Path(model))
         self.fingerprint = self.model.fingerprint
         if self.fingerprint != fingerprint:
-            # or replicas of one application would give vectors that cannot be compared
+            # replicas of one application would give vectors that cannot be compared
             raise InputError(
                 f"{model}: holds the model {self.fingerprint[:12]} now, but {fingerprint[:12]} was deployed; deploy it "
                 "again (smec serve), and give a new version a folder of its own"
@@ -90,14 +89,14 @@ class Encoder:
         Raises:
             QueryError: not what the model takes; an InputError.
         """
-        with Metered(self.meters):
+        with self.meters.request():
             return await self._answer(check(x_ND, dim, self.model, self.max_rows))
 
     @http.post("/encode")
     async def post_encode(self, request: Request) -> Response:
         """{"inputs": [[...], ...], "dim": 96} to {"embeddings": [[...], ...], "dim": 96, "model": fingerprint}."""
         try:
-            with Metered(self.meters):
+            with self.meters.request():
                 query = read(await self._body(request), self.model, self.max_rows)
                 z_Nd = await self._answer(query)
                 answer = {"embeddings": z_Nd.tolist(), "dim": query.dim, "model": self.fingerprint}

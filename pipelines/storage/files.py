@@ -1,4 +1,4 @@
-"""Small files on any file system, read whole."""
+"""Files on any file system: written in one step, small ones read whole, and their sizes and checksums."""
 
 import hashlib
 import json
@@ -8,10 +8,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
+
+READ_BYTES = 8 << 20
 
 
 def exists(filesystem: pafs.FileSystem, path: str) -> bool:
@@ -46,16 +48,10 @@ def read_json(filesystem: pafs.FileSystem, path: str) -> Any:
     return json.loads(text) if text else None
 
 
-READ_BYTES = 8 << 20
-
-
-class PublishedFile(NamedTuple):
-    """A file of a version as its manifest lists it: its path there, and the sha256 (hex) of its bytes."""
-
-    name: str
-    rows: int
-    bytes: int
-    sha256: str
+def write_json(filesystem: pafs.FileSystem, path: str, content: Any) -> None:
+    """Writes or replaces a small file; a reader meets the old or the new one, never half of it."""
+    with new_file(filesystem, path) as sink:
+        sink.write(json.dumps(content, indent=1).encode())
 
 
 @contextmanager
@@ -80,19 +76,15 @@ def new_file(filesystem: pafs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
         raise
 
 
-def describe_file(filesystem: pafs.FileSystem, path: str, rows: int) -> PublishedFile:
-    """Reads a finished file back for its size and checksum."""
-    digest, size = hashlib.sha256(), 0
-    with filesystem.open_input_stream(path) as source:
-        while piece := source.read(READ_BYTES):
-            digest.update(piece)
-            size += len(piece)
-    return PublishedFile(posixpath.basename(path), rows, size, digest.hexdigest())
+def sha256_of(file: Path) -> str:
+    """Checksum (hex) of a local file."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def sizes_of(filesystem: pafs.FileSystem, folder: str) -> dict[str, int]:
     """Bytes of all files in a folder and below, by their path in it."""
-    infos = filesystem.get_file_info(pafs.FileSelector(folder, recursive=True))
+    infos = filesystem.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True))
     return {posixpath.relpath(info.path, folder): info.size for info in infos if info.type == pafs.FileType.File}
 
 

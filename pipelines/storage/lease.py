@@ -68,12 +68,10 @@ class Holder(NamedTuple):
 
     def is_on_machine_of(self, other: "Holder") -> bool:
         """Whether the two see the same processes."""
-        mine, others = ((one.host, one.boot_id, one.pid_namespace) for one in (self, other))
-        return mine == others
+        return (self.host, self.boot_id, self.pid_namespace) == (other.host, other.boot_id, other.pid_namespace)
 
-    def is_alive(self) -> bool:
-        """Whether the process still runs; asked on its own machine."""
-        return _started(self.pid) == self.pid_started
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
 
 
 class Lease:
@@ -113,9 +111,9 @@ class Lease:
         return self._lost.is_set()
 
     def check(self) -> None:
-        """Raises LeaseError when the lease is lost; to be called before something is written that must not be wrong."""
+        """Raises LeaseError when the lease is lost; call it before you write something that must not be wrong."""
         if self.lost:
-            by = f" by {_who(self._taken_by)}" if self._taken_by else ""
+            by = f" by {self._taken_by}" if self._taken_by else ""
             raise LeaseError(
                 f"{self._what}: its lease in {public_uri(self._run_folder.uri)} was taken over{by}, "
                 "because this process had not renewed it in time; this process stops, the other one goes on"
@@ -139,8 +137,7 @@ class Lease:
             # whatever ended the block, the reason is that another process works in this folder
             self.check()
         with suppress(OSError), self._alone():
-            found = self._read()
-            if found is not None and found.token == self._me.token:
+            if self._is_mine(self._read()):
                 self._run_folder.filesystem.delete_file(f"{self._run_folder.path}/{LEASE}")
 
     def _take(self) -> None:
@@ -150,58 +147,50 @@ class Lease:
         while True:
             with self._alone():
                 found = self._read()
-                if found is None or self._is_left_behind(found, found == watched, time.monotonic() - watched_since):
+                is_here = found is not None and found.is_on_machine_of(self._me)
+                if found is None:
+                    is_free = True
+                elif is_here:
+                    is_free = _started(found.pid) != found.pid_started
+                else:
+                    is_free = found == watched and time.monotonic() - watched_since > TTL_SECONDS
+                if is_free:
                     self._write()
-                    found = None
-            if found is None:
-                if self._is_ours_for_good():
-                    return
-                continue
-            is_here = found.is_on_machine_of(self._me)
+            if found is None or is_free:
+                if self._run_folder.local_path is None:
+                    time.sleep(SETTLE_SECONDS)
+                    if not self._is_mine(self._read()):
+                        continue
+                return
             if watched is not None and (is_here or found != watched):
-                raise LeaseError(self._refusal(found))
+                stop = f"(kill {found.pid})" if is_here else f"there (its lease is renewed until {found.until})"
+                raise LeaseError(
+                    f"{self._what} is being {self._doing} by {found} since {found.since}; "
+                    f"wait for it, stop it {stop}, or choose another {self._other}"
+                )
             if watched is None:
                 # one that is here, too, is looked at twice: a process that was just killed takes a moment to be gone
                 watched, watched_since = found, time.monotonic()
                 if not is_here:
                     say(
-                        f"{self._what} is held by {_who(found)}; "
+                        f"{self._what} is held by {found}; "
                         f"watching for up to {TTL_SECONDS:.0f} s whether that one is still alive"
                     )
             time.sleep(WATCH_SECONDS)
 
-    def _is_left_behind(self, found: Holder, is_unchanged: bool, watched_seconds: float) -> bool:
-        if found.is_on_machine_of(self._me):
-            return not found.is_alive()
-        return is_unchanged and watched_seconds > TTL_SECONDS
-
-    def _is_ours_for_good(self) -> bool:
-        if self._run_folder.local_path is not None:
-            return True
-        time.sleep(SETTLE_SECONDS)
-        found = self._read()
+    def _is_mine(self, found: Holder | None) -> bool:
         return found is not None and found.token == self._me.token
-
-    def _refusal(self, found: Holder) -> str:
-        if found.is_on_machine_of(self._me):
-            stop = f"stop it (kill {found.pid})"
-        else:
-            stop = f"stop it there (its lease is renewed until {found.until})"
-        return (
-            f"{self._what} is being {self._doing} by {_who(found)} since {found.since}; "
-            f"wait for it, {stop}, or choose another {self._other}"
-        )
 
     def _renew_until_released(self) -> None:
         while not self._released.wait(RENEW_SECONDS):
             try:
                 with self._alone():
                     found = self._read()
-                    if found is not None and found.token == self._me.token:
+                    if self._is_mine(found):
                         self._write()
                         continue
             except (OSError, InputError):
-                # The storage is away. Whose the lease is, is seen when it is back.
+                # The storage is away. When it is back, this sees who holds the lease.
                 continue
             self._taken_by = found
             self._lost.set()
@@ -229,10 +218,6 @@ class Lease:
         with (folder / LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
-
-
-def _who(holder: Holder) -> str:
-    return f"process {holder.pid} on {holder.host}"
 
 
 def _time(seconds_from_now: float = 0.0) -> str:

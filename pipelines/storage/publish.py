@@ -12,18 +12,20 @@ small files that are each written in one piece, in this order, after all others.
 
 import datetime
 import errno
+import hashlib
 import json
 import os
+import posixpath
 import re
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.fs as pafs
 
-from pipelines.storage.files import PublishedFile, exists, first_line, new_file, read_json, read_text, sizes_of
+from pipelines.storage.files import READ_BYTES, exists, first_line, new_file, read_json, read_text, sizes_of, write_json
 from smec_core.data.tables import MANIFEST, find_manifest
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.errors import InputError, SmecError, StoreUnreachable
@@ -33,10 +35,29 @@ PLAN = "plan.json"
 VERSION = re.compile(r"v(\d{4,})")
 
 
+class PublishedFile(NamedTuple):
+    """A file of a version as its manifest lists it: its path there, and the sha256 (hex) of its bytes."""
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+def describe_file(filesystem: pafs.FileSystem, path: str, rows: int) -> PublishedFile:
+    """Reads a finished file back for its size and checksum."""
+    digest, size = hashlib.sha256(), 0
+    with filesystem.open_input_stream(path) as source:
+        while piece := source.read(READ_BYTES):
+            digest.update(piece)
+            size += len(piece)
+    return PublishedFile(posixpath.basename(path), rows, size, digest.hexdigest())
+
+
 def is_published(out: str) -> bool:
     """Whether a path or URI is a published folder that has a version in force."""
-    filesystem, root = open_filesystem(out)
-    return exists(filesystem, f"{root.rstrip('/')}/{CURRENT}")
+    filesystem, root = _open(out)
+    return exists(filesystem, f"{root}/{CURRENT}")
 
 
 def current(out: str) -> str:
@@ -45,11 +66,11 @@ def current(out: str) -> str:
     Raises:
         InputError: nothing was published there, or CURRENT names a version that is not finished.
     """
-    filesystem, root = open_filesystem(out)
+    filesystem, root = _open(out)
     name = read_text(filesystem, f"{root}/{CURRENT}").strip()
     if not name:
         raise InputError(f"{public_uri(out)}: no version is published there (no file {CURRENT})")
-    if not VERSION.fullmatch(name) or find_manifest(filesystem, f"{root}/{name}") is None:
+    if not _is_finished(filesystem, root, name):
         raise InputError(f"{public_uri(out)}: {CURRENT} names {name!r}, which is no finished version; publish again")
     return join_uri(out, name)
 
@@ -80,9 +101,8 @@ def promote(out: str, name: str) -> None:
     Raises:
         InputError: there is no such version, or it is not finished.
     """
-    filesystem, root = open_filesystem(out)
-    root = root.rstrip("/")
-    if not VERSION.fullmatch(name) or find_manifest(filesystem, f"{root}/{name}") is None:
+    filesystem, root = _open(out)
+    if not _is_finished(filesystem, root, name):
         raise InputError(f"{public_uri(out)}: there is no finished version {name!r}")
     if read_text(filesystem, f"{root}/{CURRENT}").strip() != name:
         with new_file(filesystem, f"{root}/{CURRENT}") as sink:
@@ -94,17 +114,14 @@ def finished_version(out: str, plan: dict[str, Any]) -> tuple[str, dict[str, Any
 
     The newest may not be in force: a run was killed before it came to that.
     """
-    filesystem, root = open_filesystem(out)
-    root = root.rstrip("/")
-    if filesystem.get_file_info(root).type != pafs.FileType.Directory:
-        return None
+    filesystem, root = _open(out)
     for name in (read_text(filesystem, f"{root}/{CURRENT}").strip(), *_versions(filesystem, root)[-1:]):
-        if not VERSION.fullmatch(name) or find_manifest(filesystem, f"{root}/{name}") is None:
+        if not _is_finished(filesystem, root, name):
             continue
         try:
             manifest = manifest_of(filesystem, f"{root}/{name}")
         except InputError:
-            # damaged, which this run is to mend
+            # damaged: this run writes it anew
             continue
         if manifest is None or not holds(manifest, plan):
             continue
@@ -115,11 +132,8 @@ def finished_version(out: str, plan: dict[str, Any]) -> tuple[str, dict[str, Any
 
 
 def plans(out: str) -> dict[str, dict[str, Any]]:
-    """What made each version, finished or not, by its name."""
-    filesystem, root = open_filesystem(out)
-    root = root.rstrip("/")
-    if filesystem.get_file_info(root).type != pafs.FileType.Directory:
-        return {}
+    """The plan of each version, finished or not, by its name."""
+    filesystem, root = _open(out)
     found: dict[str, dict[str, Any]] = {}
     for name in _versions(filesystem, root):
         for path in (f"{root}/{name}/{PLAN}", find_manifest(filesystem, f"{root}/{name}")):
@@ -131,30 +145,27 @@ def plans(out: str) -> dict[str, dict[str, Any]]:
 
 def remove_version(out: str, name: str) -> None:
     """Removes a version that is not in force; killed in the middle it leaves none that passes for finished."""
-    filesystem, root = open_filesystem(out)
-    folder = f"{root.rstrip('/')}/{name}"
+    filesystem, root = _open(out)
+    folder = f"{root}/{name}"
     while (manifest := find_manifest(filesystem, folder)) is not None:
         filesystem.delete_file(manifest)
     if filesystem.get_file_info(folder).type == pafs.FileType.Directory:
         filesystem.delete_dir(folder)
 
 
-def holds(manifest: dict[str, Any] | None, plan: dict[str, Any]) -> bool:
+def holds(manifest: dict[str, Any], plan: dict[str, Any]) -> bool:
     """Whether a version was made by this plan."""
-    return manifest is not None and all(
-        manifest.get(key) == value for key, value in json.loads(json.dumps(plan)).items()
-    )
+    return all(manifest.get(key) == value for key, value in json.loads(json.dumps(plan)).items())
 
 
 class Draft:
-    """A version that is being written. Readers meet it when it is finished and `promote`."""
+    """A version that is being written. Readers see it once it is finished and promoted."""
 
     def __init__(self, out: str, filesystem: pafs.FileSystem, root: str, name: str, plan: dict[str, Any]) -> None:
         self.filesystem = filesystem
         self.folder = f"{root}/{name}"
         self.name = name
         self.uri = join_uri(out, name)
-        self._root = root
         self._plan = plan
 
     @classmethod
@@ -170,8 +181,7 @@ class Draft:
         Raises:
             InputError: the folder cannot be written to.
         """
-        filesystem, root = open_filesystem(out)
-        root = root.rstrip("/")
+        filesystem, root = _open(out)
         text = json.dumps(plan, indent=1)
         plan = json.loads(text)
         try:
@@ -181,7 +191,7 @@ class Draft:
                 folder = f"{root}/{name}"
                 if find_manifest(filesystem, folder) is None and read_json(filesystem, f"{folder}/{PLAN}") == plan:
                     return cls(out, filesystem, root, name, plan)
-            name = _claim(filesystem, root, 1 + (_number(names[-1]) if names else 0), text)
+            name = _claim(filesystem, root, 1 + int(names[-1][1:]) if names else 1, text)
         except StoreUnreachable:
             raise
         except OSError as error:
@@ -193,7 +203,7 @@ class Draft:
 
         Args:
             files: all files of the version.
-            counts: what the manifest says of their rows.
+            counts: row counts for the manifest.
 
         Returns:
             The manifest.
@@ -219,33 +229,34 @@ class Draft:
             **counts,
             "files": [file._asdict() for file in files],
         }
-        self._write(f"{self.name}/{MANIFEST}", json.dumps(manifest, indent=1))
+        write_json(self.filesystem, f"{self.folder}/{MANIFEST}", manifest)
         for stray in sizes.keys() - {file.name for file in files}:
             self.filesystem.delete_file(f"{self.folder}/{stray}")
         return manifest
 
     def discard(self) -> None:
         """Removes the version, unless another run has published it; for runs that cannot be taken up again."""
-        if read_json(self.filesystem, f"{self.folder}/{PLAN}") != self._plan:
-            return
-        try:
-            self.filesystem.delete_dir(self.folder)
-        except OSError:
+        if read_json(self.filesystem, f"{self.folder}/{PLAN}") == self._plan:
             # a worker may have written a file meanwhile; an unfinished version that stays is never pointed at
-            return
-
-    def _write(self, name: str, text: str) -> None:
-        with new_file(self.filesystem, f"{self._root}/{name}") as sink:
-            sink.write(text.encode())
+            with suppress(OSError):
+                self.filesystem.delete_dir(self.folder)
 
 
-def _number(name: str) -> int:
-    return int(name[1:])
+def _open(out: str) -> tuple[pafs.FileSystem, str]:
+    filesystem, root = open_filesystem(out)
+    return filesystem, root.rstrip("/")
+
+
+def _is_finished(filesystem: pafs.FileSystem, root: str, name: str) -> bool:
+    return bool(VERSION.fullmatch(name)) and find_manifest(filesystem, f"{root}/{name}") is not None
 
 
 def _versions(filesystem: pafs.FileSystem, root: str) -> list[str]:
-    infos = filesystem.get_file_info(pafs.FileSelector(root))
-    return sorted((info.base_name for info in infos if VERSION.fullmatch(info.base_name)), key=_number)
+    """Names of all versions, finished or not, oldest first."""
+    if filesystem.get_file_info(root).type != pafs.FileType.Directory:
+        return []
+    names = [info.base_name for info in filesystem.get_file_info(pafs.FileSelector(root))]
+    return sorted((name for name in names if VERSION.fullmatch(name)), key=lambda name: int(name[1:]))
 
 
 def _claim(filesystem: pafs.FileSystem, root: str, number: int, plan: str) -> str:

@@ -1,9 +1,9 @@
 """The folder STORAGE/NAME in which a training run keeps its state, on a file system or an object store.
 
-    STORAGE/NAME/lease.json           who trains it now (pipelines/storage/lease.py)
-    STORAGE/NAME/run.json             which settings and data this run is of
+    STORAGE/NAME/lease.json           the process that trains it now (pipelines/storage/lease.py)
+    STORAGE/NAME/run.json             the settings and data of this run
     STORAGE/NAME/mlflow_run.json      the run in MLflow that a restart goes on in (pipelines/tracking/recorder.py)
-    STORAGE/NAME/ray_run.json         the last run in Ray Train, of which a kill leaves something (train/driver.py)
+    STORAGE/NAME/ray_run.json         the last run in Ray Train, of which a kill leaves something (train/fit.py)
     STORAGE/NAME/model/*              the trained model
     STORAGE/NAME/finished.json        lists the files of model/; written last, so where it is the model is whole
     STORAGE/NAME/NAME.start-*/        while it trains, its checkpoints (pipelines/train/checkpoints.py)
@@ -16,28 +16,17 @@ import json
 import posixpath
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow.fs as pafs
 
-from pipelines.storage.files import READ_BYTES, exists, new_file, read_json
+from pipelines.storage.files import READ_BYTES, exists, new_file, read_json, sha256_of, write_json
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.errors import InputError, SmecError, StoreUnreachable, one_line
 
 MODEL = "model"
 FINISHED = "finished.json"
 IDENTITY_FILE = "run.json"
-
-
-class _StoredFile(NamedTuple):
-    name: str
-    bytes: int
-    sha256: str
-
-    @classmethod
-    def of(cls, file: Path) -> "_StoredFile":
-        with file.open("rb") as content:
-            return cls(file.name, file.stat().st_size, hashlib.file_digest(content, "sha256").hexdigest())
 
 
 class RunFolder:
@@ -102,11 +91,10 @@ class RunFolder:
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes or replaces a small file; a reader meets the old or the new one, never half of it."""
-        with new_file(self.filesystem, f"{self.path}/{name}") as sink:
-            sink.write(json.dumps(content, indent=1).encode())
+        write_json(self.filesystem, f"{self.path}/{name}", content)
 
     def claim(self, identity: Any) -> None:
-        """Ties the folder to what decides its result; only for who holds its lease.
+        """Ties the folder to what decides its result; only the holder of its lease may call it.
 
         Raises:
             InputError: it is another's.
@@ -132,24 +120,18 @@ class RunFolder:
         return exists(self.filesystem, f"{self.path}/{FINISHED}")
 
     def store_model(self, model_folder: Path) -> None:
-        """Stores a model and marks the run as finished; what an earlier attempt left of one is replaced.
-
-        Args:
-            model_folder: local folder of files.
-        """
+        """Stores a local model folder and marks the run as finished; replaces what an earlier attempt has left."""
         if self.is_finished:
             self.filesystem.delete_file(f"{self.path}/{FINISHED}")
         stored = f"{self.path}/{MODEL}"
         self.filesystem.create_dir(stored)
         self.filesystem.delete_dir_contents(stored)
-        files = [_StoredFile.of(file) for file in sorted(model_folder.iterdir())]
+        files = sorted(model_folder.iterdir())
+        listed = [_describe(file) for file in files]
         for file in files:
-            with (
-                (model_folder / file.name).open("rb") as source,
-                new_file(self.filesystem, f"{stored}/{file.name}") as sink,
-            ):
+            with file.open("rb") as source, new_file(self.filesystem, f"{stored}/{file.name}") as sink:
                 shutil.copyfileobj(source, sink, READ_BYTES)
-        self.write_json(FINISHED, {"format": 1, "files": [file._asdict() for file in files]})
+        self.write_json(FINISHED, {"format": 1, "files": listed})
 
     def remove(self) -> None:
         """Removes the folder with all that is in it; killed in the middle it leaves no run that passes for finished."""
@@ -159,36 +141,34 @@ class RunFolder:
             self.filesystem.delete_dir(self.path)
 
     def fetch_model(self, folder: Path) -> None:
-        """Copies the finished model into a local folder.
-
-        Args:
-            folder: an empty folder.
+        """Copies the finished model into an empty local folder.
 
         Raises:
             SmecError: a file is missing, or is not the one that was stored.
         """
         for entry in self.read_json(FINISHED)["files"]:
-            expected = _StoredFile(**entry)
-            if posixpath.basename(expected.name) != expected.name:
-                raise SmecError(
-                    f"{public_uri(self.uri)}/{FINISHED}: names {expected.name!r}, which is no file of a model"
-                )
-            stored = f"{self.path}/{MODEL}/{expected.name}"
+            name, public = entry["name"], public_uri(self.uri)
+            if posixpath.basename(name) != name:
+                raise SmecError(f"{public}/{FINISHED}: names {name!r}, which is no file of a model")
+            stored = f"{self.path}/{MODEL}/{name}"
             try:
                 with (
                     self.filesystem.open_input_stream(stored, compression=None) as source,
-                    (folder / expected.name).open("wb") as target,
+                    (folder / name).open("wb") as target,
                 ):
                     shutil.copyfileobj(source, target, READ_BYTES)
-                problem = None if _StoredFile.of(folder / expected.name) == expected else "was changed"
+                problem = None if _describe(folder / name) == entry else "was changed"
             except FileNotFoundError:
                 problem = "was removed"
             if problem:
-                public = public_uri(self.uri)
                 raise SmecError(
-                    f"{public}/{MODEL}/{expected.name}: {problem} after the run had finished; "
+                    f"{public}/{MODEL}/{name}: {problem} after the run had finished; "
                     f"to train again, remove {public}/{FINISHED}"
                 )
+
+
+def _describe(file: Path) -> dict[str, Any]:
+    return {"name": file.name, "bytes": file.stat().st_size, "sha256": sha256_of(file)}
 
 
 def digest(identity: dict[str, Any]) -> str:

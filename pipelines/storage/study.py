@@ -1,4 +1,4 @@
-"""What a study knows of its trials: what a restart goes on from, and what is shown of them.
+"""The stored trials of a study: a restart continues from them, and reports show them.
 
     STORAGE/STUDY/trials/STUDY-0001/trial.json    one trial, written at its start, after every stage, and at its end
     STORAGE/STUDY/trials/STUDY-0001/workers.json  the placement group of its workers, where it has some of its own
@@ -30,7 +30,7 @@ STATES: tuple[State, ...] = get_args(State)
 
 
 class Objective(BaseModel):
-    """What the trials of a study are compared by.
+    """The measure by which the trials of a study are compared.
 
     Attributes:
         dim: prefix whose dev score counts; None for the mean over `dims`.

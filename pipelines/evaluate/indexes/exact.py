@@ -1,6 +1,6 @@
 """Exact search in memory: every vector of the number type is looked at.
 
-Shapes: Q queries, N documents, d dims of a pass, k results, S shortlist.
+Shapes: Q queries, N documents, d dims of a pass.
 """
 
 from collections.abc import Iterator
@@ -10,75 +10,55 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.evaluate.indexes.store import (
-    BATCH_ROWS,
-    Cost,
-    Form,
-    NestedVectors,
-    SearchPath,
-    best_first,
-    padded,
-    unit_prefix,
-)
+from pipelines.evaluate.indexes.store import BATCH_ROWS, Cost, Form, NestedVectors, SearchIndex, SearchPath
 from smec_core.model.quantize import from_bits
 
 SCORES = 1 << 25
 """Most scores held at a time."""
 
 
-class Exact:
+class Exact(SearchIndex):
     """Arrays in memory; queries stay float32 whatever the number type of the documents."""
 
     def __init__(self, path: SearchPath, vectors: NestedVectors) -> None:
-        self._path = path
+        super().__init__(path)
+        first, second, shortlist = path
         self._norm_N: Tensor | None = None
-        self._second: np.ndarray | None = None
-        if path.second is not None:
-            self._second = vectors.held_as(path.second)
-        if path.is_nested and self._second is not None:
-            # unit vectors at the larger dim: their prefixes are not, and a norm is four bytes
-            self._first = self._second[:, : path.first.dim]
+        self._second = None if second is None else vectors.held_as(second)
+        if second is not None and self._second is not None and first.dtype == second.dtype == "float32":
+            # One array holds both. It is of unit vectors at the larger dim: their prefixes need a norm of four bytes
+            self._first = self._second[:, : first.dim]
             self._norm_N = torch.from_numpy(np.linalg.norm(self._first, axis=1).clip(1e-12))
+            self.bytes_per_vector = second.nbytes + 4
         else:
-            self._first = vectors.held_as(path.first)
-        self._rows = vectors.rows
-        parts = [array for array in (None if path.is_nested else self._first, self._second) if array is not None]
-        norms = 0 if self._norm_N is None else self._norm_N.element_size()
-        self.bytes_per_vector = sum(array[0].nbytes for array in parts) + norms
-        self.index_bytes = self.bytes_per_vector * self._rows
-        self.cost = self._cost(norms)
-
-    def _cost(self, norms: int) -> Cost:
-        first, second = self._path.first, self._path.second
-        read, products = self._rows * (first.nbytes + norms), self._rows * first.dim
+            self._first = vectors.held_as(first)
+            self.bytes_per_vector = sum(form.nbytes for form in path.forms)
+        rows = vectors.rows
+        self.index_bytes = self.bytes_per_vector * rows
+        read, products = rows * (first.nbytes + (0 if self._norm_N is None else 4)), rows * first.dim
         if second is not None:
-            again = min(self._path.shortlist, self._rows)
+            again = min(shortlist, rows)
             read, products = read + again * second.nbytes, products + again * second.dim
-        return Cost(read, products)
+        self.cost = Cost(read, products)
 
-    def search(self, q_QD: np.ndarray, k: int) -> np.ndarray:
+    def first_pass(self, q_Qd: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """See `SearchIndex`."""
-        step = max(1, SCORES // self._rows)
-        return np.concatenate([self._search(q_QD[at : at + step], k) for at in range(0, len(q_QD), step)])
-
-    def _search(self, q_QD: np.ndarray, k: int) -> np.ndarray:
-        wanted = k if self._path.second is None else self._path.shortlist
-        score_QN = self._scores(torch.from_numpy(unit_prefix(q_QD, self._path.first.dim)))
-        row_QS = score_QN.topk(min(wanted, self._rows), dim=1).indices.numpy()
-        if self._path.second is None or self._second is None:
-            return padded(list(row_QS), k)
-        q_Qd = unit_prefix(q_QD, self._path.second.dim)
-        return padded([row_S[best_first(q_d, self._second[row_S])] for q_d, row_S in zip(q_Qd, row_QS, strict=True)], k)
+        rows = len(self._first)
+        step = max(1, SCORES // rows)
+        for start in range(0, len(q_Qd), step):
+            score_QN = self._scores(torch.from_numpy(q_Qd[start : start + step]))
+            for row_k in score_QN.topk(min(k, rows), dim=1).indices.numpy():
+                yield row_k, None if self._second is None else self._second[row_k]
 
     def _scores(self, q_Qd: Tensor) -> Tensor:
-        if self._path.first.dtype == "float32":
+        if self.path.first.dtype == "float32":
             score_QN = q_Qd @ torch.from_numpy(self._first).T
             return score_QN if self._norm_N is None else score_QN / self._norm_N
-        score_QN = torch.empty(len(q_Qd), self._rows)
+        score_QN = torch.empty(len(q_Qd), len(self._first))
         # a batch at a time as float32: the copy stays in the processor's cache
-        for start in range(0, self._rows, BATCH_ROWS):
+        for start in range(0, len(self._first), BATCH_ROWS):
             held = self._first[start : start + BATCH_ROWS]
-            score_QN[:, start : start + len(held)] = q_Qd @ as_float(held, self._path.first).T
+            score_QN[:, start : start + len(held)] = q_Qd @ as_float(held, self.path.first).T
         return score_QN
 
 

@@ -17,39 +17,40 @@ from pgvector import Bit, HalfVector, Vector
 from pgvector.psycopg import register_vector
 from psycopg import sql
 
-from pipelines.evaluate.indexes.store import BATCH_ROWS, NestedVectors, SearchPath, padded, unit_prefix
+from pipelines.evaluate.indexes.store import (
+    BATCH_ROWS,
+    Form,
+    NestedVectors,
+    SearchIndex,
+    SearchPath,
+    padded,
+    unit_prefix,
+)
 from smec_core.config import VectorType
 from smec_core.errors import SmecError, one_line
 
 TYPES: dict[VectorType, str] = {"float32": "vector", "float16": "halfvec", "binary": "bit"}
-CLASSES: dict[VectorType, str] = {
-    "float32": "vector_cosine_ops",
-    "float16": "halfvec_cosine_ops",
-    "binary": "bit_hamming_ops",
-}
 WIDEST_SEARCH = 1000
 """The most that hnsw.ef_search takes."""
 
 
-class PgVector:
+class PgVector(SearchIndex):
     """A loaded table and its index."""
 
-    cost = None
-
     def __init__(self, path: SearchPath, vectors: NestedVectors, connection: psycopg.Connection[Any]) -> None:
-        self._path, self._connection, self._width = path, connection, 0
+        super().__init__(path)
+        self._connection, self._width = connection, 0
         held = path.second or path.first
-        self._execute(
-            "CREATE TABLE documents (row bigint NOT NULL, embedding {} NOT NULL)", _type(held.dtype, held.dim)
-        )
+        self._execute("CREATE TABLE documents (row bigint NOT NULL, embedding {} NOT NULL)", _type(held))
         with connection.cursor().copy("COPY documents FROM STDIN WITH (FORMAT BINARY)") as copy:
             copy.set_types(["int8", TYPES[held.dtype]])
             for start in range(0, vectors.rows, BATCH_ROWS):
                 batch = vectors.held_as(held, start, start + BATCH_ROWS)
                 for row, vector in enumerate(batch, start):
-                    copy.write_row((row, _value(vector, held.dtype, held.dim)))
+                    copy.write_row((row, _value(vector, held)))
         self._first = _expression(path)
-        self._execute("CREATE INDEX ON documents USING hnsw (({}) {})", self._first, sql.SQL(CLASSES[path.first.dtype]))
+        operators = "bit_hamming_ops" if path.first.dtype == "binary" else f"{TYPES[path.first.dtype]}_cosine_ops"
+        self._execute("CREATE INDEX ON documents USING hnsw (({}) {})", self._first, sql.SQL(operators))
         self._execute("ANALYZE documents")
         # a small table would be read whole, and it is the index that is to be measured
         self._execute("SET enable_seqscan = off")
@@ -58,38 +59,34 @@ class PgVector:
 
     def search(self, q_QD: np.ndarray, k: int) -> np.ndarray:
         """See `SearchIndex`."""
-        wanted = k if self._path.second is None else self._path.shortlist
-        width = min(2 * wanted, WIDEST_SEARCH)
+        width = min(2 * (k if self.path.second is None else self.path.shortlist), WIDEST_SEARCH)
         if width != self._width:
             # not with every query: it is a trip to the server, whose time would count
             self._execute("SET hnsw.ef_search = {}", sql.Literal(width))
             self._width = width
-        first, second = self._path.first, self._path.second
         statement = self._statement(k)
         found = []
         for number in range(len(q_QD)):
-            q_1D = q_QD[number : number + 1]
-            values = [_query(q_1D, first.dtype, first.dim)]
-            values += [] if second is None else [_query(q_1D, second.dtype, second.dim)]
+            values = [_query(q_QD[number : number + 1], form) for form in self.path.forms]
             found.append([row for (row,) in self._connection.execute(statement, values, binary=True)])
         return padded(found, k)
 
     def _statement(self, k: int) -> sql.Composed:
-        distance = sql.SQL("<~>" if self._path.first.dtype == "binary" else "<=>")
+        distance = sql.SQL("<~>" if self.path.first.dtype == "binary" else "<=>")
         order = sql.SQL("{} {} %b").format(self._first, distance)
-        if self._path.second is None:
+        if self.path.second is None:
             return sql.SQL("SELECT row FROM documents ORDER BY {} LIMIT {}").format(order, k)
         return sql.SQL(
             "WITH shortlist AS MATERIALIZED (SELECT row, embedding FROM documents ORDER BY {} LIMIT {}) "
             "SELECT row FROM shortlist ORDER BY embedding <=> %b LIMIT {}"
-        ).format(order, self._path.shortlist, k)
+        ).format(order, self.path.shortlist, k)
 
     def _execute(self, text: str, *parts: sql.Composable) -> Any:
         return self._connection.execute(sql.SQL(text).format(*parts))
 
 
-def _type(dtype: VectorType, dim: int) -> sql.Composed:
-    return sql.SQL("{}({})").format(sql.SQL(TYPES[dtype]), dim)
+def _type(form: Form) -> sql.Composed:
+    return sql.SQL("{}({})").format(sql.SQL(TYPES[form.dtype]), form.dim)
 
 
 def _expression(path: SearchPath) -> sql.Composable:
@@ -102,18 +99,18 @@ def _expression(path: SearchPath) -> sql.Composable:
         prefix = sql.SQL("subvector(embedding, 1, {})").format(dim)
     if dtype == "binary":
         prefix = sql.SQL("binary_quantize({})").format(prefix)
-    return sql.SQL("{}::{}").format(prefix, _type(dtype, dim))
+    return sql.SQL("{}::{}").format(prefix, _type(path.first))
 
 
-def _query(q_1D: np.ndarray, dtype: VectorType, dim: int) -> Any:
-    q_d = unit_prefix(q_1D, dim)[0]
-    return _value(np.packbits(q_d > 0) if dtype == "binary" else q_d, dtype, dim)
+def _query(q_1D: np.ndarray, form: Form) -> Any:
+    q_d = unit_prefix(q_1D, form.dim)[0]
+    return _value(np.packbits(q_d > 0) if form.dtype == "binary" else q_d, form)
 
 
-def _value(held: np.ndarray, dtype: VectorType, dim: int) -> Any:
-    if dtype == "binary":
-        return Bit(np.unpackbits(held, count=dim).astype(bool))
-    return HalfVector(held) if dtype == "float16" else Vector(held)
+def _value(held: np.ndarray, form: Form) -> Any:
+    if form.dtype == "binary":
+        return Bit(np.unpackbits(held, count=form.dim).astype(bool))
+    return HalfVector(held) if form.dtype == "float16" else Vector(held)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a way of searching is made of, and what a vector store must give to be measured.
+"""The parts of a search path, and what a vector store must provide to be measured: a module with `build`.
 
 A search has one or two passes: the first finds a shortlist by a short prefix or a small number type, the second, where
 there is one, orders the shortlist by more of the vector. Binary vectors with rescoring and funnel search are both that.
@@ -8,11 +8,11 @@ Shapes: Q queries, N documents, D dims of the nested vectors, d dims of a pass, 
 
 import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -54,12 +54,12 @@ class SearchPath(NamedTuple):
     shortlist: int = 100
 
     @property
-    def is_nested(self) -> bool:
-        """Whether the vectors of the second pass begin with those of the first, so that one table can hold both."""
-        return self.second is not None and self.first.dtype == self.second.dtype == "float32"
+    def forms(self) -> tuple[Form, ...]:
+        """Those of its passes."""
+        return (self.first,) if self.second is None else (self.first, self.second)
 
     def __str__(self) -> str:
-        return str(self.first) if self.second is None else f"{self.first}, {self.second}"
+        return ", ".join(map(str, self.forms))
 
 
 @dataclass(frozen=True)
@@ -96,30 +96,38 @@ class Cost(NamedTuple):
     multiply_adds: int
 
 
-class SearchIndex(Protocol):
+class SearchIndex:
     """A loaded store that answers queries along one path.
 
     Attributes:
         bytes_per_vector: of the vector's numbers in all their copies, without ids, graphs and page headers.
         index_bytes: what the store takes as a whole, measured.
-        cost: where every vector is looked at and the store is our own, what that takes.
+        cost: what exact search costs; None for stores that do not look at every vector.
     """
 
     bytes_per_vector: int
     index_bytes: int
-    cost: Cost | None
+    cost: Cost | None = None
+
+    def __init__(self, path: SearchPath) -> None:
+        self.path = path
 
     def search(self, q_QD: np.ndarray, k: int) -> np.ndarray:
         """Rows (Q, k) of the best documents for nested queries (float32), best first, -1 where there are fewer."""
-        ...
+        first, second, shortlist = self.path
+        q_Qd = unit_prefix(q_QD, first.dim)
+        if second is None:
+            return padded([rows for rows, _ in self.first_pass(q_Qd, k)], k)
+        found = zip(unit_prefix(q_QD, second.dim), self.first_pass(q_Qd, shortlist), strict=True)
+        return padded([row_S[best_first(q_d, v_Sd)] for q_d, (row_S, v_Sd) in found], k)
+
+    def first_pass(self, q_Qd: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, Any]]:
+        """For each query at most k rows, best first, and their vectors for the second pass if there is one."""
+        raise NotImplementedError
 
 
-class Build(Protocol):
-    """What a store's module gives."""
-
-    def __call__(self, path: SearchPath, vectors: NestedVectors, threads: int) -> AbstractContextManager[SearchIndex]:
-        """Loads vectors for one path; what it made is gone when the context ends."""
-        ...
+Build = Callable[[SearchPath, NestedVectors, int], AbstractContextManager[SearchIndex]]
+"""A store's `build(path, vectors, threads)`: loads vectors for one path; what it made is gone when the context ends."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,6 @@ class Store:
     """A store that can be measured.
 
     Attributes:
-        module: of this package, with a function `build`.
         rescoring: number type that its second pass over binary vectors takes.
         packages: what must be installed.
         most_dims: by number type, how many dims it can hold.
@@ -136,7 +143,6 @@ class Store:
         refused: by number type, why it cannot hold it.
     """
 
-    module: str
     rescoring: VectorType = "int8"
     packages: tuple[str, ...] = ()
     most_dims: Mapping[VectorType, int] = field(default_factory=dict)
@@ -146,15 +152,13 @@ class Store:
 
 
 STORES: dict[StoreName, Store] = {
-    "exact": Store("exact"),
-    "faiss-hnsw": Store("faiss_hnsw", packages=("faiss",), narrows=True),
+    "exact": Store(),
+    "faiss-hnsw": Store(packages=("faiss",), narrows=True),
     "lance": Store(
-        "lance",
         packages=("lancedb",),
         refused={"int8": "LanceDB searches no int8 vectors; give float32, float16 or binary"},
     ),
     "pgvector": Store(
-        "pgvector",
         rescoring="float16",
         packages=("psycopg", "pgvector"),
         # what its HNSW indexes take
@@ -177,7 +181,7 @@ def open_store(name: StoreName, dtype: VectorType) -> Build:
         raise InputError(f"dtype: {store.refused[dtype]}")
     if missing := [package for package in store.packages if find_spec(package) is None]:
         raise SmecError(f"smec evaluate --index {name} needs {' and '.join(missing)}: pip install 'smec-ray[stores]'")
-    build: Build = importlib.import_module(f"pipelines.evaluate.indexes.{store.module}").build
+    build: Build = importlib.import_module(f"pipelines.evaluate.indexes.{name.replace('-', '_')}").build
     return build
 
 

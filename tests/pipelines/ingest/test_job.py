@@ -18,10 +18,10 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.ingest.actor import EncodeShard
+from pipelines.ingest.actor import EncodeShard, Job
 from pipelines.ingest.encoder import Encoder
 from pipelines.ingest.job import Source, run
-from pipelines.ingest.rows import Place
+from pipelines.ingest.readers import Place
 from pipelines.ingest.settings import IngestSettings
 from smec_core.data.dataset import Dataset
 from smec_core.data.parquet import write_embeddings
@@ -315,7 +315,7 @@ def test_text_that_changes_while_it_is_read(tmp_path: Path) -> None:
     prompts: dict[str, str | None] = {"corpus": None, "queries": None}
     place = Place(pafs.LocalFileSystem(), str(tmp_path / "data"))
     encoder = Encoder("none", "sha256:0", True)
-    actor = EncodeShard(encoder, source.texts, source.judged, place, "plan", prompts, 8, gpu=False)
+    actor = EncodeShard(Job(encoder, source.texts, source.judged, place, "plan", prompts, 8), gpu=False)
     [record] = actor(source.shards[1]._asdict())
     assert record["error"].endswith("corpus.jsonl: changed while it was read; run again")
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.ingest.job import Source
-from pipelines.ingest.rows import Place
+from pipelines.ingest.readers import Place
 from pipelines.ingest.text import find_texts, fingerprint, scan
 from smec_core.errors import InputError
 from tests.builders import DOCUMENTS, QRELS, QUERIES, json_lines, write_beir

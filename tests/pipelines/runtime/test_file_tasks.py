@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.runtime.cluster import RayFailure
 from pipelines.runtime.file_tasks import record, run_file_tasks
-from pipelines.storage.files import PublishedFile
+from pipelines.storage.publish import PublishedFile
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.model import Model
 from tests.builders import write_beir, write_dataset

@@ -6,8 +6,18 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
-from pipelines.storage.files import PublishedFile, describe_file, new_file
-from pipelines.storage.publish import Draft, current, finished_version, manifest_of, plans, promote, remove_version
+from pipelines.storage.files import new_file
+from pipelines.storage.publish import (
+    Draft,
+    PublishedFile,
+    current,
+    describe_file,
+    finished_version,
+    manifest_of,
+    plans,
+    promote,
+    remove_version,
+)
 from smec_core.data.uri import join_uri, public_uri
 from smec_core.errors import InputError, SmecError
 

@@ -1,0 +1,169 @@
+"""Readers of text: BEIR's own format, and Parquet as datasets on the Hugging Face hub have it.
+
+KIND.jsonl       {"_id": "...", "title": "...", "text": "..."}, one a line; queries need no title
+KIND/*.parquet   the columns _id or id, text, and title where there is one
+"""
+
+import io
+import json
+import posixpath
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from pipelines.storage.files import first_line
+from smec_core.data.columns import Wanted, judge_schema, strings_of
+from smec_core.errors import InputError, SmecError, one_line
+
+READ_BYTES = 1 << 20
+READ_ROWS = 1024
+COLUMNS = {"_id": Wanted(("_id", "id"), "id"), "text": Wanted(("text",), "text")}
+TITLE = {"title": Wanted(("title",), "text")}
+
+
+class Place(NamedTuple):
+    """A folder on a file system."""
+
+    filesystem: pafs.FileSystem
+    path: str
+
+    def join(self, name: str) -> str:
+        """Path of something in the folder."""
+        return f"{self.path}/{name}"
+
+
+class Position(NamedTuple):
+    """Where a text lies: number of the file, where to begin reading in it (a byte or a row), rows before it."""
+
+    file: int = 0
+    offset: int = 0
+    before: int = 0
+
+
+START = Position()
+
+
+class Text(NamedTuple):
+    """One document or query: `text` is what is encoded, with the title first."""
+
+    position: Position
+    id: str
+    text: str
+
+    @classmethod
+    def checked(cls, position: Position, where: str, key: str, title: str | None, text: str) -> "Text":
+        """Joins title and text.
+
+        Raises:
+            InputError: id or text cannot be stored.
+        """
+        joined = f"{title or ''} {text}".strip()
+        try:
+            key.encode()
+            joined.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{where}: holds half of a surrogate pair, which is no text; mend or remove it") from None
+        return cls(position, key, joined)
+
+
+class JsonLines:
+    """The texts of one .jsonl file, whose `path` is for messages; an offset is a byte."""
+
+    def __init__(self, filesystem: pafs.FileSystem, path: str) -> None:
+        self.filesystem = filesystem
+        self.path = path
+
+    def read(self, start: Position = START) -> Iterator[Text]:
+        """Yields validated texts from a position on; skips blank lines.
+
+        Raises:
+            InputError: a line that is no such record.
+        """
+        position = start
+        with self.filesystem.open_input_file(self.path) as file:
+            file.seek(start.offset)
+            for raw in io.BufferedReader(file, READ_BYTES):
+                if raw.strip():
+                    yield self._parse(raw, position)
+                position = Position(0, position.offset + len(raw), position.before + 1)
+
+    def locate(self, position: Position) -> str:
+        """Names the file and the line, from 1."""
+        return f"{self.path}: line {position.before + 1}"
+
+    def _parse(self, raw: bytes, position: Position) -> Text:
+        where = self.locate(position)
+        try:
+            entry = json.loads(raw)
+        except ValueError as error:
+            raise InputError(f"{where}: not JSON ({first_line(error)})") from None
+        values = entry if isinstance(entry, dict) else {}
+        key, title, text = (values.get(name) for name in ("_id", "title", "text"))
+        if not isinstance(key, str) or not key:
+            raise InputError(f"{where}: needs an _id that is a string")
+        if not isinstance(text, str) or not isinstance(title, str | None):
+            raise InputError(f"{where}: text must be a string, and title, where there is one, too")
+        return Text.checked(position, where, key, title, text)
+
+
+class ParquetTexts:
+    """The texts of Parquet files, whose `path` (one file, or their folder) is for messages; an offset is a row."""
+
+    def __init__(self, filesystem: pafs.FileSystem, paths: list[str]) -> None:
+        self.filesystem = filesystem
+        self.paths = paths
+        self.path = paths[0] if len(paths) == 1 else posixpath.dirname(paths[0])
+
+    def read(self, start: Position = START) -> Iterator[Text]:
+        """Yields validated texts from a position on; reads only the row groups that hold them.
+
+        Raises:
+            InputError: an unreadable file, a missing or wrongly typed column, a null or an empty id.
+        """
+        for file in range(start.file, len(self.paths)):
+            yield from self._read_file(file, start.offset if file == start.file else 0)
+
+    def locate(self, position: Position) -> str:
+        """Names the file and the row, from 0."""
+        return f"{self.paths[position.file]}: row {position.before}"
+
+    def _read_file(self, file: int, first: int) -> Iterator[Text]:
+        path, row = self.paths[file], 0
+        try:
+            with pq.ParquetFile(path, filesystem=self.filesystem, pre_buffer=False) as parquet:
+                schema = parquet.schema_arrow
+                wanted = COLUMNS | (TITLE if "title" in schema.names else {})
+                names = list(judge_schema(path, schema, wanted).values())
+                for group in range(parquet.num_row_groups):
+                    rows = parquet.metadata.row_group(group).num_rows
+                    if row + rows <= first:
+                        row += rows
+                        continue
+                    for batch in parquet.iter_batches(READ_ROWS, row_groups=[group], columns=names):
+                        yield from self._texts(batch, names, file, row, max(first - row, 0))
+                        row += len(batch)
+        except SmecError:
+            raise
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{path}: rows from {row} on cannot be read ({one_line(error)})") from error
+
+    def _texts(self, batch: pa.RecordBatch, names: list[str], file: int, row: int, skipped: int) -> Iterator[Text]:
+        path = self.paths[file]
+        keys = strings_of(batch[names[0]], path, names[0], row).to_pylist()
+        texts = strings_of(batch[names[1]], path, names[1], row, what="a text").to_pylist()
+        titles = [None] * len(batch)
+        if len(names) > 2:
+            titles = strings_of(batch[names[2]], path, names[2], row, nulls=True).to_pylist()
+        for index in range(skipped, len(batch)):
+            position = Position(file, row + index, row + index)
+            where = self.locate(position)
+            if not keys[index]:
+                raise InputError(f"{where}, column {names[0]}: is empty; every row needs an id")
+            yield Text.checked(position, where, keys[index], titles[index], texts[index])
+
+
+Texts = JsonLines | ParquetTexts
+"""The texts of a corpus or of queries, in the order of their files and rows."""
