@@ -273,7 +273,7 @@ def load(folder: str | Path) -> Model:
 
 def todays_names(content: bytes) -> bytes:
     """JSON of a model folder with the names of today: the first edition called a linear map `free`."""
-    return content.replace(b'"free"', b'"linear"')
+    return content.replace(b'"projection": "free"', b'"projection": "linear"').replace(b'"free": {', b'"linear": {')
 
 
 def _read_tensors(path: str, content: bytes) -> dict[str, Tensor]:

@@ -19,11 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from smec_core.model.model import todays_names
 from smec_core.training.memory import MemoryShard
 
-_TODAY = {"free": "linear"}
-"""Names of projections in files of the first edition, and what they are called now."""
+FORMER_LINEAR = "free"
+"""What the first edition called a linear map, in its checkpoints, too."""
 
 Tree = dict[str, Any]
 """Numbers, strings, None, tensors, and lists and dicts of them."""
@@ -87,7 +86,7 @@ class Checkpoint:
     def read(cls, folder: Path) -> "Checkpoint":
         """Reads what all ranks wrote."""
         candidates = {
-            _TODAY.get(kind := path.stem.removeprefix("candidate-"), kind): read_tree(path)
+            path.stem.removeprefix("candidate-").replace(FORMER_LINEAR, "linear"): read_tree(path)
             for path in folder.glob("candidate-*.safetensors")
         }
         shards = [MemoryShard(**read_tree(path)) for path in sorted(folder.glob("memory-*.safetensors"))]
@@ -136,7 +135,7 @@ def read_tree(path: Path) -> Tree:
                 return node
             return file.get_tensor(node["tensor"]) if "tensor" in node else {k: fill(v) for k, v in node["dict"]}
 
-        tree: Tree = fill(json.loads(todays_names(file.metadata()["tree"].encode())))
+        tree: Tree = fill(json.loads(file.metadata()["tree"].replace(f'"{FORMER_LINEAR}"', '"linear"')))
     return tree
 
 

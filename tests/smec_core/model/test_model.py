@@ -66,6 +66,21 @@ def test_a_stored_model_encodes_as_before(tmp_path: Path, kind: Projection) -> N
         np.testing.assert_array_equal(loaded.encode(vectors(), dim), model.encode(vectors(), dim))
 
 
+def test_a_model_of_the_first_edition_is_read(folder: Path) -> None:
+    """It calls a linear map `free`; a run of that name keeps it."""
+    config = json.loads((folder / "config.json").read_text()) | {"run": "free"}
+    config["stages"][0]["projection"] = "free"
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    stage = {"projection": "free", "candidates": {"free": {"epochs": 2}, "rotation": {"epochs": 0}}}
+    (folder / "metrics.json").write_text(json.dumps({"stages": [stage]}, indent=2))
+    model = smec_core.load(folder)
+    assert [one.projection for one in model.stages] == ["linear", "rotation"]
+    assert model.config["run"] == "free"
+    assert model.metrics["stages"][0]["projection"] == "linear"
+    assert set(model.metrics["stages"][0]["candidates"]) == {"linear", "rotation"}
+    assert model.fingerprint == make_model().fingerprint
+
+
 @pytest.mark.parametrize("kind", ["rotation", "residual_mlp"])
 def test_encode_is_the_normalised_prefix_of_the_chain(kind: Projection) -> None:
     model = make_model(kind)

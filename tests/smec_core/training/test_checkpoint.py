@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from smec_core.model.adapter import fold
-from smec_core.training.checkpoint import Progress, Tree, read_tree, write_tree
+from smec_core.training.checkpoint import Checkpoint, Progress, Tree, read_tree, write_tree
 from smec_core.training.trained import Trained
 from tests.smec_core.interrupted import DIM, Case, Ended, alone, assert_same, progress_at, run_case
 from tests.smec_core.ranks import Ranks
@@ -135,6 +135,22 @@ def place_of(progress: Progress, epoch_steps: int) -> tuple[str, int, str]:
     if not progress.guards:
         return progress.pass_name, progress.stage, "before"
     return progress.pass_name, progress.stage, "end of epoch" if progress.batch == epoch_steps else "within epoch"
+
+
+def test_a_checkpoint_of_the_first_edition_is_read(tmp_path: Path) -> None:
+    """It calls a linear map `free`, and keeps the most epochs of a stage, which the plan says now."""
+    stage = {"dim": 2, "projection": "free", "tensors": {"weight": torch.eye(2)}}
+    outcome = {"d_in": 2, "stage": stage, "tried": {"free": {"epochs": 1}}, "seconds": 1.0}
+    counts = dict.fromkeys(("stage", "epoch", "batch", "step", "rows", "seconds", "stage_seconds", "epochs"), 1)
+    names = {"pass_name": "first", "dev_scores": {}, "passes": {"first": [outcome]}, "guards": {"free": {}}}
+    write_tree(tmp_path / "progress.safetensors", counts | names)
+    write_tree(tmp_path / "candidate-free.safetensors", {"stage": {}})
+    found = Checkpoint.read(tmp_path)
+    assert found.progress is not None
+    assert list(found.candidates) == list(found.progress.guards) == ["linear"]
+    [kept] = found.progress.passes["first"]
+    assert kept["stage"]["projection"] == "linear"
+    assert list(kept["tried"]) == ["linear"]
 
 
 def test_a_training_goes_on_from_any_of_its_checkpoints(ranks: Ranks, tmp_path: Path) -> None:
