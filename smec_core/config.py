@@ -170,7 +170,7 @@ class TrainConfig(Settings):
         return self.patience if self.patience is not None else max(2, math.ceil(epochs / 3))
 
     def resolved(self, labelled: bool) -> Self:
-        """The same settings, with those filled in that depend on whether the data has judgements."""
+        """A copy in which the defaults that depend on judgements are filled in."""
         return self.model_copy(
             update={
                 "lr": self.peak_lr(labelled),

@@ -70,7 +70,7 @@ def _explained(
 ) -> str:
     """What is wrong, of each key the first only: what else is wrong with a value often follows from that.
 
-    Missing settings are told of where `flags` says which have one.
+    Missing settings are reported only if `flags` says which of them have a flag.
     """
     firsts = {_key(kind, problem): problem for problem in reversed(error.errors())}
     return "; ".join(

@@ -1,4 +1,4 @@
-"""`smec retrain`: trains a challenger on the data as it is now, and releases it where it is better than the champion.
+"""`smec retrain`: trains a challenger on the current data, and releases it if it is better than the champion.
 
 Safe to be run by any scheduler, as often as it likes: where nothing is new, it ends at once. Each step can be done
 again with the same result, so a killed run is simply run again; what is in force changes in the last step only.
@@ -64,7 +64,7 @@ def run(settings: RetrainSettings) -> dict[str, Any]:
             record = cycle.decide()
             manager.follow_last_decision()
         elif was_cut_short:
-            # nobody was told of it yet
+            # nobody has heard of it yet
             record = manager.ledger.last_cycle() or record
         export_figures(settings.name, record)
     if record["outcome"] == REFUSED:
@@ -196,7 +196,7 @@ class _Cycle:
                 f"trained with {fraction}; leave it at that, or begin a new series (another `name`)"
             )
         theirs = self.champion.model.dims
-        # other dims of the data are told of as another embedding model
+        # data of other dims count as another embedding model
         if settings.train.start == "warm" and self.dims[0] == theirs[0] and self.dims != theirs:
             raise InputError(
                 f"train.dims: {dims}, but a warm start keeps those of the champion, {', '.join(map(str, theirs))}; set "
@@ -311,7 +311,7 @@ class _Cycle:
         return version
 
     def _refresh(self, reason: str) -> Release | None:
-        """The champion with the corpus as it is now, where there is one and that is wanted and new."""
+        """A release of the champion with the current corpus; None if there is no champion, or nothing to refresh."""
         if self.champion is None or not self.settings.publish.refresh:
             return None
         release, output = self.champion.release, self.settings.publish.place

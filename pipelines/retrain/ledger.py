@@ -97,7 +97,7 @@ class Releases(NamedTuple):
         """These without what is not to be kept.
 
         Kept are the one in force, the last `keep`, and of each of the last `keep` models that were not withdrawn the
-        last release: an earlier model stays at hand however often the corpus was compressed anew.
+        last release: an earlier model stays at hand however often the corpus was compressed again.
         """
         last_of = {one.run: one for one in self.releases if one.fingerprint not in self.withdrawn}
         models = sorted(last_of.values(), key=lambda release: release.cycle)[-keep:]

@@ -54,7 +54,7 @@ class PublishSettings(Settings):
 
 
 class RetrainSettings(Settings):
-    """Train a challenger on the data as it is now, and release it where it beats the champion; for schedulers.
+    """Train a challenger on the current data, and release it if it beats the champion; for schedulers.
 
     Reads and validates the data, measures its drift, trains, compares champion, challenger, truncation and PCA on
     queries that no champion was ever trained on, and where the gate holds: compresses the corpus into a new version,
@@ -74,7 +74,7 @@ class RetrainSettings(Settings):
     name: str = Field(pattern=NAME)
     """Of the series of models: its folder in the storage, and the registered model in MLflow."""
     data: str
-    """Dataset folder or URI, as it is now."""
+    """Folder or URI of the current dataset."""
     columns: ColumnNames = DEFAULT_NAMES
     """What the columns are called where they have other names: --set columns.id=sku."""
     storage: str

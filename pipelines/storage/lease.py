@@ -1,6 +1,6 @@
 """The lease on a run's folder: of several trainings of one name, or ingests into one dataset, one at a time.
 
-    STORAGE/NAME/lease.json     who holds it; written anew every RENEW_SECONDS, removed at the end
+    STORAGE/NAME/lease.json     who holds it; rewritten every RENEW_SECONDS, removed at the end
     STORAGE/NAME/lease.lock     on local file systems: held for the instant in which lease.json is read and written
 
 A process that is killed leaves its lease behind. On its own machine the next one sees that the process is gone and

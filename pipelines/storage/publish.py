@@ -121,7 +121,7 @@ def finished_version(out: str, plan: dict[str, Any]) -> tuple[str, dict[str, Any
         try:
             manifest = manifest_of(filesystem, f"{root}/{name}")
         except InputError:
-            # damaged: this run writes it anew
+            # damaged: this run writes it again
             continue
         if manifest is None or not holds(manifest, plan):
             continue

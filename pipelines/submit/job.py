@@ -87,7 +87,7 @@ def _address(given: str | None) -> str:
 
 
 def _variables(env: list[str]) -> dict[str, str]:
-    """The job's environment beyond that of the cluster's machines. No value of it is ever printed."""
+    """Environment variables that the job gets in addition to those of the cluster. Their values are never printed."""
     variables = {name: os.environ[name] for name in FORWARDED if os.environ.get(name)}
     for text in env:
         name, separator, value = text.partition("=")

@@ -38,7 +38,7 @@ def log_figures(client: MlflowClient, run_id: str, folder: Path) -> None:
     """Logs what metrics.json holds.
 
     MLflow shows metrics in sections, by what stands before the last slash, in order of the alphabet: first `cost` and
-    `quality`, then `stages`, where steps and epochs are, too. What goes by dim is a curve with the dim as its step, as
+    `quality`, then `stages`, which has steps and epochs. A figure for each dim is a curve with the dim as its step, as
     quality/test/ndcg_at_10.
     """
     metrics = _read(folder, "metrics.json")

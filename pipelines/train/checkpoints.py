@@ -100,7 +100,7 @@ def _take_along(run_folder: RunFolder, path: str, name: str) -> str:
 
 
 def remove_checkpoints(run_folder: RunFolder) -> None:
-    """Removes what all starts have left; a finished run needs none of it."""
+    """Removes the checkpoints of all starts, which a finished run does not need."""
     for _, path in _starts(run_folder):
         with suppress(OSError):
             run_folder.filesystem.delete_dir(path)

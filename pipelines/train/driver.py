@@ -72,7 +72,7 @@ class RayRun:
         base: stages that are trained already.
         warm_start: the champion that the stages start from.
         check: called all the while; raises where the training must stop.
-        listener: is told of the workers and of each stage of the first pass, after a resume of earlier ones, too.
+        listener: hears where the workers run and what each stage of the first pass reached, also after a resume.
     """
 
     settings: ClusterSettings

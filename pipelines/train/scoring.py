@@ -48,7 +48,7 @@ class Scored:
     steps: int
 
     def as_json(self) -> dict[str, Any]:
-        """It as plain values."""
+        """Plain values for JSON."""
         values = {
             measure: {str(dim): value_Q.tolist() for dim, value_Q in by_dim.items()}
             for measure, by_dim in self.values.items()

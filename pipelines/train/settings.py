@@ -29,8 +29,8 @@ class TrainSettings(TrainingSettings):
     Precedence: flag, --set, --config, --preset, default. The same settings and data give the same run name; a finished
     run is returned and not trained again, an interrupted one goes on from its last checkpoint.
 
-    --warm-start goes on from a model of the same dims with the data as it is now, in one pass without a guard, so
-    compare the two before you use the new one. --compatible is --set compatible=1; another number weighs the search
+    --warm-start continues a model of the same dims on the current data, in one pass without a guard, so compare the
+    two before you use the new one. --compatible is --set compatible=1; another number weighs the search
     of old documents differently.
 
     --dry-run prints the plan, times a few real steps of each of its stages, and makes nothing.

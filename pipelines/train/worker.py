@@ -175,7 +175,7 @@ class RayCheckpoints:
         self._report(write, CheckpointUploadMode.ASYNC)
 
     def save_last(self, write: Callable[[Path], None]) -> None:
-        """The same, but returns when it is stored."""
+        """Saves a checkpoint, and returns when it is stored. Collective."""
         self._report(write, CheckpointUploadMode.SYNC)
 
     def remove_left_behind(self) -> None:
@@ -195,7 +195,7 @@ class RayCheckpoints:
 
 
 def _checkpoint_prefix() -> str:
-    """The same for all starts of a run."""
+    """Begins the names of the local checkpoint folders of a run, whichever start made them."""
     return f"smec-checkpoint-{_run_name()}-"
 
 

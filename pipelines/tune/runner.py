@@ -213,7 +213,7 @@ class StudyStart:
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
         # interruptions end the study as they end any other command
         os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-        # a trial that fails is told of in a line
+        # a failed trial is reported in one line
         os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
         known = list(self.trials.values())
         scheduler = None
@@ -290,7 +290,7 @@ class StudyStart:
         }
 
     def _last_start(self) -> dict[str, Any] | None:
-        """What is known of it from the summary that is there."""
+        """What the existing summary says of it."""
         file = self.out / SUMMARY_FILE
         summary = json.loads(file.read_text()) if file.exists() else {}
         return summary.get("last_start") if summary.get("study") == self.study.name else None

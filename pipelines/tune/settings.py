@@ -50,5 +50,5 @@ class TuneSettings(JobSettings):
         return objective
 
     def cluster(self) -> ClusterSettings:
-        """Those of its settings that a training takes."""
+        """The settings that a training takes."""
         return ClusterSettings(**self.model_dump(include=set(ClusterSettings.model_fields)))

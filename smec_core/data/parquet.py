@@ -242,7 +242,7 @@ def vectors_of(column: pa.Array, dim: int, file: str, row: int, name: str = "emb
 
 
 def unit_rows(vectors_ND: np.ndarray) -> np.ndarray:
-    """The same directions (N, D) at norm 1; rows are not zero."""
+    """Scales rows (N, D), none of them zero, to norm 1."""
     return vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)
 
 

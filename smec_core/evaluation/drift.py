@@ -80,7 +80,7 @@ class Reference:
         return self.moment_DD - torch.outer(self.mean_D, self.mean_D)
 
     def to_bytes(self) -> bytes:
-        """It as a safetensors file."""
+        """The content of a safetensors file."""
         ids = torch.frombuffer(bytearray(json.dumps(self.ids).encode()), dtype=torch.uint8)
         rows = torch.tensor(self.rows)
         return save({"rows": rows, "mean": self.mean_D, "moment": self.moment_DD, "ids": ids, "sample": self.x_SD})

@@ -71,11 +71,11 @@ class Verdict:
 
     @property
     def reason(self) -> str:
-        """It in one line."""
+        """The decision in one line."""
         return f"{'PASSED' if self.holds else 'REFUSED'}: {self.why}"
 
     def as_json(self) -> dict[str, Any]:
-        """It as plain values."""
+        """Plain values for JSON."""
         means = {name: {str(dim): mean for dim, mean in by_dim.items()} for name, by_dim in self.means.items()}
         plain = {"holds": self.holds, "problems": self.problems, "queries": self.queries}
         return plain | {"ndcg@10": means, "gain": self.gain, "p": self.p}

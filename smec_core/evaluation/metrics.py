@@ -79,7 +79,7 @@ class PrefixSearch:
             self.best[dim] = _best_of([self.best[dim], (score_Qk, row_N[column_Qk])], self.k)
 
     def fresh(self, matrices: Matrices) -> "PrefixSearch":
-        """The same search, of nothing so far; searches that take turns can share their matrices."""
+        """A new, empty search that shares this one's matrices; the two must take turns."""
         return PrefixSearch(self.q_QD, self.dims, self.k, self.own_row_Q, matrices)
 
     def merge(self, best: dict[int, tuple[Tensor, ...]]) -> None:

@@ -60,7 +60,7 @@ class FrozenStage:
         return FrozenStage(self.dim, self.projection, cut).apply(y_NI)
 
     def to(self, device: torch.device | str) -> "FrozenStage":
-        """The same stage with its tensors on a device."""
+        """A copy with its tensors on a device."""
         return FrozenStage(self.dim, self.projection, {name: t.to(device) for name, t in self.tensors.items()})
 
 

@@ -42,5 +42,5 @@ def sample_selection(logits_I: Tensor, dim: int, tau: float, noise_I: Tensor) ->
 
 
 def keep_places(order: Tensor, dim: int) -> Tensor:
-    """The same kept dims, and the same dropped ones, each in their order before the selection."""
+    """Sorts the kept dims, and then the dropped ones, into their order before the selection."""
     return torch.cat([order[:dim].sort().values, order[dim:].sort().values])

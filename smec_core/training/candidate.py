@@ -171,11 +171,11 @@ class Candidate:
         return frozen
 
     def tried(self) -> CandidateResult:
-        """What it reached so far."""
+        """The best result so far."""
         return CandidateResult(self.guard.best_epoch, float(self.guard.best_score), self.guard.best_scores)
 
     def state(self) -> Tree:
-        """What its training goes on from."""
+        """State from which its training resumes."""
         return {
             "stage": self.stage.state_dict(),
             "average": self.average.state_dict(),
@@ -184,17 +184,17 @@ class Candidate:
         }
 
     def restore(self, state: Tree) -> None:
-        """Goes on from such a state."""
+        """Resumes from that state."""
         self.stage.load_state_dict(state["stage"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
 
     def kept(self) -> Tree:
-        """What all ranks know of it: guard and best state."""
+        """State that all ranks share: the guard and the best weights."""
         return {"guard": self.guard.state(), "best": self.best.tensors}
 
     def restore_kept(self, kept: Tree, device: torch.device) -> None:
-        """Takes up such a record."""
+        """Restores that state."""
         self.guard.restore(kept["guard"])
         self.best = FrozenStage(self.best.dim, self.best.projection, same_device(kept["best"], device))

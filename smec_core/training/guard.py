@@ -80,7 +80,7 @@ class Guard:
         return better, total
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
+        """State for a checkpoint."""
         return {
             "best_score": self.best_score,
             "best_epoch": self.best_epoch,
@@ -94,7 +94,7 @@ class Guard:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a checkpoint."""
+        """Resumes from a checkpoint."""
         self.best_score, self.best_epoch, self.best_scores = (
             state["best_score"],
             state["best_epoch"],

@@ -1,4 +1,4 @@
-"""Real steps of each stage of a plan, timed on this machine: what `smec train --dry-run` goes by.
+"""Real steps of each stage of a plan, timed on this machine: the basis of `smec train --dry-run`.
 
 Shapes: W rows held, D input dims.
 """
@@ -31,7 +31,7 @@ DEV_DOCS = 20_000
 
 
 class SampledRows:
-    """A few rows of a table that stand for all of it: a step on them takes as long as one on the right ones."""
+    """A few rows that stand in for a whole table: a step takes as long on them as on the right rows."""
 
     most_held: int | None = None
 

@@ -27,7 +27,7 @@ class StageOutcome:
         return self.tried[self.stage.projection]
 
     def metrics(self, stored: FrozenStage) -> dict[str, Any]:
-        """What metrics.json keeps of it; `stored` is the stage as the last pass left it."""
+        """The record for metrics.json; `stored` is the stage as the last pass left it."""
         record: dict[str, Any] = {
             "d_in": self.d_in,
             "dim": self.stage.dim,

@@ -64,7 +64,7 @@ class TrainingData:
     node: Node = field(default_factory=Node)
 
     def shape(self, config: TrainConfig) -> TrainingShape:
-        """What of it decides the plan."""
+        """The facts about the data that decide the plan."""
         return TrainingShape.of(self.docs.dim, self.docs.rows, self.train, self.dev, config)
 
 
@@ -191,7 +191,7 @@ class _Training:
         return self._before + time.perf_counter() - self._started
 
     def run(self, pass_name: PassName, plan: Sequence[StagePlan]) -> list[StageOutcome]:
-        """Runs one pass, or the rest of it."""
+        """Runs one pass, or what a checkpoint has left of it."""
         outcomes = self.passes.setdefault(pass_name, [])
         if self._pass_to_resume not in (None, pass_name):
             return outcomes

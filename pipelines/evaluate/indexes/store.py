@@ -55,7 +55,7 @@ class SearchPath(NamedTuple):
 
     @property
     def forms(self) -> tuple[Form, ...]:
-        """Those of its passes."""
+        """The forms of its passes."""
         return (self.first,) if self.second is None else (self.first, self.second)
 
     def __str__(self) -> str:

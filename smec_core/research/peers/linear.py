@@ -51,7 +51,7 @@ class Pca:
 
 @dataclass(frozen=True)
 class FaissPca:
-    """The same by FAISS, as a check of ours."""
+    """PCA by FAISS, to check ours."""
 
     def fit(self, data: TrainingData, config: TrainConfig) -> Fitted:
         """Trains a faiss.PCAMatrix on the corpus and its negatives, whose mean is zero: FAISS centres what it gets.
