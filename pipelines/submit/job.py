@@ -152,8 +152,8 @@ def _failure(job_id: str, info: Any) -> JobError:
     if code is None:
         why = mask(" ".join((info.message or "no reason given").split()))
         return JobError(f"job {job_id} failed on the cluster: {why[:500]}", 1)
-    # a negative code, or one above 128, is of a process that was killed
-    return JobError(f"job {job_id} ended with exit code {code}; its log says why", code if 0 < code < 5 else 1)
+    # others are of a process that was killed, or that a shell could not start
+    return JobError(f"job {job_id} ended with exit code {code}; its log says why", code if 0 < code < 126 else 1)
 
 
 def _how(client: JobClient, job_id: str) -> str:

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,8 +31,7 @@ from pipelines.tune.callback import TuneCallback
 from pipelines.tune.confirm import confirm
 from pipelines.tune.search import Asha, StudySearch
 from pipelines.tune.settings import TuneSettings
-from pipelines.tune.summary import best_text, outcome_text, overhead
-from pipelines.tune.tables import confirmed_table, trials_table
+from pipelines.tune.tables import best_text, confirmed_table, outcome_text, overhead, trials_table
 from pipelines.tune.trial import TrialTask, resources_of, run_trial
 from smec_core.config import TrainConfig
 from smec_core.data.dataset import Dataset
@@ -45,36 +45,33 @@ RAY_FOLDER = "tune"
 CONFIRMED_FILE = "confirmed.json"
 
 
+@dataclass
 class StudyStart:
-    """One start of a study."""
+    """One start of a study, which takes up what earlier starts have left.
 
-    def __init__(
-        self,
-        settings: TuneSettings,
-        config: TrainConfig,
-        dataset: Dataset,
-        space: Space,
-        objective: Objective,
-        study: RunFolder,
-        out: Path,
-        lease: Lease,
-    ) -> None:
-        """Takes up what earlier starts have left.
+    Attributes:
+        settings: of the command.
+        config: the settings of a trial, before those that are searched.
+        dataset: what to learn from.
+        space: what to search.
+        objective: what to search for.
+        study: the study's run folder.
+        out: folder of the results.
+        lease: of the study.
+    """
 
-        Args:
-            settings: of the command.
-            config: the settings of a trial, before those that are searched.
-            dataset: what to learn from.
-            space: what to search.
-            objective: what to search for.
-            study: the study's run folder.
-            out: folder of the results.
-            lease: of the study.
-        """
-        self.settings, self.config, self.dataset, self.space = settings, config, dataset, space
-        self.objective, self.study, self.out, self.lease = objective, study, out, lease
-        self.trials = {trial.number: trial for trial in read_trials(study)}
-        self.defaults = {name: getattr(config, name) for name in space}
+    settings: TuneSettings
+    config: TrainConfig
+    dataset: Dataset
+    space: Space
+    objective: Objective
+    study: RunFolder
+    out: Path
+    lease: Lease
+
+    def __post_init__(self) -> None:
+        self.trials = {trial.number: trial for trial in read_trials(self.study)}
+        self.defaults = {name: getattr(self.config, name) for name in self.space}
         self.began = time.time()
         self.before = {number for number, trial in self.trials.items() if trial.state != "running"}
 

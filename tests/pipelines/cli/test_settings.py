@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from pipelines.cli.settings import resolve
 from pipelines.storage.study import Step, Trial
 from pipelines.train.settings import TrainSettings
-from pipelines.tune.summary import best_text
+from pipelines.tune.tables import best_text
 from smec_core.config import PAPER_PRESET, TrainConfig
 from smec_core.errors import InputError
 

@@ -14,7 +14,7 @@ from smec_core.errors import InputError, SmecError
 
 ROWS, QUERIES, DIM, K = 600, 20, 64, 20
 SCALE = 0.004
-STORE_NAMES = ("exact", "faiss-hnsw", "lance", "pgvector")
+STORE_NAMES: tuple[StoreName, ...] = tuple(STORES)
 
 
 def nested(rows: int, seed: int) -> np.ndarray:
