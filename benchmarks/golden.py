@@ -6,7 +6,8 @@ trainings and no hashes. Models of finished trainings stay in --out, and the sam
 
 python -m benchmarks.golden main HEAD --data DATA --out outputs/golden
 
-DATA has the folders `scifact` and `fashion`; a third dataset is made by `smec sample` of the first commit.
+DATA has the folders `scifact` and `fashion`; a third dataset is made in --out by `smec sample` of the first commit,
+once.
 """
 
 import argparse
@@ -103,7 +104,7 @@ def checkout(commit: str, out: Path) -> Iterator[Path]:
 
 def smec(code: Path, *arguments: str) -> subprocess.Popen[bytes]:
     """Starts a command of a checkout; its lines go to a log beside the checkout."""
-    # the workers that Ray starts import the same checkout; one thread, as on any machine
+    # the workers that Ray starts import the same checkout; with one thread, sums do not depend on the number of cores
     environment = os.environ | {"PYTHONPATH": str(code), "OMP_NUM_THREADS": "1"}
     with Path(f"{code}.log").open("ab") as log:
         command = [sys.executable, "-m", "pipelines.cli", *arguments]
@@ -111,7 +112,7 @@ def smec(code: Path, *arguments: str) -> subprocess.Popen[bytes]:
 
 
 def datasets(code: Path, data: Path, out: Path) -> dict[str, str]:
-    """Folders of the datasets by name; beside each that is made here lies one without judgements."""
+    """Folders of the datasets by name; beside sample and scifact lies a copy without judgements."""
     sample = out.resolve() / "data" / "sample"
     if not sample.exists() and smec(code, "sample", str(sample), "--size", str(SAMPLE_PAIRS)).wait():
         raise SystemExit(f"smec sample failed: {code}.log")

@@ -54,7 +54,7 @@ class RichHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Writes a record."""
         if not is_json():
-            start, style = STYLES[record.levelno]
+            start, style = STYLES.get(record.levelno, ("", None))
             console().print(f"{start}{mask(record.getMessage())}", style=style, markup=False)
 
 
@@ -131,7 +131,7 @@ def begin(command: str) -> None:
     """Prepares the process of a command for its output.
 
     Raises:
-        InputError: SMEC_LOG asks for what there is not.
+        InputError: SMEC_LOG has an unknown value.
     """
     asked = os.environ.get("SMEC_LOG", "")
     if asked not in ("", "text", "json"):

@@ -33,6 +33,7 @@ Dims = Annotated[tuple[int, ...], Field(min_length=1), BeforeValidator(_parse_di
 
 COMPATIBLE = 1.0
 """Weight that `smec train --compatible` sets."""
+COMPATIBLE_HELP = "In a warm start: new queries still find what the champion has compressed; sets compatible=1."
 
 
 class Settings(BaseModel):
@@ -109,7 +110,7 @@ class TrainConfig(Settings):
     ema_decay: float = Field(0.9, ge=0, lt=1)
     """Decay per step of the moving average of a stage's weights, which is what is scored and kept; 0: the last step."""
 
-    compatible: float = Field(0.0, ge=0, json_schema_extra={"on": COMPATIBLE})
+    compatible: float = Field(0.0, ge=0, json_schema_extra={"on": COMPATIBLE, "help": COMPATIBLE_HELP})
     """In a warm start: weight, against the ranking loss, of the same loss between new queries and the documents as the
     champion has them, so that the old compressed documents stay searchable with new queries (backward-compatible
     training, Shen et al., CVPR 2020, arXiv 2003.11942). 0: they need not."""

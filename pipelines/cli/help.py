@@ -12,7 +12,7 @@ from pydantic_core import PydanticUndefined
 
 
 def option_of(kind: type[BaseModel], setting: str, flag: str = "") -> click.Option:
-    """The flag of a setting: on or off for a bool or where on has one value, else with a value.
+    """The flag of a setting: a switch for a bool or for one that has an `on` value, otherwise an option with a value.
 
     Args:
         kind: the settings class.
@@ -24,7 +24,8 @@ def option_of(kind: type[BaseModel], setting: str, flag: str = "") -> click.Opti
     declarations = [flag or f"--{name.replace('_', '-')}", setting.replace(".", "__")]
     is_switch = field.annotation is bool or _extra(field, "on") is not None
     if is_switch:
-        return click.Option(declarations, is_flag=True, default=None, help=_help(field, shows_default=False))
+        text = _extra(field, "help") or _help(field, shows_default=False)
+        return click.Option(declarations, is_flag=True, default=None, help=text)
     is_many = get_origin(field.annotation) is list
     return click.Option(declarations, metavar=_metavar(field), help=_help(field), type=str, multiple=is_many)
 
@@ -50,10 +51,15 @@ class SettingsCommand(click.Command):
         self.kind = kind
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes flags, then all other settings with their defaults."""
+        """Writes arguments and flags, then all other settings with their defaults."""
+        fields = dict(_fields(self.kind))
+        arguments = [param for param in self.params if isinstance(param, click.Argument)]
+        if arguments:
+            with formatter.section("Arguments"):
+                formatter.write_dl([(param.make_metavar(ctx), _help(fields[str(param.name)])) for param in arguments])
         super().format_options(ctx, formatter)
         flags = {str(param.name).replace("__", ".") for param in self.params}
-        others = [(name, _help(field)) for name, field in _fields(self.kind) if name not in flags]
+        others = [(name, _help(field)) for name, field in fields.items() if name not in flags]
         if others:
             with formatter.section("Settings for --set and --config"):
                 formatter.write_dl(others)
@@ -85,17 +91,19 @@ def _help(field: FieldInfo, shows_default: bool = True) -> str:
         return f"{text} [required]"
     default = field.get_default(call_default_factory=True)
     is_said = "default:" in text or "by default" in text
-    if is_said or not shows_default or default in (None, PydanticUndefined, False):
+    if is_said or not shows_default or any(default is one for one in (None, PydanticUndefined, False)) or default == []:
         return text
     shown = ",".join(map(str, default)) if isinstance(default, list | tuple) else str(default).lower()
     return f"{text} [default: {shown}]"
 
 
 def _metavar(field: FieldInfo) -> str:
-    """What a value looks like: its choices, or its type."""
+    """What a value looks like: what its field says, its choices, or its type."""
+    if metavar := _extra(field, "metavar"):
+        return str(metavar)
     kinds = get_args(field.annotation) if get_origin(field.annotation) in (Union, types.UnionType) else ()
     kind = next((one for one in kinds if one is not type(None)), field.annotation)
     if get_origin(kind) is Literal:
         return "|".join(map(str, get_args(kind)))
     names = {int: "N", float: "NUMBER", str: "TEXT"}
-    return str(_extra(field, "metavar") or names.get(kind, "VALUE"))  # type: ignore[arg-type]
+    return names.get(kind, "VALUE")  # type: ignore[arg-type]

@@ -3,7 +3,8 @@
 import atexit
 import gc
 import importlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import click
@@ -31,6 +32,7 @@ class Command:
             by --set and --config.
         presets: whether there is --preset.
         has_figures: whether there is --json.
+        implied: settings that a flag sets beside its own.
     """
 
     about: str
@@ -40,9 +42,10 @@ class Command:
     flags: tuple[str, ...] = ()
     presets: bool = False
     has_figures: bool = True
+    implied: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-def _job(about: str, name: str, arguments: str = "", flags: str = "", **more: bool) -> Command:
+def _job(about: str, name: str, arguments: str = "", flags: str = "", **more: Any) -> Command:
     settings = f"pipelines.{name}.settings:{name.capitalize()}Settings"
     return Command(about, settings, f"pipelines.{name}.job", tuple(arguments.split()), tuple(flags.split()), **more)
 
@@ -89,7 +92,12 @@ COMMANDS = {
         "compress",
         flags="model input output dim dtype on_bad_row upgrade workers gpu",
     ),
-    "retrain": _job("Train a challenger, and release it where it wins.", "retrain", flags="train.compatible"),
+    "retrain": _job(
+        "Train a challenger, and release it where it wins.",
+        "retrain",
+        flags="train.compatible",
+        implied={"train.compatible": {"train.start": "warm"}},
+    ),
     "rollback": Command(
         "Put an earlier release in force again.",
         "pipelines.retrain.settings:RollbackSettings",
@@ -134,7 +142,13 @@ def make_command(name: str) -> SettingsCommand:
         # what follows the command that smec submit takes belongs to that
         is_rest = setting == "command"
         params.append(
-            click.Argument([setting], nargs=-1 if is_rest else 1, required=True, metavar=setting.upper(), type=str)
+            click.Argument(
+                [setting],
+                nargs=-1 if is_rest else 1,
+                required=True,
+                metavar=setting.upper() + "..." * is_rest,
+                type=str,
+            )
         )
     params += [option_of(kind, *flag.partition("=")[::2]) for flag in command.flags]
     if command.presets:
@@ -153,7 +167,11 @@ def make_command(name: str) -> SettingsCommand:
 
     def callback(**values: Any) -> None:
         common = {key: values.pop(key, None) for key in COMMON}
-        run_job(name, command.run, kind, flags_of(kind, values), **common)
+        flags = flags_of(kind, values)
+        for setting, implied in command.implied.items():
+            if flags[setting] is not None:
+                flags |= implied
+        run_job(name, command.run, kind, flags, **common)
 
     return SettingsCommand(
         name,

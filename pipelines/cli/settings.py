@@ -61,7 +61,8 @@ def check_flags(kind: type[BaseModel], flags: Mapping[str, Any]) -> None:
     try:
         kind(**_nested(given))
     except ValidationError as error:
-        if any(problem["type"] != "missing" for problem in error.errors()):
+        # what settings must be together cannot be said of some of them
+        if any(problem["type"] != "missing" and problem["loc"] for problem in error.errors()):
             raise InputError(_explained(kind, error, dict.fromkeys(given, "flag"), None)) from error
 
 
@@ -76,7 +77,7 @@ def _explained(
     return "; ".join(
         _explain(key, problem, origin, flags is not None and key in flags)
         for key, problem in reversed(firsts.items())
-        if flags is not None or problem["type"] != "missing"
+        if flags is not None or (problem["type"] != "missing" and problem["loc"])
     )
 
 

@@ -60,7 +60,7 @@ class EvaluateSettings(Settings):
     index: StoreName | None = None
     """Measure whole searches in this vector store: quality, bytes and time. pgvector takes the server from libpq's own
     environment variables (PGHOST, PGUSER, PGPASSWORD, ...)."""
-    funnel: Funnel | None = None
+    funnel: Funnel | None = Field(None, json_schema_extra={"metavar": "A:B"})
     """With `index`: search by the first dims, order the shortlist by the second ones as float32; 48:384. By default
     each of the model's dims is searched plainly."""
     dtype: VectorType = "float32"

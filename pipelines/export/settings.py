@@ -11,9 +11,9 @@ from smec_core.config import Settings
 class ExportSettings(Settings):
     """Export a model to another tool, and check there that it gives the same vectors at every dim.
 
-    onnx: a graph, embeddings in, unit vectors out. faiss: an empty index that takes original embeddings. sentence-
-    transformers: the encoder with the model behind it, text in. numpy: a matrix and a small file that reads it, for
-    query services without torch.
+    onnx: a graph, embeddings in, unit vectors out. faiss: an empty index that takes original embeddings.
+    sentence-transformers: the encoder with the model behind it, text in. numpy: a matrix and a small file that reads
+    it, for query services without torch.
 
     An export that differs from the model by more than 1e-5 fails and leaves nothing. All but numpy need the extra
     export of this package.

@@ -10,14 +10,14 @@ from smec_core.config import Settings
 class IngestSettings(Settings):
     """Embed text with judgements into a dataset, on Ray Data.
 
-    TEXT_DIR is a BEIR folder (corpus.jsonl, queries.jsonl, qrels/test.tsv), or holds Parquet as datasets on the
+    SOURCE is a BEIR folder (corpus.jsonl, queries.jsonl, qrels/test.tsv), or holds Parquet as datasets on the
     Hugging Face hub do: corpus/*.parquet, queries/*.parquet (_id or id, title, text), qrels/test.tsv or .parquet.
     Queries that no qrels name are left out.
 
     The encoder's own prompts for queries and documents are used; --set query_prompt='"query: "' (and document_prompt)
-    gives another. Further settings: batch_size, rows_per_file.
+    gives another.
 
-    A killed run goes on with the same command; until the dataset is whole, it lies in DATA.partial. Where it is there
+    A killed run goes on with the same command; until the dataset is whole, it lies in OUTPUT.partial. Where it is there
     already, nothing is done; one of another text, encoder or setting is refused.
 
     Example: smec ingest beir/scifact data/scifact --encoder sentence-transformers/all-mpnet-base-v2

@@ -18,12 +18,6 @@ class ChallengerSettings(MethodSettings):
     """warm: at the champion's weights and in one pass, which is faster, as `smec train --warm-start`; the first model
     of a series is trained fresh."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _starts_warm(cls, values: Any) -> Any:
-        """A compatible challenger starts at the champion's weights, unless it is told otherwise."""
-        return {"start": "warm", **values} if isinstance(values, dict) and values.get("compatible") else values
-
     @model_validator(mode="after")
     def _check_compatible(self) -> Self:
         if self.compatible and self.start != "warm":

@@ -1,7 +1,6 @@
-"""All that this project uses of Ray beyond its public API, each with its reason.
+"""What this project uses of Ray's private API, each with its reason.
 
-tests/pipelines/runtime/test_ray_private.py has a canary for each, which says what to mend when Ray changes it. Without
-them all jobs give the same results; what each comment says is what would be lost.
+tests/pipelines/runtime/test_ray_private.py has a canary for each, which fails when Ray changes it.
 """
 
 from collections.abc import Callable, Collection
@@ -21,7 +20,10 @@ COORDINATOR = "AutoscalingCoordinator"
 
 
 def start_coordinator() -> None:
-    """Starts the actor that a Ray Train run would start, and wait for, before its workers."""
+    """Starts the actor that a Ray Train run would start, and wait for, before its workers.
+
+    Without it, the run starts later.
+    """
     with suppress(ImportError):
         from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
 
@@ -31,7 +33,7 @@ def start_coordinator() -> None:
 def withdraw_claim(run_id: str) -> None:
     """Gives back the nodes that a killed Ray Train run has claimed; Ray itself would keep them for three minutes.
 
-    An elastic run takes only what no run before it claims.
+    An elastic run takes only what no run before it claims; without this, the next run waits.
 
     Args:
         run_id: Ray Train's id of the run; one of another cluster, or that has ended well, does no harm.

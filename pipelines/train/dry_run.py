@@ -4,7 +4,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +68,19 @@ def dry_run(
     if run_folder.is_finished:
         say(f"run {run_folder.name} is finished already in {public_uri(run_folder.uri)}; nothing will be trained")
         return {"run": run_folder.name, "finished": True}
+    node = _node(settings)
     started = time.perf_counter()
-    data = _sampled(settings, config, dataset)
-    read = sum(len(rows.matrix_WD) for rows in (data.docs, data.queries) if isinstance(rows, SampledRows))
-    reading = (time.perf_counter() - started) * (data.docs.rows + data.queries.rows) / read
+    docs, queries = (_sampled(table, node) for table in (dataset.corpus, dataset.queries))
+    held = len(docs.matrix_WD) + len(queries.matrix_WD)
+    reading = (time.perf_counter() - started) * (docs.rows + queries.rows) / held
+    data = TrainingData(docs, queries, *dataset.training_split(config), node)
     plan = plan_training(data.shape(config), config, base, warm_start)
-    times = _timed(settings, data, config, plan, base)
+    before = torch.get_num_threads()
+    torch.set_num_threads(settings.cpus_per_worker)
+    try:
+        times = rehearse(data, config, plan, base, warm_start)
+    finally:
+        torch.set_num_threads(before)
     found: dict[str, Any] = {
         "run": run_folder.name,
         "finished": False,
@@ -88,40 +95,25 @@ def dry_run(
         },
         **_space(settings, config, dataset, plan),
     }
-    found["warnings"] = _warnings(settings, run_folder)
+    found["warnings"] = _warnings(settings, run_folder, found["memory"])
     _print(found)
     for text in found["warnings"]:
         warn(text)
     return found
 
 
-def _sampled(settings: ClusterSettings, config: TrainConfig, dataset: Dataset) -> TrainingData:
-    """The first rows of both tables, with all judgements."""
+def _node(settings: ClusterSettings) -> Node:
+    """This machine and the device that a worker here would use."""
     workers, gpus = settings.worker_range[0], torch.cuda.device_count()
     if settings.gpu == "on" and gpus < workers and not os.environ.get("RAY_ADDRESS"):
         raise InputError(f"gpu: {workers} GPU(s) wanted, but this machine has {gpus}; auto and off train on CPUs")
-    node = Node(device=torch.device("cpu" if settings.gpu == "off" or gpus < workers else "cuda"))
-
-    def rows_of(table: EmbeddingTable) -> SampledRows:
-        blocks = table.blocks(0, min(table.rows, SAMPLE_ROWS))
-        return SampledRows(torch.cat([torch.from_numpy(unit_rows(b.vectors_ND)) for b in blocks]), table.rows, node)
-
-    return TrainingData(rows_of(dataset.corpus), rows_of(dataset.queries), *dataset.training_split(config), node)
+    return Node(device=torch.device("cpu" if settings.gpu == "off" or gpus < workers else "cuda"))
 
 
-def _timed(
-    settings: ClusterSettings,
-    data: TrainingData,
-    config: TrainConfig,
-    plan: Sequence[StagePlan],
-    base: Sequence[FrozenStage],
-) -> list[StageTime]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(settings.cpus_per_worker)
-    try:
-        return rehearse(data, config, plan, base)
-    finally:
-        torch.set_num_threads(before)
+def _sampled(table: EmbeddingTable, node: Node) -> SampledRows:
+    """The first rows of a table."""
+    blocks = table.blocks(0, min(table.rows, SAMPLE_ROWS))
+    return SampledRows(torch.cat([torch.from_numpy(unit_rows(b.vectors_ND)) for b in blocks]), table.rows, node)
 
 
 def _as_json(stage: StageTime) -> dict[str, Any]:
@@ -154,7 +146,12 @@ def _space(
         rows, config.dev_docs(docs), dataset.dim, budget, settings.worker_range[0], scratch, settings.tier
     )
     # as they are, what a stage takes and what it keeps
-    widths = [(stage.d_in if stage.number else 0) + stage.dim for stage in plan]
+    widths = [
+        (stage.d_in if stage.number else 0) + stage.dim
+        for stage, later in pairwise(plan)
+        # nothing is kept of the last stage of a pass
+        if later.pass_name == stage.pass_name
+    ]
     held = 4 * (rows * (dataset.dim + max(widths, default=0)) + config.dev_docs(docs) * dataset.dim)
     # of each candidate: weights, average, two moments, best state and start; of the stages before: their weights
     candidates = max((6 * len(stage.projections) * stage.d_in**2 for stage in plan), default=0)
@@ -174,7 +171,7 @@ def _space(
     }
 
 
-def _warnings(settings: ClusterSettings, run_folder: RunFolder) -> list[str]:
+def _warnings(settings: ClusterSettings, run_folder: RunFolder, memory: dict[str, Any]) -> list[str]:
     """What the figures do not tell."""
     workers, cores = settings.worker_range[0], cpu_count()
     texts = []
@@ -186,6 +183,11 @@ def _warnings(settings: ClusterSettings, run_folder: RunFolder) -> list[str]:
         texts.append(
             f"workers: {workers} of {settings.cpus_per_worker} CPU(s) take turns on {cores} cores, and wait for each "
             "other; fewer are faster"
+        )
+    if memory["tier"] == "memory" and memory["rows_of_a_node"] > memory["available"]:
+        texts.append(
+            f"memory: the rows take {_mib(memory['rows_of_a_node'])}, {_mib(memory['available'])} are available; a "
+            "smaller memory_budget maps them from files"
         )
     if settings.gpu == "wait" and torch.cuda.device_count() < workers:
         texts.append(f"gpu: a training would wait for {workers} GPU(s); times are those of CPUs")
@@ -206,7 +208,7 @@ def _print(found: dict[str, Any]) -> None:
             steps = sorted({stage["steps"]["least"], stage["steps"]["most"]})
             table.add_row(
                 f"{stage['d_in']} -> {stage['dim']}",
-                ", ".join(stage["projections"]),
+                "the kept one" if pass_name == "refit" else ", ".join(stage["projections"]),
                 " - ".join(map(str, steps)),
                 f"{stage['step_ms']:.0f}",
                 *(_time(stage["seconds"][name]) for name in ("least", "most")),

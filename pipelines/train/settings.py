@@ -9,11 +9,11 @@ from pipelines.storage.model_folder import LocalPath
 class TrainingSettings(JobSettings):
     """What decides a training, and where its state goes."""
 
-    base: str | None = None
-    """Model folder to add smaller dims to (flag --from): the dims below its smallest become rotations of its smallest
+    base: str | None = Field(None, json_schema_extra={"metavar": "MODEL"})
+    """Model folder to add smaller dims to: the dims below its smallest become rotations of its smallest
     block, so that the dims it has keep their results."""
-    warm_start: str | None = None
-    """Model folder, that of the champion, whose weights the training starts at (flag --warm-start): one pass on train +
+    warm_start: str | None = Field(None, json_schema_extra={"metavar": "MODEL"})
+    """Model folder, that of the champion, whose weights the training starts at: one pass on train +
     dev, in which each stage takes as many epochs as the champion kept, but at least a quarter of the most. The kinds of
     projection and the dims that each stage keeps are the champion's, so tau, gumbel_noise, ads_lr_factor, init,
     hidden_dim and what dev and the guard go by (dev_fraction, dev_queries, dev_corpus, guard, patience,

@@ -4,7 +4,7 @@ import re
 
 from pydantic import Field, field_validator
 
-from pipelines.runtime.settings import ClusterSettings, JobSettings
+from pipelines.runtime.settings import NAME, ClusterSettings, JobSettings
 from pipelines.storage.model_folder import LocalPath
 
 
@@ -21,6 +21,10 @@ class TuneSettings(JobSettings):
     """Search space: a YAML file, or one of smec, full, quick."""
     out: LocalPath
     """Folder for the results: best.yaml, summary.json, and the model with --refit."""
+    name: str | None = Field(None, pattern=NAME)
+    """Study name; default: a hash of space, settings and data. A study of this name goes on."""
+    workers: str = Field("1", coerce_numbers_to_str=True, json_schema_extra={"metavar": "N"})
+    """Workers of each trial; with 1 a trial trains in its own process."""
     trials: int = Field(20, ge=1)
     """Trials of the study, those of earlier starts included."""
     hours: float | None = Field(None, gt=0)
@@ -33,7 +37,7 @@ class TuneSettings(JobSettings):
     confirm: int = Field(0, ge=0)
     """Seeds with which the best settings and the defaults are trained again, on train + dev, and compared on test."""
     train_best: bool = False
-    """Train the best settings on train + dev, into OUT/model (flag --refit)."""
+    """Train the best settings on train + dev, into OUT/model."""
 
     @field_validator("workers")
     @classmethod

@@ -273,7 +273,8 @@ def load(folder: str | Path) -> Model:
 
 def todays_names(content: bytes) -> bytes:
     """JSON of a model folder with the names of today: the first edition called a linear map `free`."""
-    return content.replace(b'"projection": "free"', b'"projection": "linear"').replace(b'"free": {', b'"linear": {')
+    content = re.sub(rb'("projection"\s*:\s*)"free"', rb'\1"linear"', content)
+    return re.sub(rb'"free"(\s*:\s*\{)', rb'"linear"\1', content)
 
 
 def _read_tensors(path: str, content: bytes) -> dict[str, Tensor]:

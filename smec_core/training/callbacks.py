@@ -141,13 +141,13 @@ class Gradient(NamedTuple):
 
 
 class GradientProbe(Callback):
-    """Hands on the gradients of linear maps, for experiments."""
+    """Passes on the gradients of linear maps, for experiments."""
 
     def __init__(self, take: Callable[[Gradient], None]) -> None:
         self._take = take
 
     def step_done(self, stage: StageTraining, trained: Sequence[Candidate], rows: int, clock: Clock) -> None:
-        """Hands on those of the step."""
+        """Passes on those of the step."""
         for candidate in trained:
             if candidate.kind == "linear" and candidate.stage.matrix.grad is not None:
                 self._take(Gradient(stage.plan.dim, stage.epoch, candidate.stage.matrix.grad))

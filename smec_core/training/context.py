@@ -1,6 +1,7 @@
 """What the stages of a pass share."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from smec_core.evaluation.dev_set import DevSet
 from smec_core.training.sampling import LabelledSampler, UnlabelledSampler
 from smec_core.training.tracker import Tracker
 
-PASSES = ("first", "refit", "warm")
+PassName = Literal["first", "refit", "warm"]
+PASSES: tuple[PassName, ...] = get_args(PassName)
 
 
 @dataclass
@@ -23,7 +25,7 @@ class PassContext:
         config: settings of the method.
         node: this rank's machine, and all ranks of the run.
         tracker: where figures go (rank 0 only).
-        pass_name: one of PASSES.
+        pass_name: which pass.
         x_docs: frozen unit document vectors.
         x_queries: frozen unit query vectors.
         sampler: gives the steps of an epoch.
@@ -36,7 +38,7 @@ class PassContext:
     config: TrainConfig
     node: Node
     tracker: Tracker
-    pass_name: str
+    pass_name: PassName
     x_docs: Rows
     x_queries: Rows
     sampler: LabelledSampler | UnlabelledSampler

@@ -14,10 +14,10 @@ from smec_core.config import Projection, TrainConfig
 from smec_core.errors import InputError
 from smec_core.evaluation.dev_set import Scores
 from smec_core.model.adapter import PRESERVING, FrozenStage
+from smec_core.training.context import PassName
 from smec_core.training.schedule import Rhythm, TrainingShape, chain_dims, prefix_dims
 from smec_core.training.warm import WarmStart, warm_epochs
 
-PassName = Literal["first", "refit", "warm"]
 Prefixes = tuple[tuple[int, float], ...]
 """Dims of each prefix, and the weight of its loss; none twice."""
 
@@ -57,7 +57,7 @@ class StagePlan:
         prepared: this dim and smaller ones, ascending, where the stage before has trained them: the start mixes none of
             them with what is above it.
         start: where its weights start.
-        is_ordered: whether its outputs start in order of importance, which the logits of ADS then say.
+        is_ordered: whether outputs start in order of importance; the ADS logits then start descending.
         champion: the stage of the model in service that it starts from instead, whose dims stay in their places.
         counted: prefixes whose dev scores decide which state is best.
         held: the most dev score that a prefix may lose against the stage's start.

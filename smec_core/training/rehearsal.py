@@ -5,8 +5,9 @@ Shapes: W rows held, D input dims.
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -15,16 +16,15 @@ from torch import Tensor
 
 from smec_core.config import TrainConfig
 from smec_core.distributed.group import rows_of_rank
-from smec_core.distributed.resident import BLOCK_ROWS, Node, Stage
-from smec_core.evaluation.dev_set import make_dev_set
+from smec_core.distributed.resident import BLOCK_ROWS, Node, Rows, Stage
 from smec_core.model.adapter import FrozenStage
+from smec_core.model.pca import Gram
 from smec_core.training.callbacks import DevScoring
-from smec_core.training.context import PassContext
 from smec_core.training.plan import StagePlan
-from smec_core.training.sampling import make_sampler
 from smec_core.training.stage import StageTraining
 from smec_core.training.tracker import NullTracker
-from smec_core.training.trainer import TrainingData
+from smec_core.training.trainer import TrainingData, pass_context
+from smec_core.training.warm import WarmStart
 
 STEPS = 4
 DEV_DOCS = 20_000
@@ -68,7 +68,7 @@ class StageTime:
     Attributes:
         plan: the stage.
         prepare: its start, and the rows that it passes on.
-        step: a step of all its candidates.
+        step: a step of all its candidates; in the refit pass, of the slowest one.
         score: a dev score of all of them; 0 without dev.
     """
 
@@ -86,12 +86,12 @@ class StageTime:
     @property
     def seconds(self) -> tuple[float, float]:
         """Least and most time."""
-        return tuple(  # type: ignore[return-value]
-            self.prepare
-            + epochs * self.plan.rhythm.epoch_steps * self.step
-            + (1 + epochs // self.plan.rhythm.score_epochs) * self.score
-            for epochs in self._epochs
+        scores = [1 + epochs // self.plan.rhythm.score_epochs for epochs in self._epochs]
+        least, most = (
+            self.prepare + steps * self.step + count * self.score
+            for steps, count in zip(self.steps, scores, strict=True)
         )
+        return least, most
 
     @property
     def _epochs(self) -> tuple[int, int]:
@@ -107,7 +107,11 @@ class StageTime:
 
 
 def rehearse(
-    data: TrainingData, config: TrainConfig, plan: Sequence[StagePlan], base: Sequence[FrozenStage] = ()
+    data: TrainingData,
+    config: TrainConfig,
+    plan: Sequence[StagePlan],
+    base: Sequence[FrozenStage] = (),
+    warm_start: WarmStart | None = None,
 ) -> list[StageTime]:
     """Takes a few real steps of each stage, and scores it once.
 
@@ -116,79 +120,75 @@ def rehearse(
         config: settings of the method.
         plan: all stages of all passes.
         base: stages that are trained already.
+        warm_start: the champion that the stages start from.
     """
-    found: list[StageTime] = []
-    for pass_name in dict.fromkeys(stage.pass_name for stage in plan):
-        stages = [stage for stage in plan if stage.pass_name == pass_name]
-        if pass_name == "refit":
-            # the same stages once more, without dev
-            found += [replace(time_, plan=stage, score=0.0) for stage, time_ in zip(stages, found, strict=True)]
-            continue
-        found += _rehearse_pass(data, config, stages, [stage.to(data.node.device) for stage in base])
-    return found
-
-
-def _rehearse_pass(
-    data: TrainingData, config: TrainConfig, stages: Sequence[StagePlan], base: Sequence[FrozenStage]
-) -> list[StageTime]:
-    with_dev = config.guard and stages[0].pass_name == "first"
-    sampler, held_out = make_sampler(config, data.docs.rows, data.train, data.dev, with_dev)
+    assert isinstance(data.docs, SampledRows)
+    refit = [stage for stage in plan if stage.pass_name == "refit"]
+    first = plan[: len(plan) - len(refit)]
+    if not first:
+        return []
     few = config.model_copy(update={"dev_corpus": min(config.dev_corpus, DEV_DOCS)})
-    dev = make_dev_set(data.queries, data.docs, data.dev, held_out, few, data.node) if with_dev else None
-    context = PassContext(
-        config=config,
-        node=data.node,
-        tracker=NullTracker(),
-        pass_name=stages[0].pass_name,
-        x_docs=data.docs,
-        x_queries=data.queries,
-        sampler=sampler,
-        dev=dev,
-        labelled=data.train is not None,
-    )
+    context = pass_context(data, few, first[0].pass_name, NullTracker())
     dev_share = config.dev_docs(data.docs.rows) / max(few.dev_docs(data.docs.rows), 1)
-    y_docs, y_queries, found = data.docs, data.queries, list[StageTime]()
+    rows_share = data.docs.rows / len(data.docs.matrix_WD)
+    y_docs, y_queries = data.docs, data.queries
+
+    def pass_on(stage: FrozenStage) -> None:
+        nonlocal y_docs, y_queries
+        y_docs, y_queries = y_docs.project(stage), y_queries.project(stage)
+        if context.dev is not None:
+            context.dev.advance(stage.apply, stage.d_in)
+
     for done in base:
-        y_docs, y_queries = y_docs.project(done), y_queries.project(done)
-        if dev is not None:
-            dev.advance(done.apply, done.d_in)
-    for plan in stages:
+        pass_on(done.to(data.node.device))
+    found, replayed = list[StageTime](), list[StageTime]()
+    for number, stage_plan in enumerate(first):
         started = time.perf_counter()
-        stage = StageTraining(context, plan, y_docs, y_queries, ())
+        stage = StageTraining(context, stage_plan, y_docs, y_queries, (), warm_start)
+        prepare = time.perf_counter() - started
+        if stage_plan.start == "pca" and stage_plan.champion is None:
+            # of a PCA, the sums grow with the rows
+            prepare += (rows_share - 1) * _seconds(partial(_sums_of, y_docs))
         slots = torch.arange(min(stage.memory.slots, data.docs.rows))
         # most steps meet a full memory
         stage.memory.push(slots.to(context.device), data.docs.take(slots).to(context.device))
-        begun = time.perf_counter()
-        laps = list(_laps(stage, context))
-        scored = time.perf_counter()
-        scoring = DevScoring()
-        if dev is not None:
-            scoring.stage_begins(stage, is_new=True)
-        ended = time.perf_counter()
-        kept = stage.candidates[0].average.freeze(plan.keeps_places)
-        y_docs, y_queries = y_docs.project(kept), y_queries.project(kept)
-        passed_on = time.perf_counter() - ended
-        rows_share = data.docs.rows / len(y_docs.matrix_WD) if isinstance(y_docs, SampledRows) else 1.0
-        found.append(
-            StageTime(
-                plan,
-                prepare=rows_share * (begun - started + passed_on),
-                step=statistics.median(laps),
-                score=dev_share * (ended - scored),
-            )
-        )
-        if dev is not None:
-            dev.advance(kept.apply, plan.d_in)
-    return found
+        together = _step_seconds(stage)
+        alone = [together]
+        if refit and len(stage.candidates) > 1:
+            alone = []
+            for candidate in stage.candidates:
+                stage.active = [candidate]
+                alone.append(_step_seconds(stage))
+            stage.active = list(stage.candidates)
+        score = 0.0
+        if context.dev is not None:
+            score = dev_share * _seconds(partial(DevScoring().stage_begins, stage, is_new=True))
+        prepare += rows_share * _seconds(partial(pass_on, stage.candidates[0].average.freeze(stage_plan.keeps_places)))
+        found.append(StageTime(stage_plan, prepare, together, score))
+        if refit:
+            replayed.append(StageTime(refit[number], prepare, max(alone), 0.0))
+    return found + replayed
 
 
-def _laps(stage: StageTraining, context: PassContext) -> Iterator[float]:
-    """Seconds of each step but the first, which warms up."""
-    batches = context.sampler.epoch(context.key(stage.plan.number, 1, 0))
-    for number, batch in enumerate(islice(batches, STEPS + 1)):
+def _sums_of(rows: Rows) -> None:
+    gram = Gram(rows.dim)
+    for block_ND in rows.own_blocks():
+        gram.add(block_ND)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _step_seconds(stage: StageTraining) -> float:
+    """Median time of a step of the active candidates, after one that warms up."""
+    context, laps = stage.context, list[float]()
+    for batch in islice(context.sampler.epoch(context.key(stage.plan.number, 1, 0)), STEPS + 1):
         started = time.perf_counter()
         stage.train_step(batch)
         if context.device.type == "cuda":
             torch.cuda.synchronize(context.device)
-        if number or context.sampler.epoch_steps == 1:
-            yield time.perf_counter() - started
+        laps.append(time.perf_counter() - started)
+    return statistics.median(laps[1:] or laps)

@@ -20,8 +20,8 @@ from smec_core.model.adapter import FrozenStage
 from smec_core.model.pca import principal_rotation
 from smec_core.training.callbacks import Checkpointing, DevScoring, Gradient, GradientProbe, StepLog
 from smec_core.training.checkpoint import Checkpoint, Checkpoints, Progress, same_device
-from smec_core.training.context import PassContext
-from smec_core.training.plan import PassName, StagePlan, plan_training
+from smec_core.training.context import PassContext, PassName
+from smec_core.training.plan import StagePlan, plan_training
 from smec_core.training.sampling import make_sampler
 from smec_core.training.schedule import TrainingShape, chain_dims, prefix_dims
 from smec_core.training.stage import Callback, StageTraining
@@ -70,7 +70,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What follows a training beside its tracker. Every rank has the same ones.
+    """What observes a training besides its tracker. Either all ranks have `checkpoints` and `on_stage`, or none has.
 
     Attributes:
         say: takes one line of progress at a time.
@@ -147,6 +147,37 @@ def settings_used(shape: TrainingShape, config: TrainConfig) -> TrainConfig:
     return config.resolved(shape.labelled).model_copy(update={"epochs": epochs, "patience": patience})
 
 
+def pass_context(
+    data: TrainingData, config: TrainConfig, pass_name: PassName, tracker: Tracker, step: int = 0, rows: int = 0
+) -> PassContext:
+    """What the stages of a pass share. Collective.
+
+    Args:
+        data: what this rank holds.
+        config: settings of the method.
+        pass_name: the pass; only the first one has a dev set.
+        tracker: takes the records.
+        step: steps that the run has taken.
+        rows: rows that those steps were made of.
+    """
+    with_dev = config.guard and pass_name == "first"
+    sampler, held_out = make_sampler(config, data.docs.rows, data.train, data.dev, with_dev)
+    dev = make_dev_set(data.queries, data.docs, data.dev, held_out, config, data.node) if with_dev else None
+    return PassContext(
+        config=config,
+        node=data.node,
+        tracker=tracker,
+        pass_name=pass_name,
+        x_docs=data.docs,
+        x_queries=data.queries,
+        sampler=sampler,
+        dev=dev,
+        labelled=data.train is not None,
+        step=step,
+        rows=rows,
+    )
+
+
 class _Training:
     """Runs the stages of a pass one after the other, each on the block that the one before it kept."""
 
@@ -196,7 +227,7 @@ class _Training:
         if self._pass_to_resume not in (None, pass_name):
             return outcomes
         self._pass_to_resume = None
-        context = self._context(pass_name)
+        context = pass_context(self.data, self.config, pass_name, self.tracker, self.steps, self.rows)
         y_docs, y_queries = self.data.docs, self.data.queries
         for stage in self.base:
             _put_on_top(context, stage)
@@ -219,25 +250,6 @@ class _Training:
             scores = context.dev.score(lambda y: y, self.data.docs.dim, self.prefixes)
             self.dev_scores = {context.dev.measure: {str(dim): scores[dim].mean().item() for dim in self.prefixes}}
         return outcomes
-
-    def _context(self, pass_name: PassName) -> PassContext:
-        data, config = self.data, self.config
-        with_dev = config.guard and pass_name == "first"
-        sampler, held_out = make_sampler(config, data.docs.rows, data.train, data.dev, with_dev)
-        dev = make_dev_set(data.queries, data.docs, data.dev, held_out, config, data.node) if with_dev else None
-        return PassContext(
-            config=config,
-            node=data.node,
-            tracker=self.tracker,
-            pass_name=pass_name,
-            x_docs=data.docs,
-            x_queries=data.queries,
-            sampler=sampler,
-            dev=dev,
-            labelled=data.train is not None,
-            step=self.steps,
-            rows=self.rows,
-        )
 
     def _train_stage(self, context: PassContext, plan: StagePlan, y_docs: Rows, y_queries: Rows) -> StageOutcome:
         resumed, self._resumed = self._resumed, None

@@ -333,6 +333,15 @@ def test_help_teaches_every_setting(command: str) -> None:
     assert "Example: smec" in printed
 
 
+def test_a_compatible_challenger_starts_warm_whatever_the_file_says(tmp_path: Path) -> None:
+    config = tmp_path / "retrain.yaml"
+    config.write_text("train: {dims: 8, start: fresh}\n")
+    _, _, errors = smec("retrain", "--compatible", "--config", str(config))
+    # what is missing is all that is wrong
+    assert "name: is required" in errors
+    assert "compatible" not in errors
+
+
 def test_help_shows_defaults_and_what_is_required() -> None:
     printed = CliRunner().invoke(app, ["compress", "--help"], terminal_width=1000, max_content_width=1000).stdout
     lines = {line.split()[0]: line for line in printed.splitlines() if line.startswith("  ")}

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from pipelines.cli.settings import resolve
+from pipelines.cli.settings import check_flags, resolve
+from pipelines.evaluate.settings import EvaluateSettings
 from pipelines.storage.study import Step, Trial
 from pipelines.train.settings import TrainSettings
 from pipelines.tune.tables import best_text
@@ -119,3 +120,10 @@ def test_refusals_in_a_section_name_the_whole_key(assignment: str, message: str)
 def test_a_missing_setting_of_a_section_is_named() -> None:
     with pytest.raises(InputError, match=r"train\.dims: is required; set it in --config"):
         resolve(Sectioned, {}, None, ["train.tau=1"])
+
+
+def test_flags_alone_are_checked_by_value_and_not_together() -> None:
+    """As of a command whose other settings lie in a file on the cluster."""
+    check_flags(EvaluateSettings, {"data": "/d", "model": None, "dtype": "int8"})
+    with pytest.raises(InputError, match=r"dtype: Input should be 'float32', .* \(given 'int9' by flag\)"):
+        check_flags(EvaluateSettings, {"data": "/d", "model": None, "dtype": "int9"})

@@ -298,4 +298,4 @@ def test_a_series_on_an_object_store(tmp_path: Path, s3: Callable[[str], str]) -
 
 def test_compatibility_needs_a_warm_start(standing: Series) -> None:
     with pytest.raises(InputError, match="train: compatible: only a warm start can be; set start: warm"):
-        standing.retrain("train.compatible=1", "train.start=fresh")
+        standing.retrain("train.compatible=1")

@@ -21,7 +21,9 @@ def test_the_coordinator_starts_and_takes_back_a_claim(ray_cluster: None) -> Non
 def test_a_trainer_leaves_out_callbacks_and_has_a_run_id(ray_cluster: None) -> None:
     whole, lean = TorchTrainer(print), lean_trainer(print, {"PlacementGroupCleanerCallback"})
     names = [type(callback).__name__ for callback in whole._create_default_callbacks()]  # type: ignore[attr-defined]
-    assert "PlacementGroupCleanerCallback" in names, "Ray Train has renamed its callbacks: mend RayRun._trainer"
+    assert "PlacementGroupCleanerCallback" in names, (
+        "Ray Train has renamed its callbacks: mend `needless` in pipelines/train/driver.py"
+    )
     left = [type(callback).__name__ for callback in lean._create_default_callbacks()]  # type: ignore[attr-defined]
     assert sorted([*left, "PlacementGroupCleanerCallback"]) == sorted(names)
     assert run_id_of(lean), "Ray Train has no train_run_context.run_id: mend run_id_of"
