@@ -52,9 +52,10 @@ def test_when_the_server_dies_they_go_where_the_rest_goes(
     server_store = MlflowClient(f"sqlite:///{tmp_path}/server/server.db")
     recorder = start(tmp_path / "state")
     wait_until(lambda: steps_of(only_run(server_store), server_store, CPU))
+    of_server = recorder.run_id
     kill()
     recorder.log(step(1))
-    wait_until(lambda: "mlflow-offline" in recorder.uri)
+    wait_until(lambda: recorder.run_id not in ("", of_server))
     offline = offline_client(tmp_path / "state")
     wait_until(lambda: steps_of(only_run(offline), offline, CPU))
     recorder.finish(None)
