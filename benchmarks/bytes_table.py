@@ -23,7 +23,8 @@ from smec_core.data.dataset import Dataset
 from smec_core.data.uri import public_uri
 from smec_core.errors import SmecError
 from smec_core.evaluation.evaluate import check_fit
-from smec_core.model.model import Model, load
+from smec_core.model.files import load
+from smec_core.model.model import Model
 
 LEAST_BYTES, SHORTLIST = 12, 100
 WAYS = {"float32": INK, "float16": GREY, "int8": BLUE, "binary": ORANGE, "binary, rescored by int8": GREEN}

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from benchmarks.generated import write_model
-from smec_core.model.model import Model, load
+from smec_core.model.files import load
+from smec_core.model.model import Model
 
 INPUT_DIM, DIM = 768, 96
 # requests at a time, rows of each

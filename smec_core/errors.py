@@ -30,6 +30,18 @@ class RowError(InputError):
         return f"{self.place}, {self.reason}"
 
 
+class DamagedError(InputError):
+    """Stored state that is not what was written. Trying again does not help."""
+
+    def __init__(self, path: str, problem: str, cure: str = "restore it from a copy") -> None:
+        # all of them as arguments, so that it can be pickled
+        super().__init__(path, problem, cure)
+        self.path, self.problem, self.cure = path, problem, cure
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}; {self.cure}"
+
+
 class LeaseError(SmecError):
     """Another training has the run of this name, or took it over."""
 

@@ -104,6 +104,7 @@ COMMANDS = {
         "pipelines.retrain.rollback",
         flags=("to",),
     ),
+    "verify": _job("Compare what is stored with its checksums.", "verify", "path"),
     "export": _job("Export a model to another tool.", "export", flags="model to out dim encoder"),
     "serve": _job("Serve a model over HTTP.", "serve", flags="model host port replicas", has_figures=False),
     "submit": _job("Run a command as a job of a cluster.", "submit", "command", "address id env detach"),

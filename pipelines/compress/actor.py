@@ -10,8 +10,8 @@ Shapes: N rows, D input dims (with upgrade: dims stored), d dims kept.
 import posixpath
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -21,7 +21,7 @@ import torch
 
 from pipelines.runtime.file_tasks import record, report_errors
 from pipelines.storage.files import new_file
-from pipelines.storage.publish import describe_file
+from pipelines.storage.manifest import describe, finish_task, finished_task
 from smec_core.config import VectorType
 from smec_core.data.parquet import ROW_GROUP_ROWS, Batch, Block, EmbeddingTable, ParquetPart
 from smec_core.data.vectors import unit_prefix
@@ -131,27 +131,16 @@ class CompressPiece:
 
     def _compress(self, piece: Piece, part: ParquetPart) -> Iterator[dict[str, Any]]:
         job = self.job
-        if (files := self._whole_files(piece)) is None:
-            yield from self._write(piece, part)
-            files = self._whole_files(piece)
+        files = finished_task(job.filesystem, job.folder, piece.name)
         if files is None:
-            raise SmecError(f"{part.path}: not all of its rows reached {job.folder}; run again")
-        for target, rows in files.items():
-            described = describe_file(job.filesystem, f"{job.folder}/{target}", rows)
-            yield record(done=described._replace(name=target))
+            rows = yield from self._write(piece, part)
+            files = [describe(job.filesystem, f"{job.folder}/{name}", name, count) for name, count in rows.items()]
+            finish_task(job.filesystem, job.folder, piece.name, files)
+        for file in files:
+            yield record(done=file)
 
-    def _whole_files(self, piece: Piece) -> dict[str, int] | None:
-        """Rows of the piece's files, by their footers; None where a file or a row is missing."""
-        names = [*self.job.targets(piece).values(), f"{QUARANTINE}/{piece.name}"]
-        files: dict[str, int] = {}
-        for name in names:
-            with suppress(FileNotFoundError, pa.ArrowInvalid):
-                metadata = pq.read_metadata(f"{self.job.folder}/{name}", filesystem=self.job.filesystem)
-                files[name] = int(metadata.num_rows)
-        expected = piece.stop - piece.start - files.get(names[-1], 0)
-        return files if all(files.get(name) == expected for name in names[:-1]) else None
-
-    def _write(self, piece: Piece, part: ParquetPart) -> Iterator[dict[str, Any]]:
+    def _write(self, piece: Piece, part: ParquetPart) -> Generator[dict[str, Any], None, dict[str, int]]:
+        """Writes the piece's files; returns the rows of each."""
         job, path = self.job, part.path
         schema = job.table.schema_of(part)
         if job.dtype == "binary" and RESCORE in schema.names:
@@ -168,24 +157,28 @@ class CompressPiece:
                 for dim, target in job.targets(piece).items()
             }
             bad: RowGroups | None = None
-            rows = bad_rows = 0
+            rows = sound_rows = bad_rows = 0
             for found in self._read(piece, schema.names):
                 if isinstance(found, BadRow):
                     bad_rows += 1
                     if bad_rows > (job.max_bad_rows or 0):
                         raise too_many_bad_rows(job, bad_rows, path, found.row, found.reason)
                     table = quarantined(found, path)
-                    # entered last, and so closed first: without it, files that lack its rows are not whole
                     bad = bad or files.enter_context(_writer(job, f"{QUARANTINE}/{piece.name}", table.schema))
                     bad.add(table)
                     rows += 1
                     continue
-                self._encode(found, schemas, outputs)
+                self._encode(found, schemas, outputs, path)
                 rows += len(found.ids)
+                sound_rows += len(found.ids)
                 if rows >= ROW_GROUP_ROWS:
                     yield record(rows=rows)
                     rows = 0
         yield record(rows=rows)
+        if sound_rows + bad_rows != piece.stop - piece.start:
+            raise SmecError(f"{path}: not all of its rows reached {job.folder}; run again")
+        kept = dict.fromkeys(job.targets(piece).values(), sound_rows)
+        return kept | ({f"{QUARANTINE}/{piece.name}": bad_rows} if bad_rows else {})
 
     def _read(self, piece: Piece, columns: Sequence[str]) -> Iterator[Block | BadRow]:
         table = self.job.table
@@ -195,10 +188,13 @@ class CompressPiece:
         for batch in table.batches(piece.start, piece.stop, self.job.batch_rows, columns, any_row=True):
             yield from separate(batch, table.dim)
 
-    def _encode(self, block: Block, schemas: dict[int, pa.Schema], outputs: dict[int, "RowGroups"]) -> None:
+    def _encode(self, block: Block, schemas: dict[int, pa.Schema], outputs: dict[int, "RowGroups"], path: str) -> None:
         job = self.job
         x_ND = torch.from_numpy(block.vectors_ND).to(self.device)
         z_Nd = job.model.upgrade(x_ND, job.dims[0]) if job.upgrade else job.model.encode(x_ND, job.dims[0])
+        if not (finite_N := z_Nd.isfinite().all(dim=1)).all():
+            row = int(finite_N.logical_not().nonzero()[0])
+            raise SmecError(f"{path}: the model gives NaN or infinity for id {block.ids[row]}; nothing is published")
         for dim, schema in schemas.items():
             columns = vector_columns(unit_prefix(z_Nd, dim), job.dtype, job.model)
             stored = [columns[name] if name in columns else block.table[name] for name in schema.names]
@@ -256,7 +252,7 @@ def _writer(job: Job, target: str, schema: pa.Schema) -> Iterator[RowGroups]:
     others = [name for name in schema.names if name not in vectors]
     with (
         new_file(job.filesystem, f"{job.folder}/{target}") as sink,
-        pq.ParquetWriter(sink, schema, use_dictionary=[*others, *small]) as writer,
+        pq.ParquetWriter(sink, schema, use_dictionary=[*others, *small], write_page_checksum=True) as writer,
     ):
         rows = RowGroups(writer)
         yield rows

@@ -7,6 +7,7 @@ With --upgrade the shards hold what the model's base encoded, and only the stage
 """
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,14 @@ from pipelines.compress.settings import CompressSettings
 from pipelines.compress.upgrade import check_stored, stored_type, vectors_of_version
 from pipelines.console import say, warn
 from pipelines.runtime.file_tasks import RowProgress, actor_pool, run_file_tasks
+from pipelines.storage.manifest import StoredFile
 from pipelines.storage.publish import (
+    CURRENT,
     Draft,
-    PublishedFile,
+    check_version,
     current,
     finished_version,
+    in_force,
     is_published,
     manifest_of,
     promote,
@@ -32,14 +36,18 @@ from smec_core.data.parquet_files import stamp_of
 from smec_core.data.tables import find_table
 from smec_core.data.uri import open_filesystem, public_uri
 from smec_core.errors import InputError, SmecError, StoreError
-from smec_core.model.model import Model, load
+from smec_core.model.files import load
+from smec_core.model.model import Model
 from smec_core.model.vector_types import vector_bytes
 
 
 def run(settings: CompressSettings) -> dict[str, Any]:
     """Compresses every input file and puts the result in force as a new version; see `compress`."""
+    seen = in_force(settings.output)
+    if seen.content is not None and not seen.name:
+        warn(f"{public_uri(settings.output)}/{CURRENT}: names no version; this run puts its own in force")
     figures = compress(settings)
-    promote(settings.output, figures["version"])
+    promote(settings.output, figures["version"], seen)
     return figures
 
 
@@ -59,7 +67,10 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
     model = load(settings.model)
     source = settings.input
     if settings.upgrade:
-        source = current(source) if is_published(source) else source
+        if is_published(source):
+            version = current(source)
+            check_version(source, version.partition("?")[0].rpartition("/")[2])
+            source = version
         if (done := _upgraded(settings, model, source)) is not None:
             return done
         source = vectors_of_version(source)
@@ -89,6 +100,16 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
     pieces = cut(table, settings.rows_per_file)
     workers, gpus = actor_pool(len(pieces), settings.workers, settings.gpu, share_gpus=True)
     draft = Draft.open(settings.output, plan)
+
+    def check_input() -> None:
+        try:
+            is_same = stamp_of(filesystem, find_table(filesystem, path.rstrip("/"))) == stamp
+        except (FileNotFoundError, InputError):
+            is_same = False
+        if not is_same:
+            draft.discard()
+            raise SmecError(f"{public_uri(source)}: changed while it was used; nothing is published, run again")
+
     job = Job(
         model=model,
         table=table,
@@ -100,10 +121,12 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
         max_bad_rows=allowed if quarantine else None,
         batch_rows=settings.batch_rows,
     )
-    return _make(job, draft, pieces, workers, gpus)
+    return _make(job, draft, pieces, workers, gpus, check_input)
 
 
-def _make(job: Job, draft: Draft, pieces: list[Piece], workers: int, gpus: float) -> dict[str, Any]:
+def _make(
+    job: Job, draft: Draft, pieces: list[Piece], workers: int, gpus: float, check_input: Callable[[], None]
+) -> dict[str, Any]:
     started = time.perf_counter()
     try:
         files, rows, bad = _compress_pieces(job, pieces, workers, gpus)
@@ -111,6 +134,7 @@ def _make(job: Job, draft: Draft, pieces: list[Piece], workers: int, gpus: float
         # the input must change first, and then this is another job
         draft.discard()
         raise
+    check_input()
     manifest = draft.finish(files, {"rows": job.table.rows - bad, "quarantined": bad})
     seconds = time.perf_counter() - started
     verb = "upgraded" if job.upgrade else "compressed"
@@ -163,7 +187,7 @@ def _nothing_to_do(uri: str, manifest: dict[str, Any]) -> dict[str, Any]:
     return _figures(manifest, uri, 0.0, 0)
 
 
-def _compress_pieces(job: Job, pieces: list[Piece], workers: int, gpus: float) -> tuple[list[PublishedFile], int, int]:
+def _compress_pieces(job: Job, pieces: list[Piece], workers: int, gpus: float) -> tuple[list[StoredFile], int, int]:
     """Runs the tasks.
 
     Returns:
@@ -176,7 +200,7 @@ def _compress_pieces(job: Job, pieces: list[Piece], workers: int, gpus: float) -
     # the largest first: the last task to end decides when all end
     order = sorted(pieces, key=lambda piece: piece.start - piece.stop)
     tasks = [piece._asdict() for piece in order]
-    files: dict[str, PublishedFile] = {}
+    files: dict[str, StoredFile] = {}
     progress = RowProgress("compressed", job.table.rows)
     for rows, done in run_file_tasks(CompressPiece, {"job": job, "gpu": gpus > 0}, tasks, workers, gpus):
         progress.add(rows)

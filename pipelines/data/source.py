@@ -66,6 +66,7 @@ def read_once(dataset: Dataset, config: TrainConfig) -> Source:
 
     Raises:
         InputError: the object store has no room for it, no node can train, or a row is bad.
+        SmecError: the data were changed since they were opened.
     """
     rows, started = dataset.corpus.rows + dataset.queries.rows, time.perf_counter()
     need, room = 4 * rows * dataset.dim, _least_room()
@@ -81,6 +82,7 @@ def read_once(dataset: Dataset, config: TrainConfig) -> Source:
         ray.get([_done.remote(docs), _done.remote(queries)])
     except ray.exceptions.RayError as error:
         raise unwrap(error) from error
+    dataset.check_unchanged()
     say(
         f"{dataset.corpus.rows} documents and {dataset.queries.rows} queries read once for all trainings, "
         f"{need / 2**20:,.0f} MiB, in {time.perf_counter() - started:.1f} s"

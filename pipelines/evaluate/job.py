@@ -8,7 +8,8 @@ from pipelines.runtime.evaluation import on_cluster, quality_table
 from smec_core.data.dataset import HELD_OUT, Dataset
 from smec_core.errors import InputError
 from smec_core.evaluation.evaluate import default_split, evaluate, in_one_part
-from smec_core.model.model import Model, load
+from smec_core.model.files import load
+from smec_core.model.model import Model
 
 
 def run(settings: EvaluateSettings) -> dict[str, Any]:
@@ -22,9 +23,12 @@ def run(settings: EvaluateSettings) -> dict[str, Any]:
     if settings.index is not None:
         from pipelines.evaluate import index
 
-        return index.run(settings, dataset, model, split)
+        figures = index.run(settings, dataset, model, split)
+        dataset.check_unchanged()
+        return figures
     parts = in_one_part if settings.workers == 1 else on_cluster(settings.workers)
     report = evaluate(dataset, model, split, settings.baselines, parts)
+    dataset.check_unchanged()
     show(quality_table(report))
     return report
 

@@ -1,6 +1,5 @@
 """`smec experiment`: the paper's comparisons on any dataset; figures, tables and a page are made by one command."""
 
-import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import ray
 import torch
+from pyarrow.fs import LocalFileSystem
 
 from pipelines.console import say, show
 from pipelines.data.source import Source, read_once
@@ -17,6 +17,7 @@ from pipelines.experiment.page import Page, describe, file_name, rich_table, wri
 from pipelines.experiment.settings import ExperimentSettings
 from pipelines.experiment.tables import MEAN, Results, ablation_page, compare_page, queue_page
 from pipelines.runtime.cluster import connect
+from pipelines.storage.files import read_record, write_record
 from pipelines.train import Kept, as_finished, train_and_score
 from smec_core import __version__
 from smec_core.config import TrainConfig
@@ -66,8 +67,8 @@ def run(settings: ExperimentSettings) -> dict[str, Any]:
     connect(1)
     found: dict[str, Any] = {}
     for name, dataset in datasets.items():
-        source = read_once(dataset, config)
         kept = Kept(out / TRAININGS, {"data": dataset.fingerprint, "version": __version__})
+        source = read_once(dataset, config)
         if methods:
             judgements = dataset.splits["test"].with_positives()
             found[name] = train_and_score(source, methods, config, seeds, judgements, {"cpu": 1}, kept)
@@ -92,13 +93,13 @@ def _claim(out: Path, about: Record) -> None:
         InputError: it holds the results of another one.
     """
     file = out / ABOUT
-    if file.exists() and (other := json.loads(file.read_text())) != about:
+    other = read_record(LocalFileSystem(), str(file), f"remove {out}, or take another folder")
+    if other not in (None, about):
         raise InputError(
             f"out: {out} holds {other['experiment']} on {', '.join(other['data'])}; take another folder for "
             f"{about['experiment']} on {', '.join(about['data'])}"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(about))
+    write_record(LocalFileSystem(), str(file), about)
 
 
 MEASURED: dict[str, tuple[Measure, ...]] = {

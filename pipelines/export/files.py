@@ -8,14 +8,14 @@ The JSON files also hold a checksum of each file, so that a file that somebody h
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines.storage.files import sha256_of
-from pipelines.storage.model_folder import replace_folder
+from pipelines.storage.files import sync
+from pipelines.storage.model_folder import put_in_place, replace_folder
+from smec_core.checksums import sha256_of
 from smec_core.errors import InputError
 
 MADE_BY = "smec export"
@@ -76,7 +76,8 @@ def place(out: Path, to: str, origin: dict[str, Any], write: Callable[[Path], ob
             _write_record(new, to, origin)
             # in this order the record comes last: it never speaks of an index that is not there
             for path in sorted(Path(beside).iterdir()):
-                os.replace(path, out.with_name(path.name))
+                sync(path)
+                put_in_place(path, out.with_name(path.name))
     return sum(path.stat().st_size for _, path in _files(out, to))
 
 

@@ -17,7 +17,8 @@ from pipelines.console import say, warn
 from pipelines.export.files import MADE_BY, check_replaceable, place
 from pipelines.export.settings import ExportSettings
 from smec_core.errors import InputError, SmecError
-from smec_core.model.model import Model, load
+from smec_core.model.files import load
+from smec_core.model.model import Model
 
 MODULES = {
     "onnx": "onnx_graph",

@@ -13,14 +13,12 @@ from pipelines.ingest.readers import Place, Text, Texts
 from pipelines.ingest.text import Shard, fingerprint
 from pipelines.runtime.file_tasks import record, report_errors
 from pipelines.storage.files import new_file
-from pipelines.storage.publish import describe_file
+from pipelines.storage.manifest import describe, finish_task, finished_task
 from smec_core.data.parquet import ROW_GROUP_ROWS, embedding_column
 from smec_core.errors import SmecError
 
 # the encoder sorts this many texts by length, and progress is reported after as many
 SORTED_TEXTS = 1024
-# in the footer of a finished file: the plan it belongs to
-PLAN_KEY = b"smec_ingest_plan"
 
 
 class Job(NamedTuple):
@@ -61,7 +59,8 @@ class EncodeShard:
     def _encode(self, shard: Shard) -> Iterator[dict[str, Any]]:
         target = self.job.target
         path = target.join(shard.target)
-        if not self._is_finished(path, shard.rows):
+        files = finished_task(target.filesystem, target.path, shard.target, self.job.plan_digest)
+        if files is None:
             texts = self._read(shard)
             vectors = []
             for start in range(0, len(texts), SORTED_TEXTS):
@@ -69,16 +68,9 @@ class EncodeShard:
                 vectors.append(self._vectors(piece, shard.kind))
                 yield record(rows=len(piece))
             self._write(path, texts, np.concatenate(vectors))
-        yield record(done=describe_file(target.filesystem, path, shard.rows)._replace(name=shard.target))
-
-    def _is_finished(self, path: str, rows: int) -> bool:
-        """Whether a file is whole and of this plan, and not written by a late worker of an earlier one."""
-        try:
-            metadata = pq.read_metadata(path, filesystem=self.job.target.filesystem)
-        except (FileNotFoundError, pa.ArrowInvalid):
-            return False
-        marked = (metadata.metadata or {}).get(PLAN_KEY)
-        return bool(metadata.num_rows == rows and marked == self.job.plan_digest.encode())
+            files = [describe(target.filesystem, path, shard.target, shard.rows)]
+            finish_task(target.filesystem, target.path, shard.target, files, self.job.plan_digest)
+        yield record(done=files[0])
 
     def _read(self, shard: Shard) -> list[Text]:
         source = self.job.texts[shard.kind]
@@ -103,6 +95,7 @@ class EncodeShard:
 
     def _write(self, path: str, texts: list[Text], vectors_ND: np.ndarray) -> None:
         columns = {"id": pa.array([text.id for text in texts], pa.string()), "embedding": embedding_column(vectors_ND)}
-        table = pa.table(columns).replace_schema_metadata({PLAN_KEY: self.job.plan_digest})
         with new_file(self.job.target.filesystem, path) as sink:
-            pq.write_table(table, sink, use_dictionary=False, row_group_size=ROW_GROUP_ROWS)
+            pq.write_table(
+                pa.table(columns), sink, use_dictionary=False, row_group_size=ROW_GROUP_ROWS, write_page_checksum=True
+            )

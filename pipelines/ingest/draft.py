@@ -9,7 +9,7 @@ it is finished
 
 import hashlib
 import json
-import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,19 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from pipelines.ingest.readers import Place
-from pipelines.storage.files import first_line, read_json, sizes_of, write_json
+from pipelines.storage.files import LOCK, first_line, read_record, remove_file, sizes_of
+from pipelines.storage.lease import LEASE
+from pipelines.storage.manifest import DONE, StoredFile, files_of, first_damaged, seal
+from pipelines.storage.model_folder import put_in_place
 from pipelines.storage.publish import PLAN
 from pipelines.storage.run_folder import RunFolder
-from smec_core.data.tables import MANIFEST, find_manifest
+from smec_core.data.tables import find_manifest
 from smec_core.data.uri import open_filesystem, public_uri
-from smec_core.errors import InputError, SmecError, StoreUnreachable, one_line
+from smec_core.errors import DamagedError, InputError, SmecError, StoreUnreachable, one_line
 
 JOB = "ingest"
+FORMER_LOCK = "lease.lock"
+"""What earlier versions have left in a folder that they were writing."""
 
 
 class DatasetDraft:
@@ -52,6 +57,7 @@ class DatasetDraft:
         self._is_local = isinstance(filesystem, pafs.LocalFileSystem)
         self.state = RunFolder(f"{parent or '/'}{mark}{options}", f"{name}.partial")
         self.target = Place(filesystem, f"{self.state.path}/data") if self._is_local else self._output
+        self._target_uri = self.target.path if self._is_local else output
 
     def finished(self, plan: dict[str, Any]) -> dict[str, Any] | None:
         """The manifest of a finished dataset of this plan; None where nothing is finished.
@@ -68,6 +74,8 @@ class DatasetDraft:
                 f"{self.uri}: exists already, made with another {_listed(changed)}; choose another folder, or remove "
                 "it first"
             )
+        if problem := first_damaged(*self._output, files_of(manifest)):
+            raise DamagedError(problem.path, problem.problem, f"remove {self.uri} and run again")
         return manifest
 
     def check_free(self) -> None:
@@ -77,12 +85,12 @@ class DatasetDraft:
             InputError: something is there.
         """
         there = self._output.filesystem.get_file_info(self._output.path).type != pafs.FileType.NotFound
-        unfinished = not self._is_local and self.state.read_json(PLAN) is not None
+        unfinished = not self._is_local and self._read_plan() is not None
         if there and not unfinished and self._read_manifest() is None:
             raise InputError(f"{self.uri}: exists already; choose another folder, or remove it first")
         selector = pafs.FileSelector(self.state.path, allow_not_found=True)
         names = {info.base_name for info in self.state.filesystem.get_file_info(selector)}
-        known = {PLAN, "lease.json", "lease.lock"} | ({"data"} if PLAN in names else set())
+        known = {PLAN, LEASE, LOCK, FORMER_LOCK} | ({"data"} if PLAN in names else set())
         if strange := sorted(name for name in names - known if not name.endswith(".tmp")):
             raise InputError(
                 f"{public_uri(self.state.uri)}: is where the dataset is prepared, but holds {strange[0]}, which is not "
@@ -104,13 +112,13 @@ class DatasetDraft:
         """Ties the draft to a plan; only for who holds its lease.
 
         Returns:
-            Names of the files that an earlier run of the same plan has left, whole or not.
+            Names of the files that an earlier run of the same plan has finished.
 
         Raises:
             InputError: files of another plan are there, which starting anew would lose, or it cannot be written to.
         """
         try:
-            names = sorted(sizes_of(*self.target))
+            names = sizes_of(*self.target).keys()
             before = self._read_plan() or {}
             changed = [key for key in plan if before.get(key) != plan[key]]
             if changed and any(name.endswith(".parquet") for name in names):
@@ -120,30 +128,44 @@ class DatasetDraft:
                     f"give the same again to go on with it, or remove it{both} to start anew"
                 )
             if changed:
-                self.state.write_json(PLAN, plan)
+                self.state.write(PLAN, plan)
         except StoreUnreachable:
             raise
         except OSError as error:
             raise InputError(f"{self.uri}: cannot be written to ({first_line(error)})") from error
-        return names
+        return sorted(name for name in names if f"{DONE}/{name}.json" in names)
 
-    def publish(self, manifest: dict[str, Any]) -> None:
-        """Makes the dataset visible, once all files of its manifest are there.
+    def sealed(self, plan: dict[str, Any]) -> dict[str, Any] | None:
+        """Puts a dataset in its place that a killed run of this plan had finished before; its manifest, or None."""
+        path = find_manifest(*self.target) if self._is_local else None
+        manifest = read_record(self.target.filesystem, path) if path else None
+        if manifest is None or any(manifest.get(key) != plan[key] for key in plan):
+            return None
+        if first_damaged(*self.target, files_of(manifest)):
+            return None
+        self._put_in_place()
+        return manifest
+
+    def publish(self, head: dict[str, Any], files: Sequence[StoredFile]) -> dict[str, Any]:
+        """Makes the dataset visible, once all of its files are there.
+
+        Returns:
+            Its manifest.
 
         Raises:
             SmecError: a file is missing, or is not the one that was described.
         """
-        filesystem = self.target.filesystem
-        sizes, listed = sizes_of(*self.target), {file["name"]: file["bytes"] for file in manifest["files"]}
-        for name, size in listed.items():
-            if sizes.get(name) != size:
-                raise SmecError(f"{self.target.join(name)}: was changed or removed after it was written; run again")
-        for stray in sizes.keys() - listed:
-            filesystem.delete_file(self.target.join(stray))
-        write_json(filesystem, self.target.join(MANIFEST), manifest)
+        if (earlier := find_manifest(*self.target)) is not None:
+            # a run was killed before it had put the dataset in its place
+            remove_file(self.target.filesystem, earlier)
+        manifest = seal(self._target_uri, head, files)
+        self._put_in_place()
+        return manifest
+
+    def _put_in_place(self) -> None:
         if self._is_local:
             try:
-                os.rename(self.target.path, self._output.path)
+                put_in_place(Path(self.target.path), Path(self._output.path))
             except OSError as error:
                 raise SmecError(f"{self.uri}: cannot be put there ({one_line(error)}); run again") from error
 
@@ -154,21 +176,14 @@ class DatasetDraft:
             self.state.filesystem.delete_dir(self.state.path)
 
     def _read_plan(self) -> dict[str, Any] | None:
-        try:
-            plan: dict[str, Any] | None = self.state.read_json(PLAN)
-        except ValueError as error:
-            folder = public_uri(self.state.uri)
-            raise InputError(f"{folder}/{PLAN}: is damaged ({one_line(error)}); remove {folder}") from error
+        plan: dict[str, Any] | None = self.state.read(PLAN, cure=f"remove {public_uri(self.state.uri)}")
         return plan
 
     def _read_manifest(self) -> dict[str, Any] | None:
         """The manifest of the output where an ingest has finished it."""
-        path = find_manifest(self._output.filesystem, self._output.path)
-        try:
-            manifest = read_json(self._output.filesystem, path) if path else None
-        except ValueError:
-            return None
-        return manifest if isinstance(manifest, dict) and manifest.get("job") == JOB else None
+        path = find_manifest(*self._output)
+        manifest = read_record(self._output.filesystem, path, f"remove {self.uri} and run again") if path else None
+        return manifest if manifest and manifest.get("job") == JOB else None
 
 
 def digest_of(plan: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ from pipelines.ingest.text import Scan, Shard, find_texts, qrels_fingerprint, re
 from pipelines.runtime.file_tasks import RowProgress, actor_pool, run_file_tasks
 from pipelines.storage.files import new_file
 from pipelines.storage.lease import Lease
-from pipelines.storage.publish import PublishedFile, describe_file
+from pipelines.storage.manifest import StoredFile, describe
 from smec_core.data.qrels import QrelsFile, as_table
 from smec_core.data.tables import check_names
 from smec_core.data.uri import open_filesystem, public_uri
@@ -133,13 +133,15 @@ def run(settings: IngestSettings) -> dict[str, Any]:
         draft.create()
         with Lease(draft.state, interrupt_main, f"dataset {draft.uri}", "written", "folder") as lease:
             # another process may have finished it meanwhile
-            manifest = draft.finished(plan)
+            manifest = draft.finished(plan) or draft.sealed(plan)
             if manifest is None:
                 left = draft.begin(plan)
                 files, encoded = _encode(settings, source, encoder, draft.target, digest_of(plan), left)
-                manifest = _manifest(settings, source, plan, draft.target, files)
+                head = _manifest(settings, source, plan, draft.target, files)
+                if Source.read(settings.source, settings.rows_per_file).fingerprints() != plan["text"]:
+                    raise SmecError(f"{public_uri(settings.source)}: changed while it was read; run again")
                 lease.check()
-                draft.publish(manifest)
+                manifest = draft.publish(head, files)
     draft.clean()
     seconds = time.perf_counter() - started
     rows = {kind: found.rows for kind, found in source.scans.items()}
@@ -159,7 +161,7 @@ def run(settings: IngestSettings) -> dict[str, Any]:
 
 def _encode(
     settings: IngestSettings, source: Source, encoder: Encoder, target: Place, plan_digest: str, left: list[str]
-) -> tuple[list[PublishedFile], int]:
+) -> tuple[list[StoredFile], int]:
     """Runs the tasks; returns all files of vectors, sorted, and how many rows were encoded, not found finished."""
     shards, total = source.shards, source.rows
     done_before = sum(shard.rows for shard in shards if shard.target in left)
@@ -181,22 +183,21 @@ def _encode(
 
 
 def _manifest(
-    settings: IngestSettings, source: Source, plan: dict[str, Any], target: Place, files: list[PublishedFile]
+    settings: IngestSettings, source: Source, plan: dict[str, Any], target: Place, files: list[StoredFile]
 ) -> dict[str, Any]:
-    """Writes the judgements beside the vectors, and lists all files."""
+    """Writes the judgements beside the vectors, and says what the dataset is."""
     schema = pq.read_schema(target.join(files[0].name), filesystem=target.filesystem)
     for split, table in source.qrels.items():
         name = f"qrels/{split}.parquet"
         with new_file(target.filesystem, target.join(name)) as sink:
             pq.write_table(table, sink)
-        files.append(describe_file(target.filesystem, target.join(name), len(table))._replace(name=name))
+        files.append(describe(target.filesystem, target.join(name), name, len(table)))
     return {
-        "format": 1,
+        "format": 2,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "source": public_uri(settings.source),
         "encoder": settings.encoder,
         **plan,
         "dim": schema.field("embedding").type.list_size,
         "qrels": {split: len(table) for split, table in source.qrels.items()},
-        "files": [file._asdict() for file in files],
     }

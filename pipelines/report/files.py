@@ -5,8 +5,10 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
+from pipelines.storage.files import parse_record
+from pipelines.storage.study import SUMMARY_FILE
 from smec_core.errors import InputError
-from smec_core.model.model import todays_names
+from smec_core.model.files import todays_names
 
 
 class ConfigFile(BaseModel):
@@ -100,7 +102,10 @@ def read(path: Path, schema: type[Schema]) -> Schema:
         InputError: it is missing, or not what training writes.
     """
     try:
-        return schema.model_validate_json(todays_names(path.read_bytes()))
+        content = path.read_bytes()
+        if path.name == SUMMARY_FILE:
+            parse_record(content, str(path), "run smec tune again, which writes it anew")
+        return schema.model_validate_json(todays_names(content))
     except FileNotFoundError:
         raise InputError(f"{path}: not there; {path.parent} is no finished model folder, train it again") from None
     except ValidationError as error:

@@ -38,6 +38,7 @@ from pipelines.report.words import (
     span,
 )
 from pipelines.storage.study import SUMMARY_FILE
+from smec_core.checksums import check_folder
 from smec_core.errors import InputError
 
 
@@ -75,6 +76,7 @@ def _model_page(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{folder}: no such folder; give a model folder, as `smec train --out` writes it, or that of smec tune"
         )
+    check_folder(folder)
     config = read(folder / "config.json", ConfigFile)
     metrics = read(folder / "metrics.json", MetricsFile)
     history = read_history(folder / "history.jsonl")

@@ -6,7 +6,7 @@ import numpy as np
 
 from pipelines.console import say, warn
 from pipelines.retrain.ledger import Ledger, QueryScores, Release
-from pipelines.storage.files import read_json
+from pipelines.storage.files import read_record
 from smec_core.data.tables import find_manifest
 from smec_core.data.uri import open_filesystem, public_uri
 from smec_core.errors import InputError
@@ -23,8 +23,8 @@ def encoder_of(data: str) -> str | None:
     """Fingerprint of the encoder that made a dataset, where `smec ingest` has left one."""
     filesystem, root = open_filesystem(data.rstrip("/"))
     path = find_manifest(filesystem, root)
-    manifest = read_json(filesystem, path) if path else None
-    return manifest.get("encoder_fingerprint") if isinstance(manifest, dict) else None
+    manifest = read_record(filesystem, path, "ingest the dataset again") if path else None
+    return manifest.get("encoder_fingerprint") if manifest else None
 
 
 def drift_since(ledger: Ledger, champion: Release, data: str, encoder: str | None, now: Reference) -> Drift:

@@ -24,7 +24,7 @@ from pipelines.retrain.releases import NOTHING_NEW, PROMOTED, REFUSED, UNCHANGED
 from pipelines.retrain.settings import RetrainSettings
 from pipelines.runtime.evaluation import on_cluster
 from pipelines.storage.lease import Lease
-from pipelines.storage.run_folder import MODEL, RunFolder, digest
+from pipelines.storage.run_folder import RunFolder, digest
 from pipelines.tracking.files import metric
 from pipelines.train import Training, TrainingSettings
 from smec_core.data.dataset import HELD_OUT, Dataset, dataset_stamp
@@ -33,7 +33,8 @@ from smec_core.errors import GateError, InputError, SmecError
 from smec_core.evaluation import gate
 from smec_core.evaluation.drift import Reference
 from smec_core.evaluation.evaluate import Sides, baseline_encoders, query_scores
-from smec_core.model.model import Model, load
+from smec_core.model.files import load
+from smec_core.model.model import Model
 from smec_core.training.schedule import prefix_dims
 
 
@@ -57,12 +58,14 @@ def run(settings: RetrainSettings) -> dict[str, Any]:
         Lease(folder, interrupt_main, f"series {settings.name}", "retrained", "name") as lease,
     ):
         manager = ReleaseManager(settings, Ledger(folder), lease)
-        was_cut_short = manager.follow_last_decision()
         cycle = _Cycle(manager)
+        was_cut_short = manager.follow_last_decision(cycle.compress)
+        if not was_cut_short:
+            manager.reconcile(cycle.compress)
         record = cycle.unless_nothing_new()
         if record is None:
             record = cycle.decide()
-            manager.follow_last_decision()
+            manager.follow_last_decision(cycle.compress)
         elif was_cut_short:
             # nobody has heard of it yet
             record = manager.ledger.last_cycle() or record
@@ -105,7 +108,7 @@ class _Cycle:
     def champion(self) -> _Champion | None:
         """What is in force; None before the first release."""
         release = self.ledger.releases().champion
-        return None if release is None else _Champion(release, load(_model_uri(self._run_folder(release))))
+        return None if release is None else _Champion(release, load(self._run_folder(release).model_uri))
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -250,7 +253,7 @@ class _Cycle:
             fingerprint=challenger.fingerprint,
             registry_version=registry_version,
             output=self.settings.publish.place,
-            version=self._compress(run_folder),
+            version=self.compress(run_folder),
             reason=verdict.reason,
             created=_now(),
         )
@@ -265,6 +268,10 @@ class _Cycle:
             "decided": _now(),
             "seconds": round(time.monotonic() - self.started, 3),
         }
+        if dataset_stamp(self.settings.data) != self.stamp:
+            raise SmecError(
+                f"{public_uri(self.settings.data)}: changed while it was used; nothing is decided, run again"
+            )
         self.lease.check()
         self.ledger.write_cycle(record)
         return record
@@ -274,7 +281,7 @@ class _Cycle:
         settings = self.settings
         values = {name: getattr(settings.train, name) for name in type(settings.train).model_fields if name != "start"}
         if settings.train.start == "warm" and self.champion is not None:
-            values["warm_start"] = _model_uri(self._run_folder(self.champion.release))
+            values["warm_start"] = self._run_folder(self.champion.release).model_uri
         else:
             if settings.train.start == "warm":
                 say(f"{settings.name}: there is no champion yet, so the first model is trained fresh")
@@ -286,17 +293,17 @@ class _Cycle:
         self.ledger.begin_training(run_folder)
         with TemporaryDirectory() as scratch:
             training.finish(run_folder, Path(scratch))
-        return run_folder, load(_model_uri(run_folder))
+        return run_folder, load(run_folder.model_uri)
 
     def _run_folder(self, release: Release) -> RunFolder:
         return RunFolder(self.settings.storage, release.run)
 
-    def _compress(self, run_folder: RunFolder) -> str:
+    def compress(self, run_folder: RunFolder) -> str:
         """The finished version of the corpus, which is not in force yet."""
         settings, publish = self.settings, self.settings.publish
         figures = compress(
             CompressSettings(
-                model=_model_uri(run_folder),
+                model=run_folder.model_uri,
                 input=join_uri(settings.data, "corpus"),
                 columns=settings.columns,
                 output=publish.output,
@@ -306,8 +313,6 @@ class _Cycle:
             )
         )
         version: str = figures["version"]
-        if dataset_stamp(settings.data) != self.stamp:
-            raise SmecError(f"{public_uri(settings.data)}: changed while it was used; run again")
         return version
 
     def _refresh(self, reason: str) -> Release | None:
@@ -315,7 +320,7 @@ class _Cycle:
         if self.champion is None or not self.settings.publish.refresh:
             return None
         release, output = self.champion.release, self.settings.publish.place
-        version = self._compress(self._run_folder(release))
+        version = self.compress(self._run_folder(release))
         if (output, version) == (release.output, release.version):
             return None
         return release._replace(
@@ -329,10 +334,6 @@ def _by_query(dataset: Dataset, by_dim: Mapping[int, np.ndarray]) -> QueryScores
     return {
         name: {str(dim): float(value_Q[row]) for dim, value_Q in by_dim.items()} for row, name in enumerate(query_ids)
     }
-
-
-def _model_uri(run_folder: RunFolder) -> str:
-    return join_uri(run_folder.uri, MODEL)
 
 
 def _now() -> str:

@@ -12,24 +12,28 @@ releases.json, and what others look at (the registry's alias, CURRENT) follows t
 next start does, without deciding again.
 """
 
+import hashlib
+import posixpath
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
 import pyarrow.fs as pafs
+from safetensors import SafetensorError
 
 from pipelines.runtime.settings import NAME
-from pipelines.storage.files import new_file
+from pipelines.storage.files import SUM, as_record, new_file, read_bytes, remove_file, swap
 from pipelines.storage.publish import VERSION
-from pipelines.storage.run_folder import RunFolder
+from pipelines.storage.run_folder import RESTORE, RunFolder
 from smec_core.data.uri import join_uri, public_uri
-from smec_core.errors import InputError
+from smec_core.errors import DamagedError, InputError, LeaseError, one_line
 from smec_core.evaluation.drift import Reference
 
 RELEASES = "releases.json"
 REGISTRY = "registry.json"
 TRAINING = "training.json"
 CYCLES = "cycles"
+CYCLE_KEYS = {"cycle", "identity", "stamp", "data", "gate_fraction", "champion", "outcome", "reason", "release"}
 
 QueryScores = dict[str, dict[str, float]]
 """nDCG@10 by query id and dim."""
@@ -62,12 +66,15 @@ class Release(NamedTuple):
         """Reads one back.
 
         Raises:
-            InputError: what it names is no folder of its own: some day it is removed.
+            DamagedError: what it names is no folder of its own: some day it is removed.
         """
-        release = cls(**content)
+        try:
+            release = cls(**content)
+        except TypeError as error:
+            raise DamagedError(file, f"holds a release that is none ({one_line(error)})") from error
         _check_run(release.run, file)
         if not VERSION.fullmatch(release.version):
-            raise InputError(f"{file}: {release.version!r} is no version; restore the file")
+            raise DamagedError(file, f"{release.version!r} is no version")
         return release
 
 
@@ -116,24 +123,40 @@ class Releases(NamedTuple):
 
 
 class Ledger:
-    """The records of a series; only for who holds the lease of its folder."""
+    """The records of a series; only for who holds the lease of its folder.
+
+    What decides what is in force is written only where it still is what this process has seen: one that was held up,
+    and whose lease another has taken over, changes nothing any more.
+    """
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
+        self._seen: bytes | None = None
 
     def releases(self) -> Releases:
-        """The releases."""
-        content = self.folder.read_json(RELEASES)
+        """The releases.
+
+        Raises:
+            DamagedError: they are not what was written.
+        """
+        self._seen = read_bytes(self.folder.filesystem, f"{self.folder.path}/{RELEASES}")
+        content = self.folder.read(RELEASES, {"releases", "in_force", "in_effect"})
         if content is None:
             return Releases()
-        file = public_uri(join_uri(self.folder.uri, RELEASES))
-        releases = tuple(Release.read(release, file) for release in content["releases"])
-        return Releases(**{**content, "releases": releases, "withdrawn": tuple(content.get("withdrawn", ()))})
+        releases = tuple(Release.read(release, self._public(RELEASES)) for release in content["releases"])
+        return Releases(releases, content["in_force"], content["in_effect"], tuple(content.get("withdrawn", ())))
 
     def write_releases(self, releases: Releases) -> None:
-        """Replaces them, in one piece."""
+        """Replaces them, in one piece.
+
+        Raises:
+            LeaseError: another process has changed them since they were read here.
+        """
         plain = [release._asdict() for release in releases.releases]
-        self.folder.write_json(RELEASES, {**releases._asdict(), "releases": plain})
+        content = as_record({**releases._asdict(), "releases": plain})
+        if not swap(join_uri(self.folder.uri, RELEASES), self._seen, content):
+            raise self._taken_over(RELEASES)
+        self._seen = content
 
     def last_cycle(self) -> dict[str, Any] | None:
         """The record of the last decided cycle."""
@@ -143,18 +166,34 @@ class Ledger:
         return self.cycle(max(numbers)) if numbers else None
 
     def cycle(self, number: int) -> dict[str, Any]:
-        """The record of a cycle."""
-        content = self.folder.read_json(_name(number, "json"))
-        if content is None:
-            raise self._missing(_name(number, "json"))
-        record: dict[str, Any] = content
+        """The record of a cycle.
+
+        Raises:
+            DamagedError: it is missing, or is not what was written.
+        """
+        name = _name(number, "json")
+        record: dict[str, Any] | None = self.folder.read(name, CYCLE_KEYS)
+        if record is None:
+            raise self._missing(name)
         if record["release"] is not None:
-            Release.read(record["release"], public_uri(join_uri(self.folder.uri, _name(number, "json"))))
+            Release.read(record["release"], self._public(name))
         return record
 
     def write_cycle(self, record: dict[str, Any]) -> None:
-        """Writes the record of a cycle, by its `cycle`."""
-        self.folder.write_json(_name(record["cycle"], "json"), record)
+        """Writes the record of a cycle, by its `cycle`; once.
+
+        Raises:
+            LeaseError: another process has decided on that cycle meanwhile.
+        """
+        name = _name(record["cycle"], "json")
+        if not swap(join_uri(self.folder.uri, name), None, as_record(record)):
+            raise self._taken_over(name)
+
+    def _taken_over(self, name: str) -> LeaseError:
+        return LeaseError(f"{self._public(name)}: another process has written it meanwhile; this process stops")
+
+    def _public(self, name: str) -> str:
+        return public_uri(join_uri(self.folder.uri, name))
 
     def check_registry(self, address: str) -> None:
         """Ties the series to the registry that its first start has used.
@@ -162,11 +201,11 @@ class Ledger:
         Raises:
             InputError: it is another one, whose versions are not those that the records name.
         """
-        known = self.folder.read_json(REGISTRY)
+        known = self.folder.read(REGISTRY, {"address"})
         if known is None:
-            self.folder.write_json(REGISTRY, {"address": address})
+            self.folder.write(REGISTRY, {"address": address})
         elif known["address"] != address:
-            file = public_uri(join_uri(self.folder.uri, REGISTRY))
+            file = self._public(REGISTRY)
             raise InputError(
                 f"MLFLOW_TRACKING_URI: names the registry {address}, but the versions of {self.folder.name} are in "
                 f"{known['address']}; set it to that, or, if the same server has moved, change {file}"
@@ -174,52 +213,57 @@ class Ledger:
 
     def begin_training(self, run_folder: RunFolder) -> None:
         """Notes which run trains the challenger; removes that of the last one, where it was not released."""
-        content = self.folder.read_json(TRAINING)
+        content = self.folder.read(TRAINING, {"run"}, "remove it: no release depends on it")
         before = content["run"] if content else run_folder.name
-        _check_run(before, public_uri(join_uri(self.folder.uri, TRAINING)))
+        _check_run(before, self._public(TRAINING))
         if before not in {run_folder.name, *(release.run for release in self.releases().releases)}:
             run_folder.sibling(before).remove()
-        self.folder.write_json(TRAINING, {"run": run_folder.name})
+        self.folder.write(TRAINING, {"run": run_folder.name})
 
     def keep_reference(self, number: int, reference: Reference, query_scores: QueryScores) -> None:
         """Keeps what a cycle's data was like, and what its challenger reached on it."""
         path = f"{self.folder.path}/{_name(number, 'safetensors')}"
+        content = reference.to_bytes()
         with new_file(self.folder.filesystem, path) as sink:
-            sink.write(reference.to_bytes())
-        self.folder.write_json(_name(number, "queries.json"), query_scores)
+            sink.write(content)
+        files = {posixpath.basename(path): {SUM: hashlib.sha256(content).hexdigest()}}
+        kept = {"format": 2, "files": files, "scores": query_scores}
+        self.folder.write(_name(number, "queries.json"), kept)
 
     def reference(self, number: int) -> tuple[Reference, QueryScores]:
         """What was kept of a cycle's data.
 
         Raises:
-            InputError: it is not there.
+            DamagedError: it is missing, or is not what was written.
         """
-        path = f"{self.folder.path}/{_name(number, 'safetensors')}"
-        query_scores = self.folder.read_json(_name(number, "queries.json"))
+        name = _name(number, "safetensors")
+        kept = self.folder.read(_name(number, "queries.json"))
+        content = read_bytes(self.folder.filesystem, f"{self.folder.path}/{name}")
+        if kept is None or content is None:
+            raise self._missing(name if kept else _name(number, "queries.json"))
+        found = hashlib.sha256(content).hexdigest()
+        if kept.get("format") != 2:
+            # of earlier versions: the scores alone
+            kept = {"files": {}, "scores": kept}
+        if kept["files"].get(posixpath.basename(name), {SUM: found})[SUM] != found:
+            raise DamagedError(self._public(name), "is not as it was written", RESTORE)
         try:
-            with self.folder.filesystem.open_input_stream(path, compression=None) as source:
-                reference = Reference.from_bytes(source.read())
-        except FileNotFoundError:
-            query_scores = None
-        if query_scores is None:
-            raise self._missing(_name(number, "safetensors"))
-        return reference, query_scores
+            return Reference.from_bytes(content), kept["scores"]
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise DamagedError(self._public(name), f"is damaged ({one_line(error)})", RESTORE) from error
 
-    def _missing(self, name: str) -> InputError:
-        file = public_uri(join_uri(self.folder.uri, name))
-        return InputError(f"{file}: is missing; restore it, or take another `name` for a new series")
+    def _missing(self, name: str) -> DamagedError:
+        return DamagedError(self._public(name), "is missing", RESTORE)
 
     def forget_reference(self, number: int) -> None:
         """Removes it; the cycle's record stays."""
         for kind in ("safetensors", "queries.json"):
-            path = f"{self.folder.path}/{_name(number, kind)}"
-            if self.folder.filesystem.get_file_info(path).type == pafs.FileType.File:
-                self.folder.filesystem.delete_file(path)
+            remove_file(self.folder.filesystem, f"{self.folder.path}/{_name(number, kind)}")
 
 
 def _check_run(run: str, file: str) -> None:
     if not re.fullmatch(NAME, run):
-        raise InputError(f"{file}: {run!r} is no name of a run; restore the file")
+        raise DamagedError(file, f"{run!r} is no name of a run")
 
 
 def _name(number: int, kind: str) -> str:

@@ -95,7 +95,7 @@ class Registry:
 
     def _logged(self, run_folder: RunFolder, fingerprint: str) -> tuple[str, str]:
         """Ids of the training's run and of its model there; both are made where the server has missed them."""
-        run = kept_run(self._client, (run_folder.read_json(STATE_FILE) or {}).get("run_id"))
+        run = kept_run(self._client, (run_folder.read(STATE_FILE) or {}).get("run_id"))
         made_here = run is None
         if run is None:
             experiment = experiment_of(self._client)
@@ -146,18 +146,45 @@ class Registry:
         with self._reaching():
             self._client.set_registered_model_alias(self._name, CHALLENGER, version)
 
-    def set_alias(self, version: str) -> None:
-        """Lets the alias `champion` name a version, which then is no challenger any more.
+    def has(self, version: str, fingerprint: str) -> bool:
+        """Whether a version is there, with that model.
+
+        Raises:
+            SmecError: the registry cannot be reached.
+        """
+        with self._reaching():
+            try:
+                found = self._client.get_model_version(self._name, version)
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return False
+                raise
+            return bool(found.tags.get(FINGERPRINT_TAG) == fingerprint)
+
+    def fetch(self, version: str, folder: Path) -> Path | None:
+        """Copies the model of a version into a local folder, and gives where; None where it is not to be had."""
+        try:
+            source = f"models:/{self._name}/{version}"
+            made = mlflow.artifacts.download_artifacts(source, dst_path=str(folder))
+        except Exception:
+            # whatever the store is made of: the caller says what is missing
+            return None
+        return next((found.parent for found in sorted(Path(made).rglob("adapter.safetensors"))), None)
+
+    def set_alias(self, version: str) -> bool:
+        """Lets the alias `champion` name a version, which then is no challenger any more; whether it named another.
 
         Raises:
             SmecError: the registry cannot be reached.
         """
         with self._reaching():
             aliases = self._client.get_registered_model(self._name).aliases
-            if str(aliases.get(CHAMPION)) != version:
+            differs = str(aliases.get(CHAMPION)) != version
+            if differs:
                 self._client.set_registered_model_alias(self._name, CHAMPION, version)
             if str(aliases.get(CHALLENGER)) == version:
                 self._client.delete_registered_model_alias(self._name, CHALLENGER)
+            return differs
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:

@@ -3,14 +3,14 @@
 from _thread import interrupt_main
 from typing import Any
 
-from pipelines.console import say
+from pipelines.console import say, warn
 from pipelines.retrain.ledger import Ledger
 from pipelines.retrain.releases import ReleaseManager
 from pipelines.retrain.settings import RollbackSettings
 from pipelines.storage.lease import Lease
 from pipelines.storage.run_folder import RunFolder
 from smec_core.data.uri import public_uri
-from smec_core.errors import InputError
+from smec_core.errors import DamagedError, InputError
 
 
 def run(settings: RollbackSettings) -> dict[str, Any]:
@@ -32,7 +32,13 @@ def run(settings: RollbackSettings) -> dict[str, Any]:
         ledger = Ledger(folder)
         manager = ReleaseManager(settings, ledger, lease)
         was_cut_short = settings.to is None and ledger.releases().is_returning
-        manager.follow_last_decision()
+        try:
+            manager.follow_last_decision()
+        except DamagedError as error:
+            # one that cannot be put in force any more is what somebody may want to leave
+            if settings.to is None:
+                raise DamagedError(error.path, error.problem, "name a release with --to") from error
+            warn(str(error))
         releases = ledger.releases()
         champion = releases.champion
         if champion is None:

@@ -15,7 +15,7 @@ from ray.util.annotations import RayDeprecationWarning
 from pipelines.console import say, warn
 from pipelines.runtime.cluster import connect, unwrap
 from pipelines.storage.files import first_line
-from pipelines.storage.publish import PublishedFile
+from pipelines.storage.manifest import StoredFile
 from smec_core.errors import InputError, SmecError
 
 PROGRESS_SECONDS = 5.0
@@ -25,7 +25,7 @@ DEATHS_IN_A_ROW = 3
 """How often workers may die without a new file in between, before the job is given up."""
 
 
-def record(rows: int = 0, done: PublishedFile | None = None, error: SmecError | None = None) -> dict[str, Any]:
+def record(rows: int = 0, done: StoredFile | None = None, error: SmecError | None = None) -> dict[str, Any]:
     """What a file task hands back as it goes: rows since its last record, its finished file, or why it cannot go on."""
     return {
         "rows": rows,
@@ -47,7 +47,7 @@ def report_errors(records: Iterator[dict[str, Any]], file: str) -> Iterator[dict
 
 def run_file_tasks(
     worker: type, arguments: dict[str, Any], tasks: list[dict[str, Any]], workers: int, gpus: float
-) -> Iterator[tuple[int, PublishedFile | None]]:
+) -> Iterator[tuple[int, StoredFile | None]]:
     """Runs one task per file on a pool of actors, as a Ray Data job.
 
     Args:
@@ -87,7 +87,7 @@ def run_file_tasks(
 
 def _run(
     worker: type, arguments: dict[str, Any], tasks: list[dict[str, Any]], workers: int, gpus: float
-) -> Iterator[tuple[int, PublishedFile | None]]:
+) -> Iterator[tuple[int, StoredFile | None]]:
     """Runs all tasks once."""
     dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     # a record is handed over when it is made, not with the block of 128 MiB that it would be part of
@@ -103,7 +103,7 @@ def _run(
     for item in records.iter_rows():
         if item["error"]:
             raise (InputError if item["input_error"] else SmecError)(item["error"])
-        yield item["rows"], PublishedFile(*json.loads(item["done"])) if item["done"] else None
+        yield item["rows"], StoredFile(*json.loads(item["done"])) if item["done"] else None
 
 
 def actor_pool(tasks: int, workers: int | None, gpu: str, share_gpus: bool) -> tuple[int, float]:

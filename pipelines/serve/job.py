@@ -22,7 +22,7 @@ from pipelines.runtime.cluster import connect
 from pipelines.runtime.ray_private import serve_http_options
 from pipelines.serve.settings import ApplicationSettings, ServeSettings
 from smec_core.errors import InputError, SmecError
-from smec_core.model.model import load
+from smec_core.model.files import load
 
 if TYPE_CHECKING:
     from ray.serve import Application

@@ -20,7 +20,7 @@ from ray.serve.metrics import Counter, Histogram
 
 from pipelines.serve.queries import Query, QueryError, body_limit, check, encode_together, read, too_large
 from smec_core.errors import InputError
-from smec_core.model.model import load
+from smec_core.model.files import load
 
 MILLISECONDS = [1.0, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
 ROWS = [1.0, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384]
@@ -130,6 +130,10 @@ class Encoder:
 
     async def _answer(self, query: Query) -> np.ndarray:
         z_Nd: np.ndarray = await self._encode_batch(query)
+        if not np.isfinite(z_Nd).all():
+            raise QueryError(
+                "inputs: a row holds numbers so large that its vector is not finite; scale it", "not_finite"
+            )
         self.meters.rows.inc(len(z_Nd))
         return z_Nd
 

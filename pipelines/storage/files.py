@@ -1,19 +1,33 @@
-"""Files on any file system: written in one step, small ones read whole, and their sizes and checksums."""
+"""Files on any file system: they appear whole and synced, hold checksums of themselves, and are compared when read.
 
+new_file, write_record     a file appears under its name when it is whole, and a power cut does not take it back
+read_record                JSON with its own sha256: a changed byte is found, and the file is named
+swap                       replaces a small file only where it still is what the caller has seen
+"""
+
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import posixpath
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-READ_BYTES = 8 << 20
+from pipelines.storage import objects
+from smec_core.data.uri import open_filesystem
+from smec_core.errors import DamagedError, one_line
+
+SUM = "sha256"
+"""Key of a record's checksum, over all of its other keys."""
+LOCK = ".lock"
+TEMPORARY = ".tmp"
 
 
 def exists(filesystem: pafs.FileSystem, path: str) -> bool:
@@ -21,13 +35,11 @@ def exists(filesystem: pafs.FileSystem, path: str) -> bool:
     return bool(filesystem.get_file_info(path).type == pafs.FileType.File)
 
 
-def read_text(filesystem: pafs.FileSystem, path: str) -> str:
-    """A file's text; empty where there is no such file.
+def read_bytes(filesystem: pafs.FileSystem, path: str) -> bytes | None:
+    """A small file's content; None where there is no such file.
 
     It is whole also while others replace the file, if none of its contents comes back within the time of a read.
     """
-    if not exists(filesystem, path):
-        return ""
     try:
         while True:
             with filesystem.open_input_stream(path, compression=None) as source:
@@ -36,50 +48,190 @@ def read_text(filesystem: pafs.FileSystem, path: str) -> str:
             # these are cut short, or end in whatever lay in memory
             with filesystem.open_input_stream(path, compression=None) as source:
                 if source.metadata() == version:
-                    return str(content.decode())
+                    return bytes(content)
     except FileNotFoundError:
-        # removed meanwhile
-        return ""
+        return None
 
 
-def read_json(filesystem: pafs.FileSystem, path: str) -> Any:
-    """A file's content; None where there is no such file."""
-    text = read_text(filesystem, path)
-    return json.loads(text) if text else None
+def checksum_of(content: dict[str, Any]) -> str:
+    """Sha256 (hex) of JSON-able content, whatever the order of its keys."""
+    text = json.dumps(json.loads(json.dumps(content)), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_json(filesystem: pafs.FileSystem, path: str, content: Any) -> None:
-    """Writes or replaces a small file; a reader meets the old or the new one, never half of it."""
+def as_record(content: dict[str, Any]) -> bytes:
+    """The bytes of a record: JSON that holds its own checksum."""
+    return json.dumps({**content, SUM: checksum_of(content)}, indent=1).encode()
+
+
+def parse_record(content: bytes, path: str, cure: str) -> dict[str, Any]:
+    """A record's content without its checksum.
+
+    records of earlier versions have none; of them only the form is checked.
+
+    Raises:
+        DamagedError: it is not what was written.
+    """
+    try:
+        record = json.loads(content)
+    except ValueError as error:
+        raise DamagedError(path, f"is damaged ({one_line(error)})", cure) from error
+    if not isinstance(record, dict):
+        raise DamagedError(path, "is damaged (no JSON object)", cure)
+    found = record.pop(SUM, None)
+    if found is not None and found != checksum_of(record):
+        raise DamagedError(path, "is not as it was written: its checksum differs", cure)
+    return record
+
+
+def read_record(filesystem: pafs.FileSystem, path: str, cure: str = "restore it from a copy") -> dict[str, Any] | None:
+    """The content of a record; None where there is no such file.
+
+    Raises:
+        DamagedError: it is not what was written; `cure` says what helps.
+    """
+    content = read_bytes(filesystem, path)
+    return None if content is None else parse_record(content, path, cure)
+
+
+def write_record(filesystem: pafs.FileSystem, path: str, content: dict[str, Any]) -> None:
+    """Writes or replaces a record; a reader meets the old or the new one, never half of it."""
+    data = as_record(content)
     with new_file(filesystem, path) as sink:
-        sink.write(json.dumps(content, indent=1).encode())
+        sink.write(data)
 
 
 @contextmanager
 def new_file(filesystem: pafs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
-    """Opens a file that appears under its name only when it is whole, replacing one that was there.
+    """Opens a file that appears under its name only when it is whole and synced, replacing one that was there.
 
     A local file is written beside it and renamed; an object store shows an object when its upload is complete.
     """
-    local = isinstance(filesystem, pafs.LocalFileSystem)
+    if not isinstance(filesystem, pafs.LocalFileSystem):
+        was_there = exists(filesystem, path)
+        with filesystem.open_output_stream(path) as sink:
+            try:
+                yield sink
+            except BaseException:
+                sink.close()
+                # closing has put what there was of it under the name
+                if not was_there:
+                    filesystem.delete_file(path)
+                raise
+        return
     # unique, because a worker of a killed run may still be writing the same file
-    target = f"{path}.{uuid.uuid4().hex[:8]}.tmp" if local else path
-    if local:
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
+    target = f"{path}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
+    make_folder(Path(path).parent)
     try:
         with filesystem.open_output_stream(target) as sink:
             yield sink
-        if local:
-            os.replace(target, path)
+        sync(target)
+        os.replace(target, path)
+        sync(Path(path).parent)
     except BaseException:
-        if local:
-            Path(target).unlink(missing_ok=True)
+        Path(target).unlink(missing_ok=True)
         raise
 
 
-def sha256_of(file: Path) -> str:
-    """Checksum (hex) of a local file."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+def sync(path: str | Path) -> None:
+    """Waits until a local file's bytes, or a folder's names, would outlast a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # some mounts cannot sync folders, and do so by themselves
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not os.path.isdir(path):
+            raise
+    finally:
+        os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a local folder, and those above it, synced."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        sync(place.parent)
+
+
+def create_folder(filesystem: pafs.FileSystem, path: str) -> None:
+    """Makes a folder where there is none; on an object store there need be none."""
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        make_folder(Path(path))
+    else:
+        filesystem.create_dir(path)
+
+
+def remove_file(filesystem: pafs.FileSystem, path: str) -> None:
+    """Removes a file, where it is there, so that a power cut does not bring it back."""
+    with suppress(FileNotFoundError):
+        filesystem.delete_file(path)
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            sync(Path(path).parent)
+
+
+def remove_folder(filesystem: pafs.FileSystem, path: str) -> None:
+    """Removes a folder with all that is in it, where it is there."""
+    if filesystem.get_file_info(path).type == pafs.FileType.Directory:
+        filesystem.delete_dir(path)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keeps the processes of a local file system out of each other's way; the kernel lets go of the dead."""
+    with (folder / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def swap(uri: str, seen: bytes | None, content: bytes | None) -> bool:
+    """Replaces a small file only where it still is what the caller has seen.
+
+    Args:
+        uri: path or URI of the file.
+        seen: its bytes; None where there was no file.
+        content: what it is to hold; None removes it.
+
+    Returns:
+        Whether it was replaced; not where another process was faster.
+    """
+    filesystem, path = open_filesystem(uri)
+    if not isinstance(filesystem, pafs.LocalFileSystem):
+        return objects.swap(uri, path, seen, content)
+    if seen is None and content is not None:
+        return _create(Path(path), content)
+    with alone(Path(path).parent):
+        if read_bytes(filesystem, path) != seen:
+            return False
+        if content is None:
+            remove_file(filesystem, path)
+        else:
+            with new_file(filesystem, path) as sink:
+                sink.write(content)
+    return True
+
+
+def _create(path: Path, content: bytes) -> bool:
+    """Writes a local file where there is none; of two processes one does."""
+    make_folder(path.parent)
+    new = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
+    try:
+        new.write_bytes(content)
+        sync(new)
+        try:
+            os.link(new, path)
+        except FileExistsError:
+            return False
+        except OSError:
+            # a file system without hard links
+            with alone(path.parent):
+                if path.exists():
+                    return False
+                os.rename(new, path)
+        sync(path.parent)
+    finally:
+        new.unlink(missing_ok=True)
+    return True
 
 
 def sizes_of(filesystem: pafs.FileSystem, folder: str) -> dict[str, int]:

@@ -1,40 +1,39 @@
 """The lease on a run's folder: of several trainings of one name, or ingests into one dataset, one at a time.
 
     STORAGE/NAME/lease.json     who holds it; rewritten every RENEW_SECONDS, removed at the end
-    STORAGE/NAME/lease.lock     on local file systems: held for the instant in which lease.json is read and written
 
 A process that is killed leaves its lease behind. On its own machine the next one sees that the process is gone and
 takes the lease over at once. From another machine that cannot be seen, nor can clocks be compared, so there a lease
-counts as left behind when it is not renewed while one watches for TTL_SECONDS.
+counts as left behind when it is not renewed while one watches for TTL_SECONDS. Its holder stops before that, when it
+could not renew it for HOLD_SECONDS.
 
-On local file systems (and those mounted with locks, as NFS 4 is) the lease is exclusive. PyArrow offers no conditional
-write to object stores: there a process writes the lease, waits until whoever saw it free at the same time has written
-too, and has it if its own is the one that stayed. What slips through is found at the next renewal, by `lost`.
+Every write replaces what its writer has seen and nothing else (`swap`), so the lease is exclusive on file systems with
+locks and on object stores alike.
 """
 
-import fcntl
 import os
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from pipelines.console import say
+from pipelines.storage.files import TEMPORARY, as_record, parse_record, read_bytes, swap
 from pipelines.storage.run_folder import RunFolder
 from smec_core.data.uri import join_uri, public_uri
 from smec_core.errors import InputError, LeaseError, StoreUnreachable, one_line
 
-TTL_SECONDS = 30.0
+TTL_SECONDS = 60.0
+HOLD_SECONDS = 45.0
 RENEW_SECONDS = 5.0
 WATCH_SECONDS = 1.0
-SETTLE_SECONDS = 1.0
+LEFTOVER_SECONDS = 3600.0
 LEASE = "lease.json"
-LOCK = "lease.lock"
 
 
 class Holder(NamedTuple):
@@ -99,11 +98,18 @@ class Lease:
             other: what the user can choose another of, in messages.
         """
         self._run_folder, self._on_lost = run_folder, on_lost
+        self._uri = join_uri(run_folder.uri, LEASE)
         self._what, self._doing, self._other = what or f"run {run_folder.name}", doing, other
         self._me = Holder.this_process()
-        self._taken_by: Holder | None = None
+        self._written: bytes | None = None
+        self._renewed = 0.0
+        self._why_lost = ""
         self._lost, self._released = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._renew_until_released, name="lease", daemon=True)
+        # apart: a write to a storage that hangs must not keep the holder from seeing that its lease has expired
+        self._threads = [
+            threading.Thread(target=work, name="lease", daemon=True)
+            for work in (self._renew_until_released, self._watch_until_released)
+        ]
 
     @property
     def lost(self) -> bool:
@@ -112,11 +118,10 @@ class Lease:
 
     def check(self) -> None:
         """Raises LeaseError when the lease is lost; call it before you write something that must not be wrong."""
+        self._look_at_time()
         if self.lost:
-            by = f" by {self._taken_by}" if self._taken_by else ""
             raise LeaseError(
-                f"{self._what}: its lease in {public_uri(self._run_folder.uri)} was taken over{by}, "
-                "because this process had not renewed it in time; this process stops, the other one goes on"
+                f"{self._what}: its lease in {public_uri(self._run_folder.uri)} {self._why_lost}; this process stops"
             )
 
     def __enter__(self) -> Self:
@@ -127,41 +132,38 @@ class Lease:
         except OSError as error:
             public = public_uri(self._run_folder.uri)
             raise InputError(f"storage: {public} cannot be written to ({one_line(error)})") from error
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
+        self._remove_leftovers()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         self._released.set()
-        self._thread.join()
+        # where the storage hangs, its write ends with this process
+        self._threads[0].join(RENEW_SECONDS)
         if error is not None:
             # whatever ended the block, the reason is that another process works in this folder
             self.check()
-        with suppress(OSError), self._alone():
-            if self._is_mine(self._read()):
-                self._run_folder.filesystem.delete_file(f"{self._run_folder.path}/{LEASE}")
+        with suppress(OSError, InputError):
+            swap(self._uri, self._written, None)
 
     def _take(self) -> None:
         """Returns when the lease is ours, and raises LeaseError when it will not be soon."""
         watched: Holder | None = None
         watched_since = 0.0
         while True:
-            with self._alone():
-                found = self._read()
-                is_here = found is not None and found.is_on_machine_of(self._me)
-                if found is None:
-                    is_free = True
-                elif is_here:
-                    is_free = _started(found.pid) != found.pid_started
-                else:
-                    is_free = found == watched and time.monotonic() - watched_since > TTL_SECONDS
-                if is_free:
-                    self._write()
-            if found is None or is_free:
-                if self._run_folder.local_path is None:
-                    time.sleep(SETTLE_SECONDS)
-                    if not self._is_mine(self._read()):
-                        continue
-                return
+            content, found = self._read()
+            is_here = found is not None and found.is_on_machine_of(self._me)
+            if found is None:
+                is_free = True
+            elif is_here:
+                is_free = _started(found.pid) != found.pid_started
+            else:
+                is_free = found == watched and time.monotonic() - watched_since > TTL_SECONDS
+            if is_free or found is None:
+                if self._write(content):
+                    return
+                continue
             if watched is not None and (is_here or found != watched):
                 stop = f"(kill {found.pid})" if is_here else f"there (its lease is renewed until {found.until})"
                 raise LeaseError(
@@ -178,46 +180,62 @@ class Lease:
                     )
             time.sleep(WATCH_SECONDS)
 
-    def _is_mine(self, found: Holder | None) -> bool:
-        return found is not None and found.token == self._me.token
-
     def _renew_until_released(self) -> None:
         while not self._released.wait(RENEW_SECONDS):
-            try:
-                with self._alone():
-                    found = self._read()
-                    if self._is_mine(found):
-                        self._write()
+            # the storage may be away; until the lease has expired this tries again
+            with suppress(OSError, InputError):
+                if not self._write(self._written):
+                    content, found = self._read()
+                    # an answer that was lost on its way has written it all the same
+                    if found is not None and found.token == self._me.token:
+                        self._written = content
                         continue
-            except (OSError, InputError):
-                # The storage is away. When it is back, this sees who holds the lease.
-                continue
-            self._taken_by = found
+                    self._lose(f"was taken over{f' by {found}' if found else ''}, because")
+                    return
+
+    def _watch_until_released(self) -> None:
+        while not self._released.wait(WATCH_SECONDS):
+            self._look_at_time()
+            if self.lost:
+                self._on_lost()
+                return
+
+    def _look_at_time(self) -> None:
+        if time.monotonic() - self._renewed > HOLD_SECONDS:
+            self._lose(f"may be taken over, because for {HOLD_SECONDS:.0f} s")
+
+    def _lose(self, why: str) -> None:
+        if not self.lost:
+            self._why_lost = f"{why} this process had not renewed it in time"
             self._lost.set()
-            self._on_lost()
-            return
 
-    def _read(self) -> Holder | None:
+    def _read(self) -> tuple[bytes | None, Holder | None]:
+        content = read_bytes(self._run_folder.filesystem, f"{self._run_folder.path}/{LEASE}")
+        if content is None:
+            return None, None
         try:
-            content: dict[str, Any] | None = self._run_folder.read_json(LEASE)
-            return None if content is None else Holder(**content)
-        except (ValueError, TypeError) as error:
-            file = public_uri(join_uri(self._run_folder.uri, LEASE))
-            raise InputError(f"{file}: is no lease; remove it when nothing trains this run any more") from error
+            return content, Holder(**parse_record(content, self._uri, ""))
+        except (InputError, TypeError) as error:
+            raise InputError(
+                f"{public_uri(self._uri)}: is no lease; remove it when nothing trains this run any more"
+            ) from error
 
-    def _write(self) -> None:
-        self._run_folder.write_json(LEASE, self._me._replace(until=_time(TTL_SECONDS))._asdict())
+    def _write(self, seen: bytes | None) -> bool:
+        started = time.monotonic()
+        content = as_record(self._me._replace(until=_time(TTL_SECONDS))._asdict())
+        if not swap(self._uri, seen, content):
+            return False
+        self._written, self._renewed = content, started
+        return True
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keeps the processes of a local file system out of each other's way; the kernel lets go of the dead."""
+    def _remove_leftovers(self) -> None:
+        """Removes what killed processes have left half written in the folder, so long ago that none still writes."""
         folder = self._run_folder.local_path
-        if folder is None:
-            yield
-            return
-        with (folder / LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        if folder is not None:
+            for left in folder.glob(f"*{TEMPORARY}"):
+                with suppress(OSError):
+                    if time.time() - left.stat().st_mtime > LEFTOVER_SECONDS:
+                        left.unlink()
 
 
 def _time(seconds_from_now: float = 0.0) -> str:

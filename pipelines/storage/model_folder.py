@@ -1,18 +1,28 @@
-"""Folders that are replaced as a whole: the new one is written beside the old and then renamed into its place."""
+"""Folders that are replaced as a whole: the new one is written beside the old and then takes its name, in one step."""
 
+import ctypes
+import errno
+import glob
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator
 
+from pipelines.storage.files import make_folder, sync
+from smec_core.checksums import SUMS
 from smec_core.data.uri import HALF_A_URI
 from smec_core.errors import InputError
 
-MODEL_FILES = {"adapter.safetensors", "config.json", "metrics.json", "history.jsonl", "README.md"}
+MODEL_FILES = {"adapter.safetensors", "config.json", "metrics.json", "history.jsonl", "README.md", SUMS}
+NEW = ".new"
+LEFTOVER_SECONDS = 24 * 3600
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def check_local_path(value: str) -> str:
@@ -61,35 +71,71 @@ def check_replaceable(folder: Path) -> None:
 
 
 def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
-    """Writes a folder beside `folder`, then puts it in its place.
-
-    A reader never meets half a folder. Between two renames, for an instant, it may meet none.
+    """Writes a folder beside `folder`, then puts it in its place; a reader meets the old or the new one, whole.
 
     Args:
         folder: where it goes, also through a link; what was there is removed.
         write: fills the new folder.
     """
     folder = folder.resolve()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    make_folder(folder.parent)
+    remove_leftovers(folder.parent, f".{glob.escape(folder.name)}.*{NEW}")
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=NEW, dir=folder.parent))
     try:
         # mkdtemp makes folders that only their owner can read
         new.chmod(0o755)
         write(new)
+        sync_tree(new)
         put_in_place(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def put_in_place(new: Path, folder: Path) -> None:
-    """Renames `new` to `folder`; what was there comes back if that fails, and is removed if not."""
-    old = new.with_name(f"{new.name}.old")
-    if folder.exists():
-        os.rename(folder, old)
+def remove_leftovers(folder: Path, pattern: str) -> None:
+    """Removes folders that processes which were killed have left in `folder`: of an age at which none still writes."""
+    for left in folder.glob(pattern):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > LEFTOVER_SECONDS:
+                shutil.rmtree(left)
+
+
+def put_in_place(new: Path, place: Path) -> None:
+    """Renames a synced file or folder to `place` in one step; a folder that was there is called `new` afterwards."""
+    if place.is_dir():
+        _exchange(new, place)
+    else:
+        os.rename(new, place)
+    sync(place.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Waits until all files of a folder, and their names, would outlast a power cut."""
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Lets two folders change their names in one step; where a file system cannot, in three."""
+    error = _renameat2(one, other)
+    if error in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        # another ending: it is never taken for a leftover
+        aside = one.with_name(f"{one.name}.old")
+        os.rename(other, aside)
+        try:
+            os.rename(one, other)
+        except OSError:
+            os.rename(aside, other)
+            raise
+        os.rename(aside, one)
+    elif error:
+        raise OSError(error, os.strerror(error), str(other))
+
+
+def _renameat2(one: Path, other: Path) -> int:
+    """Error number of Linux's exchange of two names, which Python does not offer; 0 where it is done."""
+    library = ctypes.CDLL(None, use_errno=True)
     try:
-        os.rename(new, folder)
-    except OSError:
-        if old.exists():
-            os.rename(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        failed = library.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    except AttributeError:
+        return errno.ENOSYS
+    return ctypes.get_errno() if failed else 0

@@ -2,20 +2,20 @@
 
     OUT/v0001/**.parquet, _manifest.json   a finished version; nothing in it changes any more
     OUT/v0002/**.parquet, plan.json        unfinished: a run is writing it, or was killed; never pointed at
-    OUT/CURRENT                            "v0001": the version in force, written last
+    OUT/v0002/_done/*.json                 what its tasks have finished
+    OUT/CURRENT                            "v0001" and, in its second line, the checksum of that version's manifest
 
 The plan has no underscore: a reader that is given an unfinished version by mistake meets it and stops.
 
 Object stores cannot rename, so what makes a version valid is its manifest, and what puts it in force is CURRENT: two
-small files that are each written in one piece, in this order, after all others.
+small files that are each written in one piece, in this order, after all others. The manifest holds the checksums of all
+files and of itself, and CURRENT that of the manifest: what is altered anywhere is found.
 """
 
 import datetime
 import errno
-import hashlib
 import json
 import os
-import posixpath
 import re
 import uuid
 from collections.abc import Mapping, Sequence
@@ -25,33 +25,54 @@ from typing import Any, NamedTuple
 
 import pyarrow.fs as pafs
 
-from pipelines.storage.files import READ_BYTES, exists, first_line, new_file, read_json, read_text, sizes_of, write_json
+from pipelines.storage.files import (
+    as_record,
+    checksum_of,
+    create_folder,
+    exists,
+    first_line,
+    new_file,
+    read_bytes,
+    read_record,
+    remove_file,
+    remove_folder,
+    swap,
+    sync,
+)
+from pipelines.storage.manifest import StoredFile, files_of, first_damaged, seal
+from pipelines.storage.model_folder import NEW, remove_leftovers
 from smec_core.data.tables import MANIFEST, find_manifest
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
-from smec_core.errors import InputError, SmecError, StoreUnreachable
+from smec_core.errors import DamagedError, InputError, SmecError, StoreUnreachable
 
 CURRENT = "CURRENT"
 PLAN = "plan.json"
+FORMAT = 2
 VERSION = re.compile(r"v(\d{4,})")
+_CURRENT = re.compile(r"(v\d{4,})\n?(?:([0-9a-f]{64})\n)?")
+PUBLISH = "publish again"
 
 
-class PublishedFile(NamedTuple):
-    """A file of a version as its manifest lists it: its path there, and the sha256 (hex) of its bytes."""
+class InForce(NamedTuple):
+    """What CURRENT says.
 
-    name: str
-    rows: int
-    bytes: int
-    sha256: str
+    Attributes:
+        content: its bytes, which a promotion must still find there; None where there is no such file.
+        name: the version that it names; empty where there is none.
+        checksum: of that version's manifest; empty in folders of earlier versions.
+    """
+
+    content: bytes | None
+    name: str = ""
+    checksum: str = ""
 
 
-def describe_file(filesystem: pafs.FileSystem, path: str, rows: int) -> PublishedFile:
-    """Reads a finished file back for its size and checksum."""
-    digest, size = hashlib.sha256(), 0
-    with filesystem.open_input_stream(path) as source:
-        while piece := source.read(READ_BYTES):
-            digest.update(piece)
-            size += len(piece)
-    return PublishedFile(posixpath.basename(path), rows, size, digest.hexdigest())
+def in_force(out: str) -> InForce:
+    """Reads CURRENT of a published folder; of one that is damaged only the content is given."""
+    filesystem, root = _open(out)
+    content = read_bytes(filesystem, f"{root}/{CURRENT}")
+    match = _CURRENT.fullmatch((content or b"").decode(errors="replace"))
+    return InForce(content, match[1], match[2] or "") if match else InForce(content)
 
 
 def is_published(out: str) -> bool:
@@ -64,49 +85,90 @@ def current(out: str) -> str:
     """Path or URI of the version in force of a published folder.
 
     Raises:
-        InputError: nothing was published there, or CURRENT names a version that is not finished.
+        InputError: nothing was published there, or CURRENT or the manifest that it names is not what was written.
     """
     filesystem, root = _open(out)
-    name = read_text(filesystem, f"{root}/{CURRENT}").strip()
-    if not name:
+    found = in_force(out)
+    if found.content is None:
         raise InputError(f"{public_uri(out)}: no version is published there (no file {CURRENT})")
-    if not _is_finished(filesystem, root, name):
-        raise InputError(f"{public_uri(out)}: {CURRENT} names {name!r}, which is no finished version; publish again")
-    return join_uri(out, name)
+    public = f"{public_uri(out)}/{CURRENT}"
+    if not found.name:
+        raise DamagedError(public, "names no version", PUBLISH)
+    manifest = manifest_of(filesystem, f"{root}/{found.name}") if _is_finished(filesystem, root, found.name) else None
+    if manifest is None or manifest["version"] != found.name:
+        raise DamagedError(public, f"names {found.name!r}, which is no finished version", PUBLISH)
+    if found.checksum and found.checksum != checksum_of(manifest):
+        raise DamagedError(public, f"is not what was written for {found.name}", PUBLISH)
+    return join_uri(out, found.name)
 
 
 def manifest_of(filesystem: pafs.FileSystem, folder: str) -> dict[str, Any] | None:
     """The manifest of a published version, None for a folder that is none.
 
     Raises:
-        InputError: the version is not finished, or its manifest cannot be read.
+        InputError: the version is not finished, or its manifest is not what was written.
     """
     path = find_manifest(filesystem, folder)
     if path is None:
         if exists(filesystem, f"{folder}/{PLAN}"):
             raise InputError(f"{folder}: a version that is not finished (no {MANIFEST}); give one that is published")
         return None
-    try:
-        manifest = read_json(filesystem, path)
-    except ValueError as error:
-        raise InputError(f"{path}: is damaged ({error}); publish the version again") from error
-    if not isinstance(manifest, dict) or not {"model", "model_fingerprint"} <= manifest.keys():
-        raise InputError(f"{path}: is not a manifest of smec compress; give a folder with the Parquet files only")
+    manifest = read_record(filesystem, path, "publish the version again")
+    if manifest is None or not {"model", "model_fingerprint", "version", "files"} <= manifest.keys():
+        raise DamagedError(path, "is not a manifest of smec compress", "give a folder with the Parquet files only")
     return manifest
 
 
-def promote(out: str, name: str) -> None:
+def check_version(out: str, name: str, deep: bool = False) -> dict[str, Any]:
+    """The manifest of a finished version, all of whose files are what was written.
+
+    Args:
+        out: the published folder.
+        name: of the version.
+        deep: whether to read the bytes also of files whose size and stamp are those of then.
+
+    Raises:
+        DamagedError: a file is not what was written, or there is no such version.
+    """
+    filesystem, root = _open(out)
+    folder = f"{root}/{name}"
+    manifest = manifest_of(filesystem, folder) if _is_finished(filesystem, root, name) else None
+    # a copy of another one is none
+    if manifest is None or manifest["version"] != name:
+        raise DamagedError(public_uri(join_uri(out, name)), "is no finished version", PUBLISH)
+    if problem := first_damaged(filesystem, folder, files_of(manifest), deep):
+        raise DamagedError(problem.path, problem.problem, PUBLISH)
+    return manifest
+
+
+def promote(out: str, name: str, seen: InForce) -> bool:
     """Points CURRENT at a finished version; leaves it alone where it does so already.
+
+    Args:
+        out: the published folder.
+        name: of the version.
+        seen: what `in_force` gave before the work on that version began, or was decided on.
+
+    Returns:
+        Whether CURRENT was changed.
 
     Raises:
         InputError: there is no such version, or it is not finished.
+        SmecError: another process put a version in force meanwhile, which stays so.
     """
     filesystem, root = _open(out)
     if not _is_finished(filesystem, root, name):
         raise InputError(f"{public_uri(out)}: there is no finished version {name!r}")
-    if read_text(filesystem, f"{root}/{CURRENT}").strip() != name:
-        with new_file(filesystem, f"{root}/{CURRENT}") as sink:
-            sink.write(f"{name}\n".encode())
+    manifest = manifest_of(filesystem, f"{root}/{name}")
+    content = f"{name}\n{checksum_of(manifest or {})}\n".encode()
+    if seen.content == content:
+        return False
+    if not swap(join_uri(out, CURRENT), seen.content, content) and (now := in_force(out)).name != name:
+        raise SmecError(
+            f"{public_uri(out)}: another process put {now.name or 'nothing'} in force meanwhile, and that stays; "
+            f"{name} is whole, run again to put it in force"
+        )
+    return True
 
 
 def finished_version(out: str, plan: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
@@ -115,19 +177,12 @@ def finished_version(out: str, plan: dict[str, Any]) -> tuple[str, dict[str, Any
     The newest may not be in force: a run was killed before it came to that.
     """
     filesystem, root = _open(out)
-    for name in (read_text(filesystem, f"{root}/{CURRENT}").strip(), *_versions(filesystem, root)[-1:]):
-        if not _is_finished(filesystem, root, name):
-            continue
-        try:
-            manifest = manifest_of(filesystem, f"{root}/{name}")
-        except InputError:
-            # damaged: this run writes it again
-            continue
-        if manifest is None or not holds(manifest, plan):
-            continue
-        sizes = sizes_of(filesystem, f"{root}/{name}")
-        if all(sizes.get(file["name"]) == file["bytes"] for file in manifest["files"]):
-            return join_uri(out, name), manifest
+    for name in dict.fromkeys((in_force(out).name, *_versions(filesystem, root)[-1:])):
+        # one that is damaged is written again by this run
+        with suppress(DamagedError):
+            found = manifest_of(filesystem, f"{root}/{name}") if _is_finished(filesystem, root, name) else None
+            if found is not None and _holds(found, {**plan, "version": name}):
+                return join_uri(out, name), check_version(out, name)
     return None
 
 
@@ -138,22 +193,27 @@ def plans(out: str) -> dict[str, dict[str, Any]]:
     for name in _versions(filesystem, root):
         for path in (f"{root}/{name}/{PLAN}", find_manifest(filesystem, f"{root}/{name}")):
             # one that is damaged tells nothing
-            with suppress(ValueError):
-                found[name] = (read_json(filesystem, path) if path else None) or found.get(name, {})
+            with suppress(DamagedError):
+                found[name] = (read_record(filesystem, path) if path else None) or found.get(name, {})
     return found
 
 
 def remove_version(out: str, name: str) -> None:
-    """Removes a version that is not in force; killed in the middle it leaves none that passes for finished."""
+    """Removes a version that is not in force; killed in the middle it leaves none that passes for finished.
+
+    Raises:
+        SmecError: it is in force.
+    """
+    if in_force(out).name == name:
+        raise SmecError(f"{public_uri(out)}: {name} is in force, so it is not removed; run again")
     filesystem, root = _open(out)
     folder = f"{root}/{name}"
     while (manifest := find_manifest(filesystem, folder)) is not None:
-        filesystem.delete_file(manifest)
-    if filesystem.get_file_info(folder).type == pafs.FileType.Directory:
-        filesystem.delete_dir(folder)
+        remove_file(filesystem, manifest)
+    remove_folder(filesystem, folder)
 
 
-def holds(manifest: dict[str, Any], plan: dict[str, Any]) -> bool:
+def _holds(manifest: dict[str, Any], plan: dict[str, Any]) -> bool:
     """Whether a version was made by this plan."""
     return all(manifest.get(key) == value for key, value in json.loads(json.dumps(plan)).items())
 
@@ -161,8 +221,8 @@ def holds(manifest: dict[str, Any], plan: dict[str, Any]) -> bool:
 class Draft:
     """A version that is being written. Readers see it once it is finished and promoted."""
 
-    def __init__(self, out: str, filesystem: pafs.FileSystem, root: str, name: str, plan: dict[str, Any]) -> None:
-        self.filesystem = filesystem
+    def __init__(self, out: str, name: str, plan: dict[str, Any]) -> None:
+        self.filesystem, root = _open(out)
         self.folder = f"{root}/{name}"
         self.name = name
         self.uri = join_uri(out, name)
@@ -182,23 +242,28 @@ class Draft:
             InputError: the folder cannot be written to.
         """
         filesystem, root = _open(out)
-        text = json.dumps(plan, indent=1)
-        plan = json.loads(text)
+        plan = json.loads(json.dumps(plan))
         try:
-            filesystem.create_dir(root)
+            create_folder(filesystem, root)
             names = _versions(filesystem, root)
             for name in reversed(names):
-                folder = f"{root}/{name}"
-                if find_manifest(filesystem, folder) is None and read_json(filesystem, f"{folder}/{PLAN}") == plan:
-                    return cls(out, filesystem, root, name, plan)
-            name = _claim(filesystem, root, 1 + int(names[-1][1:]) if names else 1, text)
+                draft = cls(out, name, plan)
+                if find_manifest(filesystem, draft.folder) is None and draft.is_ours:
+                    return draft
+            return cls(out, _claim(out, 1 + int(names[-1][1:]) if names else 1, as_record(plan)), plan)
         except StoreUnreachable:
             raise
         except OSError as error:
             raise InputError(f"{public_uri(out)}: cannot be written to ({first_line(error)})") from error
-        return cls(out, filesystem, root, name, plan)
 
-    def finish(self, files: Sequence[PublishedFile], counts: Mapping[str, int]) -> dict[str, Any]:
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is unfinished and of this plan."""
+        with suppress(DamagedError):
+            return read_record(self.filesystem, f"{self.folder}/{PLAN}") == self._plan
+        return False
+
+    def finish(self, files: Sequence[StoredFile], counts: Mapping[str, int]) -> dict[str, Any]:
         """Writes the manifest, which makes it a version, and removes what the manifest does not list.
 
         Args:
@@ -211,32 +276,22 @@ class Draft:
         Raises:
             SmecError: a listed file is missing, or another run has taken the folder over.
         """
-        if read_json(self.filesystem, f"{self.folder}/{PLAN}") != self._plan:
+        if not self.is_ours:
             raise SmecError(
                 f"{public_uri(self.uri)}: another run published or replaced this version meanwhile; run again"
             )
-        sizes = sizes_of(self.filesystem, self.folder)
-        for file in files:
-            if sizes.get(file.name) != file.bytes:
-                raise SmecError(
-                    f"{public_uri(self.uri)}/{file.name}: was changed or removed after it was written; run again"
-                )
-        manifest = {
-            "format": 1,
+        head = {
+            "format": FORMAT,
             "version": self.name,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             **self._plan,
             **counts,
-            "files": [file._asdict() for file in files],
         }
-        write_json(self.filesystem, f"{self.folder}/{MANIFEST}", manifest)
-        for stray in sizes.keys() - {file.name for file in files}:
-            self.filesystem.delete_file(f"{self.folder}/{stray}")
-        return manifest
+        return seal(self.uri, head, files)
 
     def discard(self) -> None:
         """Removes the version, unless another run has published it; for runs that cannot be taken up again."""
-        if read_json(self.filesystem, f"{self.folder}/{PLAN}") == self._plan:
+        if find_manifest(self.filesystem, self.folder) is None and self.is_ours:
             # a worker may have written a file meanwhile; an unfinished version that stays is never pointed at
             with suppress(OSError):
                 self.filesystem.delete_dir(self.folder)
@@ -259,18 +314,22 @@ def _versions(filesystem: pafs.FileSystem, root: str) -> list[str]:
     return sorted((name for name in names if VERSION.fullmatch(name)), key=lambda name: int(name[1:]))
 
 
-def _claim(filesystem: pafs.FileSystem, root: str, number: int, plan: str) -> str:
+def _claim(out: str, number: int, plan: bytes) -> str:
     """Makes the folder of a version, which appears with its plan in it; of two runs each gets its own."""
+    filesystem, root = _open(out)
     if not isinstance(filesystem, pafs.LocalFileSystem):
-        with new_file(filesystem, f"{root}/v{number:04d}/{PLAN}") as sink:
-            sink.write(plan.encode())
+        while not swap(join_uri(out, f"v{number:04d}/{PLAN}"), None, plan):
+            number += 1
         return f"v{number:04d}"
-    made = Path(root, f".{uuid.uuid4().hex[:8]}.new")
+    remove_leftovers(Path(root), f".*{NEW}")
+    made = Path(root, f".{uuid.uuid4().hex[:8]}{NEW}")
     made.mkdir()
-    (made / PLAN).write_text(plan)
+    with new_file(filesystem, f"{made}/{PLAN}") as sink:
+        sink.write(plan)
     while True:
         try:
             os.rename(made, f"{root}/v{number:04d}")
+            sync(root)
             return f"v{number:04d}"
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):

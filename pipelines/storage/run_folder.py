@@ -15,18 +15,29 @@ import hashlib
 import json
 import posixpath
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
 
-from pipelines.storage.files import READ_BYTES, exists, new_file, read_json, sha256_of, write_json
+from pipelines.storage.files import (
+    create_folder,
+    exists,
+    new_file,
+    read_record,
+    remove_file,
+    remove_folder,
+    write_record,
+)
+from smec_core.checksums import READ_BYTES, sha256_of
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
-from smec_core.errors import InputError, SmecError, StoreUnreachable, one_line
+from smec_core.errors import DamagedError, InputError, StoreUnreachable, one_line
 
 MODEL = "model"
 FINISHED = "finished.json"
 IDENTITY_FILE = "run.json"
+RESTORE = "restore it from a copy, or take another name for a new run"
 
 
 class RunFolder:
@@ -68,6 +79,11 @@ class RunFolder:
         """The folder on a local or mounted file system; None on an object store."""
         return Path(self.path) if isinstance(self.filesystem, pafs.LocalFileSystem) else None
 
+    @property
+    def model_uri(self) -> str:
+        """Path or URI of the finished model."""
+        return join_uri(self.uri, MODEL)
+
     def sibling(self, name: str) -> "RunFolder":
         """The folder of another run in the same storage."""
         return RunFolder(self._storage, name)
@@ -79,19 +95,35 @@ class RunFolder:
             InputError: it cannot be made or written to.
         """
         try:
-            self.filesystem.create_dir(self.path)
+            create_folder(self.filesystem, self.path)
         except StoreUnreachable:
             raise
         except OSError as error:
             raise InputError(f"storage: {public_uri(self.uri)} cannot be written to ({one_line(error)})") from error
 
-    def read_json(self, name: str) -> Any:
-        """The content of a small file; None where there is no such file."""
-        return read_json(self.filesystem, f"{self.path}/{name}")
+    def read(self, name: str, keys: Collection[str] = (), cure: str = RESTORE) -> Any:
+        """The content of a record; None where there is no such file.
 
-    def write_json(self, name: str, content: Any) -> None:
-        """Writes or replaces a small file; a reader meets the old or the new one, never half of it."""
-        write_json(self.filesystem, f"{self.path}/{name}", content)
+        Args:
+            name: of the file.
+            keys: that it must have.
+            cure: what helps where it is damaged.
+
+        Raises:
+            DamagedError: it is not what was written.
+        """
+        public = public_uri(join_uri(self.uri, name))
+        try:
+            content = read_record(self.filesystem, f"{self.path}/{name}", cure)
+        except DamagedError as error:
+            raise DamagedError(public, error.problem, cure) from error
+        if content is not None and (missing := set(keys) - content.keys()):
+            raise DamagedError(public, f"has no key {min(missing)}", cure)
+        return content
+
+    def write(self, name: str, content: dict[str, Any]) -> None:
+        """Writes or replaces a record; a reader meets the old or the new one, never half of it."""
+        write_record(self.filesystem, f"{self.path}/{name}", content)
 
     def claim(self, identity: Any) -> None:
         """Ties the folder to what decides its result; only the holder of its lease may call it.
@@ -99,8 +131,8 @@ class RunFolder:
         Raises:
             InputError: it is another's.
         """
-        if self.read_json(IDENTITY_FILE) is None:
-            self.write_json(IDENTITY_FILE, identity)
+        if self.read(IDENTITY_FILE) is None:
+            self.write(IDENTITY_FILE, identity)
         self.check(identity)
 
     def check(self, identity: Any) -> None:
@@ -109,7 +141,7 @@ class RunFolder:
         Raises:
             InputError: it is another's.
         """
-        if self.read_json(IDENTITY_FILE) not in (None, identity):
+        if self.read(IDENTITY_FILE) not in (None, identity):
             raise InputError(
                 f"name: {public_uri(self.uri)} was made with other settings or data; choose another --name"
             )
@@ -121,35 +153,37 @@ class RunFolder:
 
     def store_model(self, model_folder: Path) -> None:
         """Stores a local model folder and marks the run as finished; replaces what an earlier attempt has left."""
-        if self.is_finished:
-            self.filesystem.delete_file(f"{self.path}/{FINISHED}")
+        remove_file(self.filesystem, f"{self.path}/{FINISHED}")
         stored = f"{self.path}/{MODEL}"
-        self.filesystem.create_dir(stored)
-        self.filesystem.delete_dir_contents(stored)
+        remove_folder(self.filesystem, stored)
+        create_folder(self.filesystem, stored)
         files = sorted(model_folder.iterdir())
         listed = [_describe(file) for file in files]
         for file in files:
             with file.open("rb") as source, new_file(self.filesystem, f"{stored}/{file.name}") as sink:
                 shutil.copyfileobj(source, sink, READ_BYTES)
-        self.write_json(FINISHED, {"format": 1, "files": listed})
+        self.write(FINISHED, {"format": 2, "files": listed})
 
     def remove(self) -> None:
         """Removes the folder with all that is in it; killed in the middle it leaves no run that passes for finished."""
-        if self.is_finished:
-            self.filesystem.delete_file(f"{self.path}/{FINISHED}")
-        if self.filesystem.get_file_info(self.path).type == pafs.FileType.Directory:
-            self.filesystem.delete_dir(self.path)
+        remove_file(self.filesystem, f"{self.path}/{FINISHED}")
+        remove_folder(self.filesystem, self.path)
 
     def fetch_model(self, folder: Path) -> None:
         """Copies the finished model into an empty local folder.
 
         Raises:
-            SmecError: a file is missing, or is not the one that was stored.
+            DamagedError: a file is missing, or is not the one that was stored.
         """
-        for entry in self.read_json(FINISHED)["files"]:
-            name, public = entry["name"], public_uri(self.uri)
+        public = public_uri(self.uri)
+        cure = f"restore it from a copy; to train again, remove {public}/{FINISHED}"
+        finished = self.read(FINISHED, {"files"}, cure)
+        if finished is None:
+            raise DamagedError(f"{public}/{FINISHED}", "is missing", cure)
+        for entry in finished["files"]:
+            name, problem = entry["name"], None
             if posixpath.basename(name) != name:
-                raise SmecError(f"{public}/{FINISHED}: names {name!r}, which is no file of a model")
+                raise DamagedError(f"{public}/{FINISHED}", f"names {name!r}, which is no file of a model", cure)
             stored = f"{self.path}/{MODEL}/{name}"
             try:
                 with (
@@ -157,14 +191,12 @@ class RunFolder:
                     (folder / name).open("wb") as target,
                 ):
                     shutil.copyfileobj(source, target, READ_BYTES)
-                problem = None if _describe(folder / name) == entry else "was changed"
+                if _describe(folder / name) != entry:
+                    problem = "was changed after the run had finished"
             except FileNotFoundError:
-                problem = "was removed"
+                problem = "was removed after the run had finished"
             if problem:
-                raise SmecError(
-                    f"{public}/{MODEL}/{name}: {problem} after the run had finished; "
-                    f"to train again, remove {public}/{FINISHED}"
-                )
+                raise DamagedError(f"{public}/{MODEL}/{name}", problem, cure)
 
 
 def _describe(file: Path) -> dict[str, Any]:

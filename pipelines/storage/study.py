@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from typing import Any, Literal, Self, get_args
 
 import pyarrow.fs as pafs
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from pipelines.storage.run_folder import RunFolder
-from smec_core.data.uri import join_uri
+from smec_core.data.uri import join_uri, public_uri
+from smec_core.errors import DamagedError, one_line
 
 TRIALS = "trials"
 SUMMARY_FILE = "summary.json"
@@ -113,8 +114,17 @@ def read_trials(study: RunFolder) -> list[Trial]:
     selector = pafs.FileSelector(f"{study.path}/{TRIALS}", allow_not_found=True)
     names = [info.base_name for info in study.filesystem.get_file_info(selector)]
     numbers = sorted(int(found[1]) for name in names if (found := re.fullmatch(r".*-(\d{4,})", name)))
-    contents = [trial_folder(study, number).read_json(TRIAL_FILE) for number in numbers]
-    return [Trial.model_validate(content) for content in contents if content is not None]
+    trials = (_read_trial(trial_folder(study, number)) for number in numbers)
+    return [trial for trial in trials if trial is not None]
+
+
+def _read_trial(folder: RunFolder) -> Trial | None:
+    cure = "remove its folder to run that trial anew"
+    content = folder.read(TRIAL_FILE, cure=cure)
+    try:
+        return None if content is None else Trial.model_validate(content)
+    except ValidationError as error:
+        raise DamagedError(public_uri(join_uri(folder.uri, TRIAL_FILE)), one_line(error), cure) from error
 
 
 def best_trials(trials: Sequence[Trial], objective: Objective) -> list[Trial]:

@@ -252,7 +252,7 @@ class MlflowRecorder:
 
     def _open(self, store: str) -> _OpenRun:
         """The run of this training that a store holds already, or a new one."""
-        state = self._run_folder.read_json(STATE_FILE) or {}
+        state = self._run_folder.read(STATE_FILE) or {}
         key, artifacts, tags = "run_id", None, dict(self._tags)
         if store == self._offline:
             key, artifacts = "offline_run_id", (self._offline_folder / "artifacts").as_uri()
@@ -264,7 +264,7 @@ class MlflowRecorder:
         if run is None:
             experiment = experiment_of(client, self._experiment, artifacts)
             run = client.create_run(experiment.experiment_id, run_name=self._run_folder.name)
-            self._run_folder.write_json(STATE_FILE, {**state, key: run.info.run_id})
+            self._run_folder.write(STATE_FILE, {**state, key: run.info.run_id})
         else:
             client.update_run(run.info.run_id, status="RUNNING")
             if ERROR_TAG in run.data.tags:

@@ -4,16 +4,16 @@
     STORAGE/NAME/NAME.start-2/checkpoint_TIME/     a checkpoint:
         *.safetensors                              the training (smec_core/training/checkpoint.py)
         history.jsonl                              all figures up to here
-        files-RANK.json                            the files that this rank wrote, and how many ranks write some
+        files-RANK.json                            the files that this rank wrote, with their checksums, and how many
+                                                   ranks write some
 
 Ranks upload their files side by side while the training goes on, and Ray rewrites in place the file that names its
 checkpoints, so a kill can leave half of either behind. So each start has a folder of its own, in which Ray finds
-nothing: what a run goes on from is the newest checkpoint of which every file is here, from whatever start. It is taken
-along to the new folder, and all others are removed. What a left-over process of a killed start may still write or
-remove is in that start's folder.
+nothing: what a run goes on from is the newest checkpoint of which every file is here and as it was written, from
+whatever start. When it has been read, it is taken along to the new folder, and all others are removed. What a left-over
+process of a killed start may still write or remove is in that start's folder.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -22,11 +22,17 @@ from typing import NamedTuple
 
 import pyarrow.fs as pafs
 from ray.train import Checkpoint
+from safetensors import SafetensorError
 
-from pipelines.console import say
-from pipelines.storage.files import read_text
+from pipelines.console import say, warn
+from pipelines.storage.files import as_record, create_folder, parse_record, read_record
 from pipelines.storage.run_folder import RunFolder
-from smec_core.training.trained import TRAINED_FILE
+from smec_core.checksums import sha256_of
+from smec_core.errors import DamagedError, one_line
+from smec_core.training import checkpoint as training
+from smec_core.training.trained import TRAINED_FILE, Trained
+
+RUN_AGAIN = "run again, which goes on from an earlier checkpoint"
 
 _LIST = re.compile(r"files-(\d+)\.json")
 
@@ -54,13 +60,34 @@ def write_file_list(folder: Path, rank: int, ranks: int, number: int) -> None:
         ranks: how many write to the checkpoint.
         number: the checkpoint's place among those of the run.
     """
-    files = {path.name: path.stat().st_size for path in folder.iterdir()}
-    (folder / f"files-{rank}.json").write_text(json.dumps({"number": number, "ranks": ranks, "files": files}))
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in folder.iterdir()}
+    (folder / f"files-{rank}.json").write_bytes(as_record({"number": number, "ranks": ranks, "files": files}))
 
 
-def number_of(folder: Path) -> int:
-    """The place of a whole checkpoint, in a local folder, among those of the run."""
-    return int(json.loads((folder / "files-0.json").read_text())["number"])
+def open_checkpoint(folder: Path, public: str = "") -> int:
+    """Compares all files of a checkpoint in a local folder with its lists.
+
+    Args:
+        folder: the checkpoint.
+        public: how it is called in messages.
+
+    Returns:
+        Its place among those of the run.
+
+    Raises:
+        DamagedError: a file is not what was written.
+    """
+    number = 0
+    for path in sorted(folder.glob("files-*.json")):
+        content = parse_record(path.read_bytes(), f"{public}/{path.name}", RUN_AGAIN)
+        if missing := {"number", "files"} - content.keys():
+            raise DamagedError(f"{public}/{path.name}", f"has no key {min(missing)}", RUN_AGAIN)
+        number = int(content["number"])
+        for name, kept in content["files"].items():
+            # earlier versions kept sizes alone
+            if not isinstance(kept, int) and sha256_of(folder / name) != kept["sha256"]:
+                raise DamagedError(f"{public}/{name}", "is not as it was written: its checksum differs", RUN_AGAIN)
+    return number
 
 
 def has_checkpoint(run_folder: RunFolder) -> bool:
@@ -74,7 +101,9 @@ def begin_start(run_folder: RunFolder) -> Start:
     filesystem = run_folder.filesystem
     starts = dict(_starts(run_folder))
     found = _all_checkpoints(run_folder, starts)
-    newest = max((one for one in found if one.number is not None), default=None, key=lambda one: one.order)
+    whole = sorted((one for one in found if one.number is not None), key=lambda one: one.order, reverse=True)
+    # what it goes on from is read before the others go
+    newest = next((one for one in whole if _can_be_read(filesystem, one)), None)
     if newest is None and found:
         say("none of the checkpoints that were being written is whole; training starts again")
     name = f"{run_folder.name}.start-{max(starts, default=0) + 1}"
@@ -88,10 +117,28 @@ def begin_start(run_folder: RunFolder) -> Start:
     return Start(name, checkpoint, newest is not None and newest.is_trained)
 
 
+def _can_be_read(filesystem: pafs.FileSystem, found: "_Found") -> bool:
+    """Whether a checkpoint is what was written; one that is not is told of."""
+    try:
+        with Checkpoint(found.path, filesystem).as_directory() as folder:
+            open_checkpoint(Path(folder), found.path)
+            if found.is_trained:
+                Trained.read(Path(folder))
+            else:
+                training.Checkpoint.read(Path(folder))
+        return True
+    except (DamagedError, SafetensorError, FileNotFoundError, ValueError, TypeError, KeyError) as error:
+        # whatever else fails may pass: nothing is removed for it
+        problem = error.problem if isinstance(error, DamagedError) else one_line(error)
+        path = error.path if isinstance(error, DamagedError) else found.path
+        warn(f"{path}: {problem}; an earlier checkpoint is taken")
+        return False
+
+
 def _take_along(run_folder: RunFolder, path: str, name: str) -> str:
     """Brings a checkpoint into the folder of the next start, where nothing that a killed one has left removes it."""
     target = f"{run_folder.path}/{name}/{path.rpartition('/')[2]}"
-    run_folder.filesystem.create_dir(f"{run_folder.path}/{name}")
+    create_folder(run_folder.filesystem, f"{run_folder.path}/{name}")
     if run_folder.local_path is not None:
         run_folder.filesystem.move(path, target)
     else:
@@ -147,14 +194,14 @@ def _checkpoints(filesystem: pafs.FileSystem, start: int, path: str) -> list[_Fo
 def _number(filesystem: pafs.FileSystem, path: str, sizes: dict[str, int]) -> int | None:
     """The number of a checkpoint that has all files of all ranks."""
     lists = {}
-    for name in sizes:
-        match = _LIST.fullmatch(name)
-        if match:
-            try:
-                lists[int(match[1])] = json.loads(read_text(filesystem, f"{path}/{name}"))
-            except ValueError:
-                return None
-    if 0 not in lists or len(lists) != lists[0]["ranks"]:
+    try:
+        for name in sizes:
+            if match := _LIST.fullmatch(name):
+                lists[int(match[1])] = read_record(filesystem, f"{path}/{name}") or {}
+        if 0 not in lists or len(lists) != lists[0]["ranks"]:
+            return None
+        kept = {name: one for content in lists.values() for name, one in content["files"].items()}
+        is_whole = all(sizes.get(name) == (one if isinstance(one, int) else one["bytes"]) for name, one in kept.items())
+        return int(lists[0]["number"]) if is_whole else None
+    except (DamagedError, KeyError, TypeError):
         return None
-    expected = {name: size for one in lists.values() for name, size in one["files"].items()}
-    return lists[0]["number"] if all(sizes.get(name) == size for name, size in expected.items()) else None

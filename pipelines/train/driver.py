@@ -25,7 +25,7 @@ from pipelines.runtime.cluster import connect, is_own, unwrap, use_gpus
 from pipelines.runtime.ray_private import lean_trainer, run_id_of, start_coordinator, withdraw_claim
 from pipelines.runtime.settings import ClusterSettings
 from pipelines.storage.run_folder import RunFolder
-from pipelines.train.checkpoints import Start, begin_start
+from pipelines.train.checkpoints import Start, begin_start, open_checkpoint
 from pipelines.train.worker import (
     HISTORY_FILE,
     KEPT_CHECKPOINTS,
@@ -100,6 +100,7 @@ class RayRun:
         if checkpoint is None or not start.is_trained:
             checkpoint = self._train(start)
         with checkpoint.as_directory() as stored:
+            open_checkpoint(Path(stored), checkpoint.path)
             shutil.copy(Path(stored) / HISTORY_FILE, history)
             trained = Trained.read(Path(stored))
         if start.is_trained:
@@ -116,10 +117,10 @@ class RayRun:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         trainer = self._trainer(start, queue, use_gpu)
-        before = self.run_folder.read_json(RAY_RUN_FILE)
+        before = self.run_folder.read(RAY_RUN_FILE, {"id"}, "remove it")
         if before is not None:
             withdraw_claim(before["id"])
-        self.run_folder.write_json(RAY_RUN_FILE, {"id": run_id_of(trainer)})
+        self.run_folder.write(RAY_RUN_FILE, {"id": run_id_of(trainer)})
         return self._follow(trainer, queue)
 
     def _connect(self) -> bool:

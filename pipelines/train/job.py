@@ -30,7 +30,8 @@ from smec_core.data.uri import public_uri
 from smec_core.errors import InputError, SmecError
 from smec_core.evaluation.evaluate import Parts, default_split, evaluate, in_one_part
 from smec_core.model.adapter import FrozenStage
-from smec_core.model.model import Model, load
+from smec_core.model.files import load
+from smec_core.model.model import Model
 from smec_core.model.quantize import learn_int8_scales
 from smec_core.training.plan import plan_training
 from smec_core.training.schedule import TrainingShape, prefix_dims
@@ -179,9 +180,12 @@ class Training:
                     check=lease.check,
                 )
                 trained = run.fit(history)
+                model_folder.mkdir()
+                shutil.move(history, model_folder)
+                # with the checksums of all
                 self._evaluated(trained, used).save(model_folder)
-                shutil.copy(history, model_folder)
                 _check_readable(model_folder)
+                dataset.check_unchanged()
                 lease.check()
                 # in this order: what a kill leaves undone is done by the next start, which stops at a stored model
                 recorder.finish(model_folder)

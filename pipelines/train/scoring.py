@@ -16,13 +16,16 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import ray
 import torch
+from pyarrow.fs import LocalFileSystem
 
-from pipelines.console import say
+from pipelines.console import say, warn
 from pipelines.data.source import Source
 from pipelines.runtime.cluster import unwrap
+from pipelines.storage.files import read_record, write_record
 from smec_core.config import TrainConfig
 from smec_core.data.judgements import Judgements
 from smec_core.distributed.resident import Node
+from smec_core.errors import DamagedError
 from smec_core.evaluation.significance import query_interval
 from smec_core.research.peers.peer import Peer, score
 from smec_core.training.schedule import prefix_dims
@@ -89,14 +92,18 @@ class Kept:
         return self._folder / f"{name.replace(' ', '-')}-seed{config.seed}-{key}.json"
 
     def read(self, path: Path) -> Any:
-        """What was kept; None where nothing was."""
-        return json.loads(path.read_text()) if path.exists() else None
+        """What was kept; None where nothing was, or where it is not as it was written."""
+        try:
+            content = read_record(LocalFileSystem(), str(path))
+        except DamagedError as error:
+            warn(f"{error.path}: {error.problem}; that training is run again")
+            return None
+        # results of earlier versions have no such key
+        return None if content is None else content.get("result")
 
     def write(self, path: Path, result: Any) -> None:
         """Keeps a result."""
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(result))
-        partial.replace(path)
+        write_record(LocalFileSystem(), str(path), {"result": result})
 
 
 def train_and_score(

@@ -22,7 +22,7 @@ from pipelines.data.source import Source
 from pipelines.data.stream import stream_of
 from pipelines.runtime.cluster import RayFailure, quiet_data
 from pipelines.runtime.prometheus import TrainMeters
-from pipelines.train.checkpoints import number_of, write_file_list
+from pipelines.train.checkpoints import open_checkpoint, write_file_list
 from smec_core.config import TrainConfig
 from smec_core.distributed.group import Group
 from smec_core.distributed.resident import Node, Residency, ResidentRows, Rows, StreamedRows, Tier, choose_residency
@@ -222,8 +222,8 @@ def train_on_worker(loop: dict[str, WorkerTask]) -> None:
         with latest.as_directory() as folder:
             if (Path(folder) / TRAINED_FILE).exists():
                 return
+            number = open_checkpoint(Path(folder), latest.path)
             resumed = Checkpoint.read(Path(folder))
-            number = number_of(Path(folder))
             if group.rank == 0:
                 sender.resume((Path(folder) / HISTORY_FILE).read_text().splitlines())
     checkpoints = RayCheckpoints(task.checkpoint_every, group, sender, number, task.local_folder())

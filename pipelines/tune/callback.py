@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +31,7 @@ from pipelines.storage.study import (
 from pipelines.tracking.recorder import MlflowRecorder
 from pipelines.train import remove_checkpoints
 from smec_core.config import TrainConfig
-from smec_core.errors import SmecError, one_line
+from smec_core.errors import DamagedError, SmecError, one_line
 
 RELEASE_SECONDS = 60.0
 """How long the end of a study waits for what its trials still hold."""
@@ -190,7 +191,10 @@ class TuneCallback(tune.Callback):
         """Gives back, some seconds from now, what a trial with workers of its own has left."""
         folder = trial_folder(self._study, number)
         actor, group = self._placed.pop(number, (None, None))
-        group = group or folder.read_json(PLACED_FILE)
+        if group is None:
+            # one that cannot be read names no group; Ray frees it when the cluster's job ends
+            with suppress(DamagedError):
+                group = (folder.read(PLACED_FILE) or {}).get("group")
         if group is None:
             return
         is_closed = self._trials[number].state != "running"
@@ -220,7 +224,7 @@ class TuneCallback(tune.Callback):
 
     def _write(self, record: Trial) -> None:
         self._lease.check()
-        trial_folder(self._study, record.number).write_json(TRIAL_FILE, record.model_dump(mode="json"))
+        trial_folder(self._study, record.number).write(TRIAL_FILE, record.model_dump(mode="json"))
 
 
 def _cause(trial: TuneTrial) -> str:

@@ -1,6 +1,5 @@
 """One start of a study: the trials that are left to run, on Ray Tune, and what is made of them all."""
 
-import json
 import os
 import time
 import uuid
@@ -21,7 +20,7 @@ from ray.tune import TuneError
 from pipelines.console import say, show
 from pipelines.data.source import Source, read_once
 from pipelines.runtime.cluster import connect, unwrap, use_gpus
-from pipelines.storage.files import new_file
+from pipelines.storage.files import new_file, read_record, write_record
 from pipelines.storage.lease import Lease
 from pipelines.storage.run_folder import RunFolder
 from pipelines.storage.study import STATES, SUMMARY_FILE, Objective, Trial, best_trials, read_trials
@@ -36,7 +35,7 @@ from pipelines.tune.trial import TrialTask, resources_of, run_trial
 from smec_core.config import TrainConfig
 from smec_core.data.dataset import Dataset
 from smec_core.data.uri import public_uri
-from smec_core.errors import InputError, SmecError
+from smec_core.errors import DamagedError, InputError, SmecError
 from smec_core.training.schedule import chain_dims
 from tune_spaces.space import Space, describe
 
@@ -133,11 +132,11 @@ class StudyStart:
             )
         summary = self._summary(best, concurrent)
         _write(self.out / BEST_FILE, best_text(self.settings.method(), best[0], self.study.name, BEST_FILE))
-        _write(self.out / SUMMARY_FILE, json.dumps(summary, indent=1))
+        write_record(pafs.LocalFileSystem(), str(self.out / SUMMARY_FILE), summary)
         show(trials_table(summary))
         if (confirmed := self._confirmed(best[0])) is not None:
             summary["confirmed"] = confirmed
-            _write(self.out / SUMMARY_FILE, json.dumps(summary, indent=1))
+            write_record(pafs.LocalFileSystem(), str(self.out / SUMMARY_FILE), summary)
             show(confirmed_table(confirmed))
         say(f"best settings: {self.out / BEST_FILE}   all figures: {self.out / SUMMARY_FILE}")
         return summary
@@ -159,7 +158,7 @@ class StudyStart:
     def _confirmed(self, best: Trial) -> dict[str, Any] | None:
         """The best settings beside the defaults on test: what is known already, or found where that is asked for."""
         key = {"params": best.params, "config": self.settings.method().model_dump(mode="json")}
-        kept = self.study.read_json(CONFIRMED_FILE)
+        kept = self.study.read(CONFIRMED_FILE, {"key", "result"}, "remove it to compare again")
         seeds = self.settings.confirm
         if kept is not None and kept["key"] == key and seeds in (0, kept["result"]["seeds"]):
             result: dict[str, Any] = kept["result"]
@@ -172,7 +171,7 @@ class StudyStart:
         one_worker = self.settings.cluster().model_copy(update={"workers": "1"})
         resources = resources_of(one_worker, self._use_gpu, self._memory(self.dataset.corpus.rows))
         result = confirm(self.dataset, self._source, self.settings.method(), best.params, seeds, resources)
-        self.study.write_json(CONFIRMED_FILE, {"key": key, "result": result})
+        self.study.write(CONFIRMED_FILE, {"key": key, "result": result})
         return result
 
     def _memory(self, dev_rows: int) -> int:
@@ -288,8 +287,10 @@ class StudyStart:
 
     def _last_start(self) -> dict[str, Any] | None:
         """What the existing summary says of it."""
-        file = self.out / SUMMARY_FILE
-        summary = json.loads(file.read_text()) if file.exists() else {}
+        summary: dict[str, Any] = {}
+        # one that is damaged is written again
+        with suppress(DamagedError):
+            summary = read_record(pafs.LocalFileSystem(), str(self.out / SUMMARY_FILE)) or {}
         return summary.get("last_start") if summary.get("study") == self.study.name else None
 
 

@@ -1,5 +1,6 @@
 """Which trial comes next, and which ends early: Optuna and ASHA on what the study knows already."""
 
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
@@ -42,9 +43,9 @@ class StudySearch(Searcher):
         super().__init__(metric=METRIC, mode="max")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         ended = [trial for trial in trials if trial.state != "running"]
-        self._last = max([1, *(trial.number for trial in trials)])
+        self._numbers = {1, *(trial.number for trial in trials)}
         # nothing that an earlier start has drawn is drawn again
-        state = np.random.SeedSequence((seed, self._last if trials else 0)).generate_state(1)
+        state = np.random.SeedSequence((seed, max(self._numbers) if trials else 0)).generate_state(1)
         self._with_seconds = objective.with_seconds
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -73,8 +74,9 @@ class StudySearch(Searcher):
             number, params = self._waiting.pop(0)
             self.study.enqueue_trial(params)
         else:
-            self._last += 1
-            number = self._last
+            # the least that is free: one that was drawn when a start was killed may have left nothing
+            number = next(number for number in itertools.count(2) if number not in self._numbers)
+            self._numbers.add(number)
         trial = self.study.ask(self._space)
         self._asked[trial_id] = trial
         return {"number": number, **trial.params}

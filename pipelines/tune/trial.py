@@ -77,7 +77,7 @@ class _Reporter:
         if isinstance(item, StageReached):
             self.on_stage(item)
         else:
-            self._folder.write_json(PLACED_FILE, item.group_id)
+            self._folder.write(PLACED_FILE, {"group": item.group_id})
             self._placed = {"placed": (ray.get_runtime_context().current_actor, item.group_id)}
 
     def on_stage(self, reached: StageReached) -> None:

@@ -22,7 +22,7 @@ from smec_core.data.parquet_files import stamp_of
 from smec_core.data.qrels import QrelsFile, read_qrels
 from smec_core.data.tables import TABLES, Table, check_names, find_manifest, find_qrels, find_table
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
-from smec_core.errors import InputError
+from smec_core.errors import InputError, SmecError
 
 HELD_OUT = "held_out"
 MIN_TRAIN_QUERIES = 20
@@ -40,6 +40,7 @@ class Dataset:
         splits: judgements of each split present.
         unknown_judgements: judgements left out of each split, because their query or document is not in the data.
         qrels: files of each split.
+        stamp: of all files when it was opened; see `dataset_stamp`.
     """
 
     uri: str
@@ -48,6 +49,7 @@ class Dataset:
     splits: dict[str, Judgements]
     unknown_judgements: dict[str, int]
     qrels: dict[str, Table]
+    stamp: str = ""
 
     @classmethod
     def open(
@@ -72,6 +74,8 @@ class Dataset:
         if _is_draft(filesystem, root):
             raise InputError(f"{public_uri(uri)}: is not finished; run `smec ingest` again, which goes on with it")
         check_names(filesystem, root)
+        # before anything is read
+        stamp = dataset_stamp(uri)
         corpus, queries = (EmbeddingTable.open(join_uri(uri, name), names=columns) for name in TABLES)
         if corpus.dim != queries.dim:
             raise InputError(f"{public_uri(uri)}: queries have {queries.dim} dims, the corpus has {corpus.dim}")
@@ -83,7 +87,7 @@ class Dataset:
         for split, table in qrels.items():
             files = read_qrels(filesystem, table, columns)
             splits[split], unknown[split] = _judgements(files, query_ids, doc_ids, max_unknown, own_doc_of)
-        return cls(uri, corpus, queries, splits, unknown, qrels)
+        return cls(uri, corpus, queries, splits, unknown, qrels, stamp)
 
     @property
     def dim(self) -> int:
@@ -105,6 +109,19 @@ class Dataset:
                 while chunk := stream.read(_HASH_BYTES):
                     total.update(chunk)
         return total.hexdigest()
+
+    def check_unchanged(self) -> None:
+        """Refuses data that were changed since they were opened; to be called before a result of theirs is kept.
+
+        Raises:
+            SmecError: they were.
+        """
+        try:
+            is_same = dataset_stamp(self.uri) == self.stamp
+        except (FileNotFoundError, InputError):
+            is_same = False
+        if not is_same:
+            raise SmecError(f"{public_uri(self.uri)}: changed while it was used; nothing of it is kept, run again")
 
     def reversed(self) -> "Dataset":
         """The other direction: the documents search the queries.
@@ -254,7 +271,7 @@ class Dataset:
 
 
 def dataset_stamp(uri: str) -> str:
-    """Hash (hex) of names, sizes and times of a dataset's files: where it is the same, nothing has changed."""
+    """Hash (hex) of names, sizes and stamps of a dataset's files: where it is the same, nothing has changed."""
     filesystem, root = open_filesystem(uri.rstrip("/"))
     paths = [path for name in TABLES for path in find_table(filesystem, f"{root}/{name}")]
     paths += [path for table in find_qrels(filesystem, root).values() for path in table.paths]

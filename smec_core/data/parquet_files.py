@@ -3,8 +3,10 @@
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -16,11 +18,33 @@ READ_BUFFER_BYTES = 8 << 20
 NULL_VECTOR = "is null; every row needs a vector"
 
 
+def stamp_of_file(filesystem: pafs.FileSystem, path: str) -> str:
+    """What changes whenever a file is written anew, without reading it: inode and time of change, or the store's ETag.
+
+    Unlike the time of modification, no program sets these; they change with a file's owner, permissions and hard links,
+    too. Empty where the file system has no such thing.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        found = os.stat(path)
+        return f"{found.st_ino}-{found.st_ctime_ns}"
+    with filesystem.open_input_stream(path, compression=None) as source:
+        told = {key.lower(): value for key, value in (source.metadata() or {}).items()}
+    return bytes(told.get("etag", b"")).decode()
+
+
 def stamp_of(filesystem: pafs.FileSystem, paths: Sequence[str]) -> str:
-    """Hash (hex) of names, sizes and times of files, which changes when one of them does; nothing is read."""
+    """Hash (hex) that changes when one of some files does; nothing is read.
+
+    Where a file system has no stamps, sizes and times of modification stand in for them.
+    """
     infos = filesystem.get_file_info(list(paths))
-    stamps = [(info.base_name, info.size, info.mtime_ns) for info in infos]
-    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
+    with ThreadPoolExecutor(8) as pool:
+        stamps = list(pool.map(lambda path: stamp_of_file(filesystem, path), paths))
+    told = [(info.base_name, info.size, stamp or info.mtime_ns) for info, stamp in zip(infos, stamps, strict=True)]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def open_parquet(filesystem: pafs.FileSystem, path: str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
@@ -33,7 +57,12 @@ def open_parquet(filesystem: pafs.FileSystem, path: str, metadata: pq.FileMetaDa
     try:
         # pre-buffering would keep all that was read of a file in memory until it is closed
         return pq.ParquetFile(
-            path, filesystem=filesystem, metadata=metadata, pre_buffer=False, buffer_size=READ_BUFFER_BYTES
+            path,
+            filesystem=filesystem,
+            metadata=metadata,
+            pre_buffer=False,
+            buffer_size=READ_BUFFER_BYTES,
+            page_checksum_verification=True,
         )
     except SmecError:
         raise

@@ -16,7 +16,7 @@ from smec_core.errors import InputError, one_line
 HALF_A_URI = re.compile(r"(?i)(file|s3a?|gs|gcs|abfss?|hdfs|https?):(?!//)")
 
 
-class _Parts(NamedTuple):
+class UriParts(NamedTuple):
     """A URI as the user wrote it; `path` has no percent escapes but those of file://."""
 
     scheme: str
@@ -25,11 +25,12 @@ class _Parts(NamedTuple):
     options: str
 
 
-def _split(uri: str) -> _Parts:
+def split_uri(uri: str) -> UriParts:
+    """The parts of a URI."""
     scheme, _, rest = uri.partition("://")
     place, mark, options = rest.partition("?")
     host, slash, path = place.partition("/")
-    return _Parts(scheme, host, slash + path, mark + options)
+    return UriParts(scheme, host, slash + path, mark + options)
 
 
 def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -53,7 +54,7 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: cannot be accessed ({one_line(error)}); name another place") from error
         return pafs.LocalFileSystem(), path
-    shown, parts = public_uri(uri), _split(uri)
+    shown, parts = public_uri(uri), split_uri(uri)
     if problem := _ambiguity(parts):
         raise InputError(f"{shown if shown.isprintable() else repr(shown)}: {problem}")
     path = parts.path if parts.scheme == "file" else quote(parts.path)
@@ -68,7 +69,7 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     return pafs.PyFileSystem(ToldErrors(filesystem)), found
 
 
-def _ambiguity(parts: _Parts) -> str | None:
+def _ambiguity(parts: UriParts) -> str | None:
     """Why a URI could be taken for another place than the user wrote."""
     written = f"{parts.host}{parts.path}{parts.options}"
     if not written.isprintable():
@@ -95,7 +96,7 @@ def public_uri(uri: str) -> str:
     """A path or URI as a manifest may show it: absolute, without credentials and options."""
     if "://" not in uri:
         return str(Path(uri).absolute())
-    parts = _split(uri)
+    parts = split_uri(uri)
     user, mark, host = parts.host.rpartition("@")
     # what stands there in Azure is the container
     kept = user + mark if parts.scheme in ("abfs", "abfss") and ":" not in user else ""

@@ -8,26 +8,23 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save
 from torch import Tensor
 
-from smec_core.config import Projection
-from smec_core.data.uri import open_filesystem, public_uri
+from smec_core.checksums import write_sums
 from smec_core.data.vectors import tensor_of, unit
-from smec_core.errors import InputError, one_line
-from smec_core.model.adapter import MLP_TENSORS, FrozenStage, apply_chain, fold, nearest_rotation
+from smec_core.errors import InputError
+from smec_core.model.adapter import FrozenStage, apply_chain, fold, nearest_rotation
 from smec_core.model.card import model_card
 
-FORMAT = 1
-PICKLES = (b"\x80", b"PK\x03\x04")
-"""How files of pickle and torch.save begin. A safetensors file may begin so, too: with the length of its header."""
+FORMAT = 2
+"""Since format 2 a model folder has checksums."""
+SEALED = ("adapter.safetensors", "config.json", "metrics.json", "history.jsonl", "README.md")
 ROTATION_ERROR = 1e-2
 """Frobenius norm of W W' - I up to which a weight is a rotation, less the rounding of its training."""
 
@@ -64,7 +61,8 @@ class Model:
     ) -> None:
         self.stages = [stage.to("cpu") for stage in stages]
         self.input_dim = input_dim
-        self.config = {"format": FORMAT, "input_dim": input_dim, **config}
+        # first in the file, and of this version whatever the config says
+        self.config = {"format": FORMAT, "input_dim": input_dim} | config | {"format": FORMAT}
         self.config["stages"] = [{"dim": stage.dim, "projection": stage.projection} for stage in stages]
         self.dims: tuple[int, ...] = tuple(self.config["dims"])
         self.metrics = metrics
@@ -186,7 +184,7 @@ class Model:
             InputError: an added stage does not fit or is no rotation, or no stage keeps one of the dims.
         """
         try:
-            _check_chain(added, _kept_dim(self.stages, self.input_dim), first=len(self.stages))
+            check_chain(added, _kept_dim(self.stages, self.input_dim), first=len(self.stages))
         except ValueError as error:
             raise InputError(f"the model cannot be extended: {error}") from error
         blocks = {self.input_dim, *(stage.dim for stage in (*self.stages, *added))}
@@ -214,93 +212,31 @@ class Model:
         return hashlib.sha256(self._tensor_bytes()).hexdigest()
 
     def save(self, folder: str | Path) -> None:
-        """Writes adapter.safetensors, config.json, metrics.json and README.md into a folder, made if missing."""
+        """Writes adapter.safetensors, config.json, metrics.json, README.md and SHA256SUMS into a folder.
+
+        The folder is made if it is missing. SHA256SUMS is as `sha256sum` writes it; where history.jsonl is there
+        already, it covers that, too.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "adapter.safetensors").write_bytes(self._tensor_bytes())
         (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
         (folder / "metrics.json").write_text(json.dumps(self.metrics, indent=2) + "\n")
         (folder / "README.md").write_text(model_card(self.config, self.metrics))
+        write_sums(folder, [name for name in SEALED if (folder / name).exists()])
 
 
-def load(folder: str | Path) -> Model:
-    """Reads a model folder.
+def check_chain(stages: Sequence[FrozenStage], width: int, first: int = 0) -> None:
+    """Refuses stages that do not fit together.
 
     Args:
-        folder: a path or URI.
+        stages: the chain.
+        width: dims that its first stage is to take.
+        first: that stage's number, for messages.
 
     Raises:
-        InputError: not a model folder, or one whose files do not fit together.
+        ValueError: a stage takes another number of dims than it is given.
     """
-    filesystem, path = open_filesystem(str(folder))
-    folder = public_uri(str(folder))
-    content = {}
-    for name in ("config.json", "metrics.json", "adapter.safetensors"):
-        try:
-            with filesystem.open_input_stream(f"{path.rstrip('/')}/{name}", compression=None) as stream:
-                content[name] = stream.read()
-        except FileNotFoundError as error:
-            raise InputError(f"{folder}: not a model folder ({name} is missing)") from error
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be read ({one_line(error)})") from error
-    try:
-        config, metrics = (json.loads(todays_names(content[name])) for name in ("config.json", "metrics.json"))
-    except ValueError as error:
-        raise InputError(f"{folder}: a damaged model folder ({error})") from error
-    tensors = _read_tensors(f"{folder}/adapter.safetensors", content["adapter.safetensors"])
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise InputError(f"{folder}/config.json: not a config of format {FORMAT}, which is what this version reads")
-    try:
-        stages = [
-            _read_stage(number, stage["dim"], stage["projection"], tensors)
-            for number, stage in enumerate(config["stages"])
-        ]
-        input_dim = config["input_dim"]
-        _check_chain(stages, input_dim)
-        # before anything of that size is made
-        if all(stage.is_linear for stage in stages) and tensors["matrix"].shape != (input_dim, input_dim):
-            raise ValueError(f"matrix is {tuple(tensors['matrix'].shape)}, input_dim {input_dim}")
-        model = Model(stages, input_dim, config, metrics)
-        if model.matrix_DD is not None:
-            # folded on another machine its last bits can differ, and with them the fingerprint
-            # in memory of torch's own: how a product is rounded depends on where its operands lie
-            model.matrix_DD = tensors["matrix"].clone()
-        return model
-    except (KeyError, TypeError, ValueError) as error:
-        problem = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
-        raise InputError(f"{folder}: config.json and adapter.safetensors do not fit together ({problem})") from error
-
-
-def todays_names(content: bytes) -> bytes:
-    """JSON of a model folder with the names of today: the first edition called a linear map `free`."""
-    content = re.sub(rb'("projection"\s*:\s*)"free"', rb'\1"linear"', content)
-    return re.sub(rb'"free"(\s*:\s*\{)', rb'"linear"\1', content)
-
-
-def _read_tensors(path: str, content: bytes) -> dict[str, Tensor]:
-    try:
-        return load_tensors(content)
-    except (ValueError, SafetensorError) as error:
-        # the header is JSON, so a cut safetensors file has its brace after the eight bytes of the length
-        if content.startswith(PICKLES) and content[8:9] != b"{":
-            raise InputError(
-                f"{path}: is a pickle, which runs code when it is read; only safetensors is read here"
-            ) from error
-        raise InputError(f"{path}: is damaged ({error}); copy the model folder anew") from error
-
-
-def _read_stage(number: int, dim: int, projection: Projection, tensors: dict[str, Tensor]) -> FrozenStage:
-    if projection not in get_args(Projection):
-        raise ValueError(f"stage {number} has the unknown projection {projection!r}")
-    prefix = f"stages.{number}."
-    names = ["weight", "logits", *(MLP_TENSORS if projection == "residual_mlp" else ())]
-    stage = FrozenStage(dim, projection, {name: tensors[prefix + name] for name in names})
-    if stage.tensors["weight"].shape != (stage.d_in, stage.d_in) or not 1 <= dim <= stage.d_in:
-        raise ValueError(f"stage {number} keeps {dim} dims of a weight {tuple(stage.tensors['weight'].shape)}")
-    return stage
-
-
-def _check_chain(stages: Sequence[FrozenStage], width: int, first: int = 0) -> None:
     for number, stage in enumerate(stages, first):
         if stage.d_in != width:
             raise ValueError(f"stage {number} takes {stage.d_in} dims, the one before gives {width}")

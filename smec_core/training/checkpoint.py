@@ -22,7 +22,7 @@ from torch import Tensor
 from smec_core.training.memory import MemoryShard
 
 FORMER_LINEAR = "free"
-"""What the first edition called a linear map, in its checkpoints, too."""
+"""What earlier versions called a linear map, in its checkpoints, too."""
 
 Tree = dict[str, Any]
 """Numbers, strings, None, tensors, and lists and dicts of them."""
@@ -91,7 +91,7 @@ class Checkpoint:
         }
         shards = [MemoryShard(**read_tree(path)) for path in sorted(folder.glob("memory-*.safetensors"))]
         progress = read_tree(folder / "progress.safetensors")
-        # the first edition keeps what the plan says now
+        # earlier versions keep what the plan says now
         progress.pop("epochs", None)
         return cls(Progress(**progress), candidates, shards)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from benchmarks import compatible
 from smec_core.data.dataset import Dataset
-from smec_core.model.model import load
+from smec_core.model.files import load
 from tests.builders import write_dataset
 
 SETTINGS = ["--dims", "8,4", "--seeds", "0", "--set", "epochs=2", "--set", "negatives=16"]

@@ -189,6 +189,7 @@ def test_a_named_job_that_has_succeeded_is_not_run_again(
     assert [job for job in cluster.jobs() if job.startswith(name)] == [name]
 
 
+@pytest.mark.slow
 def test_a_named_job_that_has_failed_is_run_again(cluster: Cluster, tmp_path: Path) -> None:
     command = ["--id", "night-1", "--", "check", str(tmp_path / "data")]
     assert cluster.submit(*command, cwd=tmp_path).returncode == 2

@@ -17,7 +17,8 @@ from pipelines.compress.settings import CompressSettings
 from smec_core.data.dataset import Dataset
 from smec_core.evaluation.evaluate import read_rows
 from smec_core.model.adapter import FrozenStage
-from smec_core.model.model import Model, load
+from smec_core.model.files import load
+from smec_core.model.model import Model
 from tests.builders import write_dataset
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

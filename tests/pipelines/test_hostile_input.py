@@ -54,7 +54,7 @@ def test_a_stored_model_that_names_files_elsewhere_is_not_fetched(tmp_path: Path
     run_folder.create()
     (tmp_path / "secret").write_text("stays")
     file = {"name": "../../secret", "bytes": 5, "sha256": ""}
-    run_folder.write_json("finished.json", {"format": 1, "files": [file]})
+    run_folder.write("finished.json", {"format": 1, "files": [file]})
 
     (tmp_path / "a" / "b").mkdir(parents=True)
     with pytest.raises(SmecError, match=r"finished\.json: names '\.\./\.\./secret', which is no file of a model"):
@@ -77,7 +77,7 @@ def test_a_release_that_names_folders_elsewhere_is_refused(tmp_path: Path, run: 
 def test_a_training_that_names_a_folder_elsewhere_removes_nothing(tmp_path: Path) -> None:
     ledger = Ledger(RunFolder(str(tmp_path / "storage"), "series"))
     (tmp_path / "elsewhere").mkdir()
-    ledger.folder.write_json("training.json", {"run": "../elsewhere"})
+    ledger.folder.write("training.json", {"run": "../elsewhere"})
     with pytest.raises(InputError, match=r"training\.json: '\.\./elsewhere' is no name of a run; restore the file"):
         ledger.begin_training(ledger.folder.sibling("series-0"))
     assert (tmp_path / "elsewhere").exists()

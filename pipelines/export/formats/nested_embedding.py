@@ -10,6 +10,7 @@
 Shapes: N rows, D input dims, d dims kept.
 """
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -48,6 +49,15 @@ class NestedEmbedding:
 
 
 def load(folder: str | Path = Path(__file__).parent) -> NestedEmbedding:
-    """Reads the matrix.safetensors of a folder, by default of the one this file lies in."""
+    """Reads the matrix.safetensors of a folder, by default of the one this file lies in.
+
+    Raises:
+        ValueError: it is not as it was exported.
+    """
+    record = Path(folder) / "export.json"
+    if record.exists():
+        content = (Path(folder) / "matrix.safetensors").read_bytes()
+        if hashlib.sha256(content).hexdigest() != json.loads(record.read_text())["files"]["matrix.safetensors"]:
+            raise ValueError(f"{folder}/matrix.safetensors: is not as it was exported; copy the folder anew")
     with safe_open(Path(folder) / "matrix.safetensors", framework="numpy") as file:
         return NestedEmbedding(file.get_tensor("matrix"), json.loads(file.metadata()["smec_export"]))

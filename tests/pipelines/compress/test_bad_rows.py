@@ -118,6 +118,7 @@ def test_too_many_bad_rows_publish_nothing(tmp_path: Path, model: Path) -> None:
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.slow
 def test_a_kill_between_the_files_of_a_piece_is_mended(tmp_path: Path, model: Path) -> None:
     source, out = write_bad(tmp_path / "in", fixed=False), tmp_path / "out"
     options: dict[str, Any] = {"on_bad_row": "quarantine", "max_bad_rows": 0.05, "dim": "8,4"}

@@ -92,7 +92,7 @@ def test_an_unfinished_version_is_not_read_by_mistake(tmp_path: Path, model: Pat
         pq.read_table(version)
 
 
-@pytest.mark.parametrize(("dtype", "share"), [("int8", 0.55), ("binary", 0.65)])
+@pytest.mark.parametrize(("dtype", "share"), [("int8", 0.55), pytest.param("binary", 0.65, marks=pytest.mark.slow)])
 def test_small_numbers_take_their_bytes_on_disk(
     tmp_path: Path, data_dir: Callable[[str], Path], dtype: str, share: float
 ) -> None:

@@ -19,10 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.ingest.actor import EncodeShard, Job
+from pipelines.ingest.draft import digest_of
 from pipelines.ingest.encoder import Encoder
 from pipelines.ingest.job import Source, run
 from pipelines.ingest.readers import Place
 from pipelines.ingest.settings import IngestSettings
+from pipelines.storage.manifest import describe, finish_task
 from smec_core.data.dataset import Dataset
 from smec_core.data.parquet import write_embeddings
 from smec_core.errors import InputError, LeaseError, SmecError
@@ -131,6 +133,12 @@ def left_by_a_kill(finished: Path, partial: Path, *lost: str, **plan: Any) -> No
     for name in lost:
         (partial / "data" / name).unlink()
     (partial / "plan.json").write_text(json.dumps(plan_of(finished) | plan))
+    disk, folder = pafs.LocalFileSystem(), str(partial / "data")
+    for path in (partial / "data").rglob("*.parquet"):
+        name = str(path.relative_to(folder))
+        if not name.startswith("qrels/"):
+            described = describe(disk, str(path), name, pq.read_metadata(path).num_rows)
+            finish_task(disk, folder, name, [described], digest_of(plan_of(finished) | plan))
 
 
 def plan_of(finished: Path) -> dict[str, Any]:
@@ -147,6 +155,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, encoder: Path, ray_clu
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_killed_run_is_gone_on_with_to_the_same_bytes(
     tmp_path: Path, undisturbed: Path, encoder: Path, capsys: pytest.CaptureFixture[str]

@@ -53,12 +53,13 @@ def main(config: str, job: str, point: int | None) -> None:
 
         setattr(owner, name, stepped)
 
-    def written(source: str, target: str) -> str | None:
+    def written(source: str | Path, target: str | Path) -> str | None:
         # as `new_file` does it; a lease is renewed, and MLflow's run is noted, whenever it is time
-        is_ours = source.startswith(f"{target}.") and Path(target).name not in (LEASE, STATE_FILE)
+        is_ours = str(source).startswith(f"{target}.") and Path(target).name not in (LEASE, STATE_FILE)
         return Path(target).name if is_ours else None
 
     before(os, "replace", written)
+    before(os, "link", written)
     before(os, "rename", lambda source, target: Path(target).name if VERSION.fullmatch(Path(target).name) else None)
     for name in REGISTRY:
         before(MlflowClient, name, lambda client, *args: " ".join(map(str, args[:2])))

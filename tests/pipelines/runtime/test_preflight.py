@@ -139,6 +139,7 @@ def test_a_limit_that_is_too_low_is_one_line(folder: Path, limits: dict[int, int
     assert "ulimit -" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_long_tmpdir_and_a_home_that_is_not_there(folder: Path) -> None:
     long = folder / ("long" * 15)
@@ -183,6 +184,7 @@ def test_actors_are_as_many_as_the_cpus_that_may_be_used(kind: str) -> None:
     assert run(command).stdout == "(1, 0.0)\n"
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.training
 def test_a_working_folder_that_mlflow_cannot_write_to(folder: Path) -> None:

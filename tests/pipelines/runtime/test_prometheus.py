@@ -131,6 +131,7 @@ def report(address: str) -> Iterator[Callable[[str, str], None]]:
         ray.kill(ray.get_actor(ACTOR, namespace=NAMESPACE))
 
 
+@pytest.mark.slow
 def test_figures_of_a_retrain_stay_when_its_process_is_gone(report: Callable[[str, str], None]) -> None:
     def found() -> dict[tuple[str, str], float]:
         # other tests of the cluster may have retrained series of theirs

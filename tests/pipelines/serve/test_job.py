@@ -253,7 +253,9 @@ def test_a_serve_config_file_builds_the_application(url: str, models: tuple[Path
         serve.delete("configured")
 
 
-@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize(
+    ("stop", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 0)]
+)
 def test_the_command_answers_what_is_under_way_and_ends(
     models: tuple[Path, Path], tmp_path: Path, stop: signal.Signals, code: int
 ) -> None:

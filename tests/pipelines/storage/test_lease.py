@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipelines.storage import lease
-from pipelines.storage.lease import LEASE, Holder, Lease
+from pipelines.storage.files import swap
+from pipelines.storage.lease import LEASE, TTL_SECONDS, Holder, Lease
 from pipelines.storage.run_folder import RunFolder
 from smec_core.errors import InputError, LeaseError
 
@@ -152,10 +154,10 @@ def test_a_live_process_here_is_refused_at_once_and_released_means_free(
     with pytest.raises(LeaseError, match=expected + rf"stop it \(kill {holder.process.pid}\), or choose"):
         Lease(run_folder, ignore).__enter__()
     assert holder.take() == "released"
-    assert run_folder.read_json(LEASE) is None
+    assert run_folder.read(LEASE) is None
     with Lease(run_folder, ignore) as mine:
         assert not mine.lost
-    assert run_folder.read_json(LEASE) is None
+    assert run_folder.read(LEASE) is None
 
 
 def test_a_second_training_of_the_same_process_is_refused(run_folder: RunFolder) -> None:
@@ -172,14 +174,14 @@ def test_what_a_killed_process_held_is_taken_over_at_once(run_folder: RunFolder,
     # not waited for, so it stays in the process table, dead
     holder.kill()
     with Lease(run_folder, ignore):
-        assert run_folder.read_json(LEASE)["pid"] == os.getpid()
+        assert run_folder.read(LEASE)["pid"] == os.getpid()
 
 
 def test_another_process_with_the_number_of_a_dead_one_does_not_hold_its_lease(
     run_folder: RunFolder, lasting: None
 ) -> None:
     dead = Holder.this_process()._replace(pid_started=1)
-    run_folder.write_json(LEASE, dead._asdict())
+    run_folder.write(LEASE, dead._asdict())
     with Lease(run_folder, ignore):
         pass
 
@@ -188,9 +190,9 @@ def test_a_stopped_process_here_keeps_its_lease(run_folder: RunFolder, start: St
     holder = start(ttl=2, renew=0.2)
     assert holder.take() == "held"
     holder.process.send_signal(signal.SIGSTOP)
-    before = run_folder.read_json(LEASE)
+    before = run_folder.read(LEASE)
     time.sleep(3)
-    assert run_folder.read_json(LEASE) == before
+    assert run_folder.read(LEASE) == before
     with pytest.raises(LeaseError):
         Lease(run_folder, ignore).__enter__()
 
@@ -222,7 +224,7 @@ def test_a_dead_process_of_another_machine_is_waited_for_and_then_replaced(
 
 @pytest.mark.parametrize("until", ["1970-01-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00"])
 def test_another_machines_clock_decides_nothing(run_folder: RunFolder, short: None, until: str) -> None:
-    run_folder.write_json(LEASE, Holder.this_process()._replace(host="elsewhere", until=until)._asdict())
+    run_folder.write(LEASE, Holder.this_process()._replace(host="elsewhere", until=until)._asdict())
     began = time.monotonic()
     with Lease(run_folder, ignore):
         assert time.monotonic() - began > 2
@@ -230,7 +232,7 @@ def test_another_machines_clock_decides_nothing(run_folder: RunFolder, short: No
 
 def test_a_container_of_this_host_is_another_machine(run_folder: RunFolder, short: None) -> None:
     container = Holder.this_process()._replace(pid_namespace="pid:[1]", pid=1, pid_started=1)
-    run_folder.write_json(LEASE, container._asdict())
+    run_folder.write(LEASE, container._asdict())
     began = time.monotonic()
     with Lease(run_folder, ignore):
         assert time.monotonic() - began > 2
@@ -255,11 +257,11 @@ def test_who_loses_the_lease_hears_of_it_and_leaves_the_others_alone(
     expected = r"^run nightly: its lease in \S+ was taken over by process 77 on elsewhere, "
     with pytest.raises(LeaseError, match=expected), Lease(run_folder, told.set) as mine:
         mine.check()
-        run_folder.write_json(LEASE, other._asdict())
+        run_folder.write(LEASE, other._asdict())
         assert told.wait(PATIENCE_SECONDS)
         assert mine.lost
         raise RuntimeError("what went wrong because of it")
-    assert run_folder.read_json(LEASE) == other._asdict()
+    assert run_folder.read(LEASE) == other._asdict()
 
 
 @ON_BOTH
@@ -268,13 +270,13 @@ def test_a_lease_that_was_removed_is_lost(run_folder: RunFolder, short: None) ->
         run_folder.filesystem.delete_file(f"{run_folder.path}/{LEASE}")
         wait_until(lambda: mine.lost)
         mine.check()
-    assert run_folder.read_json(LEASE) is None
+    assert run_folder.read(LEASE) is None
 
 
 def test_it_is_renewed_while_it_is_held(run_folder: RunFolder, short: None) -> None:
     with Lease(run_folder, ignore) as mine:
-        first = run_folder.read_json(LEASE)
-        wait_until(lambda: run_folder.read_json(LEASE)["until"] > first["until"])
+        first = run_folder.read(LEASE)
+        wait_until(lambda: run_folder.read(LEASE)["until"] > first["until"])
         assert not mine.lost
 
 
@@ -285,13 +287,48 @@ def test_storage_that_is_away_for_a_while_does_not_cost_the_lease(tmp_path: Path
         os.rename(run_folder.path, f"{run_folder.path}.away")
         time.sleep(1)
         os.rename(f"{run_folder.path}.away", run_folder.path)
-        first = run_folder.read_json(LEASE)
-        wait_until(lambda: run_folder.read_json(LEASE)["until"] > first["until"])
+        first = run_folder.read(LEASE)
+        wait_until(lambda: run_folder.read(LEASE)["until"] > first["until"])
+        mine.check()
+
+
+def test_a_holder_whose_storage_stays_away_stops_before_another_may_take_over(
+    tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lease.HOLD_SECONDS < TTL_SECONDS
+    monkeypatch.setattr(lease, "HOLD_SECONDS", 1.0)
+    run_folder = RunFolder(str(tmp_path), "nightly")
+    run_folder.create()
+    stopped = threading.Event()
+    why = "may be taken over, because for 1 s this process had not renewed it in time"
+    with pytest.raises(LeaseError, match=why), Lease(run_folder, stopped.set) as mine:
+        os.rename(run_folder.path, f"{run_folder.path}.away")
+        assert stopped.wait(PATIENCE_SECONDS)
+        os.rename(f"{run_folder.path}.away", run_folder.path)
+        mine.check()
+
+
+def test_a_write_to_storage_that_hangs_does_not_keep_the_holder_from_stopping(
+    tmp_path: Path, short: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "HOLD_SECONDS", 0.5)
+    run_folder = RunFolder(str(tmp_path), "nightly")
+    run_folder.create()
+    stopped, comes_back = threading.Event(), threading.Event()
+    with pytest.raises(LeaseError), Lease(run_folder, stopped.set) as mine:
+
+        def hang(*arguments: Any) -> bool:
+            comes_back.wait(PATIENCE_SECONDS)
+            return swap(*arguments)
+
+        monkeypatch.setattr("pipelines.storage.lease.swap", hang)
+        assert stopped.wait(PATIENCE_SECONDS)
+        comes_back.set()
         mine.check()
 
 
 def test_a_file_that_is_no_lease_is_named(run_folder: RunFolder) -> None:
-    run_folder.write_json(LEASE, {"format": 2})
+    run_folder.write(LEASE, {"format": 2})
     with pytest.raises(InputError, match=r"nightly/lease.json: is no lease; remove it when"):
         Lease(run_folder, ignore).__enter__()
 
@@ -303,12 +340,12 @@ def test_of_processes_that_race_exactly_one_wins(rounds: int, run_folder: RunFol
     for number in range(rounds):
         # by turns for a free lease and for one that a dead process left
         if number % 2:
-            run_folder.write_json(LEASE, left_behind._asdict())
+            run_folder.write(LEASE, left_behind._asdict())
         for racer in racers:
             racer.write()
         outcomes = [racer.read() for racer in racers]
         assert sorted(outcomes) == ["held", "refused", "refused"]
         winner = racers[outcomes.index("held")]
-        assert run_folder.read_json(LEASE)["pid"] == winner.process.pid
+        assert run_folder.read(LEASE)["pid"] == winner.process.pid
         assert winner.take() == "released"
-        assert run_folder.read_json(LEASE) is None
+        assert run_folder.read(LEASE) is None

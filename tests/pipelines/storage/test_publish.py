@@ -6,34 +6,34 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
-from pipelines.storage.files import new_file
+from pipelines.storage.files import new_file, read_record
+from pipelines.storage.manifest import StoredFile, describe
 from pipelines.storage.publish import (
     Draft,
-    PublishedFile,
     current,
-    describe_file,
     finished_version,
+    in_force,
     manifest_of,
     plans,
     promote,
     remove_version,
 )
 from smec_core.data.uri import join_uri, public_uri
-from smec_core.errors import InputError, SmecError
+from smec_core.errors import DamagedError, InputError, SmecError
 
 PLAN = {"job": "test", "dim": 8, "model": "m", "model_fingerprint": "0123"}
 
 
-def write(draft: Draft, name: str, text: str) -> PublishedFile:
+def write(draft: Draft, name: str, text: str) -> StoredFile:
     with new_file(draft.filesystem, f"{draft.folder}/{name}") as sink:
         sink.write(text.encode())
-    return describe_file(draft.filesystem, f"{draft.folder}/{name}", rows=len(text))
+    return describe(draft.filesystem, f"{draft.folder}/{name}", name, rows=len(text))
 
 
 def publish(out: Path, plan: dict[str, object], text: str) -> dict[str, object]:
     draft = Draft.open(str(out), plan)
     manifest = draft.finish([write(draft, "a.parquet", text)], {"rows": len(text)})
-    promote(str(out), draft.name)
+    promote(str(out), draft.name, in_force(str(out)))
     return manifest
 
 
@@ -48,12 +48,15 @@ def test_versions_stay_and_current_moves(tmp_path: Path) -> None:
 
 def test_manifest_describes_plan_and_files(tmp_path: Path) -> None:
     manifest = publish(tmp_path, PLAN, "three")
-    assert json.loads((tmp_path / "v0001/_manifest.json").read_text()) == manifest
+    path = str(tmp_path / "v0001/_manifest.json")
+    assert read_record(pafs.LocalFileSystem(), path) == manifest
     assert manifest["dim"] == 8
     assert manifest["rows"] == 5
     # sha256sum of the five bytes "three"
     digest = "8b5b9db0c13db24256c829aa364aa90c6d2eba318b9232a4ab9313b954d3555f"
-    assert manifest["files"] == [{"name": "a.parquet", "rows": 5, "bytes": 5, "sha256": digest}]
+    found = (tmp_path / "v0001/a.parquet").stat()
+    stamp = f"{found.st_ino}-{found.st_ctime_ns}"
+    assert manifest["files"] == [{"name": "a.parquet", "rows": 5, "bytes": 5, "sha256": digest, "stamp": stamp}]
 
 
 def test_unfinished_version_is_taken_up_only_by_the_same_job(tmp_path: Path) -> None:
@@ -71,7 +74,7 @@ def test_unfinished_version_is_taken_up_only_by_the_same_job(tmp_path: Path) -> 
     assert again.name == "v0002"
     again.finish([write(again, "a.parquet", "whole")], {"rows": 5})
     assert current(str(tmp_path)).endswith("v0001")
-    promote(str(tmp_path), "v0002")
+    promote(str(tmp_path), "v0002", in_force(str(tmp_path)))
     assert current(str(tmp_path)).endswith("v0002")
     assert sorted(path.name for path in (tmp_path / "v0002").iterdir()) == ["_manifest.json", "a.parquet"]
 
@@ -81,7 +84,7 @@ def test_version_whose_files_changed_is_not_published(tmp_path: Path) -> None:
     draft = Draft.open(str(tmp_path), PLAN)
     file = write(draft, "a.parquet", "two")
     (tmp_path / "v0002/a.parquet").write_text("tampered")
-    with pytest.raises(SmecError, match=r"v0002/a\.parquet: was changed or removed"):
+    with pytest.raises(SmecError, match=r"v0002/a\.parquet: .*was changed after it was written"):
         draft.finish([file], {"rows": 3})
     assert current(str(tmp_path)).endswith("v0001")
     assert not (tmp_path / "v0002/_manifest.json").exists()
@@ -120,7 +123,7 @@ def test_current_of_a_folder_without_versions(tmp_path: Path) -> None:
 def test_current_that_names_no_finished_version(tmp_path: Path, name: str) -> None:
     Draft.open(str(tmp_path), PLAN)
     (tmp_path / "CURRENT").write_text(name)
-    with pytest.raises(InputError, match="no finished version"):
+    with pytest.raises(DamagedError, match=r"CURRENT: names .*publish again"):
         current(str(tmp_path))
 
 
@@ -141,7 +144,7 @@ def test_a_version_that_another_run_has_published_is_not_discarded(tmp_path: Pat
     one.finish([write(one, "a.parquet", "one")], {"rows": 3})
     other.discard()
     assert (tmp_path / "v0001/a.parquet").read_text() == "one"
-    promote(str(tmp_path), "v0001")
+    promote(str(tmp_path), "v0001", in_force(str(tmp_path)))
 
 
 def test_a_version_that_a_kill_kept_from_being_in_force_is_found_by_its_plan(tmp_path: Path) -> None:
@@ -165,7 +168,7 @@ def test_only_a_finished_version_comes_into_force(tmp_path: Path, name: str) -> 
     publish(tmp_path, PLAN, "one")
     Draft.open(str(tmp_path), PLAN)
     with pytest.raises(InputError, match="there is no finished version"):
-        promote(str(tmp_path), name)
+        promote(str(tmp_path), name, in_force(str(tmp_path)))
     assert current(str(tmp_path)).endswith("v0001")
 
 
@@ -182,7 +185,7 @@ def test_versions_of_an_earlier_release_stay_in_use(tmp_path: Path) -> None:
     assert [manifest_of(filesystem, f"{out}/{name}") for name in ("v0001", "v0002")] == made
     assert plans(out) == {"v0001": made[0], "v0002": made[1]}
     assert current(out).endswith("v0002")
-    promote(out, "v0001")
+    promote(out, "v0001", in_force(out))
     assert current(out).endswith("v0001")
     assert finished_version(out, PLAN) == (f"{out}/v0001", made[0])
     # what is finished is not written to again
@@ -198,7 +201,7 @@ def test_a_version_that_an_earlier_release_began_is_gone_on_with(tmp_path: Path)
     (tmp_path / "v0002/plan.json").write_text(json.dumps(PLAN, indent=1))
     draft = Draft.open(str(tmp_path), PLAN)
     draft.finish([write(draft, "a.parquet", "two")], {"rows": 3})
-    promote(str(tmp_path), draft.name)
+    promote(str(tmp_path), draft.name, in_force(str(tmp_path)))
     assert sorted(path.name for path in (tmp_path / "v0002").iterdir()) == ["_manifest.json", "a.parquet"]
 
 
@@ -207,4 +210,4 @@ def test_a_removed_version_is_gone(tmp_path: Path) -> None:
     publish(tmp_path, PLAN, "two")
     remove_version(str(tmp_path), "v0001")
     remove_version(str(tmp_path), "v0001")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["CURRENT", "v0002"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "CURRENT", "v0002"]

@@ -58,7 +58,7 @@ def test_trials_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     for one in reversed(written):
         folder = trial_folder(study, one.number)
         folder.create()
-        folder.write_json(TRIAL_FILE, one.model_dump(mode="json"))
+        folder.write(TRIAL_FILE, one.model_dump(mode="json"))
     assert read_trials(study) == written
 
 

@@ -5,10 +5,14 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 import pytest
+import torch
 
 from pipelines.storage.run_folder import RunFolder
 from pipelines.train.checkpoints import Start, begin_start, remove_checkpoints, write_file_list
-from smec_core.training.trained import TRAINED_FILE
+from smec_core.errors import StoreUnreachable
+from smec_core.training.checkpoint import Checkpoint, Progress
+from smec_core.training.memory import MemoryShard
+from smec_core.training.trained import Trained
 
 RANKS = 2
 
@@ -29,16 +33,21 @@ def run_folder(request: pytest.FixtureRequest, tmp_path: Path) -> RunFolder:
 def write(run_folder: RunFolder, tmp_path: Path) -> Callable[..., str]:
     """Writes a checkpoint as the ranks do, and what of it is missing or cut off; gives its name."""
 
-    def one(start: int, number: int, leave_out: str = "", cut: str = "", last: bool = False) -> str:
+    def one(start: int, number: int, leave_out: str = "", cut: str = "", spoil: str = "", last: bool = False) -> str:
         name = f"checkpoint_{number:02}_{start}"
         path = f"nightly.start-{start}/{name}"
         for rank in range(RANKS):
             folder = tmp_path / path / str(rank)
             folder.mkdir(parents=True)
-            (folder / f"memory-{rank}.safetensors").write_bytes(b"m" * 100)
-            if rank == 0:
-                (folder / (TRAINED_FILE if last else "progress.safetensors")).write_bytes(b"p" * 100)
+            if last and rank == 0:
+                Trained([], {"number": number}).write(folder)
+            elif not last:
+                state(rank, number).write(folder, rank)
             write_file_list(folder, rank, RANKS, number)
+            if spoil and (folder / spoil).exists():
+                content = bytearray((folder / spoil).read_bytes())
+                content[-1] ^= 1
+                (folder / spoil).write_bytes(content)
             if cut and (folder / cut).exists():
                 (folder / cut).write_bytes((folder / cut).read_bytes()[:50])
             if leave_out:
@@ -48,6 +57,13 @@ def write(run_folder: RunFolder, tmp_path: Path) -> Callable[..., str]:
         return name
 
     return one
+
+
+def state(rank: int, number: int) -> Checkpoint:
+    """What one rank has to say of a training."""
+    progress = Progress("first", 0, 0, 0, number, 0, 0.0, 0.0, {}, {"first": []}, {})
+    shard = MemoryShard(2, torch.tensor([rank]), torch.tensor([number]))
+    return Checkpoint(progress if rank == 0 else None, {}, [shard])
 
 
 def kept(run_folder: RunFolder) -> set[str]:
@@ -98,6 +114,9 @@ def test_a_start_that_was_killed_while_it_took_a_checkpoint_along(
         {"leave_out": "files-0.json"},
         {"leave_out": "files-1.json"},
         {"cut": "memory-1.safetensors"},
+        {"spoil": "memory-1.safetensors"},
+        {"spoil": "progress.safetensors"},
+        {"spoil": "files-1.json"},
         {"cut": "files-0.json"},
         {"cut": "files-1.json"},
     ],
@@ -123,6 +142,23 @@ def test_where_none_is_whole_the_run_starts_again_and_says_so(
     assert kept(run_folder) == set()
 
 
+def test_an_outage_removes_no_checkpoint(
+    run_folder: RunFolder, write: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = write(1, 2)
+    before = kept(run_folder)
+
+    def away(*_: object) -> int:
+        raise StoreUnreachable("the store does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.train.checkpoints.open_checkpoint", away)
+        with pytest.raises(StoreUnreachable):
+            begin_start(run_folder)
+    assert kept(run_folder) == before
+    assert taken(begin_start(run_folder), run_folder) == newest
+
+
 def test_half_of_rays_own_state_is_in_nobodys_way(run_folder: RunFolder, write: Callable[..., str]) -> None:
     whole = write(1, 1)
     with run_folder.filesystem.open_output_stream(
@@ -139,7 +175,7 @@ def test_the_last_checkpoint_of_a_training_is_known_and_a_finished_run_keeps_non
 ) -> None:
     write(1, 1)
     write(1, 2, last=True)
-    run_folder.write_json("mlflow_run.json", {})
+    run_folder.write("mlflow_run.json", {})
     assert begin_start(run_folder).is_trained
     remove_checkpoints(run_folder)
     assert kept(run_folder) == {""}

@@ -13,7 +13,7 @@ from ray.cluster_utils import Cluster
 from pipelines.storage.run_folder import RunFolder
 from pipelines.train import job as train
 from pipelines.train.settings import TrainSettings
-from smec_core.model.model import load
+from smec_core.model.files import load
 from tests.builders import write_dataset
 from tests.kills import PATIENCE_SECONDS, Training, assert_complete_in_mlflow, wait_for_step
 

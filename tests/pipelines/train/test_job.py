@@ -137,7 +137,7 @@ def test_of_two_runs_of_one_name_the_second_leaves_and_the_first_is_whole(
     first_process = subprocess.Popen(_command(settings), cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
     try:
         run_folder = RunFolder(s3("runs"), "contested")
-        while (holder := run_folder.read_json("lease.json")) is None:
+        while (holder := run_folder.read("lease.json")) is None:
             assert first_process.poll() is None
             time.sleep(0.1)
         refused = subprocess.run(_command(second), cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
@@ -152,7 +152,7 @@ def test_of_two_runs_of_one_name_the_second_leaves_and_the_first_is_whole(
         first_process.kill()
         first_process.communicate()
     assert smec_core.load(tmp_path / "first").fingerprint == smec_core.load(model_folder).fingerprint
-    assert run_folder.read_json("lease.json") is None
+    assert run_folder.read("lease.json") is None
 
 
 def test_a_training_whose_lease_is_taken_over_stops_and_stores_nothing(dataset: Path, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_training_whose_lease_is_taken_over_stops_and_stores_nothing(dataset: 
         assert process.stderr is not None
         while not process.stderr.readline().startswith("MLflow run "):
             assert process.poll() is None
-        run_folder.write_json("lease.json", other._asdict())
+        run_folder.write("lease.json", other._asdict())
         _, errors = process.communicate(timeout=300)
     finally:
         process.kill()
@@ -174,7 +174,7 @@ def test_a_training_whose_lease_is_taken_over_stops_and_stores_nothing(dataset: 
     assert "was taken over by process 77 on elsewhere" in errors.splitlines()[-1]
     assert not (tmp_path / "model").exists()
     assert not run_folder.is_finished
-    assert run_folder.read_json("lease.json") == other._asdict()
+    assert run_folder.read("lease.json") == other._asdict()
     [run] = mlflow.search_runs(
         search_all_experiments=True, filter_string="run_name = 'overtaken'", output_format="list"
     )
@@ -190,6 +190,7 @@ def test_an_unfinished_run_of_other_settings_is_not_taken_up(dataset: Path, tmp_
         train.run(settings.model_copy(update={"seed": 1}))
 
 
+@pytest.mark.slow
 def test_a_challenger_starts_at_the_champion_and_says_so(dataset: Path, model_folder: Path, tmp_path: Path) -> None:
     changes = {"storage": str(tmp_path / "runs"), "warm_start": str(model_folder), "compatible": 1.0, "workers": 2}
     settings = _settings(dataset, tmp_path / "challenger", **changes)

@@ -108,7 +108,7 @@ def test_the_best_settings_are_a_config_of_train(study: Path, dataset: Path) -> 
 
 def test_a_study_is_a_run_with_a_child_a_trial(study: Path) -> None:
     client, summary = mlflow.MlflowClient(), _summary(study)
-    parent = _state(study).read_json("mlflow_run.json")["run_id"]
+    parent = _state(study).read("mlflow_run.json")["run_id"]
     experiment = client.get_run(parent).info.experiment_id
     children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'", max_results=50)
     assert sorted(int(run.data.tags["smec.trial"]) for run in children) == list(range(1, 13))
@@ -137,13 +137,13 @@ def test_a_study_is_a_run_with_a_child_a_trial(study: Path) -> None:
 
 def test_a_finished_study_is_not_run_again_and_can_be_extended(study: Path, dataset: Path, space: Path) -> None:
     before = _summary(study)
-    parent = _state(study).read_json("mlflow_run.json")
+    parent = _state(study).read("mlflow_run.json")
     again = tune.run(_settings(dataset, space, study))
     assert again["trials"] == before["trials"]
     more = tune.run(_settings(dataset, space, study, trials=13))
     assert more["trials"][:12] == before["trials"]
     assert [one["number"] for one in more["trials"][12:]] == [13]
-    assert _state(study).read_json("mlflow_run.json") == parent
+    assert _state(study).read("mlflow_run.json") == parent
 
 
 def test_the_report_of_a_study(study: Path, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_failed_trial_keeps_its_cause_and_the_study_goes_on(dataset: Path, tmp
     assert all("memory" in one["error"] for one in failed)
     client = mlflow.MlflowClient()
     folder = _state(tmp_path / "out")
-    run_id = trial_folder(folder, failed[0]["number"]).read_json("mlflow_run.json")["run_id"]
+    run_id = trial_folder(folder, failed[0]["number"]).read("mlflow_run.json")["run_id"]
     assert client.get_run(run_id).info.status == "FAILED"
     assert "memory" in client.get_run(run_id).data.tags["smec.error"]
 
@@ -203,6 +203,7 @@ def test_a_trial_whose_process_is_killed_is_recorded_and_the_study_goes_on(
     assert summary["states"]["finished"] + summary["states"]["stopped"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_study_that_cannot_write_ends_and_goes_on_later(
     dataset: Path, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -223,6 +224,7 @@ def test_a_study_that_cannot_write_ends_and_goes_on_later(
     assert tune.run(settings)["states"]["running"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_quality_against_seconds_is_a_front_without_early_stops(dataset: Path, space: Path, tmp_path: Path) -> None:
     summary = tune.run(_settings(dataset, space, tmp_path / "out", trials=3, objective="4,seconds"))
@@ -259,9 +261,9 @@ def test_the_best_is_compared_on_test_and_trained_again(dataset: Path, space: Pa
         assert tune.run(settings.model_copy(update={"confirm": 0})) == summary
         # another winner has not been compared yet
         folder = RunFolder(str(storage), next(path.name for path in storage.iterdir() if path.name.startswith("study")))
-        kept = folder.read_json("confirmed.json")
+        kept = folder.read("confirmed.json")
         kept["key"]["params"]["tau"] += 1
-        folder.write_json("confirmed.json", kept)
+        folder.write("confirmed.json", kept)
         assert "confirmed" not in tune.run(settings.model_copy(update={"confirm": 0}))
         with pytest.raises(TypeError):
             tune.run(settings)
@@ -364,7 +366,7 @@ def test_a_killed_study_goes_on_where_it_was(dataset: Path, space: Path, tmp_pat
             interrupted = {one.number: one.params for one in trials if one.state == "running"}
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    parent = _state(out).read_json("mlflow_run.json")
+    parent = _state(out).read("mlflow_run.json")
     assert _start(command, tmp_path).wait(PATIENCE_SECONDS) == 0, (tmp_path / "output.txt").read_text()
     after = {one["number"]: one for one in _summary(out)["trials"]}
     assert sorted(after) == list(range(1, 7))
@@ -373,7 +375,7 @@ def test_a_killed_study_goes_on_where_it_was(dataset: Path, space: Path, tmp_pat
     for number, params in interrupted.items():
         assert after[number]["params"] == params
         assert after[number]["state"] in ("finished", "stopped")
-    assert _state(out).read_json("mlflow_run.json") == parent
+    assert _state(out).read("mlflow_run.json") == parent
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     runs = client.search_runs([client.get_run(parent["run_id"]).info.experiment_id], max_results=50)
     assert len([run for run in runs if "mlflow.parentRunId" not in run.data.tags]) == 1
@@ -407,7 +409,7 @@ def test_trials_of_several_workers_that_are_cut_off_give_back_what_they_held(
         tune.run(_settings(dataset, space, tmp_path / "out", **changes))
     [trial] = read_trials(_state(tmp_path / "out"))
     assert trial.state == "running"
-    assert trial_folder(_state(tmp_path / "out"), 1).read_json("workers.json")
+    assert trial_folder(_state(tmp_path / "out"), 1).read("workers.json")
     _wait_for(cpus)
 
 

@@ -13,7 +13,7 @@ import pytest
 from pipelines.ingest.job import Source
 from smec_core.data.dataset import Dataset, dataset_stamp
 from smec_core.data.parquet import EmbeddingTable, write_embeddings
-from smec_core.errors import InputError
+from smec_core.errors import InputError, SmecError
 from tests.builders import write_beir
 
 DOCS, QUERIES, DIM = 30, 24, 4
@@ -252,3 +252,14 @@ def test_text_is_read_from_folders_with_an_ending_and_judgements_from_shards(tmp
     (source / "corpus.parquet").mkdir()
     pq.write_table(pa.table(rows), source / "corpus.parquet/part-0.parquet")
     assert Source.read(str(source), 10).fingerprints() == plain.fingerprints()
+
+
+def test_a_file_that_changed_with_the_same_size_and_time_is_another_stamp(folder: Path) -> None:
+    dataset, path = Dataset.open(str(folder)), next((folder / "corpus").glob("*.parquet"))
+    times, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (times.st_size, times.st_mtime_ns)
+    with pytest.raises(SmecError, match="changed while it was used; nothing of it is kept, run again"):
+        dataset.check_unchanged()

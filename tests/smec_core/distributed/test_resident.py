@@ -150,6 +150,7 @@ def test_every_step_finds_its_rows_and_no_more_are_held_than_may_be(
     assert all(count <= most_held or count in needed for count in docs.prepared)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_training_on_streamed_rows_is_that_on_resident_rows(ranks: Ranks, name: str, tmp_path: Path) -> None:
     whole = alone(ranks, CASES[name], str(tmp_path / "whole"))

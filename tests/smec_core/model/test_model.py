@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 import smec_core
+from smec_core.checksums import SUMS, write_sums
 from smec_core.config import Projection
 from smec_core.errors import InputError
 from smec_core.model.adapter import FrozenStage, apply_chain
-from smec_core.model.model import Model, load
+from smec_core.model.files import load
+from smec_core.model.model import Model
 
 DIM = 8
 
@@ -68,7 +70,8 @@ def test_a_stored_model_encodes_as_before(tmp_path: Path, kind: Projection) -> N
 
 def test_a_model_of_the_first_edition_is_read(folder: Path) -> None:
     """It calls a linear map `free`; a run of that name keeps it."""
-    config = json.loads((folder / "config.json").read_text()) | {"run": "free"}
+    config = json.loads((folder / "config.json").read_text()) | {"run": "free", "format": 1}
+    (folder / SUMS).unlink()
     config["stages"][0]["projection"] = "free"
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     stage = {"projection": "free", "candidates": {"free": {"epochs": 2}, "rotation": {"epochs": 0}}}
@@ -167,9 +170,21 @@ def test_the_card_says_how_to_use_the_model(folder: Path) -> None:
     assert "encode(embeddings, dim=2)" in card
 
 
+def seal(folder: Path) -> None:
+    """As somebody who writes other files, and their checksums, too."""
+    write_sums(folder, ["adapter.safetensors", "config.json", "metrics.json"])
+
+
+def spoil(path: Path, damage: Callable[[Path], object]) -> None:
+    """Damages a file, whose checksum is that of what it holds then."""
+    damage(path)
+    seal(path.parent)
+
+
 def edit_config(folder: Path, **changes: Any) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    seal(folder)
 
 
 def drop_from_config(folder: Path, key: str) -> None:
@@ -177,6 +192,7 @@ def drop_from_config(folder: Path, key: str) -> None:
     config = json.loads(path.read_text())
     del config[key]
     path.write_text(json.dumps(config))
+    seal(folder)
 
 
 def other_adapter(folder: Path) -> None:
@@ -190,6 +206,7 @@ def other_adapter(folder: Path) -> None:
 def other_matrix(folder: Path) -> None:
     path = folder / "adapter.safetensors"
     save_file(load_file(path) | {"matrix": torch.eye(6)}, path)
+    seal(folder)
 
 
 def cut(path: Path) -> None:
@@ -201,15 +218,18 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda f: (f / "config.json").unlink(), "config.json is missing"),
     "no metrics": (lambda f: (f / "metrics.json").unlink(), "metrics.json is missing"),
     "no adapter": (lambda f: (f / "adapter.safetensors").unlink(), "adapter.safetensors is missing"),
-    "cut adapter": (lambda f: cut(f / "adapter.safetensors"), "damaged"),
-    "empty adapter": (lambda f: (f / "adapter.safetensors").write_bytes(b""), "damaged"),
-    "cut config": (lambda f: cut(f / "config.json"), "damaged"),
-    "cut metrics": (lambda f: (f / "metrics.json").write_text("{"), "damaged"),
-    "config of bytes": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), "damaged"),
+    "cut adapter": (lambda f: spoil(f / "adapter.safetensors", cut), "damaged"),
+    "empty adapter": (lambda f: spoil(f / "adapter.safetensors", lambda path: path.write_bytes(b"")), "damaged"),
+    "cut config": (lambda f: spoil(f / "config.json", cut), "damaged"),
+    "cut metrics": (lambda f: spoil(f / "metrics.json", lambda path: path.write_text("{")), "damaged"),
+    "config of bytes": (lambda f: spoil(f / "config.json", lambda path: path.write_bytes(b"\xff\xfe\x00")), "damaged"),
+    "another config": (lambda f: (f / "config.json").write_text("{}"), "config.json: is not as it was written"),
+    "no checksums": (lambda f: (f / SUMS).unlink(), "SHA256SUMS: is missing"),
+    "cut checksums": (lambda f: cut(f / SUMS), "SHA256SUMS: is damaged"),
     "config of another thing": (lambda f: (f / "config.json").write_text("[]"), "config.json"),
     "config without stages": (lambda f: drop_from_config(f, "stages"), "stages"),
     "config without dims": (lambda f: drop_from_config(f, "dims"), "dims"),
-    "later format": (lambda f: edit_config(f, format=2), "config.json: not a config of format 1"),
+    "later format": (lambda f: edit_config(f, format=3), "config.json: not a config of format 1 to 2"),
     "stage too many": (
         lambda f: edit_config(f, stages=[{"dim": 4, "projection": "linear"}] * 3),
         "stages.2.weight is missing",
@@ -259,6 +279,7 @@ def test_a_header_of_any_length_is_read(folder: Path) -> None:
     content = path.read_bytes()
     for length in range(1024, 1024 + 256):
         path.write_bytes(with_header_of(content, length))
+        seal(folder)
         np.testing.assert_array_equal(load(folder).encode(vectors()), expected)
     assert with_header_of(content, 1024 + 128).startswith(b"\x80")
 
@@ -266,6 +287,7 @@ def test_a_header_of_any_length_is_read(folder: Path) -> None:
 def test_a_damaged_file_whose_length_is_that_of_pickle_is_called_damaged(folder: Path) -> None:
     path = folder / "adapter.safetensors"
     path.write_bytes(with_header_of(path.read_bytes(), 1024 + 128)[:-1])
+    seal(folder)
     with pytest.raises(InputError, match=r"adapter\.safetensors: is damaged"):
         load(folder)
 

@@ -17,7 +17,8 @@ from smec_core.errors import InputError
 from smec_core.evaluation.dev_set import QueryScores
 from smec_core.evaluation.metrics import PrefixSearch
 from smec_core.model.adapter import FrozenStage
-from smec_core.model.model import Model, load
+from smec_core.model.files import load
+from smec_core.model.model import Model
 from smec_core.model.pca import principal_rotation
 from smec_core.training.candidate import Candidate
 from smec_core.training.context import PassContext

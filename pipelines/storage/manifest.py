@@ -1,0 +1,156 @@
+"""What a folder of large files holds, by its manifest: each file with size, checksum and stamp.
+
+describe, problem_of             a file as it was written, and whether it still is that
+finish_task, finished_task       what the tasks of a folder that is being written have finished
+seal                             the manifest, written last, makes the folder a finished one
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import pyarrow.fs as pafs
+
+from pipelines.storage.files import (
+    as_record,
+    read_record,
+    remove_file,
+    remove_folder,
+    sizes_of,
+    swap,
+    write_record,
+)
+from smec_core.checksums import READ_BYTES
+from smec_core.data.parquet_files import stamp_of_file
+from smec_core.data.tables import MANIFEST
+from smec_core.data.uri import join_uri, open_filesystem, public_uri
+from smec_core.errors import DamagedError, SmecError, one_line
+
+DONE = "_done"
+
+
+class StoredFile(NamedTuple):
+    """A file as a manifest lists it.
+
+    Attributes:
+        name: its path in the folder.
+        rows: of a Parquet file.
+        bytes: its size.
+        sha256: (hex) of its bytes.
+        stamp: what changes whenever it is written anew; empty where the file system has no such thing.
+    """
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+    stamp: str = ""
+
+
+def describe(filesystem: pafs.FileSystem, path: str, name: str, rows: int = 0) -> StoredFile:
+    """Reads a finished file back for its size and checksum."""
+    # before it is read: what is written meanwhile changes the stamp
+    stamp = stamp_of_file(filesystem, path)
+    digest, size = hashlib.sha256(), 0
+    with filesystem.open_input_stream(path, compression=None) as source:
+        while piece := source.read(READ_BYTES):
+            digest.update(piece)
+            size += len(piece)
+    return StoredFile(name, rows, size, digest.hexdigest(), stamp)
+
+
+def problem_of(filesystem: pafs.FileSystem, folder: str, file: StoredFile, deep: bool = False) -> str | None:
+    """What is wrong with a file that a manifest lists; None where it is what was written.
+
+    Args:
+        filesystem: where it is.
+        folder: of the manifest.
+        file: as it was described.
+        deep: whether its bytes are read also where size and stamp are those of then.
+    """
+    path = f"{folder}/{file.name}"
+    info = filesystem.get_file_info(path)
+    if info.type != pafs.FileType.File:
+        return "is missing"
+    if info.size != file.bytes:
+        return f"has {info.size:,} bytes instead of {file.bytes:,}"
+    if not deep and file.stamp and stamp_of_file(filesystem, path) == file.stamp:
+        return None
+    if describe(filesystem, path, file.name).sha256 != file.sha256:
+        return "is not as it was written: its checksum differs"
+    return None
+
+
+def first_damaged(
+    filesystem: pafs.FileSystem, folder: str, files: Sequence[StoredFile], deep: bool = False
+) -> DamagedError | None:
+    """The first of a folder's files that is not what was written, as an error without a cure; None where all are."""
+    pool = ThreadPoolExecutor(8)
+    try:
+        problems = pool.map(lambda file: problem_of(filesystem, folder, file, deep), files)
+        for file, problem in zip(files, problems, strict=True):
+            if problem:
+                return DamagedError(f"{folder}/{file.name}", problem)
+        return None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def files_of(manifest: Mapping[str, Any]) -> list[StoredFile]:
+    """The files that a manifest lists.
+
+    Raises:
+        DamagedError: it is none.
+    """
+    try:
+        return [StoredFile(**file) for file in manifest["files"]]
+    except (TypeError, KeyError) as error:
+        raise DamagedError(MANIFEST, f"lists no files ({one_line(error)})") from error
+
+
+def finish_task(
+    filesystem: pafs.FileSystem, folder: str, task: str, files: Sequence[StoredFile], plan: str = ""
+) -> None:
+    """Notes in a folder that is being written what files a task of its plan has finished."""
+    content = {"plan": plan, "files": [file._asdict() for file in files]}
+    write_record(filesystem, f"{folder}/{DONE}/{task}.json", content)
+
+
+def finished_task(filesystem: pafs.FileSystem, folder: str, task: str, plan: str = "") -> list[StoredFile] | None:
+    """The files of a task that an earlier, killed run has finished; None where one of them is not what it wrote."""
+    try:
+        content = read_record(filesystem, f"{folder}/{DONE}/{task}.json")
+    except DamagedError:
+        return None
+    if content is None or content["plan"] != plan:
+        return None
+    files = files_of(content)
+    return None if first_damaged(filesystem, folder, files) else files
+
+
+def seal(uri: str, manifest: Mapping[str, Any], files: Sequence[StoredFile]) -> dict[str, Any]:
+    """Writes the manifest, which makes a folder a finished one, and removes what it does not list.
+
+    Args:
+        uri: of the folder.
+        manifest: what it says beside the files.
+        files: all files of the folder.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        SmecError: a listed file is missing, or is not the one that was described; or another process has sealed it.
+    """
+    filesystem, folder = open_filesystem(uri)
+    folder = folder.rstrip("/")
+    if problem := first_damaged(filesystem, folder, files):
+        raise SmecError(f"{problem.path}: {problem.problem}; it was changed after it was written; run again")
+    manifest = {**manifest, "files": [file._asdict() for file in files]}
+    if not swap(join_uri(uri, MANIFEST), None, as_record(manifest)):
+        raise SmecError(f"{public_uri(uri)}: another run finished it meanwhile; run again")
+    for stray in sizes_of(filesystem, folder).keys() - {MANIFEST, *(file.name for file in files)}:
+        remove_file(filesystem, f"{folder}/{stray}")
+    remove_folder(filesystem, f"{folder}/{DONE}")
+    return manifest

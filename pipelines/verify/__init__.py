@@ -1,0 +1,1 @@
+"""Reads every byte of what is stored: `smec verify`."""

@@ -1,0 +1,54 @@
+"""The deep check finds a changed byte in whatever the project has written."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.storage.files import new_file
+from pipelines.storage.manifest import describe, finish_task
+from pipelines.storage.publish import Draft
+from pipelines.verify import job as verify
+from pipelines.verify.settings import VerifySettings
+from smec_core.data.uri import join_uri
+from smec_core.errors import DamagedError, InputError
+from tests.pipelines.storage.test_damage import KINDS, snapshot, storage, write
+
+__all__ = ["storage"]
+
+
+def test_every_file_of_every_kind_is_read(storage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = [make(storage, tmp_path) for make in KINDS]
+    settings = VerifySettings(path=storage)
+    assert verify.run(settings)["files"] > 20
+    for kind in kinds:
+        for name, content in snapshot(kind.folder).items():
+            spoilt = bytearray(content)
+            spoilt[len(spoilt) // 2] ^= 1
+            write(kind.folder, {name: bytes(spoilt)})
+            try:
+                verify.run(settings)
+            except DamagedError as error:
+                assert "restore it from a copy, or make it again" in str(error)
+            else:
+                pytest.fail(f"{name} was not read")
+            assert name.rpartition("/")[2] in capsys.readouterr().err
+            write(kind.folder, {name: content})
+    verify.run(settings)
+
+
+def test_a_folder_is_named_itself_and_what_is_being_written_is_no_damage(storage: str, tmp_path: Path) -> None:
+    for make in KINDS:
+        kind = make(storage, tmp_path)
+        assert verify.run(VerifySettings(path=kind.folder))["files"] > 1
+    draft = Draft.open(join_uri(storage, "vectors"), {"job": "test", "dim": 2})
+    with new_file(draft.filesystem, f"{draft.folder}/a.parquet") as sink:
+        sink.write(b"a")
+    files = [describe(draft.filesystem, f"{draft.folder}/a.parquet", "a.parquet")]
+    finish_task(draft.filesystem, draft.folder, "a", files)
+    verify.run(VerifySettings(path=storage))
+
+
+def test_a_folder_without_checksums_is_none(tmp_path: Path) -> None:
+    (tmp_path / "notes.json").write_text("{}")
+    with pytest.raises(InputError, match="nothing there has checksums; give a folder that smec has written"):
+        verify.run(VerifySettings(path=str(tmp_path)))
