@@ -33,7 +33,7 @@ POINTS = {
     # the third model, which removes the first
     "release": 28,
     # after that, new documents and a challenger that is no better
-    "refresh": 19,
+    "refresh": 22,
     # after the third model
     "rollback": 5,
 }
