@@ -13,8 +13,9 @@ from click.testing import CliRunner
 
 import smec_core
 from pipelines.cli import app
-from pipelines.retrain.ledger import Ledger, Release, Releases
+from pipelines.retrain.ledger import CYCLE_KEYS, Ledger, Release, Releases
 from pipelines.storage.run_folder import RunFolder
+from smec_core.checksums import write_sums
 from smec_core.data.uri import open_filesystem
 from smec_core.errors import InputError, SmecError
 from smec_core.model.model import Model
@@ -67,10 +68,10 @@ def test_a_release_that_names_folders_elsewhere_is_refused(tmp_path: Path, run: 
     ledger = Ledger(RunFolder(str(tmp_path), "series"))
     release = Release(1, 1, run, "0" * 64, "1", str(tmp_path), version, "", "")
     ledger.write_releases(Releases((release,), 1))
-    with pytest.raises(InputError, match=r"releases\.json: '\.\./\w+' is no (name of a run|version); restore the file"):
+    with pytest.raises(InputError, match=r"releases\.json: '\.\./\w+' is no (name of a run|version); restore it"):
         ledger.releases()
-    ledger.write_cycle({"cycle": 1, "release": release._asdict()})
-    with pytest.raises(InputError, match=r"0001\.json: '\.\./\w+' is no (name of a run|version); restore the file"):
+    ledger.write_cycle(dict.fromkeys(CYCLE_KEYS) | {"cycle": 1, "release": release._asdict()})
+    with pytest.raises(InputError, match=r"0001\.json: '\.\./\w+' is no (name of a run|version); restore it"):
         ledger.last_cycle()
 
 
@@ -78,7 +79,7 @@ def test_a_training_that_names_a_folder_elsewhere_removes_nothing(tmp_path: Path
     ledger = Ledger(RunFolder(str(tmp_path / "storage"), "series"))
     (tmp_path / "elsewhere").mkdir()
     ledger.folder.write("training.json", {"run": "../elsewhere"})
-    with pytest.raises(InputError, match=r"training\.json: '\.\./elsewhere' is no name of a run; restore the file"):
+    with pytest.raises(InputError, match=r"training\.json: '\.\./elsewhere' is no name of a run; restore it"):
         ledger.begin_training(ledger.folder.sibling("series-0"))
     assert (tmp_path / "elsewhere").exists()
 
@@ -118,6 +119,8 @@ def test_a_model_of_an_impossible_width_is_refused(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     for width in (-4, 10**12):
         (folder / "config.json").write_text(json.dumps({**config, "input_dim": width, "dims": [width]}))
+        # as somebody who writes the checksums, too
+        write_sums(folder, ["adapter.safetensors", "config.json", "metrics.json"])
         with pytest.raises(InputError, match="do not fit together"):
             smec_core.load(folder)
 
