@@ -67,7 +67,7 @@ def as_record(content: dict[str, Any]) -> bytes:
 def parse_record(content: bytes, path: str, cure: str) -> dict[str, Any]:
     """A record's content without its checksum.
 
-    records of earlier versions have none; of them only the form is checked.
+    Records of earlier versions have none; of them only the form is checked.
 
     Raises:
         DamagedError: it is not what was written.
