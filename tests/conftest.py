@@ -174,6 +174,15 @@ def s3(_s3_address: str) -> Callable[[str], str]:
     return lambda path: f"s3://{bucket}/{path}?{options}"
 
 
+@pytest.fixture(params=["disk", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder that is not there yet, on a disk and on a real S3 server."""
+    if request.param == "disk":
+        return str(tmp_path / "storage")
+    s3: Callable[[str], str] = request.getfixturevalue("s3")
+    return s3("deep/storage")
+
+
 @pytest.fixture(scope="session")
 def _postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     import psycopg

@@ -74,7 +74,10 @@ class ReleaseManager:
             DamagedError: it cannot be repaired.
             SmecError: MLflow's registry cannot be reached.
         """
-        self._enforce(self.ledger.releases(), compress)
+        releases = self.ledger.releases()
+        if releases.champion is not None:
+            self._check_model(releases.champion)
+            self._enforce(releases, compress)
 
     def promote(self, releases: Releases, compress: Compress | None = None) -> None:
         """Writes the releases down, then lets alias and CURRENT follow; again with the same result after a kill.
@@ -84,7 +87,7 @@ class ReleaseManager:
             compress: makes damaged vectors again; None where there is no corpus.
 
         Raises:
-            DamagedError: model or vectors of the release are not what was written; nothing was changed.
+            DamagedError: model or vectors of the release are damaged beyond repair; what is in force stays so.
             InputError: it is of another published folder than the settings name.
             LeaseError: another process has taken the series over.
             SmecError: MLflow's registry cannot be reached.
@@ -106,7 +109,7 @@ class ReleaseManager:
         self._prune(releases._replace(in_effect=releases.in_force))
 
     def _enforce(self, releases: Releases, compress: Compress | None) -> Releases:
-        """Compares model, registry and published folder with the release in force, and mends what differs.
+        """Compares registry and published folder with the release in force, and mends what differs; its model is whole.
 
         Returns:
             The releases, with the names that the one in force has now.
@@ -114,7 +117,6 @@ class ReleaseManager:
         champion, is_known = releases.champion, releases.in_effect == releases.in_force
         if champion is None:
             return releases
-        self._check_model(champion)
         if not self.registry.has(champion.registry_version, champion.fingerprint):
             version = self.registry.register(self._run_folder(champion), champion.fingerprint, {})
             warn(f"version {champion.registry_version} is no longer in MLflow's registry; its model is {version} there")

@@ -60,14 +60,15 @@ def describe(filesystem: pafs.FileSystem, path: str, name: str, rows: int = 0) -
     return StoredFile(name, rows, size, digest.hexdigest(), stamp)
 
 
-def problem_of(filesystem: pafs.FileSystem, folder: str, file: StoredFile, deep: bool = False) -> str | None:
+def problem_of(filesystem: pafs.FileSystem, folder: str, file: StoredFile) -> str | None:
     """What is wrong with a file that a manifest lists; None where it is what was written.
+
+    Its bytes are read only if size and stamp are not those that it was described with.
 
     Args:
         filesystem: where it is.
         folder: of the manifest.
         file: as it was described.
-        deep: whether its bytes are read also where size and stamp are those of then.
     """
     path = f"{folder}/{file.name}"
     info = filesystem.get_file_info(path)
@@ -75,20 +76,18 @@ def problem_of(filesystem: pafs.FileSystem, folder: str, file: StoredFile, deep:
         return "is missing"
     if info.size != file.bytes:
         return f"has {info.size:,} bytes instead of {file.bytes:,}"
-    if not deep and file.stamp and stamp_of_file(filesystem, path) == file.stamp:
+    if file.stamp and stamp_of_file(filesystem, path) == file.stamp:
         return None
     if describe(filesystem, path, file.name).sha256 != file.sha256:
         return "is not as it was written: its checksum differs"
     return None
 
 
-def first_damaged(
-    filesystem: pafs.FileSystem, folder: str, files: Sequence[StoredFile], deep: bool = False
-) -> DamagedError | None:
+def first_damaged(filesystem: pafs.FileSystem, folder: str, files: Sequence[StoredFile]) -> DamagedError | None:
     """The first of a folder's files that is not what was written, as an error without a cure; None where all are."""
     pool = ThreadPoolExecutor(8)
     try:
-        problems = pool.map(lambda file: problem_of(filesystem, folder, file, deep), files)
+        problems = pool.map(lambda file: problem_of(filesystem, folder, file), files)
         for file, problem in zip(files, problems, strict=True):
             if problem:
                 return DamagedError(f"{folder}/{file.name}", problem)

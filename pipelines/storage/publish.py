@@ -119,13 +119,12 @@ def manifest_of(filesystem: pafs.FileSystem, folder: str) -> dict[str, Any] | No
     return manifest
 
 
-def check_version(out: str, name: str, deep: bool = False) -> dict[str, Any]:
+def check_version(out: str, name: str) -> dict[str, Any]:
     """The manifest of a finished version, all of whose files are what was written.
 
     Args:
         out: the published folder.
         name: of the version.
-        deep: whether to read the bytes also of files whose size and stamp are those of then.
 
     Raises:
         DamagedError: a file is not what was written, or there is no such version.
@@ -136,7 +135,7 @@ def check_version(out: str, name: str, deep: bool = False) -> dict[str, Any]:
     # a copy of another one is none
     if manifest is None or manifest["version"] != name:
         raise DamagedError(public_uri(join_uri(out, name)), "is no finished version", PUBLISH)
-    if problem := first_damaged(filesystem, folder, files_of(manifest), deep):
+    if problem := first_damaged(filesystem, folder, files_of(manifest)):
         raise DamagedError(problem.path, problem.problem, PUBLISH)
     return manifest
 

@@ -8,7 +8,8 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from pipelines.storage.publish import check_version
+from pipelines.verify import job as verify
+from pipelines.verify.settings import VerifySettings
 from smec_core.checksums import check_folder
 from smec_core.errors import DamagedError
 from smec_core.model.files import load
@@ -93,7 +94,7 @@ def test_what_is_in_force_is_made_whole_again(
     told = capsys.readouterr().err
     assert "warning: " in told
     assert released.check_whole() == fingerprint
-    check_version(str(released.output), released.version, deep=True)
+    verify.run(VerifySettings(path=str(vectors(released))))
     check_folder(model(released))
     assert load(model(released)).fingerprint == fingerprint
     champion = released.champion

@@ -202,14 +202,6 @@ def write(uri: str, files: dict[str, bytes]) -> None:
             sink.write(content)
 
 
-@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.server)])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "disk":
-        return str(tmp_path / "storage")
-    s3: Callable[[str], str] = request.getfixturevalue("s3")
-    return s3("storage")
-
-
 def test_a_flipped_bit_is_found_or_changes_nothing(storage: str, tmp_path: Path) -> None:
     choose, found = random.Random(0), 0
     kinds = [make(storage, tmp_path) for make in KINDS]

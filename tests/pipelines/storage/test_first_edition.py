@@ -69,7 +69,7 @@ def test_a_checkpoint_is_gone_on_from(kept: Path) -> None:
 def test_a_published_folder_is_read_and_promoted_anew(kept: Path) -> None:
     out = str(kept / "vectors")
     version = current(out)
-    manifest = check_version(out, "v0001", deep=True)
+    manifest = check_version(out, "v0001")
     assert EmbeddingTable.open(version).rows == manifest["rows"] == 60
     [first, *_] = EmbeddingTable.open(version).blocks(0, 60, 60)
     np.testing.assert_allclose(np.linalg.norm(first.vectors_ND, axis=1), 1, atol=1e-3)

@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 
 from pipelines.storage.publish import check_version, current
+from pipelines.verify import job as verify
+from pipelines.verify.settings import VerifySettings
 from smec_core.checksums import check_folder
 from smec_core.data.parquet import EmbeddingTable
 from smec_core.model.files import load
@@ -135,7 +137,8 @@ def a_compression(folder: Path, environment: dict[str, str]) -> Scene:
 
     def outcome() -> Any:
         name = Path(current(out)).name
-        manifest = check_version(out, name, deep=True)
+        verify.run(VerifySettings(path=out))
+        manifest = check_version(out, name)
         table = EmbeddingTable.open(current(out))
         rows = [(block.ids.to_pylist(), block.vectors_ND.tobytes()) for block in table.blocks(0, table.rows, 1000)]
         return manifest["rows"], rows
@@ -173,7 +176,7 @@ def a_release(folder: Path, environment: dict[str, str]) -> Scene:
 
     def outcome() -> Any:
         fingerprint = series.check_whole()
-        check_version(str(series.output), series.version, deep=True)
+        verify.run(VerifySettings(path=str(series.output / series.version)))
         database = sqlite3.connect(folder / "mlflow.db")
         champion = database.execute(
             "SELECT value FROM registered_model_aliases AS alias JOIN model_version_tags AS tag "

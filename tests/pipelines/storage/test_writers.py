@@ -1,9 +1,7 @@
 """Two processes that write to one place, in every order: no commit is lost, and an older one never comes back."""
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -12,6 +10,8 @@ from pipelines.storage.files import new_file, swap
 from pipelines.storage.manifest import StoredFile, describe
 from pipelines.storage.publish import Draft, check_version, current, finished_version, in_force, promote, remove_version
 from pipelines.storage.run_folder import RunFolder
+from pipelines.verify import job as verify
+from pipelines.verify.settings import VerifySettings
 from smec_core.data.uri import join_uri
 from smec_core.errors import DamagedError, LeaseError, SmecError
 from tests.pipelines.retrain.test_ledger import release, series
@@ -19,12 +19,9 @@ from tests.pipelines.retrain.test_ledger import release, series
 PLAN = {"job": "test", "dim": 8, "model": "m", "model_fingerprint": "0123"}
 
 
-@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.server)])
-def out(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "disk":
-        return str(tmp_path / "vectors")
-    s3: Callable[[str], str] = request.getfixturevalue("s3")
-    return s3("deep/vectors")
+@pytest.fixture
+def out(storage: str) -> str:
+    return join_uri(storage, "vectors")
 
 
 def write(draft: Draft, text: str) -> list[StoredFile]:
@@ -84,7 +81,7 @@ def test_of_two_runs_of_one_plan_the_slower_leaves_what_is_in_force(out: str) ->
         slower.finish(described, {"rows": 1})
     slower.discard()
     assert name_of(current(out)) == faster.name
-    check_version(out, faster.name, deep=True)
+    verify.run(VerifySettings(path=out))
     found = finished_version(out, PLAN)
     assert found is not None
     # a late worker of the slower one writes the same bytes once more
@@ -96,7 +93,7 @@ def test_what_is_in_force_is_never_removed(out: str) -> None:
     promote(out, version(out, "one"), in_force(out))
     with pytest.raises(SmecError, match="v0001 is in force, so it is not removed"):
         remove_version(out, "v0001")
-    check_version(out, "v0001", deep=True)
+    verify.run(VerifySettings(path=out))
 
 
 def test_a_version_that_lost_its_files_is_no_finished_one(out: str) -> None:

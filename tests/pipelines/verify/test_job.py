@@ -11,9 +11,7 @@ from pipelines.verify import job as verify
 from pipelines.verify.settings import VerifySettings
 from smec_core.data.uri import join_uri
 from smec_core.errors import DamagedError, InputError
-from tests.pipelines.storage.test_damage import KINDS, snapshot, storage, write
-
-__all__ = ["storage"]
+from tests.pipelines.storage.test_damage import KINDS, snapshot, write
 
 
 def test_every_file_of_every_kind_is_read(storage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
