@@ -19,16 +19,22 @@ def run(settings: CheckSettings) -> dict[str, Any]:
     dataset.train_judgements()
     summary = dataset.summary()
     table = Table(title=f"{summary['uri']}: {dataset.dim} dims, fingerprint {dataset.fingerprint}")
-    for name in ("part", "rows", "judgements", "relevant", "unknown ids", "repeated"):
+    for name in ("part", "rows", "judgements", "relevant", "unknown ids", "repeated", "seen queries"):
         table.add_column(name, justify="left" if name == "part" else "right")
     for name in ("corpus", "queries"):
-        table.add_row(name, str(summary[name]["rows"]), "", "", "", "")
+        table.add_row(name, str(summary[name]["rows"]), "", "", "", "", "")
     for name, split in summary["splits"].items():
         figures = (split[figure] for figure in ("queries", "judgements", "relevant", "unknown", "repeated"))
-        table.add_row(f"qrels/{name}", *map(str, figures))
+        seen = f"{split['seen']} of {split['queries']}" if "seen" in split else ""
+        table.add_row(f"qrels/{name}", *map(str, figures), seen)
     show(table)
     if summary["splits"]:
         show(_scores_table(summary["splits"]))
+    if any("seen" in split for split in summary["splits"].values()):
+        say(
+            "seen queries have a relevant document that a train query has, too; what is learnt for these is no measure "
+            "of how well new documents will be found"
+        )
     for name, split in summary["splits"].items():
         _tell_of_scores(f"qrels/{name}", split)
     if dataset.unsupervised:

@@ -4,7 +4,7 @@ from typing import Any
 
 from pipelines.console import show
 from pipelines.evaluate.settings import EvaluateSettings
-from pipelines.runtime.evaluation import on_cluster, quality_table
+from pipelines.runtime.evaluation import on_cluster, quality_tables
 from smec_core.data.dataset import HELD_OUT, Dataset
 from smec_core.errors import InputError
 from smec_core.evaluation.evaluate import default_split, evaluate, in_one_part
@@ -29,7 +29,8 @@ def run(settings: EvaluateSettings) -> dict[str, Any]:
     parts = in_one_part if settings.workers == 1 else on_cluster(settings.workers)
     report = evaluate(dataset, model, split, settings.baselines, parts)
     dataset.check_unchanged()
-    show(quality_table(report))
+    for table in quality_tables(report):
+        show(table)
     return report
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from pyarrow.fs import LocalFileSystem
@@ -22,6 +23,8 @@ from pipelines.train import Kept, as_finished, train_and_score
 from smec_core import __version__
 from smec_core.config import TrainConfig
 from smec_core.data.dataset import Dataset
+from smec_core.data.judgements import Judgements
+from smec_core.data.seen import SeenDocuments
 from smec_core.data.uri import public_uri
 from smec_core.distributed.resident import Node
 from smec_core.errors import InputError
@@ -66,16 +69,20 @@ def run(settings: ExperimentSettings) -> dict[str, Any]:
     _claim(out, {"experiment": settings.experiment, "data": sorted(datasets)})
     connect(1)
     found: dict[str, Any] = {}
+    seen: dict[str, np.ndarray] = {}
     for name, dataset in datasets.items():
         kept = Kept(out / TRAININGS, {"data": dataset.fingerprint, "version": __version__})
         source = read_once(dataset, config)
         if methods:
             judgements = dataset.splits["test"].with_positives()
+            doc_ids = dataset.corpus.ids()
+            learnt = SeenDocuments.of(_learnt(source), doc_ids, dataset.queries.ids())
+            seen[name] = learnt.seen_queries(judgements, doc_ids)
             found[name] = train_and_score(source, methods, config, seeds, judgements, {"cpu": 1}, kept)
         else:
             measures = MEASURED[settings.experiment]
             found[name] = {one.__name__: _measure(source, config, seeds, one, kept) for one in measures}
-    page = _page(settings.experiment, found, seeds)
+    page = _page(settings.experiment, found, seeds, seen)
     written = write_page(page, out, _command(settings), [describe(*one) for one in datasets.items()], seeds)
     for table in page.tables:
         show(rich_table(table))
@@ -120,7 +127,14 @@ def _methods(settings: ExperimentSettings) -> Mapping[str, Peer]:
     return queue_sizes() if settings.experiment == "queue-size" else {}
 
 
-def _page(experiment: str, found: Mapping[str, Any], seeds: Sequence[int]) -> Page:
+def _learnt(source: Source) -> Judgements:
+    """What the methods learn from, with what those that choose on dev replay."""
+    train, dev = source.labels
+    assert train is not None
+    return train if dev is None else train.merge(dev)
+
+
+def _page(experiment: str, found: Mapping[str, Any], seeds: Sequence[int], seen: Mapping[str, np.ndarray]) -> Page:
     if experiment == "ware":
         return ware_page({name: one["achievement_rates"] for name, one in found.items()})
     if experiment == "gradient-variance":
@@ -128,7 +142,7 @@ def _page(experiment: str, found: Mapping[str, Any], seeds: Sequence[int]) -> Pa
             {name: one[measure] for name, one in found.items()} for measure in ("gradient_variance", "gradient_by_dim")
         )
         return gradient_page(by_step, by_dim)
-    results = Results(found, seeds)
+    results = Results(found, seeds, seen)
     return {"compare": compare_page, "ablation": ablation_page, "queue-size": queue_page}[experiment](results)
 
 

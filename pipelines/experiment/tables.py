@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -32,10 +32,30 @@ class Results:
     Attributes:
         found: by dataset and method, a training a seed.
         seeds: of the trainings.
+        seen: by dataset, whether each test query (Q) has a relevant document that training has seen.
     """
 
     found: Mapping[str, Mapping[str, Sequence[Scored]]]
     seeds: Sequence[int]
+    seen: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def parts(self) -> dict[str, "Results"]:
+        """The same of the queries that training has seen a relevant document of, and of the others.
+
+        Datasets whose queries are all one or the other are left out.
+        """
+        mixed = {dataset: seen_Q for dataset, seen_Q in self.seen.items() if seen_Q.any() and not seen_Q.all()}
+        found: dict[str, Results] = {}
+        for label in ("seen", "unseen") if mixed else ():
+            keep = {dataset: seen_Q if label == "seen" else ~seen_Q for dataset, seen_Q in mixed.items()}
+            some = {
+                dataset: {
+                    name: [one.of(keep_Q) for one in all_seeds] for name, all_seeds in self.found[dataset].items()
+                }
+                for dataset, keep_Q in keep.items()
+            }
+            found[label] = Results(some, self.seeds)
+        return found
 
     def scores(self) -> pd.DataFrame:
         """Every mean over queries, a row each."""
@@ -103,6 +123,19 @@ def _by_dim(scores: pd.DataFrame) -> pd.DataFrame:
             row[str(dim)] = f"{value_S.mean():.4f}" + (f" ± {half:.4f}" if half >= SHOWN else "")
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def part_tables(results: Results) -> list[ResultTable]:
+    """nDCG@10 of seen and of unseen queries, for the datasets that have both."""
+    tables = []
+    for label, part in results.parts().items():
+        for dataset, methods in part.found.items():
+            value_Q = next(iter(next(iter(methods.values()))[0].values[MAIN_MEASURE].values()))
+            scores = part.scores()
+            some = scores[(scores["dataset"] == dataset) & (scores["measure"] == MAIN_MEASURE)]
+            caption = f"nDCG@10, {dataset}, {len(value_Q)} {label} queries"
+            tables.append(ResultTable(f"{file_name(dataset)}-{label}", caption, _by_dim(some)))
+    return tables
 
 
 def gain_table(results: Results, dataset: str, over_smec: bool = False) -> ResultTable:
@@ -191,7 +224,7 @@ def quality_figure(scores: pd.DataFrame, title: str) -> Figure:
 
 def compare_page(results: Results) -> Page:
     """SMEC beside its peers."""
-    tables = quality_tables(results)
+    tables = quality_tables(results) + part_tables(results)
     tables += [gain_table(results, dataset) for dataset in results.found]
     tables.append(cost_table(results))
     findings = [finding for dataset in results.found for finding in standing(results, dataset)]
@@ -241,7 +274,7 @@ def ablation_page(results: Results) -> Page:
     changes = "; ".join(
         f"{part}: " + ", ".join(f"{name}={value}" for name, value in changed.items()) for part, changed in PARTS.items()
     )
-    tables = quality_tables(results, (MAIN_MEASURE,))
+    tables = quality_tables(results, (MAIN_MEASURE,)) + part_tables(results)
     tables += [gain_table(results, dataset, over_smec=True) for dataset in results.found]
     return Page(
         "What each part of SMEC brings",
@@ -279,6 +312,7 @@ def queue_page(results: Results) -> Page:
         [],
         [
             *quality_tables(results, (MAIN_MEASURE,)),
+            *part_tables(results),
             ResultTable(
                 "cost",
                 "Time of the whole training (all candidates, dev scores) divided by its steps, and the size of the "

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from pipelines.storage.files import parse_record
 from pipelines.storage.study import SUMMARY_FILE
+from smec_core.data.seen import PARTS
 from smec_core.errors import InputError
 from smec_core.model.files import todays_names
 
@@ -51,10 +52,9 @@ class Baselines(BaseModel):
 Interval = tuple[float, float]
 
 
-class Evaluation(BaseModel):
-    """Scores by dim on one split; intervals, which older models lack, are those of 95 % over the queries."""
+class Part(BaseModel):
+    """Scores by dim of some of the queries; intervals, which older models lack, are those of 95 % over the queries."""
 
-    split: str | None = None
     queries: int | None = None
     intervals: dict[str, dict[int, Interval]] = {}
     ndcg: dict[int, float] = Field({}, alias="ndcg@10")
@@ -63,6 +63,22 @@ class Evaluation(BaseModel):
     recall_100: dict[int, float] = Field({}, alias="recall@100")
     mrr_10: dict[int, float] = Field({}, alias="mrr@10")
     baselines: Baselines = Baselines()
+
+
+class Evaluation(Part):
+    """Scores on one split: of all queries, and where the model knows what it has learnt from of seen and unseen."""
+
+    split: str | None = None
+    seen: Part = Part()
+    unseen: Part = Part()
+    unseen_documents: Part = Part()
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """Its parts by what people call them, where they are more than the whole again."""
+        found = {label: getattr(self, name) for name, label in PARTS.items()}
+        found = {label: part for label, part in found.items() if part.queries and part.ndcg}
+        return found if len(found) > 1 else {}
 
 
 class MetricsFile(BaseModel):

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from pipelines.report.figures import Curve
 from pipelines.report.files import Evaluation, Interval, Stage
+from smec_core.data.seen import LEAST_QUERIES
 
 NDCG, NEIGHBOURS = "nDCG@10", "neighbour recall@10"
 NAMES = {NDCG: "ndcg@10", NEIGHBOURS: "neighbour_recall@10"}
@@ -53,6 +54,12 @@ def notes_of(
         notes.append(("warn", f"Below PCA at {_listed(below)}."))
     if equal := [str(dim) for dim in gains if dim in unsure]:
         notes.append(("info", f"No clear difference from PCA at {_listed(equal)} dims: the 95 % interval includes 0."))
+    for label, part in found.parts.items():
+        unsure = _unsure(part.intervals.get("pca", {}), 0.0)
+        under = [dim for dim, value in part.baselines.pca.items() if part.ndcg[dim] < value and dim not in unsure]
+        if under and (part.queries or 0) >= LEAST_QUERIES:
+            where = _listed([f"{dim} dims (−{part.baselines.pca[dim] - part.ndcg[dim]:.3f})" for dim in sorted(under)])
+            notes.append(("warn", f"Below PCA for {label} ({part.queries} queries) at {where}."))
     if not gains:
         notes.append(("info", "No baselines in this folder: how truncation and PCA would do is not known here."))
     if measure == NDCG and found.baselines.full is not None:

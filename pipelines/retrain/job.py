@@ -28,6 +28,7 @@ from pipelines.storage.run_folder import RunFolder, digest
 from pipelines.tracking.files import metric
 from pipelines.train import Training, TrainingSettings
 from smec_core.data.dataset import HELD_OUT, Dataset, dataset_stamp
+from smec_core.data.seen import joined
 from smec_core.data.uri import join_uri, public_uri
 from smec_core.errors import GateError, InputError, SmecError
 from smec_core.evaluation import gate
@@ -234,7 +235,7 @@ class _Cycle:
         if champion is not None and self.settings.train.compatible:
             sides[gate.OLD_DOCUMENTS] = Sides(queries=challenger.encode, documents=champion.model.encode)
         scores |= self._score(dataset, sides)
-        verdict = gate.judge(scores, self.settings.gate)
+        verdict = gate.judge(scores, self.settings.gate, self._seen_queries(dataset, challenger))
         record |= {"gate": verdict.as_json(), "registry_version": registry_version}
         figures = [
             metric(f"gate/{name}", mean, dim) for name, by_dim in verdict.means.items() for dim, mean in by_dim.items()
@@ -258,6 +259,12 @@ class _Cycle:
             created=_now(),
         )
         return self._close(record, PROMOTED, verdict.reason, release)
+
+    def _seen_queries(self, dataset: Dataset, challenger: Model) -> np.ndarray | None:
+        """Whether champion or challenger has learnt from a relevant document of each gate query; None: not known."""
+        champion = [] if self.champion is None else [self.champion.model.seen]
+        seen = joined([challenger.seen, *champion])
+        return None if seen is None else seen.seen_queries(dataset.splits[HELD_OUT], dataset.corpus.ids())
 
     def _close(self, record: dict[str, Any], outcome: str, reason: str, release: Release | None) -> dict[str, Any]:
         """Writes the decision. From here on it stands, whatever happens."""

@@ -19,7 +19,15 @@ from smec_core.checksums import SUMS
 from smec_core.data.uri import HALF_A_URI
 from smec_core.errors import InputError
 
-MODEL_FILES = {"adapter.safetensors", "config.json", "metrics.json", "history.jsonl", "README.md", SUMS}
+MODEL_FILES = {
+    "adapter.safetensors",
+    "seen.safetensors",
+    "config.json",
+    "metrics.json",
+    "history.jsonl",
+    "README.md",
+    SUMS,
+}
 NEW = ".new"
 LEFTOVER_SECONDS = 24 * 3600
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2

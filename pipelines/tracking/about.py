@@ -16,6 +16,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_GIT_COMMIT
 import smec_core
 from pipelines.tracking.plots import MEASURES, main_measure
 from smec_core.data.dataset import Dataset
+from smec_core.data.seen import parts_of
 from smec_core.data.uri import public_uri
 from smec_core.evaluation.evaluate import default_split
 
@@ -78,11 +79,13 @@ def reached_text(metrics: Mapping[str, Any]) -> str:
     baselines, intervals = evaluation.get("baselines", {}), evaluation.get("intervals", {}).get(main, {})
     compared = [name for name in ("truncation", "pca") if name in baselines]
     full = f"; {baselines['full']:.4f} with the original embeddings" if "full" in baselines else ""
+    parts = parts_of(evaluation)
+    told = [f"{label} ({part['queries']} queries)" for label, part in parts.items()]
     lines = [
         f"Reached, by {MEASURES[main]} on {where}, {evaluation.get('queries', '?')} queries{full}:",
         "",
-        "| " + " | ".join(["dims", "this model", *(["95 % interval"] if intervals else []), *compared]) + " |",
-        "|---" * (2 + bool(intervals) + len(compared)) + "|",
+        "| " + " | ".join(["dims", "this model", *(["95 % interval"] if intervals else []), *told, *compared]) + " |",
+        "|---" * (2 + bool(intervals) + len(told) + len(compared)) + "|",
     ]
     for dim, score in evaluation[main].items():
         interval = [f"{intervals[dim][0]:.4f} to {intervals[dim][1]:.4f}"] if intervals else []
@@ -90,6 +93,7 @@ def reached_text(metrics: Mapping[str, Any]) -> str:
             dim,
             f"{score:.4f}",
             *interval,
+            *(f"{part[main][dim]:.4f}" for part in parts.values()),
             *(f"{baselines[name].get(dim, float('nan')):.4f}" for name in compared),
         ]
         lines.append("| " + " | ".join(cells) + " |")

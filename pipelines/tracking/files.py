@@ -20,6 +20,7 @@ from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 import smec_core
 from pipelines.tracking.plots import loss_picture, main_measure, quality_picture
+from smec_core.data.seen import PARTS, parts_of
 
 FINGERPRINT_TAG = "smec.model_fingerprint"
 MOST_METRICS = 1000
@@ -71,7 +72,13 @@ def _evaluation_curves(evaluation: Mapping[str, Any]) -> dict[str, Mapping[str, 
     for number, name in enumerate(("low", "high")):
         interval = evaluation.get("intervals", {}).get(main, {})
         curves[f"{main}_{name}"] = {dim: ends[number] for dim, ends in interval.items()}
-    return {f"quality/{place}/{name}": values for name, values in curves.items()}
+    found = {f"quality/{place}/{name}": values for name, values in curves.items()}
+    for name in PARTS.keys() & evaluation.keys():
+        # a part is an evaluation of its own
+        if evaluation[name]["queries"]:
+            found |= _evaluation_curves({"split": f"{place}/{name}"} | evaluation[name])
+        found[f"quality/{place}/{name}/queries"] = {"0": evaluation[name]["queries"]}
+    return found
 
 
 def log_files(client: MlflowClient, run_id: str, folder: Path) -> None:
@@ -153,6 +160,8 @@ def _write_table(path: Path, evaluation: Mapping[str, Any]) -> None:
             columns[f"{main} 95 % {end}"] = {dim: ends[number] for dim, ends in interval.items()}
     for name, scores in evaluation.get("baselines", {}).items():
         columns[f"{main} {name}"] = scores if isinstance(scores, Mapping) else dict.fromkeys(evaluation[main], scores)
+    for label, part in parts_of(evaluation).items():
+        columns[f"{main} {label}"] = part[main]
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["dim", *columns])

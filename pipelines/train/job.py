@@ -17,7 +17,7 @@ import smec_core
 from pipelines.console import adopt_loggers, context, say, show
 from pipelines.data.source import Source
 from pipelines.runtime.cluster import connect, is_own
-from pipelines.runtime.evaluation import on_cluster, quality_table
+from pipelines.runtime.evaluation import on_cluster, quality_tables
 from pipelines.storage.lease import Lease
 from pipelines.storage.model_folder import check_replaceable, replace_folder
 from pipelines.storage.run_folder import RunFolder, digest
@@ -26,6 +26,7 @@ from pipelines.train.driver import RayRun
 from pipelines.train.dry_run import dry_run
 from pipelines.train.settings import TrainingSettings, TrainSettings
 from smec_core.data.dataset import Dataset
+from smec_core.data.seen import SeenDocuments, joined
 from smec_core.data.uri import public_uri
 from smec_core.errors import InputError, SmecError
 from smec_core.evaluation.evaluate import Parts, default_split, evaluate, in_one_part
@@ -79,7 +80,8 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     check_replaceable(out)
     replace_folder(out, run_folder.fetch_model)
     metrics = load(out).metrics
-    show(quality_table(metrics["evaluation"]))
+    for table in quality_tables(metrics["evaluation"]):
+        show(table)
     say(f"model: {out}", run=training.name)
     return metrics
 
@@ -255,11 +257,24 @@ class Training:
             model = Model(trained.stages, dataset.dim, record, trained.metrics)
         else:
             model = base.extended(trained.stages[len(base.stages) :], record, trained.metrics)
+        model.seen = self._seen()
         model.config["int8_scales"] = learn_int8_scales(model, dataset.corpus)
         split = default_split(dataset)
         say(f"evaluating on {'nearest documents' if split is None else split}")
         model.metrics["evaluation"] = evaluate(dataset, model, split, baselines=True, parts=self._parts())
         return model
+
+    def _seen(self) -> SeenDocuments | None:
+        """What the model has learnt from; None where one that it builds on does not know its own."""
+        train, dev = self.dataset.training_split(self._config)
+        if train is not None and dev is not None and (self._config.refit or self.warm_start is not None):
+            train = train.merge(dev)
+        own = SeenDocuments.of(train, self.dataset.corpus.ids(), self.dataset.queries.ids())
+        older = [model.seen for model in (self._base, self._champion) if model is not None]
+        seen = joined([own, *older])
+        if seen is None:
+            say("seen and unseen queries: not told apart, because the model that this one builds on does not know")
+        return seen
 
     def _parts(self) -> Parts:
         """How the corpus is searched: by as many tasks as there are workers, here where that is one on this machine."""

@@ -67,6 +67,14 @@ class Scored:
         }
         return cls(**{**content, "values": values})
 
+    def of(self, keep_Q: np.ndarray) -> Self:
+        """The same over some of the queries."""
+        values = {
+            measure: {dim: value_Q[keep_Q] for dim, value_Q in by_dim.items()}
+            for measure, by_dim in self.values.items()
+        }
+        return replace(self, values=values)
+
     def mean(self, dim: int, measure: str = MAIN_MEASURE) -> float:
         """Mean over the queries at a dim."""
         return float(self.values[measure][dim].mean())

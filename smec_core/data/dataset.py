@@ -20,6 +20,7 @@ from smec_core.data.judgements import Judgements
 from smec_core.data.parquet import EmbeddingTable
 from smec_core.data.parquet_files import stamp_of
 from smec_core.data.qrels import QrelsFile, read_qrels
+from smec_core.data.seen import SeenDocuments
 from smec_core.data.tables import TABLES, Table, check_names, find_manifest, find_qrels, find_table
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.errors import InputError, SmecError
@@ -264,9 +265,23 @@ class Dataset:
                     "unknown": self.unknown_judgements.get(name, 0),
                     "repeated": judged.repeated,
                     "scores": score_figures(judged),
+                    **({"seen": self._seen[name]} if name in self._seen else {}),
                 }
                 for name, judged in self.splits.items()
             },
+        }
+
+    @cached_property
+    def _seen(self) -> dict[str, int]:
+        """How many queries of each other split have a relevant document that a train query has, too."""
+        if "train" not in self.splits:
+            return {}
+        doc_ids = self.corpus.ids()
+        seen = SeenDocuments.of(self.splits["train"], doc_ids, self.queries.ids())
+        return {
+            name: int(seen.seen_queries(judged.with_positives(), doc_ids).sum())
+            for name, judged in self.splits.items()
+            if name != "train"
         }
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from smec_core.data.dataset import HELD_OUT, Dataset
 from smec_core.data.judgements import Judgements
 from smec_core.data.parquet import EmbeddingTable, unit_rows
+from smec_core.data.seen import LEAST_QUERIES, SeenDocuments
 from smec_core.data.uri import public_uri
 from smec_core.errors import InputError
 from smec_core.evaluation.dev_set import HELD_OUT_DOCS, NEIGHBOURS
@@ -69,7 +70,10 @@ def evaluate(
         `split` and `queries`, a dict of prefix to value for each measure, and `baselines`: the first measure of
         `truncation` and `pca` by prefix, and of `full`. `intervals` are the 95 % intervals over the queries, low and
         high, by prefix: of the first measure, with baselines also of its share of `full` (`kept`) and of its gain over
-        `truncation` and `pca`; there are none for a single query.
+        `truncation` and `pca`; there are none for a single query. `seen` and `unseen` hold the same for the queries
+        that have a relevant document which the model has learnt from, and for the others, where the model knows what
+        it has learnt from. Where fewer than LEAST_QUERIES are unseen, `unseen_documents` holds the same for a search
+        among the other documents alone.
 
     Raises:
         InputError: the split is not there, or the dims do not fit.
@@ -80,21 +84,68 @@ def evaluate(
         systems |= baseline_encoders(_corpus_gram(dataset, parts))
     if split is None:
         values = _neighbour_values(dataset, systems, model.dims, parts)
-        report: dict[str, Any] = {"split": None, "queries": min(HELD_OUT_DOCS, dataset.corpus.rows)}
-    else:
-        judgements = dataset.splits[split].with_positives()
-        values = _judged_values(dataset, systems, model.dims, judgements, parts)
-        report = {"split": split, "queries": len(judgements)}
-    report |= {measure: _means(by_dim) for measure, by_dim in values["model"].items()}
+        return {"split": None} | _figures(values, model.input_dim)
+    judgements = dataset.splits[split].with_positives()
+    seen_Q, unseen = None, None
+    if model.seen is not None:
+        seen_Q = model.seen.seen_queries(judgements, dataset.corpus.ids())
+        if np.count_nonzero(~seen_Q) < LEAST_QUERIES:
+            unseen = _among_unseen(dataset, judgements, model.seen)
+    values, *others = _judged_values(dataset, systems, model.dims, judgements, parts, unseen)
+    report = {"split": split} | _figures(values, model.input_dim)
+    if seen_Q is not None:
+        report["seen"], report["unseen"] = (_figures(values, model.input_dim, keep) for keep in (seen_Q, ~seen_Q))
+    for found in others:
+        report["unseen_documents"] = _figures(found, model.input_dim)
+    return report
+
+
+class _Among(NamedTuple):
+    """A search among some of the documents only.
+
+    Attributes:
+        judgements: of these documents.
+        has_N: whether each document of the corpus is one of them.
+    """
+
+    judgements: Judgements
+    has_N: np.ndarray
+
+
+def _among_unseen(dataset: Dataset, judgements: Judgements, seen: SeenDocuments) -> _Among | None:
+    """The search for unseen documents among themselves; None where no query has a relevant one."""
+    has_N = ~seen.has(dataset.corpus.ids().to_pylist())
+    keep_J = has_N[judgements.doc_row_J]
+    row_J = judgements.query_row_Q[judgements.query_J][keep_J]
+    pairs = (row_J, judgements.doc_row_J[keep_J], judgements.score_J[keep_J])
+    left = Judgements.from_pairs(*pairs, judgements.own_doc_of).with_positives()
+    return _Among(left, has_N) if len(left) else None
+
+
+def _figures(
+    values: Mapping[str, Mapping[str, Mapping[int, Tensor]]], input_dim: int, keep_Q: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Figures of a report, over all queries or some."""
     first = next(iter(values["model"]))
-    by_system = {
-        name: {dim: value_Q.numpy() for dim, value_Q in found[first].items()} for name, found in values.items()
-    }
-    if baselines:
+    queries = len(values["model"][first][input_dim])
+    if keep_Q is not None:
+        queries, keep = int(keep_Q.sum()), torch.from_numpy(keep_Q)
+        values = {
+            name: {one: {dim: value_Q[keep] for dim, value_Q in by_dim.items()} for one, by_dim in found.items()}
+            for name, found in values.items()
+        }
+    report: dict[str, Any] = {"queries": queries}
+    if not queries:
+        return report
+    report |= {measure: _means(by_dim) for measure, by_dim in values["model"].items()}
+    if "truncation" in values:
         report["baselines"] = {name: _means(values[name][first]) for name in ("truncation", "pca")}
-        report["baselines"]["full"] = report["baselines"]["truncation"][str(model.input_dim)]
-    if report["queries"] > 1:
-        report["intervals"] = _intervals(by_system, first, model.input_dim)
+        report["baselines"]["full"] = report["baselines"]["truncation"][str(input_dim)]
+    if queries > 1:
+        by_system = {
+            name: {dim: value_Q.numpy() for dim, value_Q in found[first].items()} for name, found in values.items()
+        }
+        report["intervals"] = _intervals(by_system, first, input_dim)
     return report
 
 
@@ -161,7 +212,7 @@ def query_scores(
         judgements: those of the queries.
         parts: how the pass over the corpus is divided.
     """
-    found = _judged_results(dataset, systems, dims, judgements, parts)
+    [found] = _judged_results(dataset, systems, dims, judgements, parts)
     return {
         name: {dim: ndcg(gains_of(row_Qk, judgements), judgements).numpy() for dim, row_Qk in by_dim.items()}
         for name, by_dim in found.items()
@@ -169,29 +220,48 @@ def query_scores(
 
 
 def _judged_values(
-    dataset: Dataset, systems: Mapping[str, Encode], dims: tuple[int, ...], judgements: Judgements, parts: Parts
-) -> dict[str, dict[str, dict[int, Tensor]]]:
-    """Value (Q) of each query, by system, measure and prefix."""
+    dataset: Dataset,
+    systems: Mapping[str, Encode],
+    dims: tuple[int, ...],
+    judgements: Judgements,
+    parts: Parts,
+    among: _Among | None,
+) -> list[dict[str, dict[str, dict[int, Tensor]]]]:
+    """Value (Q) of each query, by system, measure and prefix; then the same of the search among some documents."""
     sides = {name: Sides.same(encode) for name, encode in systems.items()}
-    values = {}
-    for name, found in _judged_results(dataset, sides, dims, judgements, parts).items():
-        by_dim = {dim: measure_queries(rows, judgements) for dim, rows in found.items()}
-        values[name] = {key: {dim: by_dim[dim][key] for dim in dims} for key in by_dim[dims[0]]}
+    some = [judgements] if among is None else [judgements, among.judgements]
+    values: list[dict[str, dict[str, dict[int, Tensor]]]] = []
+    for judged, results in zip(some, _judged_results(dataset, sides, dims, judgements, parts, among), strict=True):
+        values.append({})
+        for name, found in results.items():
+            by_dim = {dim: measure_queries(rows, judged) for dim, rows in found.items()}
+            values[-1][name] = {key: {dim: by_dim[dim][key] for dim in dims} for key in by_dim[dims[0]]}
     return values
 
 
 def _judged_results(
-    dataset: Dataset, systems: Mapping[str, Sides], dims: Sequence[int], judgements: Judgements, parts: Parts
-) -> dict[str, dict[int, Tensor]]:
-    """Rows (Q, SEARCH_DEPTH) of the documents that each judged query finds, by system and prefix."""
+    dataset: Dataset,
+    systems: Mapping[str, Sides],
+    dims: Sequence[int],
+    judgements: Judgements,
+    parts: Parts,
+    among: _Among | None = None,
+) -> list[dict[str, dict[int, Tensor]]]:
+    """Rows (Q, SEARCH_DEPTH) of the documents that each judged query finds, by system and prefix; see above."""
+    whole, *others = [judgements] if among is None else [judgements, among.judgements]
+    searches = [_searches(dataset, systems, dims, judged) for judged in (whole, *others)]
+    has_N = None if among is None else torch.from_numpy(among.has_N)
+    _search_corpus(dataset, {name: sides.documents for name, sides in systems.items()}, searches, parts, has_N)
+    return [{name: search.results() for name, search in by_name.items()} for by_name in searches]
+
+
+def _searches(
+    dataset: Dataset, systems: Mapping[str, Sides], dims: Sequence[int], judgements: Judgements
+) -> dict[str, PrefixSearch]:
     x_QD = read_rows(dataset.queries, judgements.query_row_Q)
     own = judgements.own_doc_row_Q
     own_row_Q = None if own is None else torch.from_numpy(own)
-    searches = {
-        name: PrefixSearch(sides.queries(x_QD), dims, SEARCH_DEPTH, own_row_Q) for name, sides in systems.items()
-    }
-    _search_corpus(dataset, {name: sides.documents for name, sides in systems.items()}, searches, parts)
-    return {name: search.results() for name, search in searches.items()}
+    return {name: PrefixSearch(sides.queries(x_QD), dims, SEARCH_DEPTH, own_row_Q) for name, sides in systems.items()}
 
 
 def _neighbour_values(
@@ -202,7 +272,7 @@ def _neighbour_values(
     x_QD = read_rows(dataset.corpus, rows)
     searches = {name: PrefixSearch(encode(x_QD), dims, NEIGHBOURS, own_row_Q) for name, encode in systems.items()}
     full = PrefixSearch(x_QD, [dataset.dim], NEIGHBOURS, own_row_Q)
-    _search_corpus(dataset, {**systems, "": lambda x_ND: x_ND}, {**searches, "": full}, parts)
+    _search_corpus(dataset, {**systems, "": lambda x_ND: x_ND}, [{**searches, "": full}], parts)
     nearest_Qk = full.results()[dataset.dim].numpy()
     query = np.repeat(np.arange(len(nearest_Qk)), nearest_Qk.shape[1])
     found = nearest_Qk.reshape(-1) >= 0
@@ -219,20 +289,32 @@ def _neighbour_values(
 
 
 def _search_corpus(
-    dataset: Dataset, systems: Mapping[str, Encode], searches: Mapping[str, PrefixSearch], parts: Parts
+    dataset: Dataset,
+    systems: Mapping[str, Encode],
+    searches: Sequence[Mapping[str, PrefixSearch]],
+    parts: Parts,
+    has_N: Tensor | None = None,
 ) -> None:
-    def search(start: int, stop: int) -> dict[str, dict[int, tuple[Tensor, ...]]]:
+    """Searches all documents; the second searches, where there are any, only those that `has_N` names."""
+
+    def search(start: int, stop: int) -> list[dict[str, dict[int, tuple[Tensor, ...]]]]:
         matrices = Matrices()
-        found = {name: search.fresh(matrices) for name, search in searches.items()}
+        whole, *others = [{name: one.fresh(matrices) for name, one in some.items()} for some in searches]
         for row, x_ND in unit_blocks(dataset.corpus, start, stop):
             row_N = torch.arange(row, row + len(x_ND))
-            for name, one in found.items():
-                one.add(row_N, systems[name](x_ND))
-        return {name: one.best for name, one in found.items()}
+            for name, one in whole.items():
+                d_ND = systems[name](x_ND)
+                one.add(row_N, d_ND)
+                for some in others:
+                    assert has_N is not None
+                    keep_N = has_N[row_N]
+                    some[name].add(row_N[keep_N], d_ND[keep_N])
+        return [{name: one.best for name, one in some.items()} for some in (whole, *others)]
 
     for found in parts(search, dataset.corpus.rows):
-        for name, best in found.items():
-            searches[name].merge(best)
+        for some, best in zip(searches, found, strict=True):
+            for name, search_of in some.items():
+                search_of.merge(best[name])
 
 
 def _corpus_gram(dataset: Dataset, parts: Parts) -> Gram:

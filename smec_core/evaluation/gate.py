@@ -18,6 +18,8 @@ BASELINES = ("truncation", "pca")
 
 Scores = Mapping[str, Mapping[int, np.ndarray]]
 """nDCG@10 (Q) of each gate query, by system and dim."""
+Means = dict[str, dict[int, float]]
+"""Their means."""
 
 
 class GateSettings(Settings):
@@ -32,7 +34,8 @@ class GateSettings(Settings):
     min_gain: float = Field(0.0, ge=0, le=1)
     """Least gain on the champion, mean over the dims."""
     max_loss: float = Field(0.01, ge=0, le=1)
-    """The most that any dim may lose against the champion, PCA, or the frozen embeddings cut to that dim."""
+    """The most that any dim may lose against the champion, PCA, or the frozen embeddings cut to that dim: over all gate
+    queries, and over those that search for documents seen in training, and unseen, where either are min_queries."""
     significance: float = Field(0.05, gt=0, le=1)
     """The gain on the champion must have a p of at most this, in a paired randomisation test; 1: no test."""
     max_below: float = Field(0.0, ge=0, le=1)
@@ -52,6 +55,7 @@ class Verdict:
         problems: what keeps the challenger out; none where it has passed.
         queries: gate queries.
         means: mean nDCG@10 by system and dim.
+        parts: the same of seen and of unseen queries, where either are enough to decide.
         gain: mean gain over the dims on the champion, or without one on the better baseline.
         p: of that gain, by a paired randomisation test.
         why: what made it pass or not, in words.
@@ -59,7 +63,8 @@ class Verdict:
 
     problems: list[str]
     queries: int
-    means: dict[str, dict[int, float]]
+    means: Means
+    parts: dict[str, tuple[int, Means]]
     gain: float
     p: float
     why: str
@@ -76,12 +81,18 @@ class Verdict:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        means = {name: {str(dim): mean for dim, mean in by_dim.items()} for name, by_dim in self.means.items()}
         plain = {"holds": self.holds, "problems": self.problems, "queries": self.queries}
-        return plain | {"ndcg@10": means, "gain": self.gain, "p": self.p}
+        parts = {
+            label: {"queries": queries, "ndcg@10": _plain(means)} for label, (queries, means) in self.parts.items()
+        }
+        return plain | {"ndcg@10": _plain(self.means), "gain": self.gain, "p": self.p} | parts
 
 
-def judge(scores: Scores, settings: GateSettings) -> Verdict:
+def _plain(means: Means) -> dict[str, dict[str, float]]:
+    return {name: {str(dim): mean for dim, mean in by_dim.items()} for name, by_dim in means.items()}
+
+
+def judge(scores: Scores, settings: GateSettings, seen_Q: np.ndarray | None = None) -> Verdict:
     """Compares the challenger with the champion, where there is one, and with the baselines.
 
     Without a champion there is nothing to lose: it must not be below the baselines, and that is all.
@@ -90,10 +101,12 @@ def judge(scores: Scores, settings: GateSettings) -> Verdict:
         scores: of the challenger, of `truncation` and `pca`, and where there is one of the champion; with
             OLD_DOCUMENTS those of the challenger's queries on the champion's documents.
         settings: what is asked for.
+        seen_Q: whether champion or challenger has learnt from a relevant document of each query; None: not known.
     """
     challenger = scores[CHALLENGER]
     queries = len(next(iter(challenger.values())))
-    means = {name: {dim: float(value_Q.mean()) for dim, value_Q in by_dim.items()} for name, by_dim in scores.items()}
+    means = _means(scores, slice(None))
+    parts = _parts(scores, settings, seen_Q)
     overall = {name: float(np.mean(list(by_dim.values()))) for name, by_dim in means.items()}
     champion = CHAMPION if CHAMPION in scores else max(BASELINES, key=overall.__getitem__)
     gain_Q = np.mean([challenger[dim] - scores[champion][dim] for dim in challenger], axis=0)
@@ -110,11 +123,13 @@ def judge(scores: Scores, settings: GateSettings) -> Verdict:
                 f"the mean over the dims, {overall[CHALLENGER]:.4f}, is below {name}'s {overall[name]:.4f} by more "
                 f"than gate.max_below, {settings.max_below}"
             )
-    for name in (CHAMPION, *BASELINES):
-        for dim, mean in means.get(name, {}).items():
-            loss = mean - means[CHALLENGER][dim]
-            if loss > settings.max_loss:
-                problems.append(f"{dim} dims lose {loss:.4f} against {name}, gate.max_loss is {settings.max_loss}")
+    for label, some in {"": means, **{f" on {label} queries": some for label, (_, some) in parts.items()}}.items():
+        for name in (CHAMPION, *BASELINES):
+            for dim, mean in some.get(name, {}).items():
+                loss = mean - some[CHALLENGER][dim]
+                if loss > settings.max_loss:
+                    lost = f"{dim} dims lose {loss:.4f} against {name}{label}"
+                    problems.append(f"{lost}, gate.max_loss is {settings.max_loss}")
     if OLD_DOCUMENTS in scores:
         loss = overall[CHAMPION] - overall[OLD_DOCUMENTS]
         if loss > settings.max_old_loss:
@@ -133,4 +148,22 @@ def judge(scores: Scores, settings: GateSettings) -> Verdict:
             f"there is no champion to beat yet, and it is not below the baselines{below}: mean nDCG@10 of {figures}"
         )
     why = f"{'; '.join(problems)}. Measured: {figures}" if problems else passed
-    return Verdict(problems, queries, means, gain, p, why)
+    return Verdict(problems, queries, means, parts, gain, p, why)
+
+
+def _means(scores: Scores, keep: slice | np.ndarray) -> Means:
+    return {
+        name: {dim: float(value_Q[keep].mean()) for dim, value_Q in by_dim.items()} for name, by_dim in scores.items()
+    }
+
+
+def _parts(scores: Scores, settings: GateSettings, seen_Q: np.ndarray | None) -> dict[str, tuple[int, Means]]:
+    """Queries and means of the two parts; none where one is all there is."""
+    if seen_Q is None or seen_Q.all() or not seen_Q.any():
+        return {}
+    masks = {"seen": seen_Q, "unseen": ~seen_Q}
+    return {
+        label: (int(keep_Q.sum()), _means(scores, keep_Q))
+        for label, keep_Q in masks.items()
+        if keep_Q.sum() >= settings.min_queries
+    }

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from smec_core.data.seen import parts_of
+
 
 def model_card(config: dict[str, Any], metrics: dict[str, Any]) -> str:
     """Markdown for a model folder's README.md, from its config.json and metrics.json."""
@@ -31,6 +33,15 @@ def model_card(config: dict[str, Any], metrics: dict[str, Any]) -> str:
             f"| {dim} | " + " | ".join(f"{evaluation[name][str(dim)]:.4f}" for name in measures) + " |" for dim in dims
         ]
         lines.append("")
+    if parts := parts_of(evaluation):
+        lines += [
+            "Seen queries have a relevant document that training has learnt from, unseen ones have none:",
+            "",
+            "| dims | " + " | ".join(f"{label}, {part['queries']} queries" for label, part in parts.items()) + " |",
+            "|---" * (len(parts) + 1) + "|",
+        ]
+        rows = {dim: [f"{part[measures[0]][str(dim)]:.4f}" for part in parts.values()] for dim in dims}
+        lines += [*(f"| {dim} | {' | '.join(cells)} |" for dim, cells in rows.items()), ""]
     data = config.get("data", {})
     base, champion = config.get("base"), config.get("warm_start")
     lines += [

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -13,12 +14,15 @@ from torch import Tensor
 
 from smec_core.checksums import SUMS, check_content, read_sums
 from smec_core.config import Projection
+from smec_core.data.seen import SeenDocuments
 from smec_core.data.uri import open_filesystem, public_uri
 from smec_core.errors import DamagedError, InputError, StoreError, StoreUnreachable, one_line
 from smec_core.model.adapter import MLP_TENSORS, FrozenStage
-from smec_core.model.model import FORMAT, Model, check_chain
+from smec_core.model.model import FORMAT, SEEN_FILE, Model, check_chain
 
 READ = ("config.json", "metrics.json", "adapter.safetensors")
+LATER = (SUMS, SEEN_FILE)
+"""What models of earlier versions have not."""
 PICKLES = (b"\x80", b"PK\x03\x04")
 """How files of pickle and torch.save begin. A safetensors file may begin so, too: with the length of its header."""
 FOLD_TOLERANCE = 1e-3
@@ -38,13 +42,12 @@ def load(folder: str | Path) -> Model:
     filesystem, path = open_filesystem(str(folder))
     folder = public_uri(str(folder))
     content: dict[str, bytes] = {}
-    for name in (*READ, SUMS):
+    for name in (*READ, *LATER):
         try:
             with filesystem.open_input_stream(f"{path.rstrip('/')}/{name}", compression=None) as stream:
                 content[name] = stream.read()
         except FileNotFoundError as error:
-            # models of earlier versions have none
-            if name != SUMS:
+            if name not in LATER:
                 raise InputError(f"{folder}: not a model folder ({name} is missing)") from error
         except (StoreError, StoreUnreachable):
             raise
@@ -58,8 +61,11 @@ def load(folder: str | Path) -> Model:
     try:
         if SUMS in content:
             sums = read_sums(content[SUMS], f"{folder}/{SUMS}")
-            for name in READ:
-                check_content(content[name], sums, f"{folder}/{name}")
+            for name in (*READ, SEEN_FILE):
+                if name in content:
+                    check_content(content[name], sums, f"{folder}/{name}")
+                elif name in sums:
+                    raise DamagedError(f"{folder}/{name}", "is missing")
         return _model(folder, content)
     except DamagedError as error:
         raise DamagedError(error.path, error.problem, ANEW) from error
@@ -95,7 +101,7 @@ def _model(folder: str, content: Mapping[str, bytes]) -> Model:
         # before anything of that size is made
         if all(stage.is_linear for stage in stages) and tensors["matrix"].shape != (input_dim, input_dim):
             raise ValueError(f"matrix is {tuple(tensors['matrix'].shape)}, input_dim {input_dim}")
-        model = Model(stages, input_dim, config, metrics)
+        model = Model(stages, input_dim, config, metrics, _seen(content))
         if model.matrix_DD is not None:
             if (tensors["matrix"] - model.matrix_DD).abs().max() > FOLD_TOLERANCE * tensors["matrix"].abs().max():
                 raise ValueError("matrix is not the product of the stages")
@@ -106,6 +112,16 @@ def _model(folder: str, content: Mapping[str, bytes]) -> Model:
     except (KeyError, TypeError, ValueError) as error:
         problem = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
         raise InputError(f"{folder}: config.json and adapter.safetensors do not fit together ({problem})") from error
+
+
+def _seen(content: Mapping[str, bytes]) -> SeenDocuments | None:
+    if SEEN_FILE not in content:
+        return None
+    try:
+        hash_S = load_tensors(content[SEEN_FILE])["document_hashes"].numpy()
+    except SafetensorError as error:
+        raise ValueError(f"{SEEN_FILE}: {error}") from error
+    return SeenDocuments(hash_S.view(np.uint64))
 
 
 def todays_names(content: bytes) -> bytes:

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from smec_core.checksums import write_sums
+from smec_core.data.seen import SeenDocuments
 from smec_core.data.vectors import tensor_of, unit
 from smec_core.errors import InputError
 from smec_core.model.adapter import FrozenStage, apply_chain, fold, nearest_rotation
@@ -24,7 +25,8 @@ from smec_core.model.card import model_card
 
 FORMAT = 2
 """Since format 2 a model folder has checksums."""
-SEALED = ("adapter.safetensors", "config.json", "metrics.json", "history.jsonl", "README.md")
+SEEN_FILE = "seen.safetensors"
+SEALED = ("adapter.safetensors", SEEN_FILE, "config.json", "metrics.json", "history.jsonl", "README.md")
 ROTATION_ERROR = 1e-2
 """Frobenius norm of W W' - I up to which a weight is a rotation, less the rounding of its training."""
 
@@ -54,10 +56,16 @@ class Model:
         config: what trained it (config.json).
         metrics: what it reached (metrics.json).
         base: the model whose chain this one goes on with, and whose stored vectors `upgrade` takes; None for none.
+        seen: the documents that it has learnt from; None where an earlier version made it, which kept none.
     """
 
     def __init__(
-        self, stages: Sequence[FrozenStage], input_dim: int, config: dict[str, Any], metrics: dict[str, Any]
+        self,
+        stages: Sequence[FrozenStage],
+        input_dim: int,
+        config: dict[str, Any],
+        metrics: dict[str, Any],
+        seen: SeenDocuments | None = None,
     ) -> None:
         self.stages = [stage.to("cpu") for stage in stages]
         self.input_dim = input_dim
@@ -66,6 +74,7 @@ class Model:
         self.config["stages"] = [{"dim": stage.dim, "projection": stage.projection} for stage in stages]
         self.dims: tuple[int, ...] = tuple(self.config["dims"])
         self.metrics = metrics
+        self.seen = seen
         self.matrix_DD = fold(self.stages, input_dim)
         self.base = _read_base(self.config.get("base"), self.stages, self.dims)
         if self.base is not None:
@@ -215,11 +224,14 @@ class Model:
         """Writes adapter.safetensors, config.json, metrics.json, README.md and SHA256SUMS into a folder.
 
         The folder is made if it is missing. SHA256SUMS is as `sha256sum` writes it; where history.jsonl is there
-        already, it covers that, too.
+        already, it covers that, too. seen.safetensors has hashes of the ids of what the model has learnt from.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "adapter.safetensors").write_bytes(self._tensor_bytes())
+        if self.seen is not None:
+            hashes = torch.from_numpy(self.seen.hash_S.view(np.int64))
+            (folder / SEEN_FILE).write_bytes(save({"document_hashes": hashes}))
         (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
         (folder / "metrics.json").write_text(json.dumps(self.metrics, indent=2) + "\n")
         (folder / "README.md").write_text(model_card(self.config, self.metrics))

@@ -18,6 +18,7 @@ from pipelines.storage.run_folder import RunFolder
 from smec_core.checksums import write_sums
 from smec_core.data.uri import open_filesystem
 from smec_core.errors import InputError, SmecError
+from smec_core.model.files import READ
 from smec_core.model.model import Model
 from smec_core.yaml_file import dump
 from tests.builders import write_dataset
@@ -120,7 +121,7 @@ def test_a_model_of_an_impossible_width_is_refused(tmp_path: Path) -> None:
     for width in (-4, 10**12):
         (folder / "config.json").write_text(json.dumps({**config, "input_dim": width, "dims": [width]}))
         # as somebody who writes the checksums, too
-        write_sums(folder, ["adapter.safetensors", "config.json", "metrics.json"])
+        write_sums(folder, READ)
         with pytest.raises(InputError, match="do not fit together"):
             smec_core.load(folder)
 

@@ -1,6 +1,7 @@
 """Evaluation of a model on a dataset on disk, beside its baselines."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ import pytest
 import torch
 
 from smec_core.data.dataset import Dataset
+from smec_core.data.judgements import Judgements
 from smec_core.data.parquet import write_embeddings
+from smec_core.data.seen import SeenDocuments
 from smec_core.distributed.group import Group, rows_of_rank
 from smec_core.errors import InputError
 from smec_core.evaluation.evaluate import Sides, default_split, evaluate, in_one_part, query_scores, read_rows
+from smec_core.evaluation.metrics import PrefixSearch, gains_of, ndcg
 from smec_core.evaluation.significance import query_interval
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.model import Model
@@ -21,6 +25,10 @@ from tests.smec_core.data.test_dataset import write_qrels
 from tests.smec_core.generated import Generated, generate, ndcg_of, resident
 
 DIM, DOCS, QUERIES = 12, 150, 120
+
+
+def in_three_parts(work: Callable[[int, int], Any], rows: int) -> list[Any]:
+    return [work(*rows_of_rank(rows, part, 3)) for part in range(3)]
 
 
 def identity(dims: list[int]) -> Model:
@@ -111,9 +119,6 @@ def test_without_judgements_kept_neighbours_are_scored(stored: Dataset) -> None:
 
 @pytest.mark.parametrize("split", ["test", None])
 def test_parts_of_the_corpus_are_merged_exactly(stored: Dataset, split: str | None) -> None:
-    def in_three_parts(work: Callable[[int, int], Any], rows: int) -> list[Any]:
-        return [work(*rows_of_rank(rows, part, 3)) for part in range(3)]
-
     model = identity([DIM, 4])
     whole = evaluate(stored, model, split)
     assert evaluate(stored, model, split, parts=in_three_parts) == whole
@@ -156,3 +161,50 @@ def test_queries_of_one_model_search_the_documents_of_another(data: Generated, s
     assert found["mixed"][DIM].mean() < found["plain"][DIM].mean() - 0.2
     means = evaluate(stored, identity([DIM, 4]), "test")["ndcg@10"]
     assert means == pytest.approx({str(dim): value_Q.mean() for dim, value_Q in found["plain"].items()})
+
+
+def test_seen_and_unseen_queries_are_told_apart(stored: Dataset) -> None:
+    test = stored.splits["test"].with_positives()
+    # every other test query searches for a document that was learnt from
+    learnt = test.select(np.arange(len(test)) % 2 == 0)
+    model = identity([DIM, 4])
+    assert not {"seen", "unseen"} & evaluate(stored, model, "test").keys()
+    model.seen = SeenDocuments.of(learnt, stored.corpus.ids(), stored.queries.ids())
+    report = evaluate(stored, model, "test", baselines=True)
+    seen_Q = model.seen.seen_queries(test, stored.corpus.ids())
+    value_Q = query_scores(stored, {"model": Sides.same(model.encode)}, [DIM, 4], test)["model"][4]
+    for name, keep_Q in (("seen", seen_Q), ("unseen", ~seen_Q)):
+        part = report[name]
+        assert part["queries"] == keep_Q.sum() > 0
+        assert part["ndcg@10"]["4"] == pytest.approx(value_Q[keep_Q].mean())
+        low, high = part["intervals"]["ndcg@10"]["4"]
+        assert (high - low) / 2 == pytest.approx(query_interval(value_Q[keep_Q]))
+        assert set(part["baselines"]) == {"truncation", "pca", "full"}
+        assert set(part["intervals"]) == {"ndcg@10", "kept", "truncation", "pca"}
+
+
+def test_where_nearly_all_queries_are_seen_unseen_documents_are_searched_alone(stored: Dataset) -> None:
+    test = stored.splits["test"].with_positives()
+    # each test query gets two relevant documents, the second of which is in no training
+    rows, others = test.query_row_Q, (test.doc_row_J + 1) % DOCS
+    both = Judgements.from_pairs(
+        np.concatenate([rows, rows]), np.concatenate([test.doc_row_J, others]), np.ones(2 * len(rows), np.float32)
+    )
+    dense = replace(stored, splits={**stored.splits, "test": both})
+    model = identity([DIM, 4])
+    model.seen = SeenDocuments.of(test, stored.corpus.ids(), stored.queries.ids())
+    report = evaluate(dense, model, "test")
+    assert report["unseen"] == {"queries": 0}
+    is_new = ~model.seen.has(stored.corpus.ids().to_pylist())
+    left = [(query, doc) for query, doc in zip(rows, others, strict=True) if is_new[doc]]
+    assert report["unseen_documents"]["queries"] == len(left) > 0
+    # a search in which the seen documents are not there at all
+    x_ND = torch.from_numpy(np.concatenate([block.vectors_ND for block in stored.corpus.blocks()]))[is_new]
+    place = np.cumsum(is_new) - 1
+    query_L, doc_L = np.array(left).T
+    judged = Judgements.from_pairs(query_L, place[doc_L], np.ones(len(left), np.float32))
+    search = PrefixSearch(read_rows(stored.queries, judged.query_row_Q)[:, :4], [4], 10)
+    search.add(torch.arange(len(x_ND)), x_ND[:, :4])
+    expected = ndcg(gains_of(search.results()[4], judged), judged).mean()
+    assert report["unseen_documents"]["ndcg@10"]["4"] == pytest.approx(float(expected))
+    assert evaluate(dense, model, "test", parts=in_three_parts) == report

@@ -78,3 +78,18 @@ def test_the_first_challenger_has_no_champion_to_beat_and_the_reason_names_no_p(
         "PASSED: there is no champion to beat yet, and it is not below the baselines: mean nDCG@10 of pca 0.3000, "
         "truncation 0.2000, challenger 0.3000 on 200 gate queries"
     )
+
+
+def test_a_loss_on_unseen_queries_alone_keeps_a_challenger_out() -> None:
+    found = scores({CHALLENGER: 0.6, CHAMPION: 0.5})
+    unseen_Q = np.arange(QUERIES) < 50
+    for value_Q in found[CHALLENGER].values():
+        value_Q[unseen_Q] -= 0.15
+    assert judge(found, GateSettings()).holds
+    verdict = judge(found, GateSettings(), ~unseen_Q)
+    assert all(" on unseen queries, gate.max_loss is 0.01" in problem for problem in verdict.problems)
+    assert len(verdict.problems) == len(DIMS)
+    assert verdict.as_json()["unseen"]["queries"] == 50
+    # too few to decide by
+    assert judge(found, GateSettings(min_queries=60), ~unseen_Q).holds
+    assert set(judge(found, GateSettings(min_queries=60), ~unseen_Q).as_json()) >= {"seen", "queries"}

@@ -19,10 +19,11 @@ from safetensors.torch import load_file, save_file
 import smec_core
 from smec_core.checksums import SUMS, write_sums
 from smec_core.config import Projection
+from smec_core.data.seen import SeenDocuments
 from smec_core.errors import InputError
 from smec_core.model.adapter import FrozenStage, apply_chain
 from smec_core.model.files import load
-from smec_core.model.model import Model
+from smec_core.model.model import SEALED, Model
 
 DIM = 8
 
@@ -42,7 +43,8 @@ def make_stage(kind: Projection, d_in: int, dim: int, seed: int) -> FrozenStage:
 
 def make_model(last: Projection = "rotation", seed: int = 0) -> Model:
     stages = [make_stage("linear", DIM, 4, seed), make_stage(last, 4, 2, seed + 1)]
-    return Model(stages, DIM, {"dims": [DIM, 4, 2], "train": {"seed": 3}}, {"dev": {"ndcg@10": {"2": 0.5}}})
+    seen = SeenDocuments(np.array([1, 2**40, 2**63 + seed], np.uint64))
+    return Model(stages, DIM, {"dims": [DIM, 4, 2], "train": {"seed": 3}}, {"dev": {"ndcg@10": {"2": 0.5}}}, seen)
 
 
 @pytest.fixture
@@ -63,6 +65,9 @@ def test_a_stored_model_encodes_as_before(tmp_path: Path, kind: Projection) -> N
     assert (loaded.input_dim, loaded.dims, loaded.fingerprint) == (DIM, (DIM, 4, 2), model.fingerprint)
     assert (loaded.matrix_DD is None) == (kind == "residual_mlp")
     assert loaded.metrics == model.metrics
+    assert loaded.seen is not None
+    assert model.seen is not None
+    assert loaded.seen.hash_S.tolist() == model.seen.hash_S.tolist()
     assert loaded.config["train"] == {"seed": 3}
     for dim in (None, *model.dims):
         np.testing.assert_array_equal(loaded.encode(vectors(), dim), model.encode(vectors(), dim))
@@ -172,7 +177,7 @@ def test_the_card_says_how_to_use_the_model(folder: Path) -> None:
 
 def seal(folder: Path) -> None:
     """As somebody who writes other files, and their checksums, too."""
-    write_sums(folder, ["adapter.safetensors", "config.json", "metrics.json"])
+    write_sums(folder, [name for name in SEALED if (folder / name).exists()])
 
 
 def spoil(path: Path, damage: Callable[[Path], object]) -> None:

@@ -1,0 +1,82 @@
+"""Which documents a model has learnt from, and so which queries search for what it has seen.
+
+A document is seen where it has a score above 0 in a training that the model learnt from. A query is seen where one of
+its relevant documents is seen, and unseen where none is.
+
+Shapes: N ids, S seen documents, Q judged queries.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from smec_core.data.judgements import Judgements
+
+LEAST_QUERIES = 30
+"""Of fewer queries a mean is shown, but nothing is decided by it."""
+PARTS = {"seen": "seen", "unseen": "unseen", "unseen_documents": "unseen documents alone"}
+"""Parts of an evaluation by what the model has learnt from, and what people call them."""
+
+
+def parts_of(evaluation: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The parts of an evaluation that have queries, by what people call them.
+
+    Where the model has seen nothing, or everything, a part would be the whole again: then there is none.
+    """
+    found = {label: evaluation[name] for name, label in PARTS.items() if evaluation.get(name, {}).get("queries")}
+    return found if len(found) > 1 else {}
+
+
+class SeenDocuments(NamedTuple):
+    """Documents that a model has learnt from.
+
+    Attributes:
+        hash_S: 64-bit hashes of their ids, ascending, each once.
+    """
+
+    hash_S: np.ndarray
+
+    @classmethod
+    def of(cls, learnt: Judgements | None, doc_ids: pa.ChunkedArray, query_ids: pa.ChunkedArray) -> "SeenDocuments":
+        """The relevant documents of some judgements; none without.
+
+        Args:
+            learnt: what is learnt from. Where its queries are documents themselves, these are seen, too.
+            doc_ids: of the corpus.
+            query_ids: of the queries.
+        """
+        if learnt is None:
+            return cls(np.empty(0, np.uint64))
+        hashes = _hashes(doc_ids.take(pa.array(np.unique(learnt.doc_row_J[learnt.score_J > 0]))).to_pylist())
+        if learnt.own_doc_of is not None:
+            hashes = np.append(hashes, _hashes(query_ids.take(pa.array(learnt.query_row_Q)).to_pylist()))
+        return cls(np.unique(hashes))
+
+    def has(self, ids: Iterable[str]) -> np.ndarray:
+        """Whether the document of each id (N) is seen."""
+        return np.isin(_hashes(ids), self.hash_S, kind="sort")
+
+    def seen_judgements(self, judgements: Judgements, doc_ids: pa.ChunkedArray) -> np.ndarray:
+        """Whether the document of each judgement is seen."""
+        row_U, place_J = np.unique(judgements.doc_row_J, return_inverse=True)
+        seen_J: np.ndarray = self.has(doc_ids.take(pa.array(row_U)).to_pylist())[place_J]
+        return seen_J
+
+    def seen_queries(self, judgements: Judgements, doc_ids: pa.ChunkedArray) -> np.ndarray:
+        """Whether each judged query (Q) is seen."""
+        relevant_J = (judgements.score_J > 0) & self.seen_judgements(judgements, doc_ids)
+        return np.bincount(judgements.query_J[relevant_J], minlength=len(judgements)) > 0
+
+
+def joined(parts: Sequence[SeenDocuments | None]) -> SeenDocuments | None:
+    """What is seen in any of several; None where one of them is not known."""
+    known = [part.hash_S for part in parts if part is not None]
+    return SeenDocuments(np.unique(np.concatenate(known))) if len(known) == len(parts) else None
+
+
+def _hashes(ids: Iterable[str]) -> np.ndarray:
+    digests = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids)
+    return np.frombuffer(b"".join(digests), np.dtype("<u8")).astype(np.uint64)
