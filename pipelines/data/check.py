@@ -30,7 +30,7 @@ def run(settings: CheckSettings) -> dict[str, Any]:
     show(table)
     if summary["splits"]:
         show(_scores_table(summary["splits"]))
-    if any("seen" in split for split in summary["splits"].values()):
+    if any(split.get("seen") for split in summary["splits"].values()):
         say(
             "seen queries have a relevant document that a train query has, too; what is learnt for these is no measure "
             "of how well new documents will be found"

@@ -155,6 +155,19 @@ def _score(path: Path, scores: np.ndarray) -> None:
     pq.write_table(table.set_column(table.schema.get_field_index("score"), "score", pa.array(scores)), path)
 
 
+def test_check_says_how_many_test_queries_are_seen_in_training(tmp_path: Path) -> None:
+    # every document is relevant to three queries
+    data = write_dataset(tmp_path / "data", docs=20, queries=60, dim=8)
+    code, printed, errors = smec("check", str(data), "--json", str(tmp_path / "check.json"))
+    assert code == 0
+    train, test = (pq.read_table(data / f"qrels/{name}.parquet")["doc_id"].to_pylist() for name in ("train", "test"))
+    seen = sum(doc in train for doc in test)
+    assert seen > 0
+    assert f"{seen} of {len(test)}" in printed
+    assert "seen queries have a relevant document that a train query has" in errors
+    assert json.loads((tmp_path / "check.json").read_text())["splits"]["test"]["seen"] == seen
+
+
 def test_check_says_how_scores_are_spread(dataset: Path) -> None:
     path = dataset / "qrels" / "train.parquet"
     rows = pq.read_metadata(path).num_rows

@@ -219,6 +219,25 @@ def test_what_the_page_claims_stands_with_its_interval_over_the_queries(tmp_path
         go.Figure(page.figures[chart])
 
 
+def test_seen_and_unseen_queries_have_a_table_and_losses_on_them_are_said(tmp_path: Path) -> None:
+    def part(queries: int, shift: float) -> dict[str, Any]:
+        scores = {dim: score + shift for dim, score in MODEL.items()}
+        gains = {dim: [scores[dim] - PCA[dim] - 0.01, scores[dim] - PCA[dim] + 0.01] for dim in DIMS}
+        intervals = {"ndcg@10": {dim: [score - 0.03, score + 0.03] for dim, score in scores.items()}, "pca": gains}
+        return {"queries": queries, "ndcg@10": scores, "baselines": BASELINES, "intervals": intervals}
+
+    evaluation = with_intervals(EVALUATION) | {"seen": part(80, 0.05), "unseen": part(40, -0.3)}
+    _, page = report(write_model_folder(tmp_path / "model", evaluation))
+    for text in ("Seen and unseen documents", "80 queries", "40 queries", "0.789 ± 0.030", "0.439 ± 0.030"):
+        assert text in page.text
+    assert "Below PCA for unseen (40 queries) at 24 dims" in page.text
+    # of too few queries nothing is concluded, and one part alone would be the whole again
+    few = evaluation | {"unseen": part(29, -0.3)}
+    assert "Below PCA for" not in report(write_model_folder(tmp_path / "few", few))[1].text
+    alone = evaluation | {"seen": {"queries": 0}}
+    assert "Seen and unseen documents" not in report(write_model_folder(tmp_path / "alone", alone))[1].text
+
+
 def test_importance_is_sorted_on_either_side_of_the_cut(tmp_path: Path) -> None:
     folder = write_model_folder(tmp_path / "model", EVALUATION)
     metrics = json.loads((folder / "metrics.json").read_text())

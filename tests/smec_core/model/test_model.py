@@ -175,6 +175,17 @@ def test_the_card_says_how_to_use_the_model(folder: Path) -> None:
     assert "encode(embeddings, dim=2)" in card
 
 
+def test_the_card_tells_seen_and_unseen_queries_apart(tmp_path: Path) -> None:
+    model = make_model()
+    whole = {"queries": 7, "ndcg@10": {"8": 0.5, "4": 0.4, "2": 0.3}}
+    parts = {"seen": whole | {"queries": 4}, "unseen": whole | {"queries": 3, "ndcg@10": {"8": 0.25, "4": 0, "2": 0}}}
+    model.metrics["evaluation"] = {"split": "test"} | whole | parts
+    model.save(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "| dims | seen, 4 queries | unseen, 3 queries |" in card
+    assert "| 8 | 0.5000 | 0.2500 |" in card
+
+
 def seal(folder: Path) -> None:
     """As somebody who writes other files, and their checksums, too."""
     write_sums(folder, [name for name in SEALED if (folder / name).exists()])
