@@ -9,7 +9,11 @@ VectorType = Literal["float32", "float16", "int8", "binary"]
 """Number types that vectors are stored as."""
 Projection = Literal["linear", "rotation", "residual_mlp", "selection"]
 
+Favour = Literal["both", "recurring", "new"]
+
 STAGE_STEPS = 500
+WHOLE_ALPHA: dict[Favour, float] = {"recurring": 0.0, "both": 0.03, "new": 0.1}
+"""Weight of the unsupervised loss in the stage of all dims: what it costs recurring documents, new ones gain."""
 
 
 def _parse_dims(value: Any) -> Any:
@@ -63,9 +67,13 @@ class TrainConfig(Settings):
     """What a stage learns beside its selection: a linear map, a rotation, x + MLP(x), nothing (selection: ADS alone
     chooses among the dims as they are), or auto: both linear and rotation, the rotation kept unless linear is better on
     dev by more than twice the error of the difference."""
-    init: Literal["pca", "identity", "random"] = "pca"
+    init: Literal["closed", "pca", "identity", "random"] = "closed"
     """Where a projection starts: uncentred PCA rotation of the kept block, identity, or a random rotation; the dims
-    that the stage before has looked ahead to are mixed with none above them."""
+    that the stage before has looked ahead to are mixed with none above them. closed: as pca, but the map of all dims
+    starts as the linear map from second moments that does best on folds of the judgements; see `favour`."""
+    favour: Favour = "both"
+    """Which queries decide where some gain and others lose: recurring, whose relevant documents other train queries
+    have, too; new, whose documents none has; or both alike."""
     hidden_dim: int = Field(512, ge=1)
     """Width of the MLP of projection=residual_mlp, and of Matryoshka-Adaptor beside which experiments set SMEC."""
 
@@ -76,9 +84,16 @@ class TrainConfig(Settings):
 
     temperature: float = Field(0.07, gt=0)
     """Temperature T of the ranking loss (1 in the paper)."""
+    unsupervised: Literal["listwise", "cosines"] = "listwise"
+    """The unsupervised loss of S-XBM. listwise: KL of softmaxes over a document's neighbours in the memory and the
+    step's documents, the teacher being what the stage of all dims gives. cosines: the paper's, the difference of single
+    cosines from the frozen ones."""
     alpha: float | None = Field(None, ge=0)
-    """Weight of the unsupervised loss against the ranking loss (0.1 in the paper); 0 leaves S-XBM out. Default: 0, or
-    0.1 where there are no judgements."""
+    """Weight of the unsupervised loss against the ranking loss (0.1 in the paper); 0 leaves S-XBM out. Default: 0.3,
+    and in the stage of all dims what `favour` asks for: 0 for recurring, 0.03 for both, 0.1 for new documents; with
+    cosines 0; where there are no judgements 0.1."""
+    list_temperature: float = Field(0.05, gt=0)
+    """Temperature of the softmaxes of unsupervised=listwise."""
     top_k: int | None = Field(None, ge=1)
     """Nearest memory items per anchor in the unsupervised loss; default: 10, or 100 where there are no judgements."""
     queue_size: int = Field(5000, ge=1)
@@ -175,7 +190,6 @@ class TrainConfig(Settings):
         return self.model_copy(
             update={
                 "lr": self.peak_lr(labelled),
-                "alpha": self.unsupervised_weight(labelled),
                 "lookahead": self.lookahead_weight(labelled),
                 "top_k": self.neighbours(labelled),
             }
@@ -185,9 +199,16 @@ class TrainConfig(Settings):
         """Peak learning rate of the projection, with judgements or without."""
         return self.lr if self.lr is not None else 2e-3 if labelled else 1e-3
 
-    def unsupervised_weight(self, labelled: bool) -> float:
-        """Alpha. Where judgements teach, holding on to the old neighbours costs more than it keeps."""
-        return self.alpha if self.alpha is not None else 0.0 if labelled else 0.1
+    def unsupervised_weight(self, labelled: bool, is_whole: bool = False) -> float:
+        """Alpha of a stage; of all dims, `is_whole`, cosines move, and so what is kept of them is a choice."""
+        if self.alpha is not None:
+            return self.alpha
+        if not labelled:
+            return 0.1
+        if self.unsupervised == "cosines":
+            # where judgements teach, holding on to the old neighbours costs more than it keeps
+            return 0.0
+        return WHOLE_ALPHA[self.favour] if is_whole else 0.3
 
     def lookahead_weight(self, labelled: bool) -> float:
         """Weight of the losses of a stage's smaller dims, with judgements or without."""
@@ -198,11 +219,14 @@ class TrainConfig(Settings):
         return self.top_k if self.top_k is not None else 10 if labelled else 100
 
 
-SET_BY_DATA = tuple(name for name, field in TrainConfig.model_fields.items() if field.default is None)
+SET_BY_DATA = tuple(
+    name for name, field in TrainConfig.model_fields.items() if field.default is None and name != "alpha"
+)
 """Settings whose default depends on the data."""
 
 PAPER_PRESET: dict[str, Any] = {
     "temperature": 1.0,
+    "unsupervised": "cosines",
     "alpha": 0.1,
     "lookahead": 0.0,
     "init": "identity",

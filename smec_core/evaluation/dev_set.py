@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smec_core.config import TrainConfig
+from smec_core.config import Favour, TrainConfig
+from smec_core.data.folds import is_seen
 from smec_core.data.judgements import Judgements
+from smec_core.data.seen import LEAST_QUERIES
 from smec_core.distributed.group import rows_of_rank
 from smec_core.distributed.resident import BLOCK_ROWS, Node, Rows
 from smec_core.evaluation.metrics import PrefixSearch, gains_of, ndcg, recall
@@ -31,7 +33,8 @@ class DevSet:
     """Queries and documents that training never learns from, as the nested vectors of the chain so far.
 
     With judgements a prefix is scored by nDCG@10; without, by the share of each held-out document's ten nearest
-    documents (by the frozen embeddings) that are also its ten nearest at the prefix.
+    documents (by the frozen embeddings) that are also its ten nearest at the prefix. A query may weigh more than
+    others: its scores are then those times its weight, which over all queries is 1 in the mean.
 
     Attributes:
         measure: name of the score, `ndcg@10` or `neighbour_recall@10`.
@@ -45,12 +48,14 @@ class DevSet:
         judgements: Judgements | None,
         own_row_Q: Tensor | None,
         node: Node,
+        weight_Q: np.ndarray | None = None,
     ) -> None:
+        self._weight_Q = None if weight_Q is None else torch.from_numpy(weight_Q)
         self._q_QD = q_QD.to(node.device)
         self._d_LD = d_LD
         self._row_L = row_L
         self._own_row_Q = None if own_row_Q is None else own_row_Q.to(node.device)
-        self._group, self._device = node.group, node.device
+        self._node, self._group, self._device = node, node.group, node.device
         self.measure = "ndcg@10" if judgements is not None else f"neighbour_recall@{NEIGHBOURS}"
         self._judgements = self._full_neighbours() if judgements is None else judgements
 
@@ -69,6 +74,13 @@ class DevSet:
             search.add(row_N.to(self._device), _on_top(apply, d_ND.to(self._device), d_in, top))
         return search.results(self._group)
 
+    def of(self, queries: Rows, judgements: Judgements, left_out: np.ndarray) -> "DevSet":
+        """Another dev set of the same documents, without those of some rows."""
+        keep_L = torch.from_numpy(~np.isin(self._row_L.numpy(), left_out))
+        d_LD, row_L = (self._d_LD, self._row_L) if keep_L.all() else (self._d_LD[keep_L], self._row_L[keep_L])
+        own = None if judgements.own_doc_row_Q is None else torch.from_numpy(judgements.own_doc_row_Q)
+        return DevSet(queries.take(torch.from_numpy(judgements.query_row_Q)), d_LD, row_L, judgements, own, self._node)
+
     @torch.no_grad()
     def score(self, apply: Callable[[Tensor], Tensor], d_in: int, dims: Sequence[int]) -> QueryScores:
         """Scores (Q) of prefixes with a stage put on top of the first `d_in` dims. Collective.
@@ -82,9 +94,8 @@ class DevSet:
         for dim, row_Qk in self._search(apply, d_in, dims).items():
             gain_Qk = gains_of(row_Qk, self._judgements)
             is_ranked = self.measure == "ndcg@10"
-            values[dim] = (
-                ndcg(gain_Qk, self._judgements) if is_ranked else recall(gain_Qk, self._judgements, NEIGHBOURS)
-            )
+            value_Q = ndcg(gain_Qk, self._judgements) if is_ranked else recall(gain_Qk, self._judgements, NEIGHBOURS)
+            values[dim] = value_Q if self._weight_Q is None else value_Q * self._weight_Q
         return values
 
     @torch.no_grad()
@@ -114,8 +125,37 @@ def dev_rows(judgements: Judgements | None, held_out: np.ndarray, corpus_rows: i
     return np.sort(np.concatenate([needed, others]))
 
 
+def dev_weights(train: Judgements, dev: Judgements, favour: Favour) -> np.ndarray | None:
+    """Weights (Q) of the dev queries, by which recurring and new documents count alike; None for all alike.
+
+    A query for recurring documents has a relevant one that a train query has, too. A part of fewer than LEAST_QUERIES
+    does not count by itself.
+
+    Args:
+        train: what is learnt from.
+        dev: what is chosen by.
+        favour: what counts.
+    """
+    recurring_Q = is_seen(train, dev)
+    parts = {"recurring": recurring_Q, "new": ~recurring_Q}
+    if any(np.count_nonzero(part_Q) < LEAST_QUERIES for part_Q in parts.values()):
+        return None
+    if favour != "both":
+        parts = {favour: parts[favour]}
+    weight_Q = np.zeros(len(dev))
+    for part_Q in parts.values():
+        weight_Q[part_Q] = len(dev) / len(parts) / np.count_nonzero(part_Q)
+    return weight_Q
+
+
 def make_dev_set(
-    queries: Rows, docs: Rows, judgements: Judgements | None, held_out: np.ndarray, config: TrainConfig, node: Node
+    queries: Rows,
+    docs: Rows,
+    judgements: Judgements | None,
+    held_out: np.ndarray,
+    config: TrainConfig,
+    node: Node,
+    weight_Q: np.ndarray | None = None,
 ) -> DevSet:
     """Gathers the dev queries, and this rank's share of the dev documents. Collective.
 
@@ -126,6 +166,7 @@ def make_dev_set(
         held_out: rows of the held-out documents where there are no judgements.
         config: sizes and seed.
         node: where copies are kept, and the ranks that share the documents.
+        weight_Q: of the dev queries.
     """
     rows = dev_rows(judgements, held_out, docs.rows, config)
     docs.prepare(rows)
@@ -139,4 +180,5 @@ def make_dev_set(
         return DevSet(docs.take(held_out_Q), d_LD, row_L, None, held_out_Q, node)
     own_doc = judgements.own_doc_row_Q
     own_row_Q = None if own_doc is None else torch.from_numpy(own_doc)
-    return DevSet(queries.take(torch.from_numpy(judgements.query_row_Q)), d_LD, row_L, judgements, own_row_Q, node)
+    q_QD = queries.take(torch.from_numpy(judgements.query_row_Q))
+    return DevSet(q_QD, d_LD, row_L, judgements, own_row_Q, node, weight_Q)

@@ -44,7 +44,7 @@ class StepLog(Callback):
         """Sends what is kept. Collective."""
         context = stage.context
         for (record, *_, fill), (rank_part, unsup_part, lr) in zip(self._waiting, self._figures(stage), strict=True):
-            loss = rank_part + context.alpha * unsup_part
+            loss = rank_part + stage.plan.alpha * unsup_part
             parts = {"loss": loss, "rank_loss": rank_part, "unsup_loss": unsup_part}
             filled = {} if fill is None else {"memory_fill": float(fill)}
             context.tracker.log(record | {"tau": context.config.tau, "lr": lr} | parts | filled)

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from smec_core.config import Projection
+from smec_core.config import Projection, TrainConfig
 from smec_core.evaluation.dev_set import QueryScores, Scores
 from smec_core.model.adapter import FrozenStage, Stage
 from smec_core.model.ads import initial_logits, keep_places, sample_selection
 from smec_core.training.checkpoint import Tree, same_device
 from smec_core.training.context import PassContext
+from smec_core.training.distillation import listwise_loss
 from smec_core.training.guard import Z_OTHER, Z_PRESERVING, Guard
 from smec_core.training.losses import rank_loss, unsupervised_loss
 from smec_core.training.plan import StagePlan
@@ -82,12 +83,12 @@ class Candidate:
         order, gate_d = self._select(context.config.tau, noise_I)
         needs_all = any(not term.is_gated for term in self.losses)
         f_RI = self.stage.project(step.y_RI, order if needs_all else order[: self.stage.dim])
-        rank_sum, unsup_sum = self._loss_sums(context.config.temperature, step, f_RI, gate_d)
+        rank_sum, unsup_sum = self._loss_sums(context.config, step, f_RI, gate_d)
         rank_mean = rank_sum / max(step.weight_sum, 1e-12)
-        unsup_mean = unsup_sum / max(step.live_pairs, 1)
+        unsup_mean = unsup_sum / max(step.unsup_weight, 1)
         self.parts_2 = torch.stack([rank_mean.detach(), unsup_mean.detach()])
         self.optimizer.zero_grad()
-        (rank_mean + context.alpha * unsup_mean).backward()
+        (rank_mean + self._plan.alpha * unsup_mean).backward()
         self._reduce()
         self.optimizer.step()
         self.schedule.step()
@@ -107,8 +108,9 @@ class Candidate:
             order, gate_d = keep_places(order, stage.dim), gate_d[place]
         return order, gate_d
 
-    def _loss_sums(self, temperature: float, step: Step, f_RI: Tensor, gate_d: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss_sums(self, config: TrainConfig, step: Step, f_RI: Tensor, gate_d: Tensor) -> tuple[Tensor, Tensor]:
         """Sums of the ranking and of the unsupervised loss over what this rank counts."""
+        temperature = config.temperature
         queries_BI, docs_LI, items_UI = f_RI.split(step.parts)
         own = [(docs_LI, step.docs), (queries_BI, step.queries)][: 2 if step.counts_all_anchors else 1]
         docs_NI, *gathered = self.team.gather_rows(*own)
@@ -123,7 +125,10 @@ class Candidate:
             if step.weight_sum and step.old_NI is not None:
                 old_sum = rank_loss(q_BI, step.old_NI, term.prefixes, step.ranked, temperature)
                 rank_sum = rank_sum + term.compatible * old_sum
-            if step.live_pairs:
+            if step.unsup_weight and step.lists is not None:
+                lists_sum = listwise_loss(d_NI, m_UI, term.prefixes, step.lists, config.list_temperature)
+                unsup_sum = unsup_sum + lists_sum
+            elif step.unsup_weight:
                 anchors_AI = torch.cat([*all_q, d_NI] if step.counts_all_anchors else [q_BI, d_NI[step.own_docs]])
                 unsup_sum = unsup_sum + unsupervised_loss(anchors_AI, m_UI, term.prefixes, step.pairs)
         return rank_sum, unsup_sum

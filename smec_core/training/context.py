@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from smec_core.config import TrainConfig
 from smec_core.distributed.group import Group
@@ -31,6 +32,8 @@ class PassContext:
         sampler: gives the steps of an epoch.
         dev: dev set; None to train for fixed epochs.
         labelled: whether there are judgements to learn from.
+        closed_DD: the closed form that a stage of all dims starts from; None where none does.
+        teacher: documents as the teacher of the stage in training has them, for unsupervised=listwise.
         step: steps taken in the run so far.
         rows: queries and documents that those steps were made of.
     """
@@ -44,13 +47,10 @@ class PassContext:
     sampler: LabelledSampler | UnlabelledSampler
     dev: DevSet | None
     labelled: bool
+    closed_DD: Tensor | None = None
+    teacher: Rows | None = None
     step: int = 0
     rows: int = 0
-
-    @property
-    def alpha(self) -> float:
-        """Weight of the unsupervised loss."""
-        return self.config.unsupervised_weight(self.labelled)
 
     @property
     def group(self) -> Group:

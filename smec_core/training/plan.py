@@ -18,6 +18,7 @@ from smec_core.training.context import PassName
 from smec_core.training.schedule import Rhythm, TrainingShape, chain_dims, prefix_dims
 from smec_core.training.warm import WarmStart, warm_epochs
 
+Start = Literal["closed", "pca", "identity", "random"]
 Prefixes = tuple[tuple[int, float], ...]
 """Dims of each prefix, and the weight of its loss; none twice."""
 
@@ -51,6 +52,7 @@ class StagePlan:
         rhythm: how long it takes.
         gated: prefixes of the loss on the dims that ADS keeps.
         whole: prefixes of the loss on all outputs.
+        alpha: weight of the unsupervised loss.
         compatible: see `LossTerm`.
         noise: scale of the Gumbel noise.
         ahead: smaller dims that it trains too, descending.
@@ -74,11 +76,12 @@ class StagePlan:
     rhythm: Rhythm
     gated: Prefixes = ()
     whole: Prefixes
+    alpha: float
     compatible: float = 0.0
     noise: float
     ahead: tuple[int, ...] = ()
     prepared: tuple[int, ...] = ()
-    start: Literal["pca", "identity", "random"]
+    start: Start
     is_ordered: bool
     champion: FrozenStage | None = None
     counted: tuple[int, ...]
@@ -200,11 +203,12 @@ def _chain(
                 rhythm=Rhythm.of(shape, config),
                 gated=((dim, 1.0), *((width, share) for width in ahead)) if d_in > dim else (),
                 whole=((d_in, 1.0),),
+                alpha=config.unsupervised_weight(shape.labelled, is_whole=d_in == dim),
                 noise=config.gumbel_noise,
                 ahead=ahead,
                 prepared=stages[-1].ahead[::-1] if stages else (),
-                start=config.init if d_in > dim or config.init == "random" else "identity",
-                is_ordered=bool(stages and stages[-1].ahead) or config.init == "pca",
+                start=_start(config, is_whole=d_in == dim),
+                is_ordered=bool(stages and stages[-1].ahead) or config.init in ("closed", "pca"),
                 counted=(*ahead, dim, d_in),
                 held={dim: config.guard_tolerance} if ahead else {},
                 protected=tuple(prefix for prefix in prefixes if prefix >= dim),
@@ -214,6 +218,13 @@ def _chain(
     return stages
 
 
+def _start(config: TrainConfig, is_whole: bool) -> Start:
+    """Where a stage of the chain starts; of all dims, `is_whole`, where there are judgements."""
+    if config.init == "closed":
+        return "closed" if is_whole else "pca"
+    return "identity" if config.init == "pca" and is_whole else config.init
+
+
 def _parallel(shape: TrainingShape, config: TrainConfig) -> list[StagePlan]:
     """One stage, as long as all stages together, with the losses of all dims at once (MRL)."""
     _check_judgements(shape, config)
@@ -221,14 +232,20 @@ def _parallel(shape: TrainingShape, config: TrainConfig) -> list[StagePlan]:
     prefixes = prefix_dims(shape.input_dim, config.dims)
     if dims[-1] == shape.input_dim and (config.projection in PRESERVING or not shape.labelled):
         return []
+    projections = _projections(config)
+    is_closed = config.init == "closed" and shape.labelled and projections != ("rotation",)
+    if config.projection == "auto" and (is_closed or len(dims) == 1):
+        # a closed form changes cosines, which a rotation of it could not mend
+        projections = ("linear",)
     stage = StagePlan(
         d_in=shape.input_dim,
         dim=dims[-1],
-        projections=("linear",) if config.projection == "auto" and len(dims) == 1 else _projections(config),
+        projections=projections,
         rhythm=Rhythm.of(shape, config, times=len(dims)),
         whole=tuple((dim, 1.0) for dim in prefixes),
+        alpha=config.unsupervised_weight(shape.labelled, is_whole=True),
         noise=0.0,
-        start=config.init,
+        start="pca" if config.init == "closed" and not is_closed else config.init,
         is_ordered=True,
         counted=prefixes,
         protected=prefixes,
@@ -289,4 +306,4 @@ def _check_judgements(shape: TrainingShape, config: TrainConfig) -> None:
 
 
 def _projections(config: TrainConfig) -> tuple[Projection, ...]:
-    return ("rotation", "linear") if config.projection == "auto" else (config.projection,)
+    return ("rotation",) if config.projection == "auto" else (config.projection,)

@@ -82,7 +82,7 @@ class StageTraining:
         start_II = self._start() if is_new else torch.eye(plan.d_in)
         self.candidates = [Candidate(context, plan, kind, start_II) for kind in plan.projections]
         self.active = list(self.candidates)
-        slots = context.config.queue_size if context.alpha else 0
+        slots = context.config.queue_size if plan.alpha else 0
         self.memory = CrossBatchMemory(slots, context.x_docs.dim, context.group, context.config.memory, context.device)
         self.epoch = self.batch = 0
         if resumed is not None:
@@ -100,6 +100,9 @@ class StageTraining:
             return context.group.from_first_(torch.block_diag(*blocks))
         if plan.start == "identity":
             return torch.eye(plan.d_in)
+        if plan.start == "closed":
+            assert context.closed_DD is not None
+            return context.closed_DD
         return principal_rotation(self._y_docs, context.group, plan.prepared)
 
     def _restore(self, resumed: Checkpoint) -> None:
@@ -136,10 +139,11 @@ class StageTraining:
         clock = clock or Clock()
         context, plan = self.context, self.plan
         team = self._own[0].team
-        step = load_step(context, team, batch, self.memory, self._y_docs, self._y_queries, self._old_docs, clock)
+        docs, queries = self._y_docs, self._y_queries
+        step = load_step(context, team, batch, self.memory, docs, queries, self._old_docs, plan.alpha > 0, clock)
         noise_I = gumbel(plan.d_in, context.generator(plan.number, 2, self.epoch, self.batch)).to(context.device)
         # without judgements, the first step meets an empty memory
-        trained = self.active if step.weight_sum or step.live_pairs else []
+        trained = self.active if step.weight_sum or step.unsup_weight else []
         for candidate in trained:
             if candidate.team.rank >= 0:
                 candidate.train_step(context, step, plan.noise * noise_I)

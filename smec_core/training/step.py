@@ -19,6 +19,7 @@ from torch import Tensor
 from smec_core.distributed.group import Group, rows_of_rank
 from smec_core.distributed.resident import Rows
 from smec_core.training.context import PassContext
+from smec_core.training.distillation import Lists, make_lists, used_items
 from smec_core.training.losses import Pairs, RankedPairs
 from smec_core.training.memory import CrossBatchMemory, Neighbours
 from smec_core.training.sampling import Batch
@@ -36,7 +37,8 @@ class Step:
         docs: N.
         counts_all_anchors: whether its neighbours may be those of any anchor, or of its own anchors only.
         pairs: (anchor, neighbour) pairs that it counts.
-        live_pairs: how many such pairs the global step has.
+        lists: what its anchors are compared with instead where the unsupervised loss is listwise.
+        unsup_weight: how many pairs, or anchors with lists, the global step has.
         ranked: what the ranking loss compares, as places among its queries and among all documents.
         weight_sum: sum of the weights of the global step.
         old_NI: all documents as the champion's stage gives them; None where training need not be compatible.
@@ -49,7 +51,8 @@ class Step:
     docs: int
     counts_all_anchors: bool
     pairs: Pairs
-    live_pairs: int
+    lists: Lists | None
+    unsup_weight: int
     ranked: RankedPairs
     weight_sum: float
     old_NI: Tensor | None = None
@@ -83,6 +86,7 @@ def load_step(
     y_docs: Rows,
     y_queries: Rows,
     old_docs: Callable[[Tensor], Tensor] | None,
+    is_unsupervised: bool,
     clock: Clock,
 ) -> Step:
     """Reads the rows of a step, searches the memory for its anchors, then adds its documents to it. Collective.
@@ -95,21 +99,24 @@ def load_step(
         y_docs: kept blocks of the documents.
         y_queries: kept blocks of the queries.
         old_docs: gives the documents as the champion's stage has them, in compatible training.
+        is_unsupervised: whether there is an unsupervised loss.
         clock: takes the time of reading and of searching.
     """
     doc_row_N, query_row_B = torch.from_numpy(batch.doc_row_N), torch.from_numpy(batch.query_row_B)
     queries = slice(*rows_of_rank(len(query_row_B), team.rank, team.size))
     docs = slice(*rows_of_rank(len(doc_row_N), team.rank, team.size))
     own = [y_queries.take(query_row_B[queries]), y_docs.take(doc_row_N[docs])]
-    is_unsupervised = context.alpha > 0
     x_docs_ND = torch.empty(0, context.x_docs.dim)
     if is_unsupervised or old_docs is not None:
         x_docs_ND = context.x_docs.take(doc_row_N).to(context.device)
     clock.lap("data")
 
+    used_U, pairs, lists, weight = torch.empty(0, dtype=torch.int64), Pairs.none(context.device), None, 0
     is_global = context.config.memory == "global"
-    used_U, pairs, live_pairs = torch.empty(0, dtype=torch.int64), Pairs.none(context.device), 0
-    if is_unsupervised:
+    if is_unsupervised and context.config.unsupervised == "listwise":
+        used_U, lists = _lists(context, team, batch, memory, x_docs_ND)
+        weight = lists.anchors
+    elif is_unsupervised:
         x_queries_BD = context.x_queries.take(query_row_B).to(context.device)
         anchors = [x_queries_BD, x_docs_ND] if is_global else [x_queries_BD[queries], x_docs_ND[docs]]
         row_A = torch.cat([torch.full((len(anchors[0]),), -1), doc_row_N if is_global else doc_row_N[docs]])
@@ -117,9 +124,10 @@ def load_step(
         live = found.live_AK.sum()
         if not is_global:
             context.group.sum_(live)
-        live_pairs = int(live)
-        memory.push(doc_row_N.to(context.device), x_docs_ND)
+        weight = int(live)
         used_U, pairs = own_pairs(found, team if is_global else None)
+    if is_unsupervised:
+        memory.push(doc_row_N.to(context.device), x_docs_ND)
     clock.lap("search")
 
     own.append(y_docs.take(used_U.cpu()))
@@ -132,7 +140,8 @@ def load_step(
         docs=len(doc_row_N),
         counts_all_anchors=is_global,
         pairs=pairs,
-        live_pairs=live_pairs,
+        lists=lists,
+        unsup_weight=weight,
         ranked=RankedPairs(
             torch.from_numpy(batch.pair_query_P[mine] - queries.start).to(context.device),
             torch.from_numpy(batch.pair_doc_P[mine]).to(context.device),
@@ -143,6 +152,33 @@ def load_step(
     )
     clock.lap("data")
     return step
+
+
+def _lists(
+    context: PassContext, team: Group, batch: Batch, memory: CrossBatchMemory, x_ND: Tensor
+) -> tuple[Tensor, Lists]:
+    """Rows of the memory items that this rank's anchors are compared with, and their lists. Collective.
+
+    Anchors are the step's documents that are in no pair of it: what a pair is to change, the teacher should not hold.
+    """
+    assert context.teacher is not None
+    device, is_global = context.device, context.config.memory == "global"
+    is_free_N = np.ones(len(batch.doc_row_N), bool)
+    is_free_N[batch.pair_doc_P] = False
+    doc_F = torch.from_numpy(np.flatnonzero(is_free_N))
+    start, stop = rows_of_rank(len(batch.doc_row_N), team.rank, team.size)
+    own_F = (doc_F >= start) & (doc_F < stop)
+    row_N = torch.from_numpy(batch.doc_row_N)
+    asked_A = doc_F if is_global else doc_F[own_F]
+    top_k = context.config.neighbours(context.labelled)
+    found = memory.search(x_ND[asked_A.to(device)], row_N[asked_A].to(device), top_k)
+    if is_global:
+        found = Neighbours(*(part[own_F.to(device)] for part in found))
+    used_U, item_AK, hidden_AK = used_items(found, row_N[doc_F].to(device))
+    t_ND, t_UD = (context.teacher.take(rows).to(device) for rows in (row_N, used_U.cpu()))
+    anchor_A, temperature = doc_F[own_F].to(device), context.config.list_temperature
+    lists = make_lists(anchor_A, doc_F.to(device), item_AK, hidden_AK, t_ND, t_UD, len(doc_F), temperature)
+    return used_U, lists
 
 
 def own_pairs(found: Neighbours, team: Group | None) -> tuple[Tensor, Pairs]:

@@ -11,15 +11,17 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from smec_core.config import TrainConfig
 from smec_core.data.judgements import Judgements
 from smec_core.distributed.resident import Node, Rows
-from smec_core.evaluation.dev_set import Scores, make_dev_set
+from smec_core.evaluation.dev_set import Scores, dev_weights, make_dev_set
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.pca import principal_rotation
 from smec_core.training.callbacks import Checkpointing, DevScoring, Gradient, GradientProbe, StepLog
 from smec_core.training.checkpoint import Checkpoint, Checkpoints, Progress, same_device
+from smec_core.training.closed import WITHOUT_LABELS, Moment, best_form, scaled, try_forms
 from smec_core.training.context import PassContext, PassName
 from smec_core.training.plan import StagePlan, plan_training
 from smec_core.training.sampling import make_sampler
@@ -162,7 +164,12 @@ def pass_context(
     """
     with_dev = config.guard and pass_name == "first"
     sampler, held_out = make_sampler(config, data.docs.rows, data.train, data.dev, with_dev)
-    dev = make_dev_set(data.queries, data.docs, data.dev, held_out, config, data.node) if with_dev else None
+    dev = None
+    if with_dev:
+        weight_Q = None
+        if data.train is not None and data.dev is not None:
+            weight_Q = dev_weights(data.train, data.dev, config.favour)
+        dev = make_dev_set(data.queries, data.docs, data.dev, held_out, config, data.node, weight_Q)
     return PassContext(
         config=config,
         node=data.node,
@@ -201,6 +208,8 @@ class _Training:
         self._resumed = hooks.resumed
         self._before, self._started = 0.0, time.perf_counter()
         self._pass_to_resume: str | None = None
+        self._moment: Moment | None = None
+        self.form = WITHOUT_LABELS
         if self._resumed is not None and self._resumed.progress is not None:
             self._restore(self._resumed.progress)
 
@@ -228,13 +237,19 @@ class _Training:
             return outcomes
         self._pass_to_resume = None
         context = pass_context(self.data, self.config, pass_name, self.tracker, self.steps, self.rows)
+        if len(outcomes) == 0 and plan and plan[0].start == "closed" and plan[0].champion is None:
+            context.closed_DD = self._closed_start(pass_name)
         y_docs, y_queries = self.data.docs, self.data.queries
+        context.teacher = y_docs
         for stage in self.base:
             _put_on_top(context, stage)
             y_docs, y_queries = y_docs.project(stage), y_queries.project(stage)
+            context.teacher = y_docs if stage.dim == self.data.docs.dim else context.teacher
         floors: Scores = {}
         for number, planned in enumerate(plan):
             if number == len(outcomes):
+                if planned.alpha and planned.d_in == planned.dim:
+                    context.teacher = _at_start(context, planned, y_docs)
                 outcomes.append(self._train_stage(context, replace(planned, floors=floors), y_docs, y_queries))
                 self.steps, self.rows = context.step, context.rows
                 self._report(pass_name, number, len(plan), outcomes[-1])
@@ -244,12 +259,32 @@ class _Training:
             _put_on_top(context, outcome.stage)
             if number + 1 < len(plan):
                 y_docs, y_queries = y_docs.project(outcome.stage), y_queries.project(outcome.stage)
+                # of all dims, whatever of them the stages after it keep
+                context.teacher = y_docs if planned.d_in == planned.dim else context.teacher
             if self.hooks.on_stage is not None and context.dev is not None:
                 self.hooks.on_stage(self._reached(context, y_docs, plan, number))
         if context.dev is not None:
             scores = context.dev.score(lambda y: y, self.data.docs.dim, self.prefixes)
             self.dev_scores = {context.dev.measure: {str(dim): scores[dim].mean().item() for dim in self.prefixes}}
         return outcomes
+
+    def _closed_start(self, pass_name: PassName) -> Tensor:
+        """The closed form to start from, by the judgements that the pass learns from. Collective."""
+        data, config = self.data, self.config
+        assert data.train is not None
+        both = data.train if data.dev is None else data.train.merge(data.dev)
+        if self._moment is None:
+            self._moment = Moment(data.docs, data.queries, data.node)
+            tried = try_forms(self._moment, data.docs, data.queries, both, config, self.prefixes, data.node)
+            self.form = best_form(tried, config.favour)
+            reached = [
+                f"{len(values_Q)} queries for {name} documents {values_Q.mean():.4f}"
+                for name, values_Q in zip(("recurring", "new"), tried[self.form], strict=True)
+                if len(values_Q)
+            ]
+            self.hooks.say(f"start: {self.form}; on folds of the judgements, mean over the dims: {', '.join(reached)}")
+        moments = self._moment.of(data.train if pass_name == "first" and config.guard else both)
+        return data.node.group.from_first_(scaled(self.form.matrix(moments)))
 
     def _train_stage(self, context: PassContext, plan: StagePlan, y_docs: Rows, y_queries: Rows) -> StageOutcome:
         resumed, self._resumed = self._resumed, None
@@ -320,6 +355,14 @@ class _Training:
             kinds = ", ".join(f"{kind} {result.dev_score:.4f}" for kind, result in outcome.tried.items())
             line += f", mean dev score of the prefixes in training: {kinds}"
         self.hooks.say(line)
+
+
+def _at_start(context: PassContext, plan: StagePlan, y_docs: Rows) -> Rows:
+    """Documents as the start of a stage of all dims has them, by which it is taught."""
+    stage = plan.champion
+    if stage is None and context.closed_DD is not None:
+        stage = FrozenStage(plan.dim, "linear", {"weight": context.closed_DD})
+    return y_docs if stage is None else y_docs.project(stage.to(context.device))
 
 
 def _put_on_top(context: PassContext, stage: FrozenStage) -> None:

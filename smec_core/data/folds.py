@@ -1,0 +1,101 @@
+"""Folds of judged queries by documents: what a fold scores, the others have not seen.
+
+Shapes: Q judged queries, J judgements.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from smec_core.data.judgements import Judgements
+
+MOST_IN_ONE = 0.5
+"""Share of the queries in one component from which on folds are cut by documents instead."""
+
+
+class Fold(NamedTuple):
+    """A part of the judgements to learn from, and what to score by.
+
+    Attributes:
+        fit: to learn from.
+        recurring: other queries, with a relevant document that a query of `fit` has, too.
+        new: other queries, without such a document.
+        left_out: rows of documents that are not to be searched for `new`, because `fit` has them; none where folds take
+            whole components.
+    """
+
+    fit: Judgements
+    recurring: Judgements
+    new: Judgements
+    left_out: np.ndarray
+
+
+def components(judgements: Judgements) -> np.ndarray:
+    """Component (Q) of each query in the graph of queries and their relevant documents, by number.
+
+    A query that is itself a document is one node with it.
+    """
+    relevant_J = judgements.score_J > 0
+    query_E, doc_E = judgements.query_J[relevant_J], judgements.doc_row_J[relevant_J]
+    if judgements.own_doc_row_Q is not None:
+        own_Q = judgements.own_doc_row_Q
+        query_E = np.append(query_E, np.flatnonzero(own_Q >= 0))
+        doc_E = np.append(doc_E, own_Q[own_Q >= 0])
+    doc_U, place_E = np.unique(doc_E, return_inverse=True)
+    nodes = len(judgements) + len(doc_U)
+    graph = coo_array((np.ones(len(place_E)), (query_E, len(judgements) + place_E)), shape=(nodes, nodes))
+    component: np.ndarray = connected_components(graph, directed=False)[1][: len(judgements)]
+    return component
+
+
+def document_folds(judgements: Judgements, count: int, seed: int) -> Iterator[Fold]:
+    """Folds of whole components, each with as large a share of the other queries kept out, for what is recurring.
+
+    Where one component holds most queries, as in a click log, documents are divided instead: what touches those of a
+    fold is not learnt from, and all queries are scored by those alone.
+
+    Args:
+        judgements: all of them, with positives.
+        count: how many folds.
+        seed: of the division.
+    """
+    rng = np.random.default_rng((seed, 4))
+    component_Q = components(judgements)
+    fold_Q = rng.permutation(len(judgements)) % count
+    if np.bincount(component_Q).max() > MOST_IN_ONE * len(judgements):
+        doc_U, place_J = np.unique(judgements.doc_row_J, return_inverse=True)
+        fold_J = (rng.permutation(len(doc_U)) % count)[place_J]
+        for fold in range(count):
+            yield _by_documents(judgements, fold_Q == fold, fold_J == fold)
+        return
+    fold_C = rng.permutation(component_Q.max() + 1) % count
+    for fold in range(count):
+        out_Q = (fold_C[component_Q] == fold) | (fold_Q == fold)
+        fit, out = judgements.select(~out_Q), judgements.select(out_Q)
+        seen_Q = is_seen(fit, out)
+        yield Fold(fit, out.select(seen_Q), out.select(~seen_Q), np.empty(0, np.int64))
+
+
+def _by_documents(judgements: Judgements, out_Q: np.ndarray, out_J: np.ndarray) -> Fold:
+    kept, held = _some(judgements, ~out_J), _some(judgements, out_J)
+    is_out = np.isin(kept.query_row_Q, judgements.query_row_Q[out_Q])
+    fit = kept.select(~is_out)
+    recurring = kept.select(is_out)
+    return Fold(fit, recurring.select(is_seen(fit, recurring)), held, np.unique(judgements.doc_row_J[~out_J]))
+
+
+def _some(judgements: Judgements, keep_J: np.ndarray) -> Judgements:
+    """Some of the judgements, of the queries that still have a relevant document."""
+    row_J = judgements.query_row_Q[judgements.query_J]
+    pairs = (row_J[keep_J], judgements.doc_row_J[keep_J], judgements.score_J[keep_J])
+    return Judgements.from_pairs(*pairs, judgements.own_doc_of).with_positives()
+
+
+def is_seen(fit: Judgements, judgements: Judgements) -> np.ndarray:
+    """Whether `fit` has a relevant document of each query (Q) of others, too."""
+    learnt = np.unique(fit.doc_row_J[fit.score_J > 0])
+    relevant_J = (judgements.score_J > 0) & np.isin(judgements.doc_row_J, learnt)
+    return np.bincount(judgements.query_J[relevant_J], minlength=len(judgements)) > 0
