@@ -9,11 +9,9 @@ VectorType = Literal["float32", "float16", "int8", "binary"]
 """Number types that vectors are stored as."""
 Projection = Literal["linear", "rotation", "residual_mlp", "selection"]
 
-Favour = Literal["both", "recurring", "new"]
+Favour = Literal["all", "both", "recurring", "new"]
 
 STAGE_STEPS = 500
-WHOLE_ALPHA: dict[Favour, float] = {"recurring": 0.0, "both": 0.03, "new": 0.1}
-"""Weight of the unsupervised loss in the stage of all dims: what it costs recurring documents, new ones gain."""
 
 
 def _parse_dims(value: Any) -> Any:
@@ -67,13 +65,14 @@ class TrainConfig(Settings):
     """What a stage learns beside its selection: a linear map, a rotation, x + MLP(x), nothing (selection: ADS alone
     chooses among the dims as they are), or auto: both linear and rotation, the rotation kept unless linear is better on
     dev by more than twice the error of the difference."""
-    init: Literal["closed", "pca", "identity", "random"] = "closed"
+    init: Literal["pca", "closed", "identity", "random"] = "pca"
     """Where a projection starts: uncentred PCA rotation of the kept block, identity, or a random rotation; the dims
     that the stage before has looked ahead to are mixed with none above them. closed: as pca, but the map of all dims
     starts as the linear map from second moments that does best on folds of the judgements; see `favour`."""
-    favour: Favour = "both"
-    """Which queries decide where some gain and others lose: recurring, whose relevant documents other train queries
-    have, too; new, whose documents none has; or both alike."""
+    favour: Favour = "all"
+    """Which dev queries decide where some gain and others lose: all, each of them alike; recurring, whose relevant
+    documents train queries have, too; new, whose documents none has; or both of these parts alike, whatever their
+    sizes."""
     hidden_dim: int = Field(512, ge=1)
     """Width of the MLP of projection=residual_mlp, and of Matryoshka-Adaptor beside which experiments set SMEC."""
 
@@ -84,14 +83,16 @@ class TrainConfig(Settings):
 
     temperature: float = Field(0.07, gt=0)
     """Temperature T of the ranking loss (1 in the paper)."""
-    unsupervised: Literal["listwise", "cosines"] = "listwise"
-    """The unsupervised loss of S-XBM. listwise: KL of softmaxes over a document's neighbours in the memory and the
-    step's documents, the teacher being what the stage of all dims gives. cosines: the paper's, the difference of single
-    cosines from the frozen ones."""
+    unsupervised: Literal["cosines", "listwise"] = "cosines"
+    """The unsupervised loss of S-XBM. cosines: the paper's, the difference of single cosines from the frozen ones.
+    listwise: KL of softmaxes over a document's neighbours in the memory and the step's documents, the teacher being
+    what the stage of all dims gives; for documents that no train query has."""
     alpha: float | None = Field(None, ge=0)
-    """Weight of the unsupervised loss against the ranking loss (0.1 in the paper); 0 leaves S-XBM out. Default: 0.3,
-    and in the stage of all dims what `favour` asks for: 0 for recurring, 0.03 for both, 0.1 for new documents; with
-    cosines 0; where there are no judgements 0.1."""
+    """Weight of the unsupervised loss against the ranking loss (0.1 in the paper); 0 leaves S-XBM out. Default: 0, or
+    0.3 with unsupervised=listwise, or 0.1 where there are no judgements."""
+    alpha_whole: float | None = Field(None, ge=0)
+    """The same in the stage of all dims, whose cosines move: what it costs documents that recur, new ones gain.
+    Default: alpha, or 0.03 with unsupervised=listwise."""
     list_temperature: float = Field(0.05, gt=0)
     """Temperature of the softmaxes of unsupervised=listwise."""
     top_k: int | None = Field(None, ge=1)
@@ -114,8 +115,8 @@ class TrainConfig(Settings):
     """Documents judged with score 0 drawn per query and step."""
     negatives: int = Field(128, ge=0)
     """Documents drawn at random from the corpus per step, shared by all queries."""
-    epochs: int | None = Field(None, ge=1)
-    """Most epochs of a stage; default: as many as make 500 steps, and at least 2."""
+    epochs: int | None = Field(None, ge=0)
+    """Most epochs of a stage; default: as many as make 500 steps, and at least 2. 0: a stage stays as it starts."""
     lr: float | None = Field(None, gt=0)
     """Peak learning rate of the projection (one-cycle schedule, AdamW without weight decay); default: .002, or .001
     where there are no judgements."""
@@ -190,6 +191,8 @@ class TrainConfig(Settings):
         return self.model_copy(
             update={
                 "lr": self.peak_lr(labelled),
+                "alpha": self.unsupervised_weight(labelled),
+                "alpha_whole": self.unsupervised_weight(labelled, is_whole=True),
                 "lookahead": self.lookahead_weight(labelled),
                 "top_k": self.neighbours(labelled),
             }
@@ -200,15 +203,13 @@ class TrainConfig(Settings):
         return self.lr if self.lr is not None else 2e-3 if labelled else 1e-3
 
     def unsupervised_weight(self, labelled: bool, is_whole: bool = False) -> float:
-        """Alpha of a stage; of all dims, `is_whole`, cosines move, and so what is kept of them is a choice."""
-        if self.alpha is not None:
-            return self.alpha
-        if not labelled:
-            return 0.1
-        if self.unsupervised == "cosines":
-            # where judgements teach, holding on to the old neighbours costs more than it keeps
-            return 0.0
-        return WHOLE_ALPHA[self.favour] if is_whole else 0.3
+        """Alpha of a stage, which may be that of all dims."""
+        # where judgements teach, the paper's loss costs more than it keeps
+        listwise = labelled and self.unsupervised == "listwise"
+        alpha = self.alpha if self.alpha is not None else 0.3 if listwise else 0.0 if labelled else 0.1
+        if not is_whole:
+            return alpha
+        return self.alpha_whole if self.alpha_whole is not None else 0.03 if listwise else alpha
 
     def lookahead_weight(self, labelled: bool) -> float:
         """Weight of the losses of a stage's smaller dims, with judgements or without."""
@@ -219,14 +220,11 @@ class TrainConfig(Settings):
         return self.top_k if self.top_k is not None else 10 if labelled else 100
 
 
-SET_BY_DATA = tuple(
-    name for name, field in TrainConfig.model_fields.items() if field.default is None and name != "alpha"
-)
+SET_BY_DATA = tuple(name for name, field in TrainConfig.model_fields.items() if field.default is None)
 """Settings whose default depends on the data."""
 
 PAPER_PRESET: dict[str, Any] = {
     "temperature": 1.0,
-    "unsupervised": "cosines",
     "alpha": 0.1,
     "lookahead": 0.0,
     "init": "identity",
@@ -237,3 +235,8 @@ PAPER_PRESET: dict[str, Any] = {
     "refit": False,
 }
 """The method as published: T = 1, identity start, full noise, linear maps, no guard, fixed epochs."""
+
+FAST_PRESET: dict[str, Any] = {"schedule": "parallel", "init": "closed", "epochs": 0}
+"""The best closed form, without a gradient."""
+
+PRESETS = {"paper": PAPER_PRESET, "fast": FAST_PRESET}

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from pydantic import BaseModel
 
-from smec_core.config import PAPER_PRESET
+from smec_core.config import PRESETS
 from smec_core.errors import GateError, InputError, SmecError, one_line
 
 
@@ -44,9 +44,9 @@ def run_job(
     figures_file = None if json_file is None else Path(json_file)
     try:
         begin(name)
-        if preset not in (None, "paper"):
-            raise InputError(f"--preset {preset}: unknown; known: paper")
-        settings = resolve(kind, flags, config, assign, PAPER_PRESET if preset else None)
+        if preset is not None and preset not in PRESETS:
+            raise InputError(f"--preset {preset}: unknown; known: {', '.join(PRESETS)}")
+        settings = resolve(kind, flags, config, assign, PRESETS[preset] if preset else None)
         if figures_file is not None:
             _check_writable(figures_file)
         module = importlib.import_module(run)

@@ -7,7 +7,7 @@ from typing import Any
 from smec_core.config import PAPER_PRESET
 from smec_core.errors import InputError
 from smec_core.research.peers.adaptor import PUBLISHED, TUNED
-from smec_core.research.peers.linear import FaissPca, Pca, RandomProjection, Truncation
+from smec_core.research.peers.linear import FaissPca, Pca, RandomProjection, Truncation, White, Within
 from smec_core.research.peers.matryoshka_adaptor import MatryoshkaAdaptor
 from smec_core.research.peers.peer import Peer, Smec
 from smec_core.research.peers.search_adaptor import SearchAdaptor
@@ -18,6 +18,8 @@ COMPARED: dict[str, Peer] = {
     "random-projection": RandomProjection(),
     "pca": Pca(),
     FAISS_PCA: FaissPca(),
+    "white": White(),
+    "within": Within(),
     "search-adaptor": SearchAdaptor(PUBLISHED),
     "search-adaptor-tuned": SearchAdaptor(TUNED),
     "matryoshka-adaptor": MatryoshkaAdaptor(PUBLISHED),

@@ -136,6 +136,8 @@ def dev_weights(train: Judgements, dev: Judgements, favour: Favour) -> np.ndarra
         dev: what is chosen by.
         favour: what counts.
     """
+    if favour == "all":
+        return None
     recurring_Q = is_seen(train, dev)
     parts = {"recurring": recurring_Q, "new": ~recurring_Q}
     if any(np.count_nonzero(part_Q) < LEAST_QUERIES for part_Q in parts.values()):

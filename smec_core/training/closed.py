@@ -3,7 +3,7 @@
 Shapes: Q queries, D dims, K dims of all prefixes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -76,6 +76,56 @@ class Moment:
         return Moments(self.docs_DD, queries_DD, differences_DD)
 
 
+class ClosedStart:
+    """The closed form that the passes of a training start from: chosen once, and made of what each learns from."""
+
+    def __init__(
+        self,
+        docs: Rows,
+        queries: Rows,
+        node: Node,
+        config: TrainConfig,
+        dims: Sequence[int],
+        say: Callable[[str], None],
+    ) -> None:
+        """Takes what is needed, and computes nothing.
+
+        Args:
+            docs: unit document vectors.
+            queries: unit query vectors.
+            node: the ranks.
+            config: settings of the method.
+            dims: prefixes to score.
+            say: takes a line that says what is chosen.
+        """
+        self._docs, self._queries, self._node = docs, queries, node
+        self._config, self._dims, self._say = config, dims, say
+        self._moment: Moment | None = None
+        self._form = WITHOUT_LABELS
+
+    def matrix(self, chosen_by: Judgements, learnt: Judgements) -> Tensor:
+        """The matrix (D, D) to start from. Collective.
+
+        Args:
+            chosen_by: judgements to choose the form by, the first time.
+            learnt: what the pass learns from.
+        """
+        if self._moment is None:
+            self._moment = Moment(self._docs, self._queries, self._node)
+            self._choose(self._moment, chosen_by)
+        return self._node.group.from_first_(scaled(self._form.matrix(self._moment.of(learnt))))
+
+    def _choose(self, moment: Moment, judgements: Judgements) -> None:
+        tried = try_forms(moment, self._docs, self._queries, judgements, self._config, self._dims, self._node)
+        self._form = best_form(tried, self._config.favour, is_trained=self._config.epochs != 0)
+        reached = [
+            f"{values_Q.mean():.4f} for {len(values_Q)} queries of {name} documents"
+            for name, values_Q in zip(("recurring", "new"), tried[self._form], strict=True)
+            if len(values_Q)
+        ]
+        self._say(f"start: {self._form}; on folds of the judgements, mean nDCG@10 over the dims {', '.join(reached)}")
+
+
 class Tried(NamedTuple):
     """Scores of a closed form, mean over the prefixes, of the held-out queries of all folds.
 
@@ -131,29 +181,33 @@ def _first(judgements: Judgements) -> Judgements:
     return judgements.select(np.arange(len(judgements)) < FOLD_QUERIES)
 
 
-def best_form(tried: Mapping[ClosedForm, Tried], favour: Favour) -> ClosedForm:
-    """The form to start from.
+def best_form(tried: Mapping[ClosedForm, Tried], favour: Favour, is_trained: bool) -> ClosedForm:
+    """The form to start from, or to keep. Parts of fewer than LEAST_QUERIES decide nothing.
 
     Training adds what recurs, so a start that generalises is worth more: among those that are as good as the best for
-    new documents, within a standard error of the difference, it is the one that is best for recurring ones. Parts of
-    fewer than LEAST_QUERIES decide nothing.
+    new documents, within a standard error of the difference, it is the one that is best for recurring ones.
 
     Args:
         tried: what each form has reached.
-        favour: `recurring` looks at recurring documents alone.
+        favour: `recurring` and `new` look at these alone.
+        is_trained: whether training goes on from it; else it counts by the mean of both parts.
     """
-    forms = list(tried)
-    has_new, has_recurring = (
-        len(part) >= LEAST_QUERIES for part in (tried[forms[0]].new_Q, tried[forms[0]].recurring_Q)
-    )
-    if not (has_new or has_recurring):
+    enough = [len(part) >= LEAST_QUERIES for part in next(iter(tried.values()))]
+    wanted = [favour != "new", favour != "recurring"]
+    counts = [has and is_wanted for has, is_wanted in zip(enough, wanted, strict=True)]
+    counts = counts if any(counts) else enough
+    if not any(counts):
         return WITHOUT_LABELS
-    if has_new and not (favour == "recurring" and has_recurring):
+    forms = list(tried)
+    if is_trained and all(counts):
         best = max(forms, key=lambda form: tried[form].new_Q.mean())
         forms = [form for form in forms if _is_level(tried[best].new_Q - tried[form].new_Q)]
-        if not has_recurring or favour == "new":
-            return best
-    return max(forms, key=lambda form: tried[form].recurring_Q.mean())
+        counts = [True, False]
+
+    def mean(form: ClosedForm) -> float:
+        return sum(float(part_Q.mean()) for part_Q, does in zip(tried[form], counts, strict=True) if does)
+
+    return max(forms, key=mean)
 
 
 def _is_level(gain_Q: np.ndarray) -> bool:

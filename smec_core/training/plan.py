@@ -233,7 +233,7 @@ def _parallel(shape: TrainingShape, config: TrainConfig) -> list[StagePlan]:
     if dims[-1] == shape.input_dim and (config.projection in PRESERVING or not shape.labelled):
         return []
     projections = _projections(config)
-    is_closed = config.init == "closed" and shape.labelled and projections != ("rotation",)
+    is_closed = config.init == "closed" and shape.labelled and config.projection not in PRESERVING
     if config.projection == "auto" and (is_closed or len(dims) == 1):
         # a closed form changes cosines, which a rotation of it could not mend
         projections = ("linear",)
@@ -306,4 +306,6 @@ def _check_judgements(shape: TrainingShape, config: TrainConfig) -> None:
 
 
 def _projections(config: TrainConfig) -> tuple[Projection, ...]:
-    return ("rotation",) if config.projection == "auto" else (config.projection,)
+    if config.projection != "auto":
+        return (config.projection,)
+    return ("rotation",) if config.init == "closed" else ("rotation", "linear")

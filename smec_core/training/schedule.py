@@ -41,7 +41,7 @@ def one_cycle(optimizer: torch.optim.Optimizer, epochs: int, epoch_steps: int) -
     """One-cycle schedule over the most steps a stage may take, a tenth of them warm-up; peak rates as in the groups."""
     peaks = [group["lr"] for group in optimizer.param_groups]
     # one step more than is taken: the scheduler steps once after the last update
-    total = epochs * epoch_steps + 1
+    total = max(epochs * epoch_steps, 1) + 1
     # the warm-up takes at least one step, without which the scheduler divides by zero
     return OneCycleLR(optimizer, peaks, total_steps=total, pct_start=max(0.1, 2 / total))
 

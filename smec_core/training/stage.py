@@ -12,6 +12,7 @@ from torch import Tensor
 
 from smec_core.config import Projection
 from smec_core.distributed.resident import Rows
+from smec_core.model.adapter import FrozenStage
 from smec_core.model.ads import gumbel
 from smec_core.model.pca import principal_rotation
 from smec_core.training.candidate import Candidate
@@ -208,3 +209,12 @@ class StageTraining:
                 state = group.object_from(state, candidate.team.first)
                 if candidate.team.rank < 0:
                     candidate.restore(state)
+
+
+def teacher_at_start(context: PassContext, plan: StagePlan, y_docs: Rows) -> Rows:
+    """Documents as the start of a stage of all dims has them, by which unsupervised=listwise is taught in it."""
+    stage = plan.champion
+    if stage is None and plan.start == "closed":
+        assert context.closed_DD is not None
+        stage = FrozenStage(plan.dim, "linear", {"weight": context.closed_DD})
+    return y_docs if stage is None else y_docs.project(stage.to(context.device))

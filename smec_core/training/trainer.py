@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from smec_core.config import TrainConfig
 from smec_core.data.judgements import Judgements
@@ -21,12 +20,12 @@ from smec_core.model.adapter import FrozenStage
 from smec_core.model.pca import principal_rotation
 from smec_core.training.callbacks import Checkpointing, DevScoring, Gradient, GradientProbe, StepLog
 from smec_core.training.checkpoint import Checkpoint, Checkpoints, Progress, same_device
-from smec_core.training.closed import WITHOUT_LABELS, Moment, best_form, scaled, try_forms
+from smec_core.training.closed import ClosedStart
 from smec_core.training.context import PassContext, PassName
 from smec_core.training.plan import StagePlan, plan_training
 from smec_core.training.sampling import make_sampler
 from smec_core.training.schedule import TrainingShape, chain_dims, prefix_dims
-from smec_core.training.stage import Callback, StageTraining
+from smec_core.training.stage import Callback, StageTraining, teacher_at_start
 from smec_core.training.tracker import Tracker
 from smec_core.training.trained import StageOutcome, Trained
 from smec_core.training.warm import WarmStart
@@ -208,8 +207,7 @@ class _Training:
         self._resumed = hooks.resumed
         self._before, self._started = 0.0, time.perf_counter()
         self._pass_to_resume: str | None = None
-        self._moment: Moment | None = None
-        self.form = WITHOUT_LABELS
+        self._closed = ClosedStart(data.docs, data.queries, data.node, config, self.prefixes, hooks.say)
         if self._resumed is not None and self._resumed.progress is not None:
             self._restore(self._resumed.progress)
 
@@ -237,8 +235,10 @@ class _Training:
             return outcomes
         self._pass_to_resume = None
         context = pass_context(self.data, self.config, pass_name, self.tracker, self.steps, self.rows)
-        if len(outcomes) == 0 and plan and plan[0].start == "closed" and plan[0].champion is None:
-            context.closed_DD = self._closed_start(pass_name)
+        data = self.data
+        if not outcomes and plan and plan[0].start == "closed" and plan[0].champion is None and data.train is not None:
+            both = data.train if data.dev is None else data.train.merge(data.dev)
+            context.closed_DD = self._closed.matrix(both, data.train if context.dev is not None else both)
         y_docs, y_queries = self.data.docs, self.data.queries
         context.teacher = y_docs
         for stage in self.base:
@@ -248,8 +248,8 @@ class _Training:
         floors: Scores = {}
         for number, planned in enumerate(plan):
             if number == len(outcomes):
-                if planned.alpha and planned.d_in == planned.dim:
-                    context.teacher = _at_start(context, planned, y_docs)
+                if planned.alpha and planned.d_in == planned.dim and self.config.unsupervised == "listwise":
+                    context.teacher = teacher_at_start(context, planned, y_docs)
                 outcomes.append(self._train_stage(context, replace(planned, floors=floors), y_docs, y_queries))
                 self.steps, self.rows = context.step, context.rows
                 self._report(pass_name, number, len(plan), outcomes[-1])
@@ -267,24 +267,6 @@ class _Training:
             scores = context.dev.score(lambda y: y, self.data.docs.dim, self.prefixes)
             self.dev_scores = {context.dev.measure: {str(dim): scores[dim].mean().item() for dim in self.prefixes}}
         return outcomes
-
-    def _closed_start(self, pass_name: PassName) -> Tensor:
-        """The closed form to start from, by the judgements that the pass learns from. Collective."""
-        data, config = self.data, self.config
-        assert data.train is not None
-        both = data.train if data.dev is None else data.train.merge(data.dev)
-        if self._moment is None:
-            self._moment = Moment(data.docs, data.queries, data.node)
-            tried = try_forms(self._moment, data.docs, data.queries, both, config, self.prefixes, data.node)
-            self.form = best_form(tried, config.favour)
-            reached = [
-                f"{len(values_Q)} queries for {name} documents {values_Q.mean():.4f}"
-                for name, values_Q in zip(("recurring", "new"), tried[self.form], strict=True)
-                if len(values_Q)
-            ]
-            self.hooks.say(f"start: {self.form}; on folds of the judgements, mean over the dims: {', '.join(reached)}")
-        moments = self._moment.of(data.train if pass_name == "first" and config.guard else both)
-        return data.node.group.from_first_(scaled(self.form.matrix(moments)))
 
     def _train_stage(self, context: PassContext, plan: StagePlan, y_docs: Rows, y_queries: Rows) -> StageOutcome:
         resumed, self._resumed = self._resumed, None
@@ -355,14 +337,6 @@ class _Training:
             kinds = ", ".join(f"{kind} {result.dev_score:.4f}" for kind, result in outcome.tried.items())
             line += f", mean dev score of the prefixes in training: {kinds}"
         self.hooks.say(line)
-
-
-def _at_start(context: PassContext, plan: StagePlan, y_docs: Rows) -> Rows:
-    """Documents as the start of a stage of all dims has them, by which it is taught."""
-    stage = plan.champion
-    if stage is None and context.closed_DD is not None:
-        stage = FrozenStage(plan.dim, "linear", {"weight": context.closed_DD})
-    return y_docs if stage is None else y_docs.project(stage.to(context.device))
 
 
 def _put_on_top(context: PassContext, stage: FrozenStage) -> None:

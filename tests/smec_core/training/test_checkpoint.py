@@ -45,6 +45,8 @@ CASES = {
         dict(projection="linear", top_k=5, batch_size=4, negatives=20), judged=False, has_champion=True
     ),
     "local": Case(dict(memory="local")),
+    "listwise": Case(dict(init="closed", unsupervised="listwise", favour="both")),
+    "warm_listwise": Case(dict(unsupervised="listwise"), has_champion=True),
 }
 
 

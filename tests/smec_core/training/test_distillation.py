@@ -84,6 +84,6 @@ def test_a_student_that_is_the_teacher_loses_nothing_and_stays() -> None:
     lists = make_lists(doc_F, doc_F, none.long(), none.bool(), t_ND.detach(), torch.empty(0, DIM), 9, TEMPERATURE)
     loss = listwise_loss(t_ND, torch.empty(0, DIM), [(DIM, 1.0)], lists, TEMPERATURE)
     assert loss.item() == pytest.approx(0, abs=1e-5)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert t_ND.grad is not None
     assert float(t_ND.grad.abs().max()) < 1e-5

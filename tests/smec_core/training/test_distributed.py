@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smec_core.config import TrainConfig
+from smec_core.config import FAST_PRESET, TrainConfig
 from smec_core.distributed.group import Group
 from smec_core.distributed.resident import Node, ResidentRows, Rows
 from smec_core.evaluation.metrics import PrefixSearch
@@ -137,6 +137,11 @@ TRAININGS: dict[str, tuple[int, bool, Result]] = {
     "defaults": (200, True, dict(dims=(8, 4, 2), alpha=None, epochs=2, batch_size=64, negatives=40)),
     # a rate at which a candidate stops before the other
     "one_stops_early": (200, True, dict(epochs=8, patience=1, lr=2e-2, batch_size=64, negatives=40)),
+    "listwise": (
+        200,
+        True,
+        dict(init="closed", unsupervised="listwise", favour="both", epochs=2, batch_size=64, negatives=40),
+    ),
     # a warm start
     "compatible": (200, True, dict(compatible=1, epochs=2, batch_size=23, negatives=40)),
     # 40 documents a step: the last step of every epoch has one, and so no document for most ranks
@@ -166,6 +171,14 @@ def test_training_computes_what_one_process_computes(ranks: Ranks, name: str, si
         epoch != first["epochs"].get((stage, "linear"), epoch) for (stage, _), epoch in first["epochs"].items()
     )
     assert uneven == (name == "one_stops_early")
+
+
+def test_a_closed_form_is_chosen_as_one_process_does(ranks: Ranks) -> None:
+    fast = dict(FAST_PRESET, alpha=None, dims=(8, 4))
+    alone = training(Group(), 200, True, fast)
+    for result in ranks.run(3, training, 200, True, fast):
+        assert not result["losses"]
+        torch.testing.assert_close(torch.tensor(result["matrix"]), torch.tensor(alone["matrix"]), atol=1e-4, rtol=0)
 
 
 def test_local_memory_trains_too_and_all_ranks_agree(ranks: Ranks) -> None:

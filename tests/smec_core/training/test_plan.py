@@ -53,6 +53,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "many steps an epoch": {"batch_size": 16, "patience": 2},
     "with memory": {"alpha": 0.1},
     "paper": PAPER_PRESET,
+    "listwise": {"init": "closed", "unsupervised": "listwise"},
+    "closed, all dims at once": {"init": "closed", "schedule": "parallel"},
     "parallel": {"schedule": "parallel", "projection": "linear"},
     "rotations": {"projection": "rotation"},
     "selection": {"projection": "selection"},

@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from smec_core.config import PAPER_PRESET, SET_BY_DATA, TrainConfig
+from smec_core.config import FAST_PRESET, PAPER_PRESET, SET_BY_DATA, TrainConfig
 from smec_core.distributed.group import Group
 from smec_core.errors import InputError
 from smec_core.evaluation.dev_set import QueryScores
 from smec_core.evaluation.metrics import PrefixSearch
-from smec_core.model.adapter import FrozenStage
+from smec_core.model.adapter import FrozenStage, fold
 from smec_core.model.files import load
 from smec_core.model.model import Model
 from smec_core.model.pca import principal_rotation
 from smec_core.training.candidate import Candidate
+from smec_core.training.closed import FORMS, Moment, scaled
 from smec_core.training.context import PassContext
 from smec_core.training.guard import Guard
 from smec_core.training.plan import plan_training
@@ -54,6 +55,12 @@ def run(data: Generated) -> tuple[Trained, Records]:
 
 def small(**changes: Any) -> TrainConfig:
     return TrainConfig(**{**SMALL, **changes})
+
+
+def fold_of(trained: Trained) -> torch.Tensor:
+    matrix_DD = fold(trained.stages, DIM)
+    assert matrix_DD is not None
+    return matrix_DD
 
 
 def model_of(trained: Trained) -> Model:
@@ -298,6 +305,40 @@ def test_what_a_rotation_cannot_change_has_the_scores_that_it_would_get(
     with patch.object(Candidate, "score", watched):
         train(data.training_data(), small(projection="rotation", refit=False, score_steps=1, **changes), NullTracker())
     assert max(moved) > 0.05, "no rotation changed anything"
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_the_fast_preset_gives_a_closed_form_of_all_judgements(data: Generated, guard: bool) -> None:
+    records, made, said = Records(), data.training_data(), list[str]()
+    trained = train(made, small(**FAST_PRESET, guard=guard, projection="linear"), records, Hooks(say=said.append))
+    assert not records.steps
+    [stage] = trained.stages
+    moments = Moment(made.docs, made.queries, made.node).of(data.train.merge(data.dev))
+    same = [form for form in FORMS if torch.allclose(scaled(form.matrix(moments)), stage.tensors["weight"], atol=1e-4)]
+    assert len(same) == 1
+    assert any(f"start: {same[0]}" in line for line in said)
+    found, pca = (
+        ndcg_of(data.docs_ND @ matrix_DD.T, data.queries_QD @ matrix_DD.T, data.test, [DIM, *DIMS])
+        for matrix_DD in (fold_of(trained), principal_rotation(made.docs, Group()))
+    )
+    assert all(found[dim] > pca[dim] for dim in found)
+
+
+def test_lists_of_neighbours_are_kept_where_pairs_are_not_learnt_from(data: Generated) -> None:
+    def kept(**changes: Any) -> float:
+        """Overlap of the ten nearest documents at all dims with those of the closed form, over all documents."""
+        config = small(init="closed", unsupervised="listwise", guard=False, refit=False, projection="linear", **changes)
+        trained, start = (
+            train(data.training_data(), one, NullTracker()) for one in (config, config.model_copy(update={"epochs": 0}))
+        )
+        nearest = []
+        for some in (trained, start):
+            z_ND = torch.nn.functional.normalize(data.docs_ND @ fold_of(some)[:DIM].T, dim=1)
+            nearest.append((z_ND @ z_ND.T - 2 * torch.eye(len(z_ND))).topk(10)[1])
+        return float((nearest[0][:, :, None] == nearest[1][:, None, :]).any(2).float().mean())
+
+    dims = {"dims": (DIM,)}
+    assert kept(alpha=0, alpha_whole=3.0, **dims) > kept(alpha=0, alpha_whole=0.0, **dims) + 0.05
 
 
 def test_the_paper_preset_runs_all_its_epochs(data: Generated) -> None:
