@@ -70,9 +70,9 @@ class TrainConfig(Settings):
     that the stage before has looked ahead to are mixed with none above them. closed: as pca, but the map of all dims
     starts as the linear map from second moments that does best on folds of the judgements; see `favour`."""
     favour: Favour = "all"
-    """Which dev queries decide where some gain and others lose: all, each of them alike; recurring, whose relevant
-    documents train queries have, too; new, whose documents none has; or both of these parts alike, whatever their
-    sizes."""
+    """Which dev queries choose what is kept. all: every query counts the same. recurring: those that share a relevant
+    document with a train query. new: those that share none. both: the two parts count the same, whatever their sizes.
+    Where a part that counts has fewer than 30 queries, all count the same."""
     hidden_dim: int = Field(512, ge=1)
     """Width of the MLP of projection=residual_mlp, and of Matryoshka-Adaptor beside which experiments set SMEC."""
 
@@ -91,8 +91,9 @@ class TrainConfig(Settings):
     """Weight of the unsupervised loss against the ranking loss (0.1 in the paper); 0 leaves S-XBM out. Default: 0, or
     0.3 with unsupervised=listwise, or 0.1 where there are no judgements."""
     alpha_whole: float | None = Field(None, ge=0)
-    """The same in the stage of all dims, whose cosines move: what it costs documents that recur, new ones gain.
-    Default: alpha, or 0.03 with unsupervised=listwise."""
+    """The same in a stage that takes all dims and may change their cosines; a larger weight helps queries for new
+    documents and costs queries for recurring ones. Default: alpha, but 0.03 with unsupervised=listwise where alpha is
+    not given."""
     list_temperature: float = Field(0.05, gt=0)
     """Temperature of the softmaxes of unsupervised=listwise."""
     top_k: int | None = Field(None, ge=1)
@@ -182,6 +183,10 @@ class TrainConfig(Settings):
         """Documents that dev is scored against, which is a copy of so many."""
         return min(corpus_rows, self.dev_corpus) if self.guard else 0
 
+    def copied_docs(self, corpus_rows: int) -> int:
+        """Documents of which a training holds a copy beside the rows: those of dev, and of a listwise teacher all."""
+        return self.dev_docs(corpus_rows) + (corpus_rows if self.unsupervised == "listwise" else 0)
+
     def stage_patience(self, epochs: int) -> int:
         """Epochs without gain after which a stage of at most `epochs` epochs stops."""
         return self.patience if self.patience is not None else max(2, math.ceil(epochs / 3))
@@ -209,7 +214,9 @@ class TrainConfig(Settings):
         alpha = self.alpha if self.alpha is not None else 0.3 if listwise else 0.0 if labelled else 0.1
         if not is_whole:
             return alpha
-        return self.alpha_whole if self.alpha_whole is not None else 0.03 if listwise else alpha
+        if self.alpha_whole is not None:
+            return self.alpha_whole
+        return 0.03 if listwise and self.alpha is None else alpha
 
     def lookahead_weight(self, labelled: bool) -> float:
         """Weight of the losses of a stage's smaller dims, with judgements or without."""

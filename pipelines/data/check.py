@@ -32,8 +32,8 @@ def run(settings: CheckSettings) -> dict[str, Any]:
         show(_scores_table(summary["splits"]))
     if any(split.get("seen") for split in summary["splits"].values()):
         say(
-            "seen queries have a relevant document that a train query has, too; what is learnt for these is no measure "
-            "of how well new documents will be found"
+            "seen queries share a relevant document with queries that a training learns from; how well they do says "
+            "little about documents that are new"
         )
     for name, split in summary["splits"].items():
         _tell_of_scores(f"qrels/{name}", split)

@@ -7,7 +7,7 @@ from typing import Any
 from smec_core.config import PAPER_PRESET
 from smec_core.errors import InputError
 from smec_core.research.peers.adaptor import PUBLISHED, TUNED
-from smec_core.research.peers.linear import FaissPca, Pca, RandomProjection, Truncation, White, Within
+from smec_core.research.peers.linear import ClosedPeer, FaissPca, Pca, RandomProjection, Truncation
 from smec_core.research.peers.matryoshka_adaptor import MatryoshkaAdaptor
 from smec_core.research.peers.peer import Peer, Smec
 from smec_core.research.peers.search_adaptor import SearchAdaptor
@@ -18,8 +18,8 @@ COMPARED: dict[str, Peer] = {
     "random-projection": RandomProjection(),
     "pca": Pca(),
     FAISS_PCA: FaissPca(),
-    "white": White(),
-    "within": Within(),
+    "white": ClosedPeer("white"),
+    "within": ClosedPeer("within"),
     "search-adaptor": SearchAdaptor(PUBLISHED),
     "search-adaptor-tuned": SearchAdaptor(TUNED),
     "matryoshka-adaptor": MatryoshkaAdaptor(PUBLISHED),
@@ -30,7 +30,7 @@ COMPARED: dict[str, Peer] = {
 }
 """The methods of `compare`. Those that learn from judgements draw them in the same way, stop on the same dev queries,
 and learn again from all labels for as long as that was good for; without a guard, as smec-paper, they learn from all
-labels at once."""
+labels at once; white and within are chosen on folds of all of these."""
 
 PARTS: dict[str, dict[str, Any]] = {
     "SMRL": {"schedule": "parallel"},

@@ -12,8 +12,9 @@ from smec_core.data.columns import DEFAULT_NAMES, ColumnNames
 class ExperimentSettings(TrainConfig):
     """Run one of the paper's experiments on any dataset, and write a page of figures and tables.
 
-    compare: SMEC beside truncation, random projection, PCA, Search-Adaptor, Matryoshka-Adaptor and MRL. ablation: its
-    parts added and removed. gradient-variance: MRL beside SMRL. ware: which dims ADS keeps. queue-size: the memory.
+    compare: SMEC beside truncation, random projection, PCA, closed forms, Search-Adaptor, Matryoshka-Adaptor and MRL.
+    ablation: its parts added and removed. gradient-variance: MRL beside SMRL. ware: which dims ADS keeps. queue-size:
+    the memory.
 
     Finished trainings are kept in OUT: the same command goes on with a killed one.
 

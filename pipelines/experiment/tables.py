@@ -129,11 +129,12 @@ def part_tables(results: Results) -> list[ResultTable]:
     """nDCG@10 of seen and of unseen queries, for the datasets that have both."""
     tables = []
     for label, part in results.parts().items():
+        scores = part.scores()
         for dataset, methods in part.found.items():
             value_Q = next(iter(next(iter(methods.values()))[0].values[MAIN_MEASURE].values()))
-            scores = part.scores()
             some = scores[(scores["dataset"] == dataset) & (scores["measure"] == MAIN_MEASURE)]
-            caption = f"nDCG@10, {dataset}, {len(value_Q)} {label} queries"
+            over = f"; ± 95 % over {len(part.seeds)} seeds" if len(part.seeds) > 1 else ""
+            caption = f"nDCG@10, {dataset}, {len(value_Q)} {label} queries{over}"
             tables.append(ResultTable(f"{file_name(dataset)}-{label}", caption, _by_dim(some)))
     return tables
 

@@ -59,7 +59,7 @@ def notes_of(
         under = [dim for dim, value in part.baselines.pca.items() if part.ndcg[dim] < value and dim not in unsure]
         if under and (part.queries or 0) >= LEAST_QUERIES:
             where = _listed([f"{dim} dims (−{part.baselines.pca[dim] - part.ndcg[dim]:.3f})" for dim in sorted(under)])
-            notes.append(("warn", f"Below PCA for {label} ({part.queries} queries) at {where}."))
+            notes.append(("warn", f"Below PCA on {part.queries} {label} queries at {where}."))
     if not gains:
         notes.append(("info", "No baselines in this folder: how truncation and PCA would do is not known here."))
     if measure == NDCG and found.baselines.full is not None:

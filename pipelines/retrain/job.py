@@ -237,9 +237,7 @@ class _Cycle:
         scores |= self._score(dataset, sides)
         verdict = gate.judge(scores, self.settings.gate, self._seen_queries(dataset, challenger))
         record |= {"gate": verdict.as_json(), "registry_version": registry_version}
-        figures = [
-            metric(f"gate/{name}", mean, dim) for name, by_dim in verdict.means.items() for dim, mean in by_dim.items()
-        ]
+        figures = [metric(f"gate/{name}", mean, dim) for name, dim, mean in verdict.figures()]
         drift = record["drift"] or {}
         figures += [metric(f"drift/{name}", value) for name, value in drift.items() if value is not None]
         self.registry.note(registry_version, {"smec.gate": verdict.reason}, figures)

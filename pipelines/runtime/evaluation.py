@@ -48,7 +48,7 @@ def _parts_table(report: dict[str, Any], parts: dict[str, dict[str, Any]]) -> Ta
     """Dims by part and system."""
     measure = next(name for name in report if "@" in name)
     counts = ", ".join(f"{part['queries']} {label}" for label, part in parts.items())
-    table = Table(title=f"{measure} by whether training has seen a relevant document: queries {counts}")
+    table = Table(title=f"{measure} of queries with and without a relevant document seen in training: {counts}")
     table.add_column("dims", justify="right")
     for label, part in parts.items():
         for name in (label, *(("pca", "full") if "baselines" in part else ())):

@@ -143,7 +143,7 @@ def _space(
     scratch = next(folder for folder in (scratch, *scratch.parents) if folder.is_dir())
     docs, rows = dataset.corpus.rows, dataset.corpus.rows + dataset.queries.rows
     residency = choose_residency(
-        rows, config.dev_docs(docs), dataset.dim, budget, settings.worker_range[0], scratch, settings.tier
+        rows, config.copied_docs(docs), dataset.dim, budget, settings.worker_range[0], scratch, settings.tier
     )
     # as they are, what a stage takes and what it keeps
     widths = [
@@ -152,7 +152,7 @@ def _space(
         # nothing is kept of the last stage of a pass
         if later.pass_name == stage.pass_name
     ]
-    held = 4 * (rows * (dataset.dim + max(widths, default=0)) + config.dev_docs(docs) * dataset.dim)
+    held = 4 * (rows * (dataset.dim + max(widths, default=0)) + config.copied_docs(docs) * dataset.dim)
     # of each candidate: weights, average, two moments, best state and start; of the stages before: their weights
     candidates = max((6 * len(stage.projections) * stage.d_in**2 for stage in plan), default=0)
     stages = sum(stage.d_in**2 for stage in plan)

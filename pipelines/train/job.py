@@ -273,7 +273,10 @@ class Training:
         older = [model.seen for model in (self._base, self._champion) if model is not None]
         seen = joined([own, *older])
         if seen is None:
-            say("seen and unseen queries: not told apart, because the model that this one builds on does not know")
+            say(
+                "seen and unseen queries are not told apart: the model that this one builds on does not know what it "
+                "has learnt from, as those of earlier versions; train once without --from and --warm-start"
+            )
         return seen
 
     def _parts(self) -> Parts:

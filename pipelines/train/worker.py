@@ -296,7 +296,7 @@ def _load(task: WorkerTask, group: Group, sender: Sender) -> TrainingData | None
 def _agree(task: WorkerTask, group: Group, ranks: int, budget: int) -> Residency:
     """Where this node keeps its rows; streamed on all nodes where one of them has no room for them."""
     rows = task.source.corpus.rows + task.source.queries.rows
-    dev_rows = task.config.dev_docs(task.source.corpus.rows)
+    dev_rows = task.config.copied_docs(task.source.corpus.rows)
     choose = partial(choose_residency, rows, dev_rows, task.source.corpus.dim, budget, ranks, task.local_folder())
     residency = choose(task.tier)
     is_streamed = "streamed" in group.gather_objects(residency.tier)

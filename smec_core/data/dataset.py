@@ -273,16 +273,17 @@ class Dataset:
 
     @cached_property
     def _seen(self) -> dict[str, int]:
-        """How many queries of each other split have a relevant document that a train query has, too."""
-        if "train" not in self.splits:
+        """How many queries of each other split share a relevant document with those of the splits before it."""
+        learnt, found = self.splits.get("train"), {}
+        if learnt is None:
             return {}
-        doc_ids = self.corpus.ids()
-        seen = SeenDocuments.of(self.splits["train"], doc_ids, self.queries.ids())
-        return {
-            name: int(seen.seen_queries(judged.with_positives(), doc_ids).sum())
-            for name, judged in self.splits.items()
-            if name != "train"
-        }
+        doc_ids, query_ids = self.corpus.ids(), self.queries.ids()
+        for name in self.splits.keys() - {"train"}:
+            judged = self.splits[name].with_positives()
+            # a training learns from dev in the end, too
+            before = learnt.merge(self.splits["dev"]) if "dev" in self.splits and name != "dev" else learnt
+            found[name] = int(SeenDocuments.of(before, doc_ids, query_ids).seen_queries(judged, doc_ids).sum())
+        return found
 
 
 def dataset_stamp(uri: str) -> str:

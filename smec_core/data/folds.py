@@ -23,8 +23,8 @@ class Fold(NamedTuple):
         fit: to learn from.
         recurring: other queries, with a relevant document that a query of `fit` has, too.
         new: other queries, without such a document.
-        left_out: rows of documents that are not to be searched for `new`, because `fit` has them; none where folds take
-            whole components.
+        left_out: rows of documents that are not to be searched for `new`: where documents are divided, all judged ones
+            of other folds, so that what is found is new, and no other relevant document counts as a wrong result.
     """
 
     fit: Judgements
@@ -52,10 +52,11 @@ def components(judgements: Judgements) -> np.ndarray:
 
 
 def document_folds(judgements: Judgements, count: int, seed: int) -> Iterator[Fold]:
-    """Folds of whole components, each with as large a share of the other queries kept out, for what is recurring.
+    """Folds that score queries for new documents, and others for recurring ones.
 
-    Where one component holds most queries, as in a click log, documents are divided instead: what touches those of a
-    fold is not learnt from, and all queries are scored by those alone.
+    A fold holds out whole components, and as large a share of all queries. Where one component holds most queries, as
+    in a click log, it holds out documents instead: pairs with these are not learnt from, and every query that has some
+    is scored by them alone. A fold with nothing left to learn from is left out.
 
     Args:
         judgements: all of them, with positives.
@@ -69,11 +70,15 @@ def document_folds(judgements: Judgements, count: int, seed: int) -> Iterator[Fo
         doc_U, place_J = np.unique(judgements.doc_row_J, return_inverse=True)
         fold_J = (rng.permutation(len(doc_U)) % count)[place_J]
         for fold in range(count):
-            yield _by_documents(judgements, fold_Q == fold, fold_J == fold)
+            found = _by_documents(judgements, fold_Q == fold, fold_J == fold)
+            if len(found.fit):
+                yield found
         return
     fold_C = rng.permutation(component_Q.max() + 1) % count
     for fold in range(count):
         out_Q = (fold_C[component_Q] == fold) | (fold_Q == fold)
+        if out_Q.all():
+            continue
         fit, out = judgements.select(~out_Q), judgements.select(out_Q)
         seen_Q = is_seen(fit, out)
         yield Fold(fit, out.select(seen_Q), out.select(~seen_Q), np.empty(0, np.int64))
@@ -95,7 +100,9 @@ def _some(judgements: Judgements, keep_J: np.ndarray) -> Judgements:
 
 
 def is_seen(fit: Judgements, judgements: Judgements) -> np.ndarray:
-    """Whether `fit` has a relevant document of each query (Q) of others, too."""
-    learnt = np.unique(fit.doc_row_J[fit.score_J > 0])
+    """Whether a relevant document of each query (Q) is relevant to a query of `fit`, too, or is such a query itself."""
+    learnt = fit.doc_row_J[fit.score_J > 0]
+    if fit.own_doc_row_Q is not None:
+        learnt = np.append(learnt, fit.own_doc_row_Q)
     relevant_J = (judgements.score_J > 0) & np.isin(judgements.doc_row_J, learnt)
     return np.bincount(judgements.query_J[relevant_J], minlength=len(judgements)) > 0

@@ -17,14 +17,14 @@ from smec_core.data.judgements import Judgements
 
 LEAST_QUERIES = 30
 """Of fewer queries a mean is shown, but nothing is decided by it."""
-PARTS = {"seen": "seen", "unseen": "unseen", "unseen_documents": "unseen documents alone"}
+PARTS = {"seen": "seen", "unseen": "unseen", "unseen_documents": "unseen-documents-only"}
 """Parts of an evaluation by what the model has learnt from, and what people call them."""
 
 
 def parts_of(evaluation: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The parts of an evaluation that have queries, by what people call them.
 
-    Where the model has seen nothing, or everything, a part would be the whole again: then there is none.
+    None where it has one part only, which is the whole again.
     """
     found = {label: evaluation[name] for name, label in PARTS.items() if evaluation.get(name, {}).get("queries")}
     return found if len(found) > 1 else {}

@@ -310,7 +310,7 @@ def choose_residency(
 
     Args:
         rows: rows of all tables.
-        dev_rows: documents that dev is scored against, of which there is a copy.
+        dev_rows: documents of which there is a copy, as those that dev is scored against.
         dim: D.
         budget: bytes of memory that the rows of this node may take.
         ranks: ranks of the run on this node.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smec_core.config import Favour, TrainConfig
+from smec_core.config import TrainConfig
 from smec_core.data.folds import is_seen
 from smec_core.data.judgements import Judgements
 from smec_core.data.seen import LEAST_QUERIES
@@ -33,8 +33,7 @@ class DevSet:
     """Queries and documents that training never learns from, as the nested vectors of the chain so far.
 
     With judgements a prefix is scored by nDCG@10; without, by the share of each held-out document's ten nearest
-    documents (by the frozen embeddings) that are also its ten nearest at the prefix. A query may weigh more than
-    others: its scores are then those times its weight, which over all queries is 1 in the mean.
+    documents (by the frozen embeddings) that are also its ten nearest at the prefix.
 
     Attributes:
         measure: name of the score, `ndcg@10` or `neighbour_recall@10`.
@@ -75,7 +74,13 @@ class DevSet:
         return search.results(self._group)
 
     def of(self, queries: Rows, judgements: Judgements, left_out: np.ndarray) -> "DevSet":
-        """Another dev set of the same documents, without those of some rows."""
+        """Another dev set of the same documents, without those of some rows.
+
+        Args:
+            queries: frozen query vectors.
+            judgements: those of its queries.
+            left_out: rows of documents that are not searched.
+        """
         keep_L = torch.from_numpy(~np.isin(self._row_L.numpy(), left_out))
         d_LD, row_L = (self._d_LD, self._row_L) if keep_L.all() else (self._d_LD[keep_L], self._row_L[keep_L])
         own = None if judgements.own_doc_row_Q is None else torch.from_numpy(judgements.own_doc_row_Q)
@@ -95,8 +100,14 @@ class DevSet:
             gain_Qk = gains_of(row_Qk, self._judgements)
             is_ranked = self.measure == "ndcg@10"
             value_Q = ndcg(gain_Qk, self._judgements) if is_ranked else recall(gain_Qk, self._judgements, NEIGHBOURS)
-            values[dim] = value_Q if self._weight_Q is None else value_Q * self._weight_Q
+            values[dim] = value_Q
         return values
+
+    def weighted(self, values: QueryScores) -> QueryScores:
+        """Scores (Q) times the weights of their queries, whose means choose what is kept."""
+        if self._weight_Q is None:
+            return values
+        return {dim: value_Q * self._weight_Q for dim, value_Q in values.items()}
 
     @torch.no_grad()
     def advance(self, apply: Callable[[Tensor], Tensor], d_in: int) -> None:
@@ -125,28 +136,26 @@ def dev_rows(judgements: Judgements | None, held_out: np.ndarray, corpus_rows: i
     return np.sort(np.concatenate([needed, others]))
 
 
-def dev_weights(train: Judgements, dev: Judgements, favour: Favour) -> np.ndarray | None:
-    """Weights (Q) of the dev queries, by which recurring and new documents count alike; None for all alike.
+def dev_weights(train: Judgements, dev: Judgements, config: TrainConfig) -> np.ndarray | None:
+    """Weights (Q) of the dev queries, 1 in the mean, by `config.favour`; None where all count the same.
 
-    A query for recurring documents has a relevant one that a train query has, too. A part of fewer than LEAST_QUERIES
-    does not count by itself.
+    A query is recurring where a train query has one of its relevant documents, too.
 
     Args:
         train: what is learnt from.
         dev: what is chosen by.
-        favour: what counts.
+        config: settings of the method.
     """
-    if favour == "all":
+    if config.favour == "all":
         return None
     recurring_Q = is_seen(train, dev)
     parts = {"recurring": recurring_Q, "new": ~recurring_Q}
-    if any(np.count_nonzero(part_Q) < LEAST_QUERIES for part_Q in parts.values()):
+    counted = [parts[config.favour]] if config.favour != "both" else list(parts.values())
+    if any(np.count_nonzero(part_Q) < LEAST_QUERIES for part_Q in counted):
         return None
-    if favour != "both":
-        parts = {favour: parts[favour]}
     weight_Q = np.zeros(len(dev))
-    for part_Q in parts.values():
-        weight_Q[part_Q] = len(dev) / len(parts) / np.count_nonzero(part_Q)
+    for part_Q in counted:
+        weight_Q[part_Q] = len(dev) / len(counted) / np.count_nonzero(part_Q)
     return weight_Q
 
 

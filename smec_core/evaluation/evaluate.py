@@ -72,8 +72,8 @@ def evaluate(
         high, by prefix: of the first measure, with baselines also of its share of `full` (`kept`) and of its gain over
         `truncation` and `pca`; there are none for a single query. `seen` and `unseen` hold the same for the queries
         that have a relevant document which the model has learnt from, and for the others, where the model knows what
-        it has learnt from. Where fewer than LEAST_QUERIES are unseen, `unseen_documents` holds the same for a search
-        among the other documents alone.
+        it has learnt from; ids decide, so on other data than it was trained on these parts mean nothing. Where fewer
+        than LEAST_QUERIES are unseen, `unseen_documents` holds the same for a search among the other documents alone.
 
     Raises:
         InputError: the split is not there, or the dims do not fit.
@@ -89,7 +89,7 @@ def evaluate(
     seen_Q, unseen = None, None
     if model.seen is not None:
         seen_Q = model.seen.seen_queries(judgements, dataset.corpus.ids())
-        if np.count_nonzero(~seen_Q) < LEAST_QUERIES:
+        if seen_Q.any() and np.count_nonzero(~seen_Q) < LEAST_QUERIES:
             unseen = _among_unseen(dataset, judgements, model.seen)
     values, *others = _judged_values(dataset, systems, model.dims, judgements, parts, unseen)
     report = {"split": split} | _figures(values, model.input_dim)

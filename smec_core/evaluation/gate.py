@@ -3,7 +3,7 @@
 Shapes: Q queries.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,11 @@ class Verdict:
     def reason(self) -> str:
         """The decision in one line."""
         return f"{'PASSED' if self.holds else 'REFUSED'}: {self.why}"
+
+    def figures(self) -> Iterator[tuple[str, int, float]]:
+        """Name of the system, dim and mean of all queries, then of the parts, whose names have the part in front."""
+        for place, means in {"": self.means, **{f"{part}/": means for part, (_, means) in self.parts.items()}}.items():
+            yield from ((place + name, dim, mean) for name, by_dim in means.items() for dim, mean in by_dim.items())
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -35,7 +35,8 @@ def model_card(config: dict[str, Any], metrics: dict[str, Any]) -> str:
         lines.append("")
     if parts := parts_of(evaluation):
         lines += [
-            "Seen queries have a relevant document that training has learnt from, unseen ones have none:",
+            f"{measures[0]}: training has learnt from a relevant document of seen queries, from none of unseen ones; "
+            "unseen-documents-only leaves the documents that it has learnt from out of the search.",
             "",
             "| dims | " + " | ".join(f"{label}, {part['queries']} queries" for label, part in parts.items()) + " |",
             "|---" * (len(parts) + 1) + "|",

@@ -22,7 +22,7 @@ from smec_core.model.model import FORMAT, SEEN_FILE, Model, check_chain
 
 READ = ("config.json", "metrics.json", "adapter.safetensors")
 LATER = (SUMS, SEEN_FILE)
-"""What models of earlier versions have not."""
+"""What models of earlier versions lack."""
 PICKLES = (b"\x80", b"PK\x03\x04")
 """How files of pickle and torch.save begin. A safetensors file may begin so, too: with the length of its header."""
 FOLD_TOLERANCE = 1e-3
@@ -91,6 +91,7 @@ def _model(folder: str, content: Mapping[str, bytes]) -> Model:
         # the comparison is false for NaN, too
         if not (tensor.abs() < torch.inf).all() or (name.endswith(("matrix", "weight")) and not tensor.any()):
             raise DamagedError(adapter, f"{name} holds NaN or infinity, or nothing but zeros")
+    seen = _seen(folder, content)
     try:
         stages = [
             _read_stage(number, stage["dim"], stage["projection"], tensors)
@@ -101,7 +102,7 @@ def _model(folder: str, content: Mapping[str, bytes]) -> Model:
         # before anything of that size is made
         if all(stage.is_linear for stage in stages) and tensors["matrix"].shape != (input_dim, input_dim):
             raise ValueError(f"matrix is {tuple(tensors['matrix'].shape)}, input_dim {input_dim}")
-        model = Model(stages, input_dim, config, metrics, _seen(content))
+        model = Model(stages, input_dim, config, metrics, seen)
         if model.matrix_DD is not None:
             if (tensors["matrix"] - model.matrix_DD).abs().max() > FOLD_TOLERANCE * tensors["matrix"].abs().max():
                 raise ValueError("matrix is not the product of the stages")
@@ -114,14 +115,16 @@ def _model(folder: str, content: Mapping[str, bytes]) -> Model:
         raise InputError(f"{folder}: config.json and adapter.safetensors do not fit together ({problem})") from error
 
 
-def _seen(content: Mapping[str, bytes]) -> SeenDocuments | None:
+def _seen(folder: str, content: Mapping[str, bytes]) -> SeenDocuments | None:
     if SEEN_FILE not in content:
         return None
     try:
-        hash_S = load_tensors(content[SEEN_FILE])["document_hashes"].numpy()
-    except SafetensorError as error:
-        raise ValueError(f"{SEEN_FILE}: {error}") from error
-    return SeenDocuments(hash_S.view(np.uint64))
+        hash_S = load_tensors(content[SEEN_FILE])["document_hashes"]
+    except (KeyError, ValueError, SafetensorError) as error:
+        raise DamagedError(f"{folder}/{SEEN_FILE}", f"is damaged ({error})") from error
+    if hash_S.dtype != torch.int64 or hash_S.ndim != 1:
+        raise DamagedError(f"{folder}/{SEEN_FILE}", "is damaged (document_hashes is no list of 64-bit hashes)")
+    return SeenDocuments(hash_S.numpy().view(np.uint64))
 
 
 def todays_names(content: bytes) -> bytes:

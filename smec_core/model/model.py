@@ -56,7 +56,8 @@ class Model:
         config: what trained it (config.json).
         metrics: what it reached (metrics.json).
         base: the model whose chain this one goes on with, and whose stored vectors `upgrade` takes; None for none.
-        seen: the documents that it has learnt from; None where an earlier version made it, which kept none.
+        seen: the documents that it has learnt from; None where that is not known, as of models of earlier versions, and
+            of those that build on one.
     """
 
     def __init__(
@@ -221,14 +222,17 @@ class Model:
         return hashlib.sha256(self._tensor_bytes()).hexdigest()
 
     def save(self, folder: str | Path) -> None:
-        """Writes adapter.safetensors, config.json, metrics.json, README.md and SHA256SUMS into a folder.
+        """Writes a model folder: its matrix and stages, config.json, metrics.json, a model card and SHA256SUMS.
 
         The folder is made if it is missing. SHA256SUMS is as `sha256sum` writes it; where history.jsonl is there
-        already, it covers that, too. seen.safetensors has hashes of the ids of what the model has learnt from.
+        already, it covers that, too. seen.safetensors has hashes of the ids of the documents that the model has learnt
+        from, where that is known.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "adapter.safetensors").write_bytes(self._tensor_bytes())
+        # of an earlier model in this folder
+        (folder / SEEN_FILE).unlink(missing_ok=True)
         if self.seen is not None:
             hashes = torch.from_numpy(self.seen.hash_S.view(np.int64))
             (folder / SEEN_FILE).write_bytes(save({"document_hashes": hashes}))

@@ -32,12 +32,26 @@ class Gram:
             self.sum_DD[low:high, :high] += strip_SH
             self.sum_DD[:low, low:high] += strip_SH[:, :low].T
 
-    def rotation(self, part: slice = slice(None)) -> Tensor:
-        """Principal directions of some dims, all by default, as rows, strongest first."""
-        directions_DD = torch.linalg.eigh(self.sum_DD[part, part])[1].flip(1).T
-        # an eigenvector's sign is arbitrary: fix it, so that every machine and every rank starts alike
-        signs_D = directions_DD.gather(1, directions_DD.abs().argmax(1, keepdim=True)).sign()
-        return (directions_DD * signs_D).float().contiguous()
+    def rotation(self) -> Tensor:
+        """Principal directions (D, D) as rows, the strongest first."""
+        return spectrum(self.sum_DD)[1].float()
+
+
+def spectrum(moment_DD: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (D), the largest first, none below 0, and eigenvectors (D, D) as rows."""
+    value_D, direction_DD = torch.linalg.eigh(moment_DD)
+    direction_DD = direction_DD.flip(1).T
+    # an eigenvector's sign is arbitrary: fix it, so that every machine and every rank starts alike
+    sign_D1 = direction_DD.gather(1, direction_DD.abs().argmax(1, keepdim=True)).sign()
+    return value_D.flip(0).clamp_min(0), (direction_DD * sign_D1).contiguous()
+
+
+def sum_of_squares(rows: Rows, group: Group) -> Tensor:
+    """Sum of x x^T (D, D), float64, over all unit rows, each rank reading its share of them. Collective."""
+    gram = Gram(rows.dim)
+    for block_ND in rows.own_blocks():
+        gram.add(block_ND)
+    return group.sum_(gram.sum_DD)
 
 
 def principal_rotation(rows: Rows, group: Group, cuts: Sequence[int] = ()) -> Tensor:
@@ -48,9 +62,7 @@ def principal_rotation(rows: Rows, group: Group, cuts: Sequence[int] = ()) -> Te
         group: the ranks.
         cuts: ascending; dims between two of them are rotated among themselves only.
     """
-    gram = Gram(rows.dim)
-    for block_ND in rows.own_blocks():
-        gram.add(block_ND)
-    group.sum_(gram.sum_DD)
-    blocks = [gram.rotation(slice(*block)) for block in pairwise((0, *cuts, rows.dim))]
+    sum_DD = sum_of_squares(rows, group)
+    parts = [slice(*block) for block in pairwise((0, *cuts, rows.dim))]
+    blocks = [spectrum(sum_DD[part, part])[1].float() for part in parts]
     return group.from_first_(torch.block_diag(*blocks))

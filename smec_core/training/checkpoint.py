@@ -10,7 +10,7 @@ No random state is kept: every random choice is a function of the seed and of th
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +43,7 @@ class Progress:
         stage_seconds: what the stage has taken so far.
         dev_scores: dev figures of the finished first pass.
         passes: finished stages of each pass.
+        start: the closed form that the training started from, as `ClosedStart.chosen` has it; empty without.
         guards: for each candidate of the stage in training its guard and its best state; empty between stages.
     """
 
@@ -57,6 +58,7 @@ class Progress:
     dev_scores: dict[str, dict[str, float]]
     passes: dict[str, list[Tree]]
     guards: dict[str, Tree]
+    start: Tree = field(default_factory=dict)
 
 
 @dataclass

@@ -1,10 +1,10 @@
 """The closed form that a training starts from: chosen by cross-fitting over folds of the judgements.
 
-Shapes: Q queries, D dims, K dims of all prefixes.
+Shapes: Q queries, P pairs of a query and a relevant document, D dims.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,14 +15,18 @@ from smec_core.data.folds import document_folds
 from smec_core.data.judgements import Judgements
 from smec_core.data.seen import LEAST_QUERIES
 from smec_core.distributed.group import rows_of_rank
-from smec_core.distributed.resident import Node, Rows
+from smec_core.distributed.resident import BLOCK_ROWS
 from smec_core.evaluation.dev_set import make_dev_set
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.closed_forms import ClosedForm, Moments
-from smec_core.model.pca import Gram
+from smec_core.model.pca import sum_of_squares
 
+if TYPE_CHECKING:
+    from smec_core.training.trainer import TrainingData
+
+PLAIN = ClosedForm("pca")
 FORMS = (
-    ClosedForm("pca"),
+    PLAIN,
     ClosedForm("white", "pooled", 0.15),
     ClosedForm("white", "pooled", 0.3),
     *(
@@ -31,8 +35,7 @@ FORMS = (
         for power, shrinkage in ((1.0, 0.1), (1.0, 0.3), (1.0, 0.8), (0.5, 0.3), (0.5, 0.5))
     ),
 )
-"""What is tried; the simplest first, which is taken where several are as good."""
-WITHOUT_LABELS = ClosedForm("pca")
+"""What is tried; of several that are as good the first is taken."""
 FOLDS, FOLDS_WIDE = 4, 3
 WIDE = 1024
 """Above so many dims there are fewer folds."""
@@ -40,133 +43,140 @@ FOLD_DOCS, FOLD_QUERIES = 20_000, 2000
 """Most documents that a fold is scored against, beside judged ones, and most queries of each of its parts."""
 
 
-class Moment:
-    """Second moments of a training's rows: of the documents once, and of what it learns from for each set of labels."""
+class MomentSums:
+    """Second moments of the rows of a training: of all documents once, and of any judgements."""
 
-    def __init__(self, docs: Rows, queries: Rows, node: Node) -> None:
+    def __init__(self, data: "TrainingData") -> None:
         """Sums over all documents. Collective."""
-        self._docs, self._queries, self._node = docs, queries, node
-        gram = Gram(docs.dim)
-        for block_ND in docs.own_blocks():
-            gram.add(block_ND)
-        self.docs_DD = node.group.sum_(gram.sum_DD) / docs.rows
+        self._data = data
+        self._docs_DD = sum_of_squares(data.docs, data.node.group) / data.docs.rows
 
-    def of(self, judgements: Judgements | None) -> Moments:
-        """With those of the judged queries and of their pairs. Collective."""
-        if judgements is None:
-            return Moments(self.docs_DD)
+    def of(self, judgements: Judgements) -> Moments:
+        """The moments of documents, judged queries, and differences of relevant pairs. Collective.
+
+        Args:
+            judgements: with a relevant document for each query.
+        """
+        docs, queries, group = self._data.docs, self._data.queries, self._data.node.group
         relevant_J = judgements.score_J > 0
         query_P, doc_row_P = judgements.query_J[relevant_J], judgements.doc_row_J[relevant_J]
-        self._docs.prepare(doc_row_P)
-        self._queries.prepare(judgements.query_row_Q)
-        group, dim = self._node.group, self._docs.dim
-        sums_2DD = torch.zeros(2, dim, dim, dtype=torch.float64)
-        queries = slice(*rows_of_rank(len(judgements), group.rank, group.size))
-        x_QD = self._queries.take(torch.from_numpy(judgements.query_row_Q[queries])).double()
-        sums_2DD[0] = x_QD.T @ x_QD
-        pairs = slice(*rows_of_rank(len(query_P), group.rank, group.size))
         # the pairs of a query weigh 1 together
-        weight_P = 1 / np.bincount(query_P, minlength=len(judgements))[query_P[pairs]]
-        query_row_P = judgements.query_row_Q[query_P[pairs]]
-        differences_PD = (
-            self._queries.take(torch.from_numpy(query_row_P)) - self._docs.take(torch.from_numpy(doc_row_P[pairs]))
-        ).double()
-        sums_2DD[1] = (differences_PD * torch.from_numpy(weight_P)[:, None]).T @ differences_PD
+        weight_P = 1 / np.bincount(query_P, minlength=len(judgements))[query_P]
+        sums_2DD = torch.zeros(2, docs.dim, docs.dim, dtype=torch.float64)
+        for low in range(0, len(judgements), BLOCK_ROWS):
+            row_Q = judgements.query_row_Q[low : low + BLOCK_ROWS]
+            queries.prepare(row_Q)
+            own = slice(*rows_of_rank(len(row_Q), group.rank, group.size))
+            x_QD = queries.take(torch.from_numpy(row_Q[own])).double()
+            sums_2DD[0] += x_QD.T @ x_QD
+        for low in range(0, len(query_P), BLOCK_ROWS):
+            pairs = slice(low, low + BLOCK_ROWS)
+            query_row_P, row_P = judgements.query_row_Q[query_P[pairs]], doc_row_P[pairs]
+            queries.prepare(query_row_P)
+            docs.prepare(row_P)
+            own = slice(*rows_of_rank(len(row_P), group.rank, group.size))
+            x_PD, y_PD = queries.take(torch.from_numpy(query_row_P[own])), docs.take(torch.from_numpy(row_P[own]))
+            difference_PD = (x_PD - y_PD).double()
+            sums_2DD[1] += (difference_PD * torch.from_numpy(weight_P[pairs][own])[:, None]).T @ difference_PD
         queries_DD, differences_DD = group.sum_(sums_2DD) / len(judgements)
-        return Moments(self.docs_DD, queries_DD, differences_DD)
+        return Moments(self._docs_DD, queries_DD, differences_DD)
 
 
 class ClosedStart:
-    """The closed form that the passes of a training start from: chosen once, and made of what each learns from."""
+    """The closed form that the passes of a training start from: chosen once, and made of what each learns from.
+
+    Attributes:
+        chosen: the form by the names of its fields, and as `recurring` and `new` the mean nDCG@10 that it has reached
+            on the folds; empty before the choice. What a checkpoint has kept may be put here.
+    """
 
     def __init__(
         self,
-        docs: Rows,
-        queries: Rows,
-        node: Node,
+        data: "TrainingData",
         config: TrainConfig,
         dims: Sequence[int],
         say: Callable[[str], None],
+        forms: Sequence[ClosedForm] = FORMS,
     ) -> None:
         """Takes what is needed, and computes nothing.
 
         Args:
-            docs: unit document vectors.
-            queries: unit query vectors.
-            node: the ranks.
+            data: with judgements to learn from.
             config: settings of the method.
             dims: prefixes to score.
-            say: takes a line that says what is chosen.
+            say: takes a line that tells the choice.
+            forms: what to choose from.
         """
-        self._docs, self._queries, self._node = docs, queries, node
-        self._config, self._dims, self._say = config, dims, say
-        self._moment: Moment | None = None
-        self._form = WITHOUT_LABELS
+        self._data, self._config, self._dims, self._say, self._forms = data, config, dims, say, forms
+        self._sums: MomentSums | None = None
+        self.chosen: dict[str, Any] = {}
 
-    def matrix(self, chosen_by: Judgements, learnt: Judgements) -> Tensor:
-        """The matrix (D, D) to start from. Collective.
+    def matrix(self, without_dev: bool) -> Tensor:
+        """The matrix (D, D) to start from, the first time chosen by all judgements. Collective.
 
         Args:
-            chosen_by: judgements to choose the form by, the first time.
-            learnt: what the pass learns from.
+            without_dev: make it of what is learnt from while dev is held out; else of dev, too.
         """
-        if self._moment is None:
-            self._moment = Moment(self._docs, self._queries, self._node)
-            self._choose(self._moment, chosen_by)
-        return self._node.group.from_first_(scaled(self._form.matrix(self._moment.of(learnt))))
+        data = self._data
+        assert data.train is not None
+        both = data.train if data.dev is None else data.train.merge(data.dev)
+        self._sums = self._sums or MomentSums(data)
+        if not self.chosen:
+            self._choose(self._sums, both)
+        form = ClosedForm(**{name: self.chosen[name] for name in ClosedForm._fields})
+        moments = self._sums.of(data.train if without_dev else both)
+        return data.node.group.from_first_(scaled(form.matrix(moments)))
 
-    def _choose(self, moment: Moment, judgements: Judgements) -> None:
-        tried = try_forms(moment, self._docs, self._queries, judgements, self._config, self._dims, self._node)
-        self._form = best_form(tried, self._config.favour, is_trained=self._config.epochs != 0)
-        reached = [
-            f"{values_Q.mean():.4f} for {len(values_Q)} queries of {name} documents"
-            for name, values_Q in zip(("recurring", "new"), tried[self._form], strict=True)
-            if len(values_Q)
-        ]
-        self._say(f"start: {self._form}; on folds of the judgements, mean nDCG@10 over the dims {', '.join(reached)}")
+    def _choose(self, sums: MomentSums, judgements: Judgements) -> None:
+        tried = try_forms(sums, self._data, judgements, self._config, self._dims, self._forms)
+        form = best_form(tried, self._config.favour, is_trained=self._config.epochs != 0)
+        parts = {name: values_Q for name, values_Q in tried[form]._asdict().items() if len(values_Q)}
+        self.chosen = form._asdict() | {name: float(values_Q.mean()) for name, values_Q in parts.items()}
+        told = [f"{values_Q.mean():.4f} on {len(values_Q)} {name} queries" for name, values_Q in parts.items()]
+        self._say(f"start: {form}; on folds of the judgements, mean nDCG@10 over the dims {' and '.join(told)}")
 
 
 class Tried(NamedTuple):
-    """Scores of a closed form, mean over the prefixes, of the held-out queries of all folds.
+    """Scores of a closed form, mean over the prefixes, of the queries that the folds have held out.
 
     Attributes:
-        recurring_Q: of those whose documents the fold has seen.
-        new_Q: of those whose documents it has not.
+        recurring: of those (Q) with a relevant document that the fold has learnt from.
+        new: of those (Q) without.
     """
 
-    recurring_Q: np.ndarray
-    new_Q: np.ndarray
+    recurring: np.ndarray
+    new: np.ndarray
 
 
 def try_forms(
-    moment: Moment,
-    docs: Rows,
-    queries: Rows,
+    sums: MomentSums,
+    data: "TrainingData",
     judgements: Judgements,
     config: TrainConfig,
     dims: Sequence[int],
-    node: Node,
     forms: Sequence[ClosedForm] = FORMS,
 ) -> dict[ClosedForm, Tried]:
     """Scores closed forms by cross-fitting. Collective.
 
     Args:
-        moment: of the rows.
-        docs: unit document vectors.
-        queries: unit query vectors.
+        sums: of the data.
+        data: the rows.
         judgements: all that may be learnt from or chosen by.
-        config: seed.
+        config: settings of the method.
         dims: prefixes to score.
-        node: the ranks.
         forms: what to try.
     """
+    docs, queries, node = data.docs, data.queries, data.node
+    nothing = np.empty(0, np.int64)
     small = config.model_copy(update={"dev_corpus": min(config.dev_corpus, FOLD_DOCS)})
-    whole = make_dev_set(queries, docs, judgements, np.empty(0, np.int64), small, node)
+    whole = make_dev_set(queries, docs, judgements, nothing, small, node)
     found: dict[ClosedForm, list[list[np.ndarray]]] = {form: [[], []] for form in forms}
     for fold in document_folds(judgements, FOLDS if docs.dim <= WIDE else FOLDS_WIDE, config.seed):
-        moments = moment.of(fold.fit)
-        parts = [(fold.recurring, np.empty(0, np.int64)), (fold.new, fold.left_out)]
-        sets = [whole.of(queries, _first(part), left_out) if len(part) else None for part, left_out in parts]
+        moments = sums.of(fold.fit)
+        parts = [(_some(fold.recurring, config.seed), nothing), (_some(fold.new, config.seed), fold.left_out)]
+        for part, _ in parts:
+            queries.prepare(part.query_row_Q)
+        sets = [whole.of(queries, part, left_out) if len(part) else None for part, left_out in parts]
         for form in forms:
             stage = FrozenStage(docs.dim, "linear", {"weight": form.matrix(moments).float().to(node.device)})
             for values, dev in zip(found[form], sets, strict=True):
@@ -176,9 +186,10 @@ def try_forms(
     return {form: Tried(*(np.concatenate([*parts, np.empty(0)]) for parts in both)) for form, both in found.items()}
 
 
-def _first(judgements: Judgements) -> Judgements:
-    """The first queries, if there are more than needed."""
-    return judgements.select(np.arange(len(judgements)) < FOLD_QUERIES)
+def _some(judgements: Judgements, seed: int) -> Judgements:
+    """A sample of the queries, if there are more than needed."""
+    lot_Q = np.random.default_rng((seed, 5)).permutation(len(judgements))
+    return judgements.select(lot_Q < FOLD_QUERIES)
 
 
 def best_form(tried: Mapping[ClosedForm, Tried], favour: Favour, is_trained: bool) -> ClosedForm:
@@ -189,19 +200,22 @@ def best_form(tried: Mapping[ClosedForm, Tried], favour: Favour, is_trained: boo
 
     Args:
         tried: what each form has reached.
-        favour: `recurring` and `new` look at these alone.
+        favour: `recurring` and `new` look at these alone, the others at both parts alike.
         is_trained: whether training goes on from it; else it counts by the mean of both parts.
+
+    Returns:
+        The form; plain PCA where no part is large enough.
     """
     enough = [len(part) >= LEAST_QUERIES for part in next(iter(tried.values()))]
     wanted = [favour != "new", favour != "recurring"]
     counts = [has and is_wanted for has, is_wanted in zip(enough, wanted, strict=True)]
     counts = counts if any(counts) else enough
     if not any(counts):
-        return WITHOUT_LABELS
+        return PLAIN
     forms = list(tried)
     if is_trained and all(counts):
-        best = max(forms, key=lambda form: tried[form].new_Q.mean())
-        forms = [form for form in forms if _is_level(tried[best].new_Q - tried[form].new_Q)]
+        best = max(forms, key=lambda form: tried[form].new.mean())
+        forms = [form for form in forms if _is_level(tried[best].new - tried[form].new)]
         counts = [True, False]
 
     def mean(form: ClosedForm) -> float:
@@ -215,5 +229,5 @@ def _is_level(gain_Q: np.ndarray) -> bool:
 
 
 def scaled(matrix_DD: Tensor) -> Tensor:
-    """The same map with the Frobenius norm of a rotation, from which learning rates are counted."""
+    """The same map with the Frobenius norm of a rotation, which learning rates are made for."""
     return (matrix_DD * (len(matrix_DD) ** 0.5 / torch.linalg.norm(matrix_DD))).float()

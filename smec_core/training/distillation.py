@@ -14,11 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from smec_core.training.losses import LEAST_SQUARE
 from smec_core.training.memory import Neighbours
 
-HIDDEN = -1e4
+HIDDEN = -1e30
 """Logit of what is not in a list."""
-LEAST_SQUARE = 1e-24
 
 
 class Lists(NamedTuple):
@@ -40,21 +40,15 @@ class Lists(NamedTuple):
     target_AC: Tensor
     anchors: int
 
-    @classmethod
-    def none(cls) -> "Lists":
-        """No anchors at all."""
-        nothing = torch.empty(0, dtype=torch.int64)
-        return cls(nothing, nothing, nothing, nothing.bool(), nothing.float(), 0)
 
-
-def used_items(found: Neighbours, row_F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def used_items(found: Neighbours, row_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Rows (U) of the neighbours that come into lists; place (A, K) of each among them; which (A, K) are in none.
 
     Args:
         found: neighbours of the anchors.
-        row_F: rows of the step's documents that may be in a list: what is one of them is not there twice.
+        row_N: rows of the step's documents, which come in by themselves, or are in a pair and in no list.
     """
-    hidden_AK = ~found.live_AK | torch.isin(found.row_AK, row_F)
+    hidden_AK = ~found.live_AK | torch.isin(found.row_AK, row_N)
     used_U = torch.unique(found.row_AK[~hidden_AK])
     if not len(used_U):
         return used_U, found.row_AK.new_zeros(len(found.row_AK), 0), hidden_AK[:, :0]

@@ -96,6 +96,11 @@ class StagePlan:
         return tuple(sorted({*self.counted, *self.floors}))
 
     @property
+    def is_closed(self) -> bool:
+        """Whether it starts from a closed form, which is chosen by the judgements."""
+        return self.start == "closed" and self.champion is None
+
+    @property
     def keeps_places(self) -> bool:
         """Whether outputs stay where they are trained, because later stages count on their places."""
         return bool(self.ahead) or self.champion is not None
@@ -219,7 +224,7 @@ def _chain(
 
 
 def _start(config: TrainConfig, is_whole: bool) -> Start:
-    """Where a stage of the chain starts; of all dims, `is_whole`, where there are judgements."""
+    """Where a stage of the chain starts; `is_whole`: it keeps all dims."""
     if config.init == "closed":
         return "closed" if is_whole else "pca"
     return "identity" if config.init == "pca" and is_whole else config.init
@@ -268,6 +273,8 @@ def _warm(shape: TrainingShape, config: TrainConfig, base: Sequence[FrozenStage]
             f"dims: a warm start keeps the dims of its model, {', '.join(map(str, warm.dims))}; give these, or "
             "train without warm_start"
         )
+    if config.epochs == 0:
+        raise InputError("epochs: with 0 a warm start leaves the model as it is; give it some, or leave the default")
     shape = shape.without_dev()
     stages = _parallel(shape, config) if config.schedule == "parallel" else _sequential(shape, config)
     theirs, ours = ([(stage.d_in, stage.dim) for stage in chain] for chain in (warm.stages, stages))
@@ -299,7 +306,7 @@ def _warm(shape: TrainingShape, config: TrainConfig, base: Sequence[FrozenStage]
 
 
 def _check_judgements(shape: TrainingShape, config: TrainConfig) -> None:
-    if not shape.labelled and not config.unsupervised_weight(shape.labelled):
+    if not shape.labelled and not config.unsupervised_weight(False, is_whole=config.schedule == "parallel"):
         raise InputError(
             "alpha: without judgements the unsupervised loss is all there is to learn from; give it a weight"
         )

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from smec_core.config import TrainConfig
 from smec_core.distributed.group import rows_of_rank
-from smec_core.distributed.resident import BLOCK_ROWS, Node, Rows, Stage
+from smec_core.distributed.resident import BLOCK_ROWS, Node, Stage
 from smec_core.model.adapter import FrozenStage
-from smec_core.model.pca import Gram
+from smec_core.model.pca import sum_of_squares
 from smec_core.training.callbacks import DevScoring
-from smec_core.training.closed import FORMS, Moment, try_forms
+from smec_core.training.closed import FORMS, MomentSums, try_forms
 from smec_core.training.plan import StagePlan
 from smec_core.training.stage import StageTraining
 from smec_core.training.tracker import NullTracker
@@ -144,22 +144,21 @@ def rehearse(
 
     context.teacher = data.docs
     choice = 0.0
-    if first[0].start == "closed" and first[0].champion is None and data.train is not None:
+    if first[0].is_closed and data.train is not None:
         context.closed_DD = torch.eye(data.docs.dim)
-        moment = Moment(data.docs, data.queries, data.node)
-        choose = partial(try_forms, moment, data.docs, data.queries, data.train, few, [data.docs.dim], data.node)
-        choice = len(FORMS) / len(FEW_FORMS) * _seconds(partial(choose, FEW_FORMS))
-        choice += rows_share * _seconds(partial(_sums_of, data.docs))
+        choose = partial(try_forms, MomentSums(data), data, data.train, few, [data.docs.dim], FEW_FORMS)
+        choice = len(FORMS) / len(FEW_FORMS) * _seconds(choose)
+        choice += rows_share * _seconds(partial(sum_of_squares, data.docs, context.group))
     for done in base:
         pass_on(done.to(data.node.device))
     found, replayed = list[StageTime](), list[StageTime]()
     for number, stage_plan in enumerate(first):
         started = time.perf_counter()
         stage = StageTraining(context, stage_plan, y_docs, y_queries, (), warm_start)
-        prepare = time.perf_counter() - started + (0.0 if found else choice)
+        prepare = time.perf_counter() - started
         if stage_plan.start == "pca" and stage_plan.champion is None:
             # of a PCA, the sums grow with the rows
-            prepare += (rows_share - 1) * _seconds(partial(_sums_of, y_docs))
+            prepare += (rows_share - 1) * _seconds(partial(sum_of_squares, y_docs, context.group))
         slots = torch.arange(min(stage.memory.slots, data.docs.rows))
         # most steps meet a full memory
         stage.memory.push(slots.to(context.device), data.docs.take(slots).to(context.device))
@@ -175,16 +174,10 @@ def rehearse(
         if context.dev is not None:
             score = dev_share * _seconds(partial(DevScoring().stage_begins, stage, is_new=True))
         prepare += rows_share * _seconds(partial(pass_on, stage.candidates[0].average.freeze(stage_plan.keeps_places)))
-        found.append(StageTime(stage_plan, prepare, together, score))
+        found.append(StageTime(stage_plan, prepare + (0.0 if found else choice), together, score))
         if refit:
             replayed.append(StageTime(refit[number], prepare, max(alone), 0.0))
     return found + replayed
-
-
-def _sums_of(rows: Rows) -> None:
-    gram = Gram(rows.dim)
-    for block_ND in rows.own_blocks():
-        gram.add(block_ND)
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -107,7 +107,7 @@ class Rhythm:
         steps = shape.epoch_steps if config.guard else shape.refit_steps
         epochs = config.stage_epochs(steps) * times
         # without dev the last state counts
-        score_epochs = config.scoring_epochs(epochs, steps) if config.guard else epochs
+        score_epochs = config.scoring_epochs(epochs, steps) if config.guard else max(epochs, 1)
         return cls(steps, epochs, score_epochs, config.stage_patience(epochs))
 
     @property

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from smec_core.config import Projection
 from smec_core.distributed.resident import Rows
-from smec_core.model.adapter import FrozenStage
+from smec_core.model.adapter import PRESERVING, FrozenStage
 from smec_core.model.ads import gumbel
 from smec_core.model.pca import principal_rotation
 from smec_core.training.candidate import Candidate
@@ -212,9 +212,13 @@ class StageTraining:
 
 
 def teacher_at_start(context: PassContext, plan: StagePlan, y_docs: Rows) -> Rows:
-    """Documents as the start of a stage of all dims has them, by which unsupervised=listwise is taught in it."""
-    stage = plan.champion
-    if stage is None and plan.start == "closed":
+    """Documents as the start of a stage of all dims has them, all dims of it: the teacher of unsupervised=listwise."""
+    if plan.champion is not None and plan.champion.projection not in PRESERVING:
+        whole = FrozenStage(plan.d_in, plan.champion.projection, plan.champion.tensors)
+    elif plan.is_closed:
         assert context.closed_DD is not None
-        stage = FrozenStage(plan.dim, "linear", {"weight": context.closed_DD})
-    return y_docs if stage is None else y_docs.project(stage.to(context.device))
+        whole = FrozenStage(plan.d_in, "linear", {"weight": context.closed_DD})
+    else:
+        # a rotation has the cosines of what it rotates
+        return y_docs
+    return y_docs.project(whole.to(context.device))

@@ -174,7 +174,7 @@ def _lists(
     found = memory.search(x_ND[asked_A.to(device)], row_N[asked_A].to(device), top_k)
     if is_global:
         found = Neighbours(*(part[own_F.to(device)] for part in found))
-    used_U, item_AK, hidden_AK = used_items(found, row_N[doc_F].to(device))
+    used_U, item_AK, hidden_AK = used_items(found, row_N.to(device))
     t_ND, t_UD = (context.teacher.take(rows).to(device) for rows in (row_N, used_U.cpu()))
     anchor_A, temperature = doc_F[own_F].to(device), context.config.list_temperature
     lists = make_lists(anchor_A, doc_F.to(device), item_AK, hidden_AK, t_ND, t_UD, len(doc_F), temperature)

@@ -127,6 +127,7 @@ def train(
     seconds = training.seconds()
     metrics = {
         "dev": training.dev_scores,
+        **({"start": training.closed.chosen} if training.closed.chosen else {}),
         "stages": [outcome.metrics(stage) for outcome, stage in zip(first, stages, strict=True)],
         "training": {
             "seconds": round(seconds, 3),
@@ -167,7 +168,7 @@ def pass_context(
     if with_dev:
         weight_Q = None
         if data.train is not None and data.dev is not None:
-            weight_Q = dev_weights(data.train, data.dev, config.favour)
+            weight_Q = dev_weights(data.train, data.dev, config)
         dev = make_dev_set(data.queries, data.docs, data.dev, held_out, config, data.node, weight_Q)
     return PassContext(
         config=config,
@@ -207,7 +208,7 @@ class _Training:
         self._resumed = hooks.resumed
         self._before, self._started = 0.0, time.perf_counter()
         self._pass_to_resume: str | None = None
-        self._closed = ClosedStart(data.docs, data.queries, data.node, config, self.prefixes, hooks.say)
+        self.closed = ClosedStart(data, config, self.prefixes, hooks.say)
         if self._resumed is not None and self._resumed.progress is not None:
             self._restore(self._resumed.progress)
 
@@ -217,6 +218,7 @@ class _Training:
             for name, outcomes in progress.passes.items()
         }
         self.dev_scores, self._before = progress.dev_scores, progress.seconds
+        self.closed.chosen = progress.start
         self.steps, self.rows = progress.step, progress.rows
         self._pass_to_resume = progress.pass_name
         self.hooks.say(
@@ -235,20 +237,21 @@ class _Training:
             return outcomes
         self._pass_to_resume = None
         context = pass_context(self.data, self.config, pass_name, self.tracker, self.steps, self.rows)
-        data = self.data
-        if not outcomes and plan and plan[0].start == "closed" and plan[0].champion is None and data.train is not None:
-            both = data.train if data.dev is None else data.train.merge(data.dev)
-            context.closed_DD = self._closed.matrix(both, data.train if context.dev is not None else both)
+        if not outcomes and plan and plan[0].is_closed:
+            context.closed_DD = self.closed.matrix(context.dev is not None)
         y_docs, y_queries = self.data.docs, self.data.queries
-        context.teacher = y_docs
+        # kept as long as the pass takes, so only where it is asked
+        is_taught = self.config.unsupervised == "listwise" and any(planned.alpha for planned in plan)
+        context.teacher = y_docs if is_taught else None
         for stage in self.base:
             _put_on_top(context, stage)
             y_docs, y_queries = y_docs.project(stage), y_queries.project(stage)
-            context.teacher = y_docs if stage.dim == self.data.docs.dim else context.teacher
+            if is_taught and stage.dim == self.data.docs.dim:
+                context.teacher = y_docs
         floors: Scores = {}
         for number, planned in enumerate(plan):
             if number == len(outcomes):
-                if planned.alpha and planned.d_in == planned.dim and self.config.unsupervised == "listwise":
+                if is_taught and number == 0 and not self.base:
                     context.teacher = teacher_at_start(context, planned, y_docs)
                 outcomes.append(self._train_stage(context, replace(planned, floors=floors), y_docs, y_queries))
                 self.steps, self.rows = context.step, context.rows
@@ -259,8 +262,9 @@ class _Training:
             _put_on_top(context, outcome.stage)
             if number + 1 < len(plan):
                 y_docs, y_queries = y_docs.project(outcome.stage), y_queries.project(outcome.stage)
-                # of all dims, whatever of them the stages after it keep
-                context.teacher = y_docs if planned.d_in == planned.dim else context.teacher
+                if is_taught and planned.d_in == planned.dim:
+                    # of all dims, whatever of them the stages after it keep
+                    context.teacher = y_docs
             if self.hooks.on_stage is not None and context.dev is not None:
                 self.hooks.on_stage(self._reached(context, y_docs, plan, number))
         if context.dev is not None:
@@ -310,6 +314,7 @@ class _Training:
             seconds=self.seconds(),
             stage_seconds=stage_seconds if stage else 0.0,
             dev_scores=self.dev_scores,
+            start=self.closed.chosen,
             passes={name: [outcome.tree() for outcome in outcomes] for name, outcomes in self.passes.items()},
             guards={c.kind: c.kept() for c in stage.candidates} if stage else {},
         )

@@ -4,17 +4,16 @@ Shapes: N rows, D input dims, d dims asked for.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from smec_core.config import TrainConfig
-from smec_core.data.judgements import Judgements
 from smec_core.errors import SmecError
-from smec_core.model.closed_forms import ClosedForm
 from smec_core.model.pca import principal_rotation
 from smec_core.research.peers.peer import Fitted
-from smec_core.training.closed import ClosedStart, Moment
+from smec_core.training.closed import FORMS, ClosedStart
 from smec_core.training.schedule import prefix_dims
 from smec_core.training.trainer import TrainingData
 
@@ -54,35 +53,18 @@ class Pca:
 
 
 @dataclass(frozen=True)
-class White:
-    """Whitening in part of documents and train queries alike: PCA whose directions differ less in scale."""
+class ClosedPeer:
+    """The best of some closed forms by folds of the train queries, made of all that SMEC learns from in the end."""
 
-    power: float = 0.15
-
-    def fit(self, data: TrainingData, config: TrainConfig) -> Fitted:
-        """Sums the second moments."""
-        moments = Moment(data.docs, data.queries, data.node).of(_learnt(data))
-        matrix_DD = ClosedForm("white", "pooled", self.power).matrix(moments).float().to(data.node.device)
-        return nested(matrix_DD, matrix_DD.numel())
-
-
-@dataclass(frozen=True)
-class Within:
-    """Relevant component analysis (Bar-Hillel et al., JMLR 2005): the closed form that does best on folds of train."""
+    name: Literal["white", "within"]
 
     def fit(self, data: TrainingData, config: TrainConfig) -> Fitted:
-        """Sums the second moments, and tries what there is on each fold."""
-        learnt = _learnt(data)
-        own = config.model_copy(update={"epochs": 0})
-        dims = prefix_dims(data.docs.dim, config.dims)
-        start = ClosedStart(data.docs, data.queries, data.node, own, dims, lambda text: None)
-        matrix_DD = start.matrix(learnt, learnt).to(data.node.device)
+        """Sums second moments, and tries the forms on each fold."""
+        forms = [form for form in FORMS if form.name == self.name]
+        untrained = config.model_copy(update={"epochs": 0})
+        start = ClosedStart(data, untrained, prefix_dims(data.docs.dim, config.dims), lambda text: None, forms)
+        matrix_DD = start.matrix(without_dev=not config.refit).to(data.node.device)
         return nested(matrix_DD, matrix_DD.numel())
-
-
-def _learnt(data: TrainingData) -> Judgements:
-    assert data.train is not None
-    return data.train if data.dev is None else data.train.merge(data.dev)
 
 
 @dataclass(frozen=True)

@@ -230,10 +230,10 @@ def test_seen_and_unseen_queries_have_a_table_and_losses_on_them_are_said(tmp_pa
     _, page = report(write_model_folder(tmp_path / "model", evaluation))
     for text in ("Seen and unseen documents", "80 queries", "40 queries", "0.789 ± 0.030", "0.439 ± 0.030"):
         assert text in page.text
-    assert "Below PCA for unseen (40 queries) at 24 dims" in page.text
+    assert "Below PCA on 40 unseen queries at 24 dims" in page.text
     # of too few queries nothing is concluded, and one part alone would be the whole again
     few = evaluation | {"unseen": part(29, -0.3)}
-    assert "Below PCA for" not in report(write_model_folder(tmp_path / "few", few))[1].text
+    assert "Below PCA on" not in report(write_model_folder(tmp_path / "few", few))[1].text
     alone = evaluation | {"seen": {"queries": 0}}
     assert "Seen and unseen documents" not in report(write_model_folder(tmp_path / "alone", alone))[1].text
 

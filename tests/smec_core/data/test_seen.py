@@ -52,4 +52,7 @@ def test_what_is_seen_in_several_trainings_is_known_only_where_each_knows() -> N
 
 @pytest.mark.parametrize(("seen", "unseen", "labels"), [(3, 4, ["seen", "unseen"]), (0, 7, []), (7, 0, [])])
 def test_parts_are_told_where_there_is_more_than_one(seen: int, unseen: int, labels: list[str]) -> None:
-    assert list(parts_of({"seen": {"queries": seen}, "unseen": {"queries": unseen}})) == labels
+    evaluation = {"seen": {"queries": seen}, "unseen": {"queries": unseen}}
+    assert list(parts_of(evaluation)) == labels
+    alone = evaluation | {"unseen_documents": {"queries": 2}}
+    assert list(parts_of(alone)) == ["seen", *["unseen"] * (unseen > 0), "unseen-documents-only"] or not seen

@@ -17,11 +17,12 @@ from smec_core.errors import InputError
 from smec_core.evaluation.dev_set import QueryScores
 from smec_core.evaluation.metrics import PrefixSearch
 from smec_core.model.adapter import FrozenStage, fold
+from smec_core.model.closed_forms import ClosedForm
 from smec_core.model.files import load
 from smec_core.model.model import Model
 from smec_core.model.pca import principal_rotation
 from smec_core.training.candidate import Candidate
-from smec_core.training.closed import FORMS, Moment, scaled
+from smec_core.training.closed import FORMS, MomentSums, scaled
 from smec_core.training.context import PassContext
 from smec_core.training.guard import Guard
 from smec_core.training.plan import plan_training
@@ -313,10 +314,11 @@ def test_the_fast_preset_gives_a_closed_form_of_all_judgements(data: Generated, 
     trained = train(made, small(**FAST_PRESET, guard=guard, projection="linear"), records, Hooks(say=said.append))
     assert not records.steps
     [stage] = trained.stages
-    moments = Moment(made.docs, made.queries, made.node).of(data.train.merge(data.dev))
+    moments = MomentSums(made).of(data.train.merge(data.dev))
     same = [form for form in FORMS if torch.allclose(scaled(form.matrix(moments)), stage.tensors["weight"], atol=1e-4)]
     assert len(same) == 1
     assert any(f"start: {same[0]}" in line for line in said)
+    assert ClosedForm(**{name: trained.metrics["start"][name] for name in ClosedForm._fields}) == same[0]
     found, pca = (
         ndcg_of(data.docs_ND @ matrix_DD.T, data.queries_QD @ matrix_DD.T, data.test, [DIM, *DIMS])
         for matrix_DD in (fold_of(trained), principal_rotation(made.docs, Group()))
