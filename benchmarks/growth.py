@@ -161,7 +161,8 @@ def measure(data: str, point: Point) -> dict[str, float]:
     from smec_core.model.model import Model
     from smec_core.training.local import read_resident
     from smec_core.training.schedule import prefix_dims
-    from smec_core.training.trainer import TrainingData, train
+    from smec_core.training.context import TrainingData
+from smec_core.training.trainer import train
 
     torch.set_num_threads(1)
     dims = (point.dims // 2,)

@@ -45,13 +45,13 @@ from smec_core.distributed.group import Group
 from smec_core.distributed.resident import Node, ResidentRows
 from smec_core.model.cayley import BASE_DIM
 from smec_core.training.candidate import Candidate
-from smec_core.training.context import PassContext
+from smec_core.training.context import PassContext, TrainingData
 from smec_core.training.local import load_training_data
 from smec_core.training.sampling import steps_per_epoch
 from smec_core.training.stage import StageTraining
 from smec_core.training.step import Step
 from smec_core.training.tracker import Record
-from smec_core.training.trainer import TrainingData, train
+from smec_core.training.trainer import train
 from smec_core.yaml_file import parse_value
 
 DOCS, QUERIES, DEV_QUERIES, DIM, DIMS = 5183, 809, 162, 768, "384,192,96,48,24"

@@ -17,9 +17,10 @@ from smec_core.data.judgements import Judgements
 from smec_core.data.parquet import EmbeddingTable
 from smec_core.distributed.resident import Node, ResidentRows
 from smec_core.errors import InputError
+from smec_core.training.context import TrainingData
 from smec_core.training.local import read_resident
 from smec_core.training.schedule import TrainingShape
-from smec_core.training.trainer import TrainingData, settings_used
+from smec_core.training.trainer import settings_used
 
 # of the object store that vectors may fill
 MOST_OF_STORE = 0.9

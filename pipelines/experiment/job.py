@@ -31,8 +31,8 @@ from smec_core.errors import InputError
 from smec_core.research.gradients import gradient_by_dim, gradient_variance
 from smec_core.research.peers.peer import Peer
 from smec_core.research.selection import achievement_rates
+from smec_core.training.context import TrainingData
 from smec_core.training.schedule import chain_dims
-from smec_core.training.trainer import TrainingData
 
 Record = dict[str, Any]
 Measure = Callable[[TrainingData, TrainConfig], list[Record]]

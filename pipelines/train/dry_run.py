@@ -26,9 +26,9 @@ from smec_core.data.uri import public_uri
 from smec_core.distributed.resident import Node, choose_residency
 from smec_core.errors import InputError
 from smec_core.model.adapter import FrozenStage
+from smec_core.training.context import TrainingData
 from smec_core.training.plan import StagePlan, plan_training
 from smec_core.training.rehearsal import SampledRows, StageTime, rehearse
-from smec_core.training.trainer import TrainingData
 from smec_core.training.warm import WarmStart
 
 SAMPLE_ROWS = 16_384

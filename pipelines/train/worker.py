@@ -29,9 +29,10 @@ from smec_core.distributed.resident import Node, Residency, ResidentRows, Rows, 
 from smec_core.errors import SmecError
 from smec_core.model.adapter import FrozenStage
 from smec_core.training.checkpoint import Checkpoint
+from smec_core.training.context import TrainingData
 from smec_core.training.tracker import NullTracker, Record
 from smec_core.training.trained import TRAINED_FILE
-from smec_core.training.trainer import Hooks, StageReached, TrainingData, train
+from smec_core.training.trainer import Hooks, StageReached, train
 from smec_core.training.warm import WarmStart
 
 SEND_SECONDS = 0.5

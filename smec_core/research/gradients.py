@@ -18,10 +18,11 @@ from smec_core.config import TrainConfig
 from smec_core.model.pca import principal_rotation
 from smec_core.research.peers.peer import read_step
 from smec_core.training.callbacks import Gradient
+from smec_core.training.context import TrainingData
 from smec_core.training.sampling import LabelledSampler
 from smec_core.training.schedule import prefix_dims
 from smec_core.training.tracker import NullTracker
-from smec_core.training.trainer import Hooks, TrainingData, train
+from smec_core.training.trainer import Hooks, train
 
 FREE = {"projection": "linear", "lookahead": 0.0, "gumbel_noise": 0.0, "ads_lr_factor": 0.0}
 """One linear map whose rows keep their places: what is compared is the schedule alone."""

@@ -15,8 +15,9 @@ from smec_core.config import TrainConfig
 from smec_core.model.adapter import FrozenStage, apply_chain
 from smec_core.model.pca import principal_rotation
 from smec_core.research.peers.peer import score
+from smec_core.training.context import TrainingData
 from smec_core.training.tracker import NullTracker
-from smec_core.training.trainer import TrainingData, train
+from smec_core.training.trainer import train
 
 MOST_PAIRS = 2000
 

@@ -4,7 +4,7 @@ Shapes: Q queries, P pairs of a query and a relevant document, D dims.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +20,7 @@ from smec_core.evaluation.dev_set import make_dev_set
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.closed_forms import ClosedForm, Moments
 from smec_core.model.pca import sum_of_squares
-
-if TYPE_CHECKING:
-    from smec_core.training.trainer import TrainingData
+from smec_core.training.context import TrainingData
 
 PLAIN = ClosedForm("pca")
 FORMS = (
@@ -46,7 +44,7 @@ FOLD_DOCS, FOLD_QUERIES = 20_000, 2000
 class MomentSums:
     """Second moments of the rows of a training: of all documents once, and of any judgements."""
 
-    def __init__(self, data: "TrainingData") -> None:
+    def __init__(self, data: TrainingData) -> None:
         """Sums over all documents. Collective."""
         self._data = data
         self._docs_DD = sum_of_squares(data.docs, data.node.group) / data.docs.rows
@@ -92,7 +90,7 @@ class ClosedStart:
 
     def __init__(
         self,
-        data: "TrainingData",
+        data: TrainingData,
         config: TrainConfig,
         dims: Sequence[int],
         say: Callable[[str], None],
@@ -150,7 +148,7 @@ class Tried(NamedTuple):
 
 def try_forms(
     sums: MomentSums,
-    data: "TrainingData",
+    data: TrainingData,
     judgements: Judgements,
     config: TrainConfig,
     dims: Sequence[int],

@@ -1,6 +1,6 @@
-"""What the stages of a pass share."""
+"""What a training learns from, and what the stages of one of its passes share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
@@ -8,14 +8,39 @@ import torch
 from torch import Tensor
 
 from smec_core.config import TrainConfig
+from smec_core.data.judgements import Judgements
 from smec_core.distributed.group import Group
 from smec_core.distributed.resident import Node, Rows
 from smec_core.evaluation.dev_set import DevSet
 from smec_core.training.sampling import LabelledSampler, UnlabelledSampler
+from smec_core.training.schedule import TrainingShape
 from smec_core.training.tracker import Tracker
 
 PassName = Literal["first", "refit", "warm"]
 PASSES: tuple[PassName, ...] = get_args(PassName)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What one rank trains on.
+
+    Attributes:
+        docs: frozen unit document vectors.
+        queries: frozen unit query vectors.
+        train: judgements to learn from; None to train without judgements.
+        dev: judgements to choose by; None without judgements, or where nothing is chosen.
+        node: this rank's machine and device, and all ranks of the run.
+    """
+
+    docs: Rows
+    queries: Rows
+    train: Judgements | None
+    dev: Judgements | None
+    node: Node = field(default_factory=Node)
+
+    def shape(self, config: TrainConfig) -> TrainingShape:
+        """The facts about the data that decide the plan."""
+        return TrainingShape.of(self.docs.dim, self.docs.rows, self.train, self.dev, config)
 
 
 @dataclass

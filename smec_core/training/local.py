@@ -9,7 +9,7 @@ from smec_core.config import TrainConfig
 from smec_core.data.dataset import Dataset
 from smec_core.data.parquet import EmbeddingTable, unit_rows
 from smec_core.distributed.resident import Node, ResidentRows, Stream
-from smec_core.training.trainer import TrainingData
+from smec_core.training.context import TrainingData
 
 
 def load_training_data(dataset: Dataset, config: TrainConfig, device: torch.device | str = "cpu") -> TrainingData:

@@ -21,10 +21,11 @@ from smec_core.model.adapter import FrozenStage
 from smec_core.model.pca import sum_of_squares
 from smec_core.training.callbacks import DevScoring
 from smec_core.training.closed import FORMS, MomentSums, try_forms
+from smec_core.training.context import TrainingData
 from smec_core.training.plan import StagePlan
 from smec_core.training.stage import StageTraining
 from smec_core.training.tracker import NullTracker
-from smec_core.training.trainer import TrainingData, pass_context
+from smec_core.training.trainer import pass_context
 from smec_core.training.warm import WarmStart
 
 STEPS = 4

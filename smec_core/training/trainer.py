@@ -7,14 +7,13 @@ Shapes: D input dims.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 
 from smec_core.config import TrainConfig
-from smec_core.data.judgements import Judgements
-from smec_core.distributed.resident import Node, Rows
+from smec_core.distributed.resident import Rows
 from smec_core.evaluation.dev_set import Scores, dev_weights, make_dev_set
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.pca import principal_rotation
@@ -44,29 +43,6 @@ class StageReached(NamedTuple):
     place: int
     scores: dict[int, float]
     seconds: float
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What one rank trains on.
-
-    Attributes:
-        docs: frozen unit document vectors.
-        queries: frozen unit query vectors.
-        train: judgements to learn from; None to train without judgements.
-        dev: judgements to choose by; None without judgements, or where nothing is chosen.
-        node: this rank's machine and device, and all ranks of the run.
-    """
-
-    docs: Rows
-    queries: Rows
-    train: Judgements | None
-    dev: Judgements | None
-    node: Node = field(default_factory=Node)
-
-    def shape(self, config: TrainConfig) -> TrainingShape:
-        """The facts about the data that decide the plan."""
-        return TrainingShape.of(self.docs.dim, self.docs.rows, self.train, self.dev, config)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torch import Tensor
 from smec_core.data.judgements import Judgements
 from smec_core.distributed.resident import Node, ResidentRows, Stream
 from smec_core.evaluation.metrics import SEARCH_DEPTH, PrefixSearch, measure
+from smec_core.training.context import TrainingData
 from smec_core.training.tracker import Record
-from smec_core.training.trainer import TrainingData
 
 
 @dataclass(frozen=True)

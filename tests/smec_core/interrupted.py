@@ -14,9 +14,10 @@ from smec_core.distributed.group import Group
 from smec_core.distributed.resident import Node, StreamedRows
 from smec_core.model.adapter import FrozenStage, Stage
 from smec_core.training.checkpoint import Checkpoint, Progress
+from smec_core.training.context import TrainingData
 from smec_core.training.tracker import Record
 from smec_core.training.trained import Trained
-from smec_core.training.trainer import Hooks, TrainingData, train
+from smec_core.training.trainer import Hooks, train
 from smec_core.training.warm import WarmStart
 from tests.smec_core.generated import Generated, Records, generate, stream_of
 from tests.smec_core.ranks import Ranks

@@ -16,8 +16,8 @@ from smec_core.config import TrainConfig
 from smec_core.errors import SmecError
 from smec_core.evaluation.dev_set import DevSet, make_dev_set
 from smec_core.research.peers.peer import Step, read_step
+from smec_core.training.context import TrainingData
 from smec_core.training.sampling import LabelledSampler, UnlabelledSampler
-from smec_core.training.trainer import TrainingData
 
 SCORE_EVERY = 25
 

@@ -14,8 +14,8 @@ from smec_core.errors import SmecError
 from smec_core.model.pca import principal_rotation
 from smec_core.research.peers.peer import Fitted
 from smec_core.training.closed import FORMS, ClosedStart
+from smec_core.training.context import TrainingData
 from smec_core.training.schedule import prefix_dims
-from smec_core.training.trainer import TrainingData
 
 
 def nested(matrix_DD: Tensor, parameters: int) -> Fitted:

@@ -17,11 +17,12 @@ from smec_core.data.judgements import Judgements
 from smec_core.distributed.resident import BLOCK_ROWS
 from smec_core.evaluation.metrics import SEARCH_DEPTH, PrefixSearch, measure_queries
 from smec_core.model.adapter import apply_chain
+from smec_core.training.context import TrainingData
 from smec_core.training.losses import RankedPairs, rank_loss
 from smec_core.training.sampling import Batch
 from smec_core.training.schedule import chain_dims
 from smec_core.training.tracker import NullTracker
-from smec_core.training.trainer import TrainingData, train
+from smec_core.training.trainer import train
 
 
 class Encode(Protocol):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from smec_core.config import TrainConfig
 from smec_core.research.peers.adaptor import AdaptorTraining, Recipe
 from smec_core.research.peers.peer import Fitted, Step, most_steps
+from smec_core.training.context import TrainingData
 from smec_core.training.schedule import prefix_dims
-from smec_core.training.trainer import TrainingData
 
 RECOVERY, PREDICTION = 0.1, 0.01
 """Weights of the recovery and of the prediction loss, from the ranges that the paper searches."""

@@ -71,7 +71,7 @@ def test_recurring_and_new_dev_queries_weigh_alike() -> None:
 
 def test_what_favour_asks_for_decides_what_is_kept() -> None:
     """Scores of .25 for recurring and .75 for new queries."""
-    data = generate(torch.arange(4), 12, docs=200, queries=400, noise_scale=1.0, mixed=True)
+    data = generate(torch.arange(4), 12, docs=400, queries=500, noise_scale=1.0, mixed=True)
     # half of the dev queries search for documents that train queries have
     train, dev = data.train, data.dev.merge(data.train.select(np.arange(len(data.train)) % 4 == 0))
     recurring_Q = is_seen(train, dev)

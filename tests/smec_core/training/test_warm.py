@@ -11,10 +11,11 @@ from smec_core.config import TrainConfig
 from smec_core.errors import InputError
 from smec_core.model.adapter import FrozenStage, Stage, apply_chain
 from smec_core.model.model import Model
+from smec_core.training.context import TrainingData
 from smec_core.training.schedule import prefix_dims
 from smec_core.training.tracker import NullTracker
 from smec_core.training.trained import Trained
-from smec_core.training.trainer import Hooks, TrainingData, train
+from smec_core.training.trainer import Hooks, train
 from smec_core.training.warm import WarmStart
 from tests.smec_core.generated import Generated, Records, generate, ndcg_of
 
