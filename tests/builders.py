@@ -1,15 +1,19 @@
 """Datasets on disk, and text to make them of, for the tests of jobs."""
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import torch
 
 from smec_core.data.judgements import Judgements
-from smec_core.data.parquet import write_embeddings
+from smec_core.data.parquet import embedding_column, write_embeddings
+from smec_core.data.uri import open_filesystem
 from tests.smec_core.generated import generate
 
 
@@ -35,6 +39,27 @@ def write_qrels(folder: Path, split: str, judgements: Judgements) -> None:
         "score": pa.array(judgements.score_J.astype(np.int32)),
     }
     pq.write_table(pa.table(rows), folder / "qrels" / f"{split}.parquet")
+
+
+def write_vectors(uri: str, ids: Sequence[str], x_ND: np.ndarray) -> None:
+    """A Parquet file on disk or S3 whose size does not depend on the numbers in it."""
+    filesystem, path = open_filesystem(uri)
+    filesystem.create_dir(path.rpartition("/")[0])
+    table = pa.table({"id": ids, "embedding": embedding_column(x_ND)})
+    pq.write_table(table, path, filesystem=filesystem, compression="none", use_dictionary=False)
+
+
+def replace_vectors(uri: str) -> None:
+    """Replaces a file of `write_vectors` by the opposite vectors: of the same size and, on disk, time."""
+    filesystem, path = open_filesystem(uri)
+    before, table = filesystem.get_file_info(path), pq.read_table(path, filesystem=filesystem)
+    write_vectors(uri, table["id"].to_pylist(), -np.stack(table["embedding"].to_numpy()))
+    is_local = isinstance(filesystem, pafs.LocalFileSystem)
+    if is_local:
+        os.utime(path, ns=(before.mtime_ns, before.mtime_ns))
+    after = filesystem.get_file_info(path)
+    assert after.size == before.size
+    assert not is_local or after.mtime_ns == before.mtime_ns
 
 
 DOCUMENTS = [

@@ -159,19 +159,24 @@ def guarded_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedBuck
         yield GuardedBucket(address, credentials["AccessKeyId"], credentials["SecretAccessKey"])
 
 
+def new_bucket(address: str) -> Callable[[str], str]:
+    """Makes a bucket on an S3 server; gives what the fixture `s3` gives."""
+    import pyarrow.fs as pafs
+
+    bucket = f"test-{uuid.uuid4().hex}"
+    options = f"endpoint_override={quote(address, safe='')}&scheme=http&region=us-east-1"
+    filesystem, _ = pafs.FileSystem.from_uri(f"s3://{bucket}?{options}&allow_bucket_creation=true")
+    filesystem.create_dir(bucket)
+    return lambda path: f"s3://{bucket}/{path}?{options}"
+
+
 @pytest.fixture
 def s3(_s3_address: str) -> Callable[[str], str]:
     """URIs on a real S3 server of the tests' own, in a new bucket: s3("runs") names the folder `runs` of it.
 
     Whoever opens such a URI, in whatever process, finds the credentials in the environment.
     """
-    import pyarrow.fs as pafs
-
-    bucket = f"test-{uuid.uuid4().hex}"
-    options = f"endpoint_override={quote(_s3_address, safe='')}&scheme=http&region=us-east-1"
-    filesystem, _ = pafs.FileSystem.from_uri(f"s3://{bucket}?{options}&allow_bucket_creation=true")
-    filesystem.create_dir(bucket)
-    return lambda path: f"s3://{bucket}/{path}?{options}"
+    return new_bucket(_s3_address)
 
 
 @pytest.fixture(params=["disk", "s3"])

@@ -40,6 +40,7 @@ from pipelines.report.words import (
 from pipelines.storage.study import SUMMARY_FILE
 from smec_core.checksums import check_folder
 from smec_core.errors import InputError
+from smec_core.model.files import load
 
 
 def run(settings: ReportSettings) -> dict[str, Any]:
@@ -77,6 +78,9 @@ def _model_page(folder: Path) -> dict[str, Any]:
             f"{folder}: no such folder; give a model folder, as `smec train --out` writes it, or that of smec tune"
         )
     check_folder(folder)
+    if (folder / "adapter.safetensors").exists():
+        # no page about a model that every other command refuses
+        load(folder)
     config = read(folder / "config.json", ConfigFile)
     metrics = read(folder / "metrics.json", MetricsFile)
     history = read_history(folder / "history.jsonl")

@@ -37,7 +37,7 @@ def read(folder: str | Path) -> tuple[list[str], np.ndarray]:
     return [name for block in blocks for name in block.ids.to_pylist()], np.concatenate([b.vectors_ND for b in blocks])
 
 
-def compress(model: Path, source: Path, out: Path, **more: Any) -> dict[str, Any]:
+def compress(model: Path, source: str | Path, out: str | Path, **more: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {"model": str(model), "input": str(source), "output": str(out), "dim": 8, "workers": 1}
     return run(CompressSettings(**(settings | more)))
 

@@ -18,7 +18,9 @@ from pipelines.compress.job import run
 from pipelines.compress.settings import CompressSettings
 from pipelines.storage.publish import current
 from smec_core.data.parquet import EmbeddingTable, embedding_column
+from smec_core.data.uri import join_uri
 from smec_core.errors import InputError, SmecError
+from tests.builders import replace_vectors, write_vectors
 from tests.pipelines.compress.corpora import compress, read, vectors, write_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -162,6 +164,18 @@ def test_the_same_run_again_has_nothing_to_do(tmp_path: Path, model: Path) -> No
     assert again["path"] == first["path"]
     (source / "part-00.parquet").touch()
     assert compress(model, source, tmp_path / "out")["version"] == "v0002"
+
+
+def test_other_vectors_of_the_same_size_and_time_are_compressed_anew(
+    storage: str, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = join_uri(storage, "in/part-00.parquet"), join_uri(storage, "out")
+    write_vectors(source, [f"d{row}" for row in range(20)], vectors(20))
+    compress(model, join_uri(storage, "in"), out)
+    replace_vectors(source)
+    assert compress(model, join_uri(storage, "in"), out)["version"] == "v0002"
+    assert "holds these vectors already" not in capsys.readouterr().err
+    np.testing.assert_allclose(read(current(out))[1], smec_core.load(model).encode(-vectors(20), 8), atol=1e-6)
 
 
 def test_large_files_are_shared_by_row_groups(tmp_path: Path, model: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,11 @@ from pipelines.ingest.settings import IngestSettings
 from pipelines.storage.manifest import describe, finish_task
 from smec_core.data.dataset import Dataset
 from smec_core.data.parquet import write_embeddings
+from smec_core.data.uri import join_uri
 from smec_core.errors import InputError, LeaseError, SmecError
 from tests.builders import QRELS, json_lines, write_beir
 from tests.kills import PATIENCE_SECONDS, REPOSITORY
+from tests.pipelines.storage.test_damage import copy_tree, snapshot, write
 
 pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed (extra: ingest)")
 
@@ -327,6 +330,29 @@ def test_text_that_changes_while_it_is_read(tmp_path: Path) -> None:
     actor = EncodeShard(Job(encoder, source.texts, source.judged, place, "plan", prompts, 8), gpu=False)
     [record] = actor(source.shards[1]._asdict())
     assert record["error"].endswith("corpus.jsonl: changed while it was read; run again")
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("step", ["actor_pool", "_manifest"], ids=["before", "afterwards"])
+def test_text_that_is_replaced_before_it_is_encoded_or_afterwards(
+    step: str, storage: str, tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = join_uri(storage, "beir"), join_uri(storage, "data")
+    copy_tree(many(tmp_path / "beir"), source)
+    [(path, text)] = [file for file in snapshot(source).items() if file[0].endswith("/corpus.jsonl")]
+    hook = f"pipelines.ingest.job.{step}"
+    original = resolve_name(hook)
+
+    def replace_first(*values: Any, **options: Any) -> Any:
+        write(source, {path: text.replace(b"sea", b"tea")})
+        return original(*values, **options)
+
+    monkeypatch.setattr(hook, replace_first)
+    with pytest.raises(SmecError, match=r"/beir(/corpus\.jsonl)?: changed while it was read; run again") as failed:
+        run(IngestSettings(source=source, output=out, encoder=str(encoder), workers=1))
+    assert failed.value.exit_code == 1
+    assert not [path for path in snapshot(storage) if path.endswith("/_manifest.json")]
 
 
 def test_worker_with_another_encoder_under_the_name_stops(tmp_path: Path, encoder: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipelines.retrain import job as retrain
 from pipelines.retrain import rollback
 from pipelines.retrain.settings import RetrainSettings, RollbackSettings
 from pipelines.storage.publish import current
+from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.model.files import load
 from smec_core.yaml_file import dump, read_mapping
 from tests.builders import write_dataset
@@ -30,15 +32,19 @@ SETTINGS: dict[str, Any] = {
 
 
 class Series:
-    """Dataset, storage and published folder of a series, with a config file for them."""
+    """Dataset, storage and published folder of a series, with a config file for them.
 
-    def __init__(self, folder: Path, kept: Path | None = None) -> None:
+    `output` and `storage` are on disk; `published` and `stored` say where they are, also on S3.
+    """
+
+    def __init__(self, folder: Path, kept: Path | None = None, s3: Callable[[str], str] | None = None) -> None:
         self.folder, self.name = folder, f"series-{uuid.uuid4().hex[:8]}"
         self.data, self.output = write_dataset(folder / "data"), (kept or folder) / "vectors"
         self.storage = (kept or folder) / "storage"
+        self.published, self.stored = (s3(path.name) if s3 else str(path) for path in (self.output, self.storage))
         self.config = folder / "retrain.yaml"
-        places = {"name": self.name, "data": str(self.data), "storage": str(self.storage)}
-        publish = {"publish": {"output": str(self.output), "dim": 16}}
+        places = {"name": self.name, "data": str(self.data), "storage": self.stored}
+        publish = {"publish": {"output": self.published, "dim": 16}}
         self.config.write_text(dump({**places, **SETTINGS, **publish}))
         self._judgements = {name: pq.read_table(self._qrels(name)) for name in ("train", "test")}
 
@@ -75,16 +81,19 @@ class Series:
     @property
     def version(self) -> str:
         """The published version in force."""
-        return Path(current(str(self.output))).name
+        return current(self.published).partition("?")[0].rpartition("/")[2]
 
     def check_whole(self) -> str:
         """Asserts that what is in force is whole, and made by the champion, as a reader meets it; its fingerprint."""
-        folder = Path(current(str(self.output)))
-        manifest = json.loads((folder / "_manifest.json").read_text())
+        filesystem, folder = open_filesystem(current(self.published))
+        with filesystem.open_input_stream(f"{folder}/_manifest.json") as content:
+            manifest = json.loads(content.read())
         for file in manifest["files"]:
-            assert (folder / file["name"]).stat().st_size == file["bytes"]
+            assert filesystem.get_file_info(f"{folder}/{file['name']}").size == file["bytes"]
         fingerprint: str = manifest["model_fingerprint"]
-        assert load(manifest["model"]).fingerprint == fingerprint
+        stored = join_uri(self.stored, "/".join(manifest["model"].split("/")[-2:]))
+        assert manifest["model"] == public_uri(stored)
+        assert load(stored).fingerprint == fingerprint
         return fingerprint
 
     def tree(self) -> dict[str, bytes]:

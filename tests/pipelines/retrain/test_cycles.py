@@ -26,9 +26,9 @@ from tests.pipelines.retrain.series import Series
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
-def begun(folder: Path) -> Series:
+def begun(folder: Path, s3: Callable[[str], str] | None = None) -> Series:
     """A series that has released once, by a part of the judgements."""
-    made = Series(folder)
+    made = Series(folder, s3=s3)
     made.judge(0.6)
     assert made.retrain()["outcome"] == "promoted"
     return made
