@@ -159,10 +159,10 @@ def measure(data: str, point: Point) -> dict[str, float]:
     from smec_core.distributed.resident import Node
     from smec_core.evaluation.evaluate import evaluate
     from smec_core.model.model import Model
+    from smec_core.training.context import TrainingData
     from smec_core.training.local import read_resident
     from smec_core.training.schedule import prefix_dims
-    from smec_core.training.context import TrainingData
-from smec_core.training.trainer import train
+    from smec_core.training.trainer import train
 
     torch.set_num_threads(1)
     dims = (point.dims // 2,)

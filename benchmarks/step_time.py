@@ -167,7 +167,7 @@ class Parts:
             self.rows.setdefault(dim, len(step.y_RI))
             if candidate.kind not in self.shapes[dim]:
                 self.shapes[dim][candidate.kind] = products_of(candidate, step)
-                if step.live_pairs and len(self.shapes[dim]) == 1:
+                if step.unsup_weight and len(self.shapes[dim]) == 1:
                     self.shapes[dim]["search"] = [(step.queries + step.docs, self._input_dim, self._slots)]
             for name in ("_loss_sums", "_reduce"):
                 setattr(candidate, name, self._timed(dim, name, getattr(Candidate, name).__get__(candidate)))

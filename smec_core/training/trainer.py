@@ -20,7 +20,7 @@ from smec_core.model.pca import principal_rotation
 from smec_core.training.callbacks import Checkpointing, DevScoring, Gradient, GradientProbe, StepLog
 from smec_core.training.checkpoint import Checkpoint, Checkpoints, Progress, same_device
 from smec_core.training.closed import ClosedStart
-from smec_core.training.context import PassContext, PassName
+from smec_core.training.context import PassContext, PassName, TrainingData
 from smec_core.training.plan import StagePlan, plan_training
 from smec_core.training.sampling import make_sampler
 from smec_core.training.schedule import TrainingShape, chain_dims, prefix_dims
