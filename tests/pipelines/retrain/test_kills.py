@@ -31,13 +31,13 @@ PATIENCE_SECONDS = 300
 # Durable steps of each scene, checked against what it does.
 POINTS = {
     # the third model, which removes the first
-    "release": 28,
+    "release": 29,
     # after that, new documents and a challenger that is no better
-    "refresh": 22,
+    "refresh": 23,
     # after the third model
     "rollback": 5,
 }
-OF_EVERY_RUN = {("release", 21), ("rollback", 2)}
+OF_EVERY_RUN = {("release", 22), ("rollback", 2)}
 
 
 class Scene(NamedTuple):
