@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import smec_core
 from pipelines.cli import app
 from smec_core.checksums import write_sums
+from smec_core.model.model import SEALED
 from tests.builders import write_dataset
 from tests.smec_core.model.test_model import make_model
 
@@ -43,7 +44,7 @@ def sealed(spoil: Callable[[Path], None]) -> Callable[[Path], None]:
 
     def change(file: Path) -> None:
         spoil(file)
-        write_sums(file.parent, [FILE, "config.json", "metrics.json"])
+        write_sums(file.parent, [name for name in SEALED if (file.parent / name).exists()])
 
     return change
 

@@ -164,7 +164,7 @@ def test_check_says_how_many_test_queries_are_seen_in_training(tmp_path: Path) -
     seen = sum(doc in train for doc in test)
     assert seen > 0
     assert f"{seen} of {len(test)}" in printed
-    assert "seen queries have a relevant document that a train query has" in errors
+    assert "seen queries share a relevant document with queries that a training learns from" in errors
     assert json.loads((tmp_path / "check.json").read_text())["splits"]["test"]["seen"] == seen
 
 
