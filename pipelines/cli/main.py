@@ -155,7 +155,7 @@ def make_command(name: str) -> SettingsCommand:
     if command.presets:
         params.append(
             click.Option(
-                ["--preset"], metavar="NAME", help="paper: the method as published. fast: a closed form, in seconds."
+                ["--preset"], metavar="NAME", help="paper: the method as published. fast: a closed form, no training."
             )
         )
     params += [

@@ -175,13 +175,13 @@ class StudyStart:
         return result
 
     def _memory(self, dev_rows: int) -> int:
-        """Bytes that a training needs beside the vectors that it shares: the blocks that its stages keep, and dev."""
+        """Bytes that a training needs beside the vectors that it shares: blocks that its stages keep, and copies."""
         rows = self.dataset.corpus.rows + self.dataset.queries.rows
         return int((1.5 * rows + dev_rows) * self.dataset.dim * 4)
 
     @property
     def _trial_memory(self) -> int:
-        return self._memory(self.config.dev_docs(self.dataset.corpus.rows))
+        return self._memory(self.config.copied_docs(self.dataset.corpus.rows))
 
     def _concurrent(self) -> int:
         """How many trials the nodes that are up have room for."""

@@ -3,7 +3,7 @@
 A document is seen where it has a score above 0 in a training that the model learnt from. A query is seen where one of
 its relevant documents is seen, and unseen where none is.
 
-Shapes: N ids, S seen documents, Q judged queries.
+Shapes: N ids, S seen documents, Q judged queries, J judgements, P of them relevant, U distinct documents of these.
 """
 
 import hashlib
@@ -59,16 +59,12 @@ class SeenDocuments(NamedTuple):
         """Whether the document of each id (N) is seen."""
         return np.isin(_hashes(ids), self.hash_S, kind="sort")
 
-    def seen_judgements(self, judgements: Judgements, doc_ids: pa.ChunkedArray) -> np.ndarray:
-        """Whether the document of each judgement is seen."""
-        row_U, place_J = np.unique(judgements.doc_row_J, return_inverse=True)
-        seen_J: np.ndarray = self.has(doc_ids.take(pa.array(row_U)).to_pylist())[place_J]
-        return seen_J
-
     def seen_queries(self, judgements: Judgements, doc_ids: pa.ChunkedArray) -> np.ndarray:
         """Whether each judged query (Q) is seen."""
-        relevant_J = (judgements.score_J > 0) & self.seen_judgements(judgements, doc_ids)
-        return np.bincount(judgements.query_J[relevant_J], minlength=len(judgements)) > 0
+        is_relevant_J = judgements.score_J > 0
+        row_U, place_P = np.unique(judgements.doc_row_J[is_relevant_J], return_inverse=True)
+        seen_P = self.has(doc_ids.take(pa.array(row_U)).to_pylist())[place_P]
+        return np.bincount(judgements.query_J[is_relevant_J][seen_P], minlength=len(judgements)) > 0
 
 
 def joined(parts: Sequence[SeenDocuments | None]) -> SeenDocuments | None:

@@ -99,8 +99,9 @@ class DevSet:
         for dim, row_Qk in self._search(apply, d_in, dims).items():
             gain_Qk = gains_of(row_Qk, self._judgements)
             is_ranked = self.measure == "ndcg@10"
-            value_Q = ndcg(gain_Qk, self._judgements) if is_ranked else recall(gain_Qk, self._judgements, NEIGHBOURS)
-            values[dim] = value_Q
+            values[dim] = (
+                ndcg(gain_Qk, self._judgements) if is_ranked else recall(gain_Qk, self._judgements, NEIGHBOURS)
+            )
         return values
 
     def weighted(self, values: QueryScores) -> QueryScores:

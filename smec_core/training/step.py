@@ -2,10 +2,10 @@
 
 Every rank projects its own part of the queries and documents (the anchors) and of the memory items that were found; the
 anchors' outputs are gathered; a (query, document) pair counts on the rank of its query, an (anchor, neighbour) pair on
-the rank of its neighbour.
+the rank of its neighbour, and where the unsupervised loss is listwise an anchor's whole list on the rank of the anchor.
 
-Shapes: B queries, N documents, A = B + N anchors, K neighbours, U distinct neighbours of this rank, R rows of this
-rank, P pairs, I dims the stage takes.
+Shapes: B queries, N documents, A anchors (B + N, or fewer with lists), F documents in no pair, K neighbours, U distinct
+neighbours of this rank, R rows of this rank, P pairs, I dims the stage takes.
 """
 
 import time

@@ -15,7 +15,7 @@ import ray
 from pipelines.experiment import job as experiment
 from pipelines.experiment.methods import ablation, compared
 from pipelines.experiment.settings import ExperimentSettings
-from pipelines.experiment.tables import Results, standing
+from pipelines.experiment.tables import Results, part_tables, standing
 from pipelines.train.scoring import Kept, Scored, as_finished
 from smec_core.config import TrainConfig
 from smec_core.errors import InputError
@@ -178,6 +178,17 @@ def test_findings_tell_above_from_level_and_below() -> None:
         "d: SMEC is level with the best of the others at 4 (pca).",
         "d: SMEC is below the best of the others at 2 (-0.1000 against pca, p < 0.001).",
     ]
+
+
+def test_seen_and_unseen_queries_have_tables_where_there_are_both() -> None:
+    scored = [Scored({"ndcg@10": {8: np.where(np.arange(50) < 20, 0.9, 0.4)}}, 1.0, 1, 1)]
+    seen = {"both": np.arange(50) < 20, "none": np.zeros(50, bool)}
+    tables = part_tables(Results({name: {"smec": scored} for name in seen}, range(1), seen))
+    assert [(table.name, table.frame["8"].tolist()) for table in tables] == [
+        ("both-seen", ["0.9000"]),
+        ("both-unseen", ["0.4000"]),
+    ]
+    assert "20 seen queries" in tables[0].caption
 
 
 @pytest.mark.usefixtures("ray_cluster")
