@@ -63,13 +63,14 @@ class TrainConfig(Settings):
     projection=selection do not look ahead."""
     projection: Literal["auto", "linear", "rotation", "residual_mlp", "selection"] = "auto"
     """What a stage learns beside its selection: a linear map, a rotation, x + MLP(x), nothing (selection: ADS alone
-    chooses among the dims as they are), or auto: both linear and rotation, the rotation kept unless linear is better on
-    dev by more than twice the error of the difference."""
-    init: Literal["pca", "closed", "identity", "random"] = "pca"
-    """Where a projection starts: uncentred PCA rotation of the kept block, identity, or a random rotation; the dims
-    that the stage before has looked ahead to are mixed with none above them. closed: as pca, but the map of all dims
-    starts as the linear map from second moments that does best on folds of the judgements; see `favour`."""
-    favour: Favour = "all"
+    chooses among the dims as they are), or auto: with init=closed a linear map of all dims and then rotations; else
+    both, the rotation kept unless linear is better on dev by more than twice the error of the difference."""
+    init: Literal["closed", "pca", "identity", "random"] = "closed"
+    """Where a projection starts. closed: the map of all dims as the linear map from second moments that does best on
+    folds of the judgements (see `favour`), later ones as the uncentred PCA rotation of the kept block. pca: all as that
+    rotation. Or identity, or a random rotation. Dims that the stage before has looked ahead to are mixed with none
+    above them."""
+    favour: Favour = "both"
     """Which dev queries choose what is kept. all: every query counts the same. recurring: those that share a relevant
     document with a train query. new: those that share none. both: the two parts count the same, whatever their sizes.
     Where a part that counts has fewer than 30 queries, all count the same."""
@@ -83,17 +84,17 @@ class TrainConfig(Settings):
 
     temperature: float = Field(0.07, gt=0)
     """Temperature T of the ranking loss (1 in the paper)."""
-    unsupervised: Literal["cosines", "listwise"] = "cosines"
-    """The unsupervised loss of S-XBM. cosines: the paper's, the difference of single cosines from the frozen ones.
-    listwise: KL of softmaxes over a document's neighbours in the memory and the step's documents, the teacher being
-    what the stage of all dims gives; for documents that no train query has."""
+    unsupervised: Literal["listwise", "cosines"] = "listwise"
+    """The unsupervised loss of S-XBM. listwise: KL of softmaxes over a document's neighbours in the memory and the
+    step's documents, the teacher being what the stage of all dims gives; for documents that no train query has.
+    cosines: the paper's, the difference of single cosines from the frozen ones."""
     alpha: float | None = Field(None, ge=0)
-    """Weight of the unsupervised loss against the ranking loss (0.1 in the paper); 0 leaves S-XBM out. Default: 0, or
-    0.3 with unsupervised=listwise, or 0.1 where there are no judgements."""
+    """Weight of the unsupervised loss against the ranking loss (0.1 in the paper); 0 leaves S-XBM out. More helps
+    queries for new documents and costs queries for recurring ones. Default: 0.3, or 0.1 where there are no judgements,
+    or 0 beside them with unsupervised=cosines."""
     alpha_whole: float | None = Field(None, ge=0)
-    """The same in a stage that takes all dims and may change their cosines; a larger weight helps queries for new
-    documents and costs queries for recurring ones. Default: alpha, but 0.03 with unsupervised=listwise where alpha is
-    not given."""
+    """The same in a stage that takes all dims and may change their cosines. Default: 0, or alpha where there are no
+    judgements."""
     list_temperature: float = Field(0.05, gt=0)
     """Temperature of the softmaxes of unsupervised=listwise."""
     top_k: int | None = Field(None, ge=1)
@@ -210,13 +211,15 @@ class TrainConfig(Settings):
     def unsupervised_weight(self, labelled: bool, is_whole: bool = False) -> float:
         """Alpha of a stage, which may be that of all dims."""
         # where judgements teach, the paper's loss costs more than it keeps
-        listwise = labelled and self.unsupervised == "listwise"
-        alpha = self.alpha if self.alpha is not None else 0.3 if listwise else 0.0 if labelled else 0.1
-        if not is_whole:
-            return alpha
-        if self.alpha_whole is not None:
+        if is_whole and self.alpha_whole is not None:
             return self.alpha_whole
-        return 0.03 if listwise and self.alpha is None else alpha
+        if is_whole and labelled:
+            return 0.0
+        if self.alpha is not None:
+            return self.alpha
+        if labelled:
+            return 0.3 if self.unsupervised == "listwise" else 0.0
+        return 0.1
 
     def lookahead_weight(self, labelled: bool) -> float:
         """Weight of the losses of a stage's smaller dims, with judgements or without."""
@@ -232,8 +235,11 @@ SET_BY_DATA = tuple(name for name, field in TrainConfig.model_fields.items() if 
 
 PAPER_PRESET: dict[str, Any] = {
     "temperature": 1.0,
+    "unsupervised": "cosines",
     "alpha": 0.1,
+    "alpha_whole": 0.1,
     "lookahead": 0.0,
+    "lr": 0.002,
     "init": "identity",
     "gumbel_noise": 1.0,
     "ema_decay": 0.0,

@@ -13,6 +13,8 @@ from smec_core.research.peers.peer import Peer, Smec
 from smec_core.research.peers.search_adaptor import SearchAdaptor
 
 SMEC, FAISS_PCA = "smec", "faiss-pca"
+MRL: dict[str, Any] = {"schedule": "parallel", "init": "pca", "favour": "all", "lr": 2e-3}
+"""What others train on an adapter: all prefixes at once."""
 COMPARED: dict[str, Peer] = {
     "truncation": Truncation(),
     "random-projection": RandomProjection(),
@@ -24,7 +26,7 @@ COMPARED: dict[str, Peer] = {
     "search-adaptor-tuned": SearchAdaptor(TUNED),
     "matryoshka-adaptor": MatryoshkaAdaptor(PUBLISHED),
     "matryoshka-adaptor-tuned": MatryoshkaAdaptor(TUNED),
-    "parallel-mrl": Smec({"schedule": "parallel"}),
+    "parallel-mrl": Smec(MRL),
     "smec-paper": Smec(PAPER_PRESET),
     SMEC: Smec({}),
 }
@@ -34,15 +36,17 @@ labels at once; white and within are chosen on folds of all of these."""
 
 PARTS: dict[str, dict[str, Any]] = {
     "SMRL": {"schedule": "parallel"},
+    "S-XBM": {"alpha": 0.0},
     "look-ahead": {"lookahead": 0.0},
     "ADS": {"gumbel_noise": 0.0, "ads_lr_factor": 0.0},
-    "PCA start": {"init": "identity"},
+    "closed form": {"init": "pca"},
+    "polish": {"epochs": 0},
     "temperature": {"temperature": 1.0},
     "guard": {"guard": False, "refit": False, "projection": "linear"},
 }
-"""The parts of SMEC that are on by default, and the settings that switch each off."""
-S_XBM: dict[str, Any] = {"alpha": 0.1}
-"""What switches S-XBM on, as published."""
+"""The parts of SMEC, and the settings that switch each off; polish is all training that follows the closed form."""
+S_XBM: dict[str, Any] = {"unsupervised": "cosines", "alpha": 0.1, "alpha_whole": 0.1}
+"""S-XBM as published."""
 
 QUEUE_SIZES = (1000, 2000, 5000, 10_000, 20_000)
 NO_MEMORY = "none"
@@ -68,20 +72,22 @@ def compared(names: tuple[str, ...] | None) -> dict[str, Peer]:
 
 
 def ablation() -> dict[str, Smec]:
-    """SMEC with its parts added one by one to plain MRL, and removed one by one; and with S-XBM, off by default."""
+    """SMEC with its parts added one by one to plain MRL, and removed one by one; and with S-XBM as published."""
+    # what takes polish away trains nothing, so it is no step between MRL and SMEC
+    added = [part for part in PARTS if part != "polish"]
     methods: dict[str, Smec] = {}
-    for count in range(len(PARTS)):
-        without = list(PARTS.values())[count:]
-        methods["plain MRL" if not count else f"+ {list(PARTS)[count - 1]}"] = Smec(_merged(without))
+    for count in range(len(added)):
+        without = [PARTS[part] for part in added[count:]]
+        methods["plain MRL" if not count else f"+ {added[count - 1]}"] = Smec(_merged(without))
     methods[SMEC] = Smec({})
     methods |= {f"without {part}": Smec(changed) for part, changed in PARTS.items()}
-    methods["with S-XBM"] = Smec(S_XBM)
+    methods["with S-XBM as published"] = Smec(S_XBM)
     return methods
 
 
 def queue_sizes() -> dict[str, Peer]:
     """SMEC with memories of different sizes, and without one."""
-    sizes = {str(size): Smec(S_XBM | {"queue_size": size}) for size in QUEUE_SIZES}
+    sizes = {str(size): Smec({"queue_size": size}) for size in QUEUE_SIZES}
     return {NO_MEMORY: Smec({"alpha": 0.0}), **sizes}
 
 

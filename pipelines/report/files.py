@@ -72,6 +72,7 @@ class Evaluation(Part):
     seen: Part = Part()
     unseen: Part = Part()
     unseen_documents: Part = Part()
+    advice: str | None = None
 
     @property
     def parts(self) -> dict[str, Part]:

@@ -43,7 +43,7 @@ def notes_of(
     """
     if not rows:
         return []
-    notes = []
+    notes = [("warn", f"{found.advice[0].upper()}{found.advice[1:]}.")] if found.advice else []
     gains = {row.dim: round(row.model - row.pca, 3) + 0.0 for row in rows if row.pca is not None}
     unsure = _unsure(found.intervals.get("pca", {}), 0.0)
     if above := {dim: gain for dim, gain in gains.items() if gain >= 0 and dim not in unsure}:

@@ -41,6 +41,8 @@ def quality_tables(report: dict[str, Any]) -> list[Table]:
     tables = [_quality_table(report)]
     if parts := parts_of(report):
         tables.append(_parts_table(report, parts))
+    if report["advice"]:
+        tables[-1].caption = report["advice"]
     return tables
 
 

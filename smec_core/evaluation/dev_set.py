@@ -4,6 +4,7 @@ Shapes: Q dev queries, L dev documents of this rank, D input dims.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ class DevSet:
 
     Attributes:
         measure: name of the score, `ndcg@10` or `neighbour_recall@10`.
+        parts: parts of the queries, and how much each query counts.
     """
 
     def __init__(
@@ -47,9 +49,9 @@ class DevSet:
         judgements: Judgements | None,
         own_row_Q: Tensor | None,
         node: Node,
-        weight_Q: np.ndarray | None = None,
+        parts: "DevParts | None" = None,
     ) -> None:
-        self._weight_Q = None if weight_Q is None else torch.from_numpy(weight_Q)
+        self.parts = DevParts([], None) if parts is None else parts
         self._q_QD = q_QD.to(node.device)
         self._d_LD = d_LD
         self._row_L = row_L
@@ -106,9 +108,10 @@ class DevSet:
 
     def weighted(self, values: QueryScores) -> QueryScores:
         """Scores (Q) times the weights of their queries, whose means choose what is kept."""
-        if self._weight_Q is None:
+        weight_Q = self.parts.weight_Q
+        if weight_Q is None:
             return values
-        return {dim: value_Q * self._weight_Q for dim, value_Q in values.items()}
+        return {dim: value_Q * weight_Q for dim, value_Q in values.items()}
 
     @torch.no_grad()
     def advance(self, apply: Callable[[Tensor], Tensor], d_in: int) -> None:
@@ -137,27 +140,39 @@ def dev_rows(judgements: Judgements | None, held_out: np.ndarray, corpus_rows: i
     return np.sort(np.concatenate([needed, others]))
 
 
-def dev_weights(train: Judgements, dev: Judgements, config: TrainConfig) -> np.ndarray | None:
-    """Weights (Q) of the dev queries, 1 in the mean, by `config.favour`; None where all count the same.
+class DevParts(NamedTuple):
+    """Dev queries by whether a train query has one of their relevant documents, too: recurring, and new.
 
-    A query is recurring where a train query has one of its relevant documents, too.
+    Attributes:
+        masks: of the queries (Q) of each part, or of all where a part is too small to judge by.
+        weight_Q: weights of the queries, 1 in the mean; None where all count the same.
+    """
+
+    masks: list[Tensor]
+    weight_Q: Tensor | None
+
+
+def dev_parts(train: Judgements, dev: Judgements, config: TrainConfig) -> DevParts:
+    """Parts of the dev queries, and their weights by `config.favour`.
 
     Args:
         train: what is learnt from.
         dev: what is chosen by.
         config: settings of the method.
     """
-    if config.favour == "all":
-        return None
-    recurring_Q = is_seen(train, dev)
+    recurring_Q = torch.from_numpy(is_seen(train, dev))
     parts = {"recurring": recurring_Q, "new": ~recurring_Q}
+    masks = [mask_Q for mask_Q in parts.values() if mask_Q.sum() >= LEAST_QUERIES]
+    masks = masks or [torch.ones(len(dev), dtype=torch.bool)]
+    if config.favour == "all":
+        return DevParts(masks, None)
     counted = [parts[config.favour]] if config.favour != "both" else list(parts.values())
-    if any(np.count_nonzero(part_Q) < LEAST_QUERIES for part_Q in counted):
-        return None
-    weight_Q = np.zeros(len(dev))
-    for part_Q in counted:
-        weight_Q[part_Q] = len(dev) / len(counted) / np.count_nonzero(part_Q)
-    return weight_Q
+    if any(mask_Q.sum() < LEAST_QUERIES for mask_Q in counted):
+        return DevParts(masks, None)
+    weight_Q = torch.zeros(len(dev), dtype=torch.float64)
+    for mask_Q in counted:
+        weight_Q[mask_Q] = len(dev) / len(counted) / int(mask_Q.sum())
+    return DevParts(masks, weight_Q)
 
 
 def make_dev_set(
@@ -167,7 +182,7 @@ def make_dev_set(
     held_out: np.ndarray,
     config: TrainConfig,
     node: Node,
-    weight_Q: np.ndarray | None = None,
+    parts: DevParts | None = None,
 ) -> DevSet:
     """Gathers the dev queries, and this rank's share of the dev documents. Collective.
 
@@ -178,7 +193,7 @@ def make_dev_set(
         held_out: rows of the held-out documents where there are no judgements.
         config: sizes and seed.
         node: where copies are kept, and the ranks that share the documents.
-        weight_Q: of the dev queries.
+        parts: of the dev queries.
     """
     rows = dev_rows(judgements, held_out, docs.rows, config)
     docs.prepare(rows)
@@ -193,4 +208,4 @@ def make_dev_set(
     own_doc = judgements.own_doc_row_Q
     own_row_Q = None if own_doc is None else torch.from_numpy(own_doc)
     q_QD = queries.take(torch.from_numpy(judgements.query_row_Q))
-    return DevSet(q_QD, d_LD, row_L, judgements, own_row_Q, node, weight_Q)
+    return DevSet(q_QD, d_LD, row_L, judgements, own_row_Q, node, parts)

@@ -18,7 +18,7 @@ from smec_core.data.uri import public_uri
 from smec_core.errors import InputError
 from smec_core.evaluation.dev_set import HELD_OUT_DOCS, NEIGHBOURS
 from smec_core.evaluation.metrics import SEARCH_DEPTH, Matrices, PrefixSearch, gains_of, measure_queries, ndcg, recall
-from smec_core.evaluation.significance import query_interval, share_interval
+from smec_core.evaluation.significance import advice, query_interval, share_interval
 from smec_core.model.model import Model
 from smec_core.model.pca import Gram
 
@@ -74,6 +74,7 @@ def evaluate(
         that have a relevant document which the model has learnt from, and for the others, where the model knows what
         it has learnt from; ids decide, so on other data than it was trained on these parts mean nothing. Where fewer
         than LEAST_QUERIES are unseen, `unseen_documents` holds the same for a search among the other documents alone.
+        `advice` is what to do where nothing is gained, else None.
 
     Raises:
         InputError: the split is not there, or the dims do not fit.
@@ -84,7 +85,8 @@ def evaluate(
         systems |= baseline_encoders(_corpus_gram(dataset, parts))
     if split is None:
         values = _neighbour_values(dataset, systems, model.dims, parts)
-        return {"split": None} | _figures(values, model.input_dim)
+        report = {"split": None} | _figures(values, model.input_dim)
+        return report | {"advice": advice(report)}
     judgements = dataset.splits[split].with_positives()
     seen_Q, unseen = None, None
     if model.seen is not None:
@@ -97,7 +99,7 @@ def evaluate(
         report["seen"], report["unseen"] = (_figures(values, model.input_dim, keep) for keep in (seen_Q, ~seen_Q))
     for found in others:
         report["unseen_documents"] = _figures(found, model.input_dim)
-    return report
+    return report | {"advice": advice(report)}
 
 
 class _Among(NamedTuple):

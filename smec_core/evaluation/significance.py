@@ -4,7 +4,8 @@ Shapes: S seeds, Q queries.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -53,3 +54,15 @@ def randomisation_p(gain_Q: np.ndarray, rounds: int = ROUNDS) -> float:
 def p_text(p: float) -> str:
     """A p-value as text: `p < 0.001`, `p = 0.122`."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def advice(report: Mapping[str, Any]) -> str | None:
+    """What to do where a model gains nothing that the queries can show; None where it does, or nothing is known.
+
+    Args:
+        report: an evaluation, with its intervals.
+    """
+    gains = report.get("intervals", {}).get("pca", {})
+    if not gains or any(low > 0 for low, _ in gains.values()):
+        return None
+    return "at no dim is the model's gain over PCA more than noise: keep your originals, or take PCA"

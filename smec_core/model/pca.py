@@ -46,12 +46,12 @@ def spectrum(moment_DD: Tensor) -> tuple[Tensor, Tensor]:
     return value_D.flip(0).clamp_min(0), (direction_DD * sign_D1).contiguous()
 
 
-def sum_of_squares(rows: Rows, group: Group) -> Tensor:
-    """Sum of x x^T (D, D), float64, over all unit rows, each rank reading its share of them. Collective."""
+def mean_of_squares(rows: Rows, group: Group) -> Tensor:
+    """Mean of x x^T (D, D), float64, over all unit rows, each rank reading its share of them. Collective."""
     gram = Gram(rows.dim)
     for block_ND in rows.own_blocks():
         gram.add(block_ND)
-    return group.sum_(gram.sum_DD)
+    return group.sum_(gram.sum_DD) / rows.rows
 
 
 def principal_rotation(rows: Rows, group: Group, cuts: Sequence[int] = ()) -> Tensor:
@@ -62,7 +62,15 @@ def principal_rotation(rows: Rows, group: Group, cuts: Sequence[int] = ()) -> Te
         group: the ranks.
         cuts: ascending; dims between two of them are rotated among themselves only.
     """
-    sum_DD = sum_of_squares(rows, group)
-    parts = [slice(*block) for block in pairwise((0, *cuts, rows.dim))]
-    blocks = [spectrum(sum_DD[part, part])[1].float() for part in parts]
-    return group.from_first_(torch.block_diag(*blocks))
+    return group.from_first_(block_rotation(mean_of_squares(rows, group), cuts))
+
+
+def block_rotation(moment_DD: Tensor, cuts: Sequence[int] = ()) -> Tensor:
+    """Principal directions (D, D) of a second moment.
+
+    Args:
+        moment_DD: the moment, of any scale.
+        cuts: ascending; dims between two of them are rotated among themselves only.
+    """
+    parts = [slice(*block) for block in pairwise((0, *cuts, len(moment_DD)))]
+    return torch.block_diag(*(spectrum(moment_DD[part, part])[1].float() for part in parts))

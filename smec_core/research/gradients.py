@@ -24,8 +24,17 @@ from smec_core.training.schedule import prefix_dims
 from smec_core.training.tracker import NullTracker
 from smec_core.training.trainer import Hooks, train
 
-FREE = {"projection": "linear", "lookahead": 0.0, "gumbel_noise": 0.0, "ads_lr_factor": 0.0}
-"""One linear map whose rows keep their places: what is compared is the schedule alone."""
+FREE = {
+    "projection": "linear",
+    "init": "pca",
+    "favour": "all",
+    "lr": 2e-3,
+    "alpha": 0.0,
+    "lookahead": 0.0,
+    "gumbel_noise": 0.0,
+    "ads_lr_factor": 0.0,
+}
+"""One linear map whose rows keep their places, and the ranking loss alone: what is compared is the schedule."""
 BATCHES = 16
 _Block = tuple[int, int, int]
 """The larger dim, first and last row."""

@@ -163,7 +163,8 @@ class Candidate:
         dims = [dim for dim in plan.scored if dim not in values]
         apply = frozen.keep if dims[-1] <= frozen.dim else frozen.apply
         values = values | context.dev.score(apply, plan.d_in, dims)
-        is_best, total = self.guard.update(epoch, context.dev.weighted(values))
+        losses = context.references.losses(values, [dim for dim in dims if dim in plan.protected])
+        is_best, total = self.guard.update(epoch, context.dev.weighted(values), losses)
         if is_best:
             self.best = frozen
         return {f"dev_{context.dev.measure}": values[plan.dim].mean().item(), "dev_score": total}

@@ -19,7 +19,7 @@ from smec_core.distributed.resident import BLOCK_ROWS
 from smec_core.evaluation.dev_set import make_dev_set
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.closed_forms import ClosedForm, Moments
-from smec_core.model.pca import sum_of_squares
+from smec_core.model.pca import mean_of_squares
 from smec_core.training.context import TrainingData
 
 PLAIN = ClosedForm("pca")
@@ -42,12 +42,16 @@ FOLD_DOCS, FOLD_QUERIES = 20_000, 2000
 
 
 class MomentSums:
-    """Second moments of the rows of a training: of all documents once, and of any judgements."""
+    """Second moments of the rows of a training: of all documents once, and of any judgements.
+
+    Attributes:
+        docs_DD: of the documents.
+    """
 
     def __init__(self, data: TrainingData) -> None:
         """Sums over all documents. Collective."""
         self._data = data
-        self._docs_DD = sum_of_squares(data.docs, data.node.group) / data.docs.rows
+        self.docs_DD = mean_of_squares(data.docs, data.node.group)
 
     def of(self, judgements: Judgements) -> Moments:
         """The moments of documents, judged queries, and differences of relevant pairs. Collective.
@@ -77,7 +81,19 @@ class MomentSums:
             difference_PD = (x_PD - y_PD).double()
             sums_2DD[1] += (difference_PD * torch.from_numpy(weight_P[pairs][own])[:, None]).T @ difference_PD
         queries_DD, differences_DD = group.sum_(sums_2DD) / len(judgements)
-        return Moments(self._docs_DD, queries_DD, differences_DD)
+        return Moments(self.docs_DD, queries_DD, differences_DD)
+
+
+class Start(NamedTuple):
+    """Where the stages of a pass start.
+
+    Attributes:
+        matrix_DD: the closed form of a stage of all dims; None where none starts from one.
+        moment_DD: second moment of the vectors, by which later outputs are ordered.
+    """
+
+    matrix_DD: Tensor | None
+    moment_DD: Tensor
 
 
 class ClosedStart:
@@ -85,7 +101,8 @@ class ClosedStart:
 
     Attributes:
         chosen: the form by the names of its fields, and as `recurring` and `new` the mean nDCG@10 that it has reached
-            on the folds; empty before the choice. What a checkpoint has kept may be put here.
+            on the folds; `is_kept` where no training was better. Empty before the choice. What a checkpoint has kept
+            may be put here.
     """
 
     def __init__(
@@ -109,8 +126,17 @@ class ClosedStart:
         self._sums: MomentSums | None = None
         self.chosen: dict[str, Any] = {}
 
-    def matrix(self, without_dev: bool) -> Tensor:
-        """The matrix (D, D) to start from, the first time chosen by all judgements. Collective.
+    def keep(self, instead: ClosedForm | None) -> None:
+        """Notes that no training was better than the form, or than another."""
+        self.chosen = (self.chosen if instead is None else instead._asdict()) | {"is_kept": True}
+
+    def plain(self) -> Start:
+        """What stages of less than all dims start from. Collective."""
+        self._sums = self._sums or MomentSums(self._data)
+        return Start(None, self._sums.docs_DD)
+
+    def make(self, without_dev: bool) -> Start:
+        """What the stage of all dims starts from, the first time chosen by all judgements. Collective.
 
         Args:
             without_dev: make it of what is learnt from while dev is held out; else of dev, too.
@@ -123,23 +149,25 @@ class ClosedStart:
             self._choose(self._sums, both)
         form = ClosedForm(**{name: self.chosen[name] for name in ClosedForm._fields})
         moments = self._sums.of(data.train if without_dev else both)
-        return data.node.group.from_first_(scaled(form.matrix(moments)))
+        matrix_DD = data.node.group.from_first_(scaled(form.matrix(moments)))
+        return Start(matrix_DD, moments.docs_DD if form.moment == "docs" else moments.pooled_DD)
 
     def _choose(self, sums: MomentSums, judgements: Judgements) -> None:
-        tried = try_forms(sums, self._data, judgements, self._config, self._dims, self._forms)
-        form = best_form(tried, self._config.favour, is_trained=self._config.epochs != 0)
-        parts = {name: values_Q for name, values_Q in tried[form]._asdict().items() if len(values_Q)}
-        self.chosen = form._asdict() | {name: float(values_Q.mean()) for name, values_Q in parts.items()}
-        told = [f"{values_Q.mean():.4f} on {len(values_Q)} {name} queries" for name, values_Q in parts.items()]
+        config = self._config
+        tried = try_forms(sums, self._data, judgements, config, self._dims, self._forms)
+        form = best_form(tried, config.favour, config.epochs != 0, config.guard_tolerance)
+        parts = {name: values_Qd for name, values_Qd in tried[form]._asdict().items() if len(values_Qd)}
+        self.chosen = form._asdict() | {name: float(values_Qd.mean()) for name, values_Qd in parts.items()}
+        told = [f"{values_Qd.mean():.4f} on {len(values_Qd)} {name} queries" for name, values_Qd in parts.items()]
         self._say(f"start: {form}; on folds of the judgements, mean nDCG@10 over the dims {' and '.join(told)}")
 
 
 class Tried(NamedTuple):
-    """Scores of a closed form, mean over the prefixes, of the queries that the folds have held out.
+    """Scores (Q, prefixes) of a closed form, of the queries that the folds have held out.
 
     Attributes:
-        recurring: of those (Q) with a relevant document that the fold has learnt from.
-        new: of those (Q) without.
+        recurring: of those with a relevant document that the fold has learnt from.
+        new: of those without.
     """
 
     recurring: np.ndarray
@@ -180,8 +208,9 @@ def try_forms(
             for values, dev in zip(found[form], sets, strict=True):
                 if dev is not None:
                     scores = dev.score(stage.apply, docs.dim, dims)
-                    values.append(torch.stack([scores[dim] for dim in dims]).mean(0).cpu().numpy())
-    return {form: Tried(*(np.concatenate([*parts, np.empty(0)]) for parts in both)) for form, both in found.items()}
+                    values.append(torch.stack([scores[dim] for dim in dims], 1).cpu().numpy())
+    none = np.empty((0, len(dims)))
+    return {form: Tried(*(np.concatenate([*parts, none]) for parts in both)) for form, both in found.items()}
 
 
 def _some(judgements: Judgements, seed: int) -> Judgements:
@@ -190,8 +219,10 @@ def _some(judgements: Judgements, seed: int) -> Judgements:
     return judgements.select(lot_Q < FOLD_QUERIES)
 
 
-def best_form(tried: Mapping[ClosedForm, Tried], favour: Favour, is_trained: bool) -> ClosedForm:
+def best_form(tried: Mapping[ClosedForm, Tried], favour: Favour, is_trained: bool, tolerance: float) -> ClosedForm:
     """The form to start from, or to keep. Parts of fewer than LEAST_QUERIES decide nothing.
+
+    One that loses more than the tolerance, and a standard error, to PCA at a prefix on either part is not taken.
 
     Training adds what recurs, so a start that generalises is worth more: among those that are as good as the best for
     new documents, within a standard error of the difference, it is the one that is best for recurring ones.
@@ -200,6 +231,7 @@ def best_form(tried: Mapping[ClosedForm, Tried], favour: Favour, is_trained: boo
         tried: what each form has reached.
         favour: `recurring` and `new` look at these alone, the others at both parts alike.
         is_trained: whether training goes on from it; else it counts by the mean of both parts.
+        tolerance: nDCG@10.
 
     Returns:
         The form; plain PCA where no part is large enough.
@@ -210,20 +242,37 @@ def best_form(tried: Mapping[ClosedForm, Tried], favour: Favour, is_trained: boo
     counts = counts if any(counts) else enough
     if not any(counts):
         return PLAIN
-    forms = list(tried)
+    plain = tried.get(PLAIN)
+    judged = [part for part, has in enumerate(enough) if has]
+    forms = [
+        form
+        for form in tried
+        if plain is None or not any(_loses(plain[part] - tried[form][part], tolerance) for part in judged)
+    ]
     if is_trained and all(counts):
         best = max(forms, key=lambda form: tried[form].new.mean())
-        forms = [form for form in forms if _is_level(tried[best].new - tried[form].new)]
+        forms = [form for form in forms if _is_level((tried[best].new - tried[form].new).mean(1))]
         counts = [True, False]
 
     def mean(form: ClosedForm) -> float:
-        return sum(float(part_Q.mean()) for part_Q, does in zip(tried[form], counts, strict=True) if does)
+        return sum(float(part_Qd.mean()) for part_Qd, does in zip(tried[form], counts, strict=True) if does)
 
     return max(forms, key=mean)
 
 
+def _loses(loss_Qd: np.ndarray, tolerance: float) -> bool:
+    mean_d = loss_Qd.mean(0)
+    return bool(((mean_d > tolerance) & (mean_d > _error(loss_Qd))).any())
+
+
 def _is_level(gain_Q: np.ndarray) -> bool:
-    return float(gain_Q.mean()) <= float(gain_Q.std(ddof=1)) / len(gain_Q) ** 0.5
+    return bool(gain_Q.mean() <= _error(gain_Q))
+
+
+def _error(values_Q: np.ndarray) -> np.ndarray:
+    """Standard error of the mean over queries."""
+    error: np.ndarray = values_Q.std(0, ddof=1) / len(values_Q) ** 0.5
+    return error
 
 
 def scaled(matrix_DD: Tensor) -> Tensor:

@@ -11,8 +11,11 @@ from smec_core.config import TrainConfig
 from smec_core.data.judgements import Judgements
 from smec_core.distributed.group import Group
 from smec_core.distributed.resident import Node, Rows
-from smec_core.evaluation.dev_set import DevSet
-from smec_core.training.sampling import LabelledSampler, UnlabelledSampler
+from smec_core.evaluation.dev_set import DevSet, dev_parts, make_dev_set
+from smec_core.model.adapter import FrozenStage
+from smec_core.model.pca import mean_of_squares
+from smec_core.training.guard import References
+from smec_core.training.sampling import LabelledSampler, UnlabelledSampler, make_sampler
 from smec_core.training.schedule import TrainingShape
 from smec_core.training.tracker import Tracker
 
@@ -56,7 +59,10 @@ class PassContext:
         x_queries: frozen unit query vectors.
         sampler: gives the steps of an epoch.
         dev: dev set; None to train for fixed epochs.
+        references: what dev should not fall below.
         labelled: whether there are judgements to learn from.
+        moment_II: second moment (I, I), float64, of what the stage in training takes, by which outputs that start in
+            order of importance are ordered.
         closed_DD: the closed form that a stage of all dims starts from; None where none does.
         teacher: documents as the teacher of the stage in training has them, for unsupervised=listwise.
         step: steps taken in the run so far.
@@ -72,7 +78,9 @@ class PassContext:
     sampler: LabelledSampler | UnlabelledSampler
     dev: DevSet | None
     labelled: bool
+    moment_II: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.float64))
     closed_DD: Tensor | None = None
+    references: References = field(default_factory=References)
     teacher: Rows | None = None
     step: int = 0
     rows: int = 0
@@ -81,6 +89,24 @@ class PassContext:
     def group(self) -> Group:
         """All ranks of the run."""
         return self.node.group
+
+    def put_on_top(self, stage: FrozenStage) -> None:
+        """Puts a trained stage on top of the dev set."""
+        if self.dev is not None:
+            self.dev.advance(stage.apply, stage.d_in)
+
+    def go_on(self, stage: FrozenStage, y_docs: Rows) -> None:
+        """Goes on to the block that a trained stage keeps. Collective.
+
+        Args:
+            stage: the stage.
+            y_docs: that block of the documents.
+        """
+        if stage.is_linear:
+            weight_dI = stage.tensors["weight"][: stage.dim].cpu().double()
+            self.moment_II = weight_dI @ self.moment_II @ weight_dI.T
+        else:
+            self.moment_II = mean_of_squares(y_docs, self.group)
 
     @property
     def device(self) -> torch.device:
@@ -95,3 +121,39 @@ class PassContext:
         """A CPU generator seeded by such a key, the same on every rank and device."""
         state = np.random.SeedSequence(self.key(*numbers)).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(state[0] >> 1))
+
+
+def pass_context(
+    data: TrainingData, config: TrainConfig, pass_name: PassName, tracker: Tracker, step: int = 0, rows: int = 0
+) -> PassContext:
+    """What the stages of a pass share. Collective.
+
+    Args:
+        data: what this rank holds.
+        config: settings of the method.
+        pass_name: the pass; only the first one has a dev set.
+        tracker: takes the records.
+        step: steps that the run has taken.
+        rows: rows that those steps were made of.
+    """
+    with_dev = config.guard and pass_name == "first"
+    sampler, held_out = make_sampler(config, data.docs.rows, data.train, data.dev, with_dev)
+    dev = None
+    if with_dev:
+        parts = None
+        if data.train is not None and data.dev is not None:
+            parts = dev_parts(data.train, data.dev, config)
+        dev = make_dev_set(data.queries, data.docs, data.dev, held_out, config, data.node, parts)
+    return PassContext(
+        config=config,
+        node=data.node,
+        tracker=tracker,
+        pass_name=pass_name,
+        x_docs=data.docs,
+        x_queries=data.queries,
+        sampler=sampler,
+        dev=dev,
+        labelled=data.train is not None,
+        step=step,
+        rows=rows,
+    )

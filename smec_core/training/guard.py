@@ -4,8 +4,10 @@ Shapes: Q dev queries, L dev documents of this rank, D input dims.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +26,40 @@ def is_real(gain_Q: Tensor, z_threshold: float) -> bool:
 
 Z_PRESERVING, Z_OTHER = 0.0, 2.0
 """Standard errors of a gain that count as real: of a projection that changes no earlier prefix, and of any other."""
+Z_LOSS = 1.0
+"""Standard errors of a loss that count as real: of a part of dev against a reference."""
+
+
+class Loss(NamedTuple):
+    """Where a state falls below a reference: numbers of the reference and of the part of dev, and the dims."""
+
+    reference: int
+    part: int
+    dim: int
+
+
+@dataclass(frozen=True)
+class References:
+    """What no part of dev should fall below at any prefix.
+
+    Attributes:
+        scores: the dev scores of each reference.
+        masks: of the queries (Q) of each part.
+        tolerance: the most that may be lost.
+    """
+
+    scores: Sequence[QueryScores] = ()
+    masks: Sequence[Tensor] = ()
+    tolerance: float = 0.0
+
+    def losses(self, values: QueryScores, dims: Iterable[int]) -> set[Loss]:
+        """Losses of more than the tolerance that are real, at some of the prefixes that a state was scored at."""
+        found = set()
+        for dim, (number, reference), (part, mask_Q) in product(dims, enumerate(self.scores), enumerate(self.masks)):
+            loss_Q = (reference[dim] - values[dim])[mask_Q]
+            if loss_Q.mean() > self.tolerance and is_real(loss_Q, Z_LOSS):
+                found.add(Loss(number, part, dim))
+        return found
 
 
 class Guard:
@@ -32,7 +68,7 @@ class Guard:
     A state counts by the mean of its scores at the prefixes in training, those of a stage of the chain being the new
     one, the previous one and those that it looks ahead to. The state before the first step always counts. A later one
     counts only where its gain over that state is real (see `is_real`), no earlier configured prefix falls below its
-    floor, and no held prefix loses too much.
+    floor, no held prefix loses too much, and no part of dev falls below a reference where that state does not.
 
     Attributes:
         best_score: what the best state counts by.
@@ -59,16 +95,22 @@ class Guard:
         self.best_Q = self._start_Q = torch.empty(0)
         self._epoch = self._top_epoch = 0
         self._top = -math.inf
+        self._start_losses: set[Loss] = set()
 
-    def update(self, epoch: int, values: QueryScores) -> tuple[bool, float]:
-        """Takes the scores after `epoch` epochs; gives whether this is the best state so far, and what it counts by."""
+    def update(self, epoch: int, values: QueryScores, losses: Set[Loss] = frozenset()) -> tuple[bool, float]:
+        """Takes the scores and losses after `epoch` epochs.
+
+        Returns:
+            Whether this is the best state so far, and what it counts by.
+        """
         self._epoch = epoch
         scores = {dim: value_Q.mean().item() for dim, value_Q in values.items()}
         total_Q = torch.stack([values[dim] for dim in self._counted]).mean(0)
         if epoch == 0:
             self._start_Q = total_Q
             self._floors = {**self._floors, **{dim: scores[dim] - cost for dim, cost in self._held.items()}}
-        keeps_floors = all(scores[dim] >= floor for dim, floor in self._floors.items())
+            self._start_losses = set(losses)
+        keeps_floors = all(scores[dim] >= floor for dim, floor in self._floors.items()) and losses <= self._start_losses
         total = sum(scores[dim] for dim in self._counted) / len(self._counted)
         if total > self._top:
             self._top, self._top_epoch = total, epoch
@@ -88,6 +130,7 @@ class Guard:
             "best_Q": self.best_Q,
             "start_Q": self._start_Q,
             "floors": self._floors,
+            "start_losses": sorted(self._start_losses),
             "epoch": self._epoch,
             "top": self._top,
             "top_epoch": self._top_epoch,
@@ -102,6 +145,7 @@ class Guard:
         )
         self.best_Q, self._start_Q, self._epoch = state["best_Q"], state["start_Q"], state["epoch"]
         self._floors, self._top, self._top_epoch = state["floors"], state["top"], state["top_epoch"]
+        self._start_losses = {Loss(*loss) for loss in state.get("start_losses", [])}
 
     @property
     def stopped(self) -> bool:

@@ -18,14 +18,13 @@ from smec_core.config import TrainConfig
 from smec_core.distributed.group import rows_of_rank
 from smec_core.distributed.resident import BLOCK_ROWS, Node, Stage
 from smec_core.model.adapter import FrozenStage
-from smec_core.model.pca import sum_of_squares
+from smec_core.model.pca import mean_of_squares
 from smec_core.training.callbacks import DevScoring
 from smec_core.training.closed import FORMS, MomentSums, try_forms
-from smec_core.training.context import TrainingData
+from smec_core.training.context import TrainingData, pass_context
 from smec_core.training.plan import StagePlan
 from smec_core.training.stage import StageTraining
 from smec_core.training.tracker import NullTracker
-from smec_core.training.trainer import pass_context
 from smec_core.training.warm import WarmStart
 
 STEPS = 4
@@ -140,16 +139,18 @@ def rehearse(
     def pass_on(stage: FrozenStage) -> None:
         nonlocal y_docs, y_queries
         y_docs, y_queries = y_docs.project(stage), y_queries.project(stage)
-        if context.dev is not None:
-            context.dev.advance(stage.apply, stage.d_in)
+        context.put_on_top(stage)
+        context.go_on(stage, y_docs)
 
     context.teacher = data.docs
-    choice = 0.0
+    started = time.perf_counter()
+    context.moment_II = mean_of_squares(data.docs, context.group)
+    # the sums grow with the rows
+    choice = rows_share * (time.perf_counter() - started)
     if first[0].is_closed and data.train is not None:
         context.closed_DD = torch.eye(data.docs.dim)
         choose = partial(try_forms, MomentSums(data), data, data.train, few, [data.docs.dim], FEW_FORMS)
-        choice = len(FORMS) / len(FEW_FORMS) * _seconds(choose)
-        choice += rows_share * _seconds(partial(sum_of_squares, data.docs, context.group))
+        choice += len(FORMS) / len(FEW_FORMS) * _seconds(choose)
     for done in base:
         pass_on(done.to(data.node.device))
     found, replayed = list[StageTime](), list[StageTime]()
@@ -157,9 +158,6 @@ def rehearse(
         started = time.perf_counter()
         stage = StageTraining(context, stage_plan, y_docs, y_queries, (), warm_start)
         prepare = time.perf_counter() - started
-        if stage_plan.start == "pca" and stage_plan.champion is None:
-            # of a PCA, the sums grow with the rows
-            prepare += (rows_share - 1) * _seconds(partial(sum_of_squares, y_docs, context.group))
         slots = torch.arange(min(stage.memory.slots, data.docs.rows))
         # most steps meet a full memory
         stage.memory.push(slots.to(context.device), data.docs.take(slots).to(context.device))

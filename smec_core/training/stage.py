@@ -14,7 +14,7 @@ from smec_core.config import Projection
 from smec_core.distributed.resident import Rows
 from smec_core.model.adapter import PRESERVING, FrozenStage
 from smec_core.model.ads import gumbel
-from smec_core.model.pca import principal_rotation
+from smec_core.model.pca import block_rotation
 from smec_core.training.candidate import Candidate
 from smec_core.training.checkpoint import Checkpoint, same_device
 from smec_core.training.context import PassContext
@@ -104,7 +104,7 @@ class StageTraining:
         if plan.start == "closed":
             assert context.closed_DD is not None
             return context.closed_DD
-        return principal_rotation(self._y_docs, context.group, plan.prepared)
+        return context.group.from_first_(block_rotation(context.moment_II, plan.prepared))
 
     def _restore(self, resumed: Checkpoint) -> None:
         assert resumed.progress is not None

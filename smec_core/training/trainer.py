@@ -14,15 +14,15 @@ import torch
 
 from smec_core.config import TrainConfig
 from smec_core.distributed.resident import Rows
-from smec_core.evaluation.dev_set import Scores, dev_weights, make_dev_set
+from smec_core.evaluation.dev_set import QueryScores, Scores
 from smec_core.model.adapter import FrozenStage
-from smec_core.model.pca import principal_rotation
+from smec_core.model.pca import block_rotation
 from smec_core.training.callbacks import Checkpointing, DevScoring, Gradient, GradientProbe, StepLog
 from smec_core.training.checkpoint import Checkpoint, Checkpoints, Progress, same_device
-from smec_core.training.closed import ClosedStart
-from smec_core.training.context import PassContext, PassName, TrainingData
+from smec_core.training.closed import PLAIN, ClosedStart
+from smec_core.training.context import PassContext, PassName, TrainingData, pass_context
+from smec_core.training.guard import References
 from smec_core.training.plan import StagePlan, plan_training
-from smec_core.training.sampling import make_sampler
 from smec_core.training.schedule import TrainingShape, chain_dims, prefix_dims
 from smec_core.training.stage import Callback, StageTraining, teacher_at_start
 from smec_core.training.tracker import Tracker
@@ -35,8 +35,9 @@ class StageReached(NamedTuple):
 
     Attributes:
         place: of the stage in the whole chain, from 1: the same for all trainings to these dims, also without D -> D.
-        scores: dev score of every prefix; those without a stage yet are scored as PCA of the block that is kept so far,
-            where what a stage has looked ahead to is rotated among itself only.
+        scores: dev score of every prefix, where each query counts as `favour` says; those without a stage yet are
+            scored as PCA of the block that is kept so far, where what a stage has looked ahead to is rotated among
+            itself only.
         seconds: of training so far.
     """
 
@@ -96,7 +97,11 @@ def train(
     plan = plan[: len(plan) - len(refit)]
     training = _Training(data, config, tracker, hooks, base, warm_start, stages=len(plan))
     first = final = training.run("first" if warm_start is None else "warm", plan)
-    if refit:
+    if training.keeps_start:
+        # each stage stays where it starts, which makes up the closed form
+        refit = refit or [replace(stage, pass_name="refit") for stage in plan]
+        first = final = training.run("refit", [stage.replay(stage.projections[0], 0) for stage in refit])
+    elif refit:
         kept = zip(refit, first, strict=True)
         final = training.run("refit", [stage.replay(one.stage.projection, one.best.epochs) for stage, one in kept])
     stages = [outcome.stage for outcome in final]
@@ -123,42 +128,6 @@ def settings_used(shape: TrainingShape, config: TrainConfig) -> TrainConfig:
     epochs = config.stage_epochs(shape.epoch_steps if config.guard else shape.refit_steps)
     patience = config.stage_patience(epochs * times)
     return config.resolved(shape.labelled).model_copy(update={"epochs": epochs, "patience": patience})
-
-
-def pass_context(
-    data: TrainingData, config: TrainConfig, pass_name: PassName, tracker: Tracker, step: int = 0, rows: int = 0
-) -> PassContext:
-    """What the stages of a pass share. Collective.
-
-    Args:
-        data: what this rank holds.
-        config: settings of the method.
-        pass_name: the pass; only the first one has a dev set.
-        tracker: takes the records.
-        step: steps that the run has taken.
-        rows: rows that those steps were made of.
-    """
-    with_dev = config.guard and pass_name == "first"
-    sampler, held_out = make_sampler(config, data.docs.rows, data.train, data.dev, with_dev)
-    dev = None
-    if with_dev:
-        weight_Q = None
-        if data.train is not None and data.dev is not None:
-            weight_Q = dev_weights(data.train, data.dev, config)
-        dev = make_dev_set(data.queries, data.docs, data.dev, held_out, config, data.node, weight_Q)
-    return PassContext(
-        config=config,
-        node=data.node,
-        tracker=tracker,
-        pass_name=pass_name,
-        x_docs=data.docs,
-        x_queries=data.queries,
-        sampler=sampler,
-        dev=dev,
-        labelled=data.train is not None,
-        step=step,
-        rows=rows,
-    )
 
 
 class _Training:
@@ -206,6 +175,11 @@ class _Training:
         """What the training has taken so far, before and after an interruption."""
         return self._before + time.perf_counter() - self._started
 
+    @property
+    def keeps_start(self) -> bool:
+        """Whether the closed form that it starts from is better on dev than what it has trained."""
+        return bool(self.closed.chosen.get("is_kept"))
+
     def run(self, pass_name: PassName, plan: Sequence[StagePlan]) -> list[StageOutcome]:
         """Runs one pass, or what a checkpoint has left of it."""
         outcomes = self.passes.setdefault(pass_name, [])
@@ -213,15 +187,16 @@ class _Training:
             return outcomes
         self._pass_to_resume = None
         context = pass_context(self.data, self.config, pass_name, self.tracker, self.steps, self.rows)
-        if not outcomes and plan and plan[0].is_closed:
-            context.closed_DD = self.closed.matrix(context.dev is not None)
+        if plan:
+            self._prepare(context, plan[0])
         y_docs, y_queries = self.data.docs, self.data.queries
         # kept as long as the pass takes, so only where it is asked
         is_taught = self.config.unsupervised == "listwise" and any(planned.alpha for planned in plan)
         context.teacher = y_docs if is_taught else None
         for stage in self.base:
-            _put_on_top(context, stage)
             y_docs, y_queries = y_docs.project(stage), y_queries.project(stage)
+            context.put_on_top(stage)
+            context.go_on(stage, y_docs)
             if is_taught and stage.dim == self.data.docs.dim:
                 context.teacher = y_docs
         floors: Scores = {}
@@ -235,9 +210,10 @@ class _Training:
             outcome = outcomes[number]
             # an earlier prefix is held to what it had when its own stage ended, so that losses do not add up
             floors = planned.floors_of(outcome.best.scores) | floors
-            _put_on_top(context, outcome.stage)
+            context.put_on_top(outcome.stage)
             if number + 1 < len(plan):
                 y_docs, y_queries = y_docs.project(outcome.stage), y_queries.project(outcome.stage)
+                context.go_on(outcome.stage, y_docs)
                 if is_taught and planned.d_in == planned.dim:
                     # of all dims, whatever of them the stages after it keep
                     context.teacher = y_docs
@@ -245,8 +221,35 @@ class _Training:
                 self.hooks.on_stage(self._reached(context, y_docs, plan, number))
         if context.dev is not None:
             scores = context.dev.score(lambda y: y, self.data.docs.dim, self.prefixes)
+            if plan and plan[0].is_closed and self.config.epochs != 0:
+                scores = self._better(context, scores)
             self.dev_scores = {context.dev.measure: {str(dim): scores[dim].mean().item() for dim in self.prefixes}}
         return outcomes
+
+    def _prepare(self, context: PassContext, first: StagePlan) -> None:
+        """Makes what the stages of a pass start from, and what dev is held to."""
+        without_dev = self.config.guard and (context.pass_name == "first" or not self.config.refit)
+        start = self.closed.make(without_dev) if first.is_closed else self.closed.plain()
+        context.closed_DD, context.moment_II = start
+        if context.dev is None or start.matrix_DD is None:
+            return
+        scores = []
+        for matrix_DD in (start.matrix_DD, block_rotation(self.closed.plain().moment_DD)):
+            stage = FrozenStage(len(matrix_DD), "linear", {"weight": matrix_DD.to(context.device)})
+            scores.append(context.dev.score(stage.apply, len(matrix_DD), self.prefixes))
+        context.references = References(scores, context.dev.parts.masks, self.config.guard_tolerance)
+
+    def _better(self, context: PassContext, scores: QueryScores) -> QueryScores:
+        """The dev scores of what is kept: of the chain, or where it is no better of the closed form or of PCA."""
+        assert context.dev is not None
+        tried = [*reversed(context.references.scores), scores]
+        weighted = map(context.dev.weighted, tried)
+        means = [sum(one[dim].mean().item() for dim in self.prefixes) for one in weighted]
+        best = means.index(max(means))
+        if best < len(tried) - 1:
+            self.closed.keep(PLAIN if best == 0 else None)
+            self.hooks.say("no better on dev than the closed form, which is kept as it was before the training")
+        return tried[best]
 
     def _train_stage(self, context: PassContext, plan: StagePlan, y_docs: Rows, y_queries: Rows) -> StageOutcome:
         resumed, self._resumed = self._resumed, None
@@ -303,10 +306,10 @@ class _Training:
         # it changes no cosine at the prefixes that have had their stage
         rotation_dd = torch.eye(dim)
         if number + 1 < len(plan):
-            rotation_dd = principal_rotation(y_docs, context.group, plan[number + 1].prepared)
+            rotation_dd = block_rotation(context.moment_II, plan[number + 1].prepared)
         rotation_dd = rotation_dd.to(context.device)
         assert context.dev is not None
-        scores = context.dev.score(lambda y_Nd: y_Nd @ rotation_dd.T, dim, self.prefixes)
+        scores = context.dev.weighted(context.dev.score(lambda y_Nd: y_Nd @ rotation_dd.T, dim, self.prefixes))
         return StageReached(place, {prefix: scores[prefix].mean().item() for prefix in self.prefixes}, self.seconds())
 
     def _report(self, pass_name: PassName, number: int, stages: int, outcome: StageOutcome) -> None:
@@ -318,8 +321,3 @@ class _Training:
             kinds = ", ".join(f"{kind} {result.dev_score:.4f}" for kind, result in outcome.tried.items())
             line += f", mean dev score of the prefixes in training: {kinds}"
         self.hooks.say(line)
-
-
-def _put_on_top(context: PassContext, stage: FrozenStage) -> None:
-    if context.dev is not None:
-        context.dev.advance(stage.apply, stage.d_in)

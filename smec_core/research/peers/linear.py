@@ -63,8 +63,9 @@ class ClosedPeer:
         forms = [form for form in FORMS if form.name == self.name]
         untrained = config.model_copy(update={"epochs": 0})
         start = ClosedStart(data, untrained, prefix_dims(data.docs.dim, config.dims), lambda text: None, forms)
-        matrix_DD = start.matrix(without_dev=not config.refit).to(data.node.device)
-        return nested(matrix_DD, matrix_DD.numel())
+        matrix_DD = start.make(without_dev=not config.refit).matrix_DD
+        assert matrix_DD is not None
+        return nested(matrix_DD.to(data.node.device), matrix_DD.numel())
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from smec_core.training.guard import Guard
+from smec_core.training.guard import Guard, Loss, References
 
 QUERIES = 16
 
@@ -94,3 +94,27 @@ def test_a_stage_whose_gain_is_not_real_yet_goes_on() -> None:
         stopped.append(guard.stopped)
     assert stopped == [False, False, False, False, False, True]
     assert guard.best_epoch == 0
+
+
+def test_a_loss_is_more_than_the_tolerance_and_its_error_on_a_part() -> None:
+    masks = [torch.arange(QUERIES) < 4, torch.arange(QUERIES) >= 4]
+    references = References([scores(0.5), scores(0.3)], masks, tolerance=0.01)
+    assert references.losses(scores(0.49), [2, 4]) == set()
+    # the first part alone, against the first reference alone
+    values = scores(0.5)
+    values[2][:4] -= 0.1
+    assert references.losses(values, [2, 4]) == {Loss(0, 0, 2)}
+    assert references.losses(values, [4]) == set()
+    # as much in the mean, but as likely as not by chance
+    assert references.losses(scores(0.45, spread=0.5), [2]) == set()
+
+
+def test_a_state_may_have_the_losses_of_the_start_and_no_others() -> None:
+    guard = make_guard()
+    guard.update(0, scores(0.3), {Loss(0, 1, 2)})
+    again = make_guard()
+    again.restore(guard.state())
+    for one in (guard, again):
+        assert not one.update(1, scores(0.9), {Loss(0, 1, 2), Loss(1, 0, 2)})[0]
+        assert one.update(2, scores(0.5), {Loss(0, 1, 2)})[0]
+        assert one.update(3, scores(0.6))[0]
