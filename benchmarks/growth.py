@@ -3,15 +3,15 @@
     python -m benchmarks.growth [--axes corpus,queries,dims,queue,workers] [--large] [--json FILE]
 
 A point is a generated dataset of its own and a fresh process of one thread, without Ray, that opens it, reads it,
-trains two stages (D to D and D to D/2, both kinds of projection) for a fixed number of steps, and evaluates the model;
-`workers` is `smec train` as benchmarks/scaling.py runs it. The exponent is the slope of log(time) over log(size)
+trains two stages (a linear map of all dims, a rotation to half of them) for a fixed number of steps, and evaluates the
+model; `workers` is `smec train` as benchmarks/scaling.py runs it. The exponent is the slope of log(time) over log(size)
 through the last three points: 0 does not grow, 1 is linear. What is above linear is listed with the reason. Seconds are
 of the CPU, so that what else the machine does counts little.
 
 Columns, in seconds: open (ids, judgements, fingerprint, split), read (all vectors into memory), dev set (its copy),
-pca, through (all rows through a stage), dev (one scoring of one candidate), evaluate (two passes over the corpus). In
-ms, median of a step of all candidates of both stages together: data, search, compute. In MiB, the most anonymous memory
-in training and in evaluation.
+moments (of all documents), pca (eigenvectors), through (all rows through a stage), dev (one scoring of one candidate),
+evaluate (two passes over the corpus). In ms, median of a step of all candidates of both stages together: data, search,
+compute. In MiB, the most anonymous memory in training and in evaluation.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from benchmarks.generated import write_dataset
 from benchmarks.processes import memory_of
 
 TESTED, STEPS, EPOCHS, WARM_UP_STEPS = 200, 6, 2, 2
-SECONDS = ("open", "read", "dev set", "pca", "through", "dev", "evaluate")
+SECONDS = ("open", "read", "dev set", "moments", "pca", "through", "dev", "evaluate")
 MILLISECONDS = ("data", "search", "compute")
 MIB = ("training", "evaluating")
 FITTED_POINTS, LINEAR = 3, 1.2
@@ -75,7 +75,8 @@ FIXED = {
 }
 REASONS = {
     ("dims", "compute"): "a row is multiplied by D x D matrices, and the inverse of a rotation is D^3 a step",
-    ("dims", "pca"): "the Gram matrix is D^2 a row, its eigenvectors are D^3",
+    ("dims", "pca"): "eigenvectors are D^3",
+    ("dims", "moments"): "the sum of squares is D^2 a row",
     ("dims", "through"): "a row is multiplied by a D x D/2 matrix",
     ("dims", "dev"): "a dev document goes through a D x D matrix, beside its products with the queries, which are D",
     ("dims", "evaluate"): "a row is multiplied by D x D matrices, the model and PCA; the eigenvectors of PCA are D^3",
@@ -125,8 +126,7 @@ def watched(spent: Spent) -> Iterator[None]:
     """Times the parts of a training while it lasts; ends its epochs early, and starts its stages with a full memory."""
     from benchmarks.step_time import full_memory
     from smec_core.distributed.resident import ResidentRows
-    from smec_core.training import stage, step
-    from smec_core.training import trainer as train
+    from smec_core.training import closed, context, stage, step
     from smec_core.training.candidate import Candidate
     from smec_core.training.sampling import Batch, LabelledSampler
 
@@ -140,8 +140,9 @@ def watched(spent: Spent) -> Iterator[None]:
         patches.enter_context(patch.object(step, "time", SimpleNamespace(perf_counter=time.process_time)))
         patches.enter_context(full_memory())
         for owner, name, part in (
-            (stage, "principal_rotation", "pca"),
-            (train, "make_dev_set", "dev set"),
+            (stage, "block_rotation", "pca"),
+            (closed, "mean_of_squares", "moments"),
+            (context, "make_dev_set", "dev set"),
             (Candidate, "score", "dev"),
             (ResidentRows, "project", "through"),
         ):
@@ -166,7 +167,7 @@ def measure(data: str, point: Point) -> dict[str, float]:
 
     torch.set_num_threads(1)
     dims = (point.dims // 2,)
-    memory = {"alpha": 0.1, "queue_size": point.queue} if point.queue else {}
+    memory = {"queue_size": point.queue} if point.queue else {"alpha": 0}
     fixed = {"epochs": EPOCHS, "patience": EPOCHS, "score_steps": 1, "refit": False}
     config = TrainConfig.model_validate({"dims": dims} | fixed | memory)
     peak, spent, records = Peak(), Spent(), StepRecords()

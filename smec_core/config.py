@@ -67,9 +67,9 @@ class TrainConfig(Settings):
     both, the rotation kept unless linear is better on dev by more than twice the error of the difference."""
     init: Literal["closed", "pca", "identity", "random"] = "closed"
     """Where a projection starts. closed: the map of all dims as the linear map from second moments that does best on
-    folds of the judgements (see `favour`), later ones as the uncentred PCA rotation of the kept block. pca: all as that
-    rotation. Or identity, or a random rotation. Dims that the stage before has looked ahead to are mixed with none
-    above them."""
+    folds of the judgements (see `favour`), later ones as the uncentred PCA rotation of the kept block. pca: the map of
+    all dims as identity, later ones as that rotation. Or all as identity, or as a random rotation. Dims that the stage
+    before has looked ahead to are mixed with none above them."""
     favour: Favour = "both"
     """Which dev queries choose what is kept. all: every query counts the same. recurring: those that share a relevant
     document with a train query. new: those that share none. both: the two parts count the same, whatever their sizes.
@@ -90,11 +90,11 @@ class TrainConfig(Settings):
     cosines: the paper's, the difference of single cosines from the frozen ones."""
     alpha: float | None = Field(None, ge=0)
     """Weight of the unsupervised loss against the ranking loss (0.1 in the paper); 0 leaves S-XBM out. More helps
-    queries for new documents and costs queries for recurring ones. Default: 0.3, or 0.1 where there are no judgements,
-    or 0 beside them with unsupervised=cosines."""
+    queries for new documents and costs queries for recurring ones. Default: 0.3, or 0 with unsupervised=cosines; 0.1
+    where there are no judgements."""
     alpha_whole: float | None = Field(None, ge=0)
-    """The same in a stage that takes all dims and may change their cosines. Default: 0, or alpha where there are no
-    judgements."""
+    """The same in a stage that takes all dims and may change their cosines, which is the only one of schedule=parallel.
+    Default: 0, or alpha where there are no judgements."""
     list_temperature: float = Field(0.05, gt=0)
     """Temperature of the softmaxes of unsupervised=listwise."""
     top_k: int | None = Field(None, ge=1)
@@ -119,9 +119,8 @@ class TrainConfig(Settings):
     """Documents drawn at random from the corpus per step, shared by all queries."""
     epochs: int | None = Field(None, ge=0)
     """Most epochs of a stage; default: as many as make 500 steps, and at least 2. 0: a stage stays as it starts."""
-    lr: float | None = Field(None, gt=0)
-    """Peak learning rate of the projection (one-cycle schedule, AdamW without weight decay); default: .002, or .001
-    where there are no judgements."""
+    lr: float = Field(0.001, gt=0)
+    """Peak learning rate of the projection (one-cycle schedule, AdamW without weight decay)."""
     ads_lr_factor: float = Field(30.0, ge=0)
     """The ADS logits learn at lr times this. With 0, and gumbel_noise=0, there is no ADS: a stage keeps its first
     dims."""
@@ -134,14 +133,17 @@ class TrainConfig(Settings):
     training, Shen et al., CVPR 2020, arXiv 2003.11942). 0: they need not."""
 
     guard: bool = True
-    """Keep the best state on dev, protect earlier prefixes, stop without gain; off: fixed epochs, last state."""
+    """Keep the best state on dev, protect earlier prefixes, stop without gain, and keep the closed form or PCA where
+    all stages together are no better; off: fixed epochs, last state."""
     patience: int | None = Field(None, ge=1)
     """Epochs without gain on dev after which a stage stops; default: a third of its most epochs, and at least 2."""
     score_steps: int = Field(40, ge=1)
     """Steps between two scorings on dev, at least, where epochs are shorter; but dev is scored twice within `patience`,
     and at the end of every epoch where that is 1. It is always scored at the end of an epoch."""
     guard_tolerance: float = Field(0.005, ge=0)
-    """The most nDCG@10 that a stage may cost any earlier configured prefix on dev, and its own where it looks ahead."""
+    """The most nDCG@10 that a stage may cost any earlier configured prefix on dev, and its own where it looks ahead;
+    with init=closed also the most, or a standard error, that its own dim may be below PCA or the closed form on a part
+    of dev."""
     dev_fraction: float = Field(0.2, gt=0, lt=1)
     """Share of the train queries held out as dev, by a hash of the query id, where the data has no qrels/dev."""
     dev_queries: int = Field(5000, ge=2)
@@ -162,7 +164,7 @@ class TrainConfig(Settings):
 
     @model_validator(mode="after")
     def _check_guard(self) -> Self:
-        if self.projection == "auto" and not self.guard:
+        if self.projection == "auto" and self.init != "closed" and not self.guard:
             raise ValueError("projection=auto chooses on dev, which guard=false switches off; name one projection")
         return self
 
@@ -186,7 +188,10 @@ class TrainConfig(Settings):
 
     def copied_docs(self, corpus_rows: int) -> int:
         """Documents of which a training holds a copy beside the rows: those of dev, and of a listwise teacher all."""
-        return self.dev_docs(corpus_rows) + (corpus_rows if self.unsupervised == "listwise" else 0)
+        is_sequential = self.schedule == "sequential"
+        weights = [self.unsupervised_weight(True, is_whole) for is_whole in (True, False)[: 1 + is_sequential]]
+        has_teacher = self.unsupervised == "listwise" and self.epochs != 0 and any(weights)
+        return self.dev_docs(corpus_rows) + (corpus_rows if has_teacher else 0)
 
     def stage_patience(self, epochs: int) -> int:
         """Epochs without gain after which a stage of at most `epochs` epochs stops."""
@@ -196,17 +201,12 @@ class TrainConfig(Settings):
         """A copy in which the defaults that depend on judgements are filled in."""
         return self.model_copy(
             update={
-                "lr": self.peak_lr(labelled),
                 "alpha": self.unsupervised_weight(labelled),
                 "alpha_whole": self.unsupervised_weight(labelled, is_whole=True),
                 "lookahead": self.lookahead_weight(labelled),
                 "top_k": self.neighbours(labelled),
             }
         )
-
-    def peak_lr(self, labelled: bool) -> float:
-        """Peak learning rate of the projection, with judgements or without."""
-        return self.lr if self.lr is not None else 2e-3 if labelled else 1e-3
 
     def unsupervised_weight(self, labelled: bool, is_whole: bool = False) -> float:
         """Alpha of a stage, which may be that of all dims."""

@@ -42,7 +42,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "closed form": {"init": "pca"},
     "polish": {"epochs": 0},
     "temperature": {"temperature": 1.0},
-    "guard": {"guard": False, "refit": False, "projection": "linear"},
+    "guard": {"guard": False, "refit": False},
 }
 """The parts of SMEC, and the settings that switch each off; polish is all training that follows the closed form."""
 S_XBM: dict[str, Any] = {"unsupervised": "cosines", "alpha": 0.1, "alpha_whole": 0.1}

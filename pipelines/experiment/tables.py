@@ -236,9 +236,9 @@ def compare_page(results: Results) -> Page:
         "start, for a fixed number of steps. The adaptors' published forms have temperature 1 and Matryoshka-Adaptor's "
         "steps and patience; their tuned forms have SMEC's temperature, only the ranking loss where they learn from "
         "judgements, and may take as many steps as SMEC may for one kind of projection (Matryoshka-Adaptor in each of "
-        "its two phases, Search-Adaptor divided among its dims). parallel-mrl is SMEC with the losses of all dims at "
-        "once in place of its stages, as long as all stages together. Below, p is that of a paired randomisation test "
-        "against the method that is best on test, not corrected for that choice.",
+        "its two phases, Search-Adaptor divided among its dims). parallel-mrl is SMEC's adapter from a PCA start, with "
+        "the losses of all dims at once in place of its stages, as long as all stages together. Below, p is that of a "
+        "paired randomisation test against the method that is best on test, not corrected for that choice.",
         findings,
         tables,
         _quality_figures(results),
@@ -280,8 +280,10 @@ def ablation_page(results: Results) -> Page:
     return Page(
         "What each part of SMEC brings",
         "From plain MRL upwards the parts are added one by one; `without` takes one away from all. Off means "
-        f"{changes}. With all dims at once there is nothing to look ahead to nor to select, so `without SMRL` is "
-        "without look-ahead and ADS, too; without a guard there is no choice between projections.",
+        f"{changes}. With all dims at once there is nothing to look ahead to nor to select, and no stage after that of "
+        "all dims has S-XBM, so `without SMRL` is without look-ahead, ADS and S-XBM, too; without the closed form, "
+        "stages choose between a linear map and a rotation. Polish is all training: without it the closed form is the "
+        "model.",
         [],
         [*tables, cost_table(results)],
         _quality_figures(results),

@@ -87,6 +87,7 @@ class MetricsFile(BaseModel):
 
     dev: dict[str, dict[int, float]] = {}
     stages: list[Stage] = []
+    start: dict[str, Any] = {}
     evaluation: Evaluation | None = None
     training: dict[str, Any] = {}
 

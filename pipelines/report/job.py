@@ -158,6 +158,9 @@ def _quality(full_dim: int, metrics: MetricsFile) -> dict[str, Any]:
         drawn["compression"] = figures.compression(model, truncation, pca, measure, spans)
     page = {"full_dim": full_dim, "found": found, "measure": measure, "full": full, "rows": rows, "pick": pick}
     notes = notes_of(full_dim, rows, measure, found, metrics.evaluation is not None)
+    if kept := metrics.start.get("kept"):
+        name = "PCA" if kept == "pca" else "the closed form"
+        notes.append(("info", f"The trained stages were no better on dev than {name}, which this model is."))
     return page | {"headline": headline, "notes": notes, "figures": drawn}
 
 

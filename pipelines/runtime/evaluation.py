@@ -41,8 +41,8 @@ def quality_tables(report: dict[str, Any]) -> list[Table]:
     tables = [_quality_table(report)]
     if parts := parts_of(report):
         tables.append(_parts_table(report, parts))
-    if report["advice"]:
-        tables[-1].caption = report["advice"]
+    # evaluations of earlier versions have none
+    tables[-1].caption = report.get("advice")
     return tables
 
 

@@ -144,7 +144,7 @@ class DevParts(NamedTuple):
     """Dev queries by whether a train query has one of their relevant documents, too: recurring, and new.
 
     Attributes:
-        masks: of the queries (Q) of each part, or of all where a part is too small to judge by.
+        masks: of the queries (Q) of each part that is large enough to judge by, or of all where neither is.
         weight_Q: weights of the queries, 1 in the mean; None where all count the same.
     """
 

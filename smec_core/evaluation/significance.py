@@ -65,4 +65,4 @@ def advice(report: Mapping[str, Any]) -> str | None:
     gains = report.get("intervals", {}).get("pca", {})
     if not gains or any(low > 0 for low, _ in gains.values()):
         return None
-    return "at no dim is the model's gain over PCA more than noise: keep your originals, or take PCA"
+    return "at no dim is the model's gain over PCA more than chance would give: keep your originals, or take PCA"

@@ -4,6 +4,7 @@ Shapes: Q queries, P pairs of a query and a relevant document, D dims.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,25 +85,13 @@ class MomentSums:
         return Moments(self.docs_DD, queries_DD, differences_DD)
 
 
-class Start(NamedTuple):
-    """Where the stages of a pass start.
-
-    Attributes:
-        matrix_DD: the closed form of a stage of all dims; None where none starts from one.
-        moment_DD: second moment of the vectors, by which later outputs are ordered.
-    """
-
-    matrix_DD: Tensor | None
-    moment_DD: Tensor
-
-
 class ClosedStart:
     """The closed form that the passes of a training start from: chosen once, and made of what each learns from.
 
     Attributes:
         chosen: the form by the names of its fields, and as `recurring` and `new` the mean nDCG@10 that it has reached
-            on the folds; `is_kept` where no training was better. Empty before the choice. What a checkpoint has kept
-            may be put here.
+            on the folds; `kept` is `closed` or `pca` where no training was better. Empty before the choice. What a
+            checkpoint has kept may be put here.
     """
 
     def __init__(
@@ -116,45 +105,47 @@ class ClosedStart:
         """Takes what is needed, and computes nothing.
 
         Args:
-            data: with judgements to learn from.
+            data: what to learn from; a choice needs judgements.
             config: settings of the method.
             dims: prefixes to score.
             say: takes a line that tells the choice.
             forms: what to choose from.
         """
         self._data, self._config, self._dims, self._say, self._forms = data, config, dims, say, forms
-        self._sums: MomentSums | None = None
         self.chosen: dict[str, Any] = {}
 
-    def keep(self, instead: ClosedForm | None) -> None:
-        """Notes that no training was better than the form, or than another."""
-        self.chosen = (self.chosen if instead is None else instead._asdict()) | {"is_kept": True}
+    @cached_property
+    def _sums(self) -> MomentSums:
+        return MomentSums(self._data)
 
-    def plain(self) -> Start:
-        """What stages of less than all dims start from. Collective."""
-        self._sums = self._sums or MomentSums(self._data)
-        return Start(None, self._sums.docs_DD)
+    @property
+    def docs_DD(self) -> Tensor:
+        """Second moment of all documents. Collective the first time."""
+        return self._sums.docs_DD
 
-    def make(self, without_dev: bool) -> Start:
+    def make(self, without_dev: bool) -> tuple[Tensor, Tensor]:
         """What the stage of all dims starts from, the first time chosen by all judgements. Collective.
 
         Args:
             without_dev: make it of what is learnt from while dev is held out; else of dev, too.
+
+        Returns:
+            The matrix (D, D), and the second moment (D, D) by which its outputs are ordered.
         """
         data = self._data
         assert data.train is not None
         both = data.train if data.dev is None else data.train.merge(data.dev)
-        self._sums = self._sums or MomentSums(data)
         if not self.chosen:
-            self._choose(self._sums, both)
+            self._choose(both)
         form = ClosedForm(**{name: self.chosen[name] for name in ClosedForm._fields})
+        form = PLAIN if self.chosen.get("kept") == "pca" else form
         moments = self._sums.of(data.train if without_dev else both)
         matrix_DD = data.node.group.from_first_(scaled(form.matrix(moments)))
-        return Start(matrix_DD, moments.docs_DD if form.moment == "docs" else moments.pooled_DD)
+        return matrix_DD, moments.docs_DD if form.moment == "docs" else moments.pooled_DD
 
-    def _choose(self, sums: MomentSums, judgements: Judgements) -> None:
+    def _choose(self, judgements: Judgements) -> None:
         config = self._config
-        tried = try_forms(sums, self._data, judgements, config, self._dims, self._forms)
+        tried = try_forms(self._sums, self._data, judgements, config, self._dims, self._forms)
         form = best_form(tried, config.favour, config.epochs != 0, config.guard_tolerance)
         parts = {name: values_Qd for name, values_Qd in tried[form]._asdict().items() if len(values_Qd)}
         self.chosen = form._asdict() | {name: float(values_Qd.mean()) for name, values_Qd in parts.items()}
@@ -234,14 +225,14 @@ def best_form(tried: Mapping[ClosedForm, Tried], favour: Favour, is_trained: boo
         tolerance: nDCG@10.
 
     Returns:
-        The form; plain PCA where no part is large enough.
+        The form; where no part is large enough plain PCA, or the first if that is not among them.
     """
     enough = [len(part) >= LEAST_QUERIES for part in next(iter(tried.values()))]
     wanted = [favour != "new", favour != "recurring"]
     counts = [has and is_wanted for has, is_wanted in zip(enough, wanted, strict=True)]
     counts = counts if any(counts) else enough
     if not any(counts):
-        return PLAIN
+        return PLAIN if PLAIN in tried else next(iter(tried))
     plain = tried.get(PLAIN)
     judged = [part for part, has in enumerate(enough) if has]
     forms = [

@@ -62,7 +62,7 @@ class PassContext:
         references: what dev should not fall below.
         labelled: whether there are judgements to learn from.
         moment_II: second moment (I, I), float64, of what the stage in training takes, by which outputs that start in
-            order of importance are ordered.
+            order of importance are ordered; of no dims where none do.
         closed_DD: the closed form that a stage of all dims starts from; None where none does.
         teacher: documents as the teacher of the stage in training has them, for unsupervised=listwise.
         step: steps taken in the run so far.
@@ -102,6 +102,8 @@ class PassContext:
             stage: the stage.
             y_docs: that block of the documents.
         """
+        if not len(self.moment_II):
+            return
         if stage.is_linear:
             weight_dI = stage.tensors["weight"][: stage.dim].cpu().double()
             self.moment_II = weight_dI @ self.moment_II @ weight_dI.T

@@ -101,6 +101,11 @@ class StagePlan:
         return self.start == "closed" and self.champion is None
 
     @property
+    def is_ordered_at_start(self) -> bool:
+        """Whether its outputs start in the order of a second moment."""
+        return self.start in ("closed", "pca") and self.champion is None
+
+    @property
     def keeps_places(self) -> bool:
         """Whether outputs stay where they are trained, because later stages count on their places."""
         return bool(self.ahead) or self.champion is not None

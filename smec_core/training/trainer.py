@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 import torch
 
-from smec_core.config import TrainConfig
+from smec_core.config import Projection, TrainConfig
 from smec_core.distributed.resident import Rows
 from smec_core.evaluation.dev_set import QueryScores, Scores
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.pca import block_rotation
 from smec_core.training.callbacks import Checkpointing, DevScoring, Gradient, GradientProbe, StepLog
 from smec_core.training.checkpoint import Checkpoint, Checkpoints, Progress, same_device
-from smec_core.training.closed import PLAIN, ClosedStart
+from smec_core.training.closed import ClosedStart
 from smec_core.training.context import PassContext, PassName, TrainingData, pass_context
 from smec_core.training.guard import References
 from smec_core.training.plan import StagePlan, plan_training
@@ -35,9 +35,8 @@ class StageReached(NamedTuple):
 
     Attributes:
         place: of the stage in the whole chain, from 1: the same for all trainings to these dims, also without D -> D.
-        scores: dev score of every prefix, where each query counts as `favour` says; those without a stage yet are
-            scored as PCA of the block that is kept so far, where what a stage has looked ahead to is rotated among
-            itself only.
+        scores: dev score of every prefix; those without a stage yet are scored as PCA of the block that is kept so far,
+            where what a stage has looked ahead to is rotated among itself only.
         seconds: of training so far.
     """
 
@@ -100,7 +99,11 @@ def train(
     if training.keeps_start:
         # each stage stays where it starts, which makes up the closed form
         refit = refit or [replace(stage, pass_name="refit") for stage in plan]
-        first = final = training.run("refit", [stage.replay(stage.projections[0], 0) for stage in refit])
+        kinds: list[Projection] = [stage.projections[0] for stage in refit]
+        # a residual MLP that has learnt nothing is linear
+        kinds = ["linear" if kind == "residual_mlp" else kind for kind in kinds]
+        replays = [stage.replay(kind, 0) for stage, kind in zip(refit, kinds, strict=True)]
+        first = final = training.run("refit", replays)
     elif refit:
         kept = zip(refit, first, strict=True)
         final = training.run("refit", [stage.replay(one.stage.projection, one.best.epochs) for stage, one in kept])
@@ -177,8 +180,8 @@ class _Training:
 
     @property
     def keeps_start(self) -> bool:
-        """Whether the closed form that it starts from is better on dev than what it has trained."""
-        return bool(self.closed.chosen.get("is_kept"))
+        """Whether the closed form, or PCA, is no worse on dev than what it has trained."""
+        return "kept" in self.closed.chosen
 
     def run(self, pass_name: PassName, plan: Sequence[StagePlan]) -> list[StageOutcome]:
         """Runs one pass, or what a checkpoint has left of it."""
@@ -187,7 +190,7 @@ class _Training:
             return outcomes
         self._pass_to_resume = None
         context = pass_context(self.data, self.config, pass_name, self.tracker, self.steps, self.rows)
-        if plan:
+        if self.hooks.on_stage is not None or any(planned.is_ordered_at_start for planned in plan):
             self._prepare(context, plan[0])
         y_docs, y_queries = self.data.docs, self.data.queries
         # kept as long as the pass takes, so only where it is asked
@@ -202,7 +205,7 @@ class _Training:
         floors: Scores = {}
         for number, planned in enumerate(plan):
             if number == len(outcomes):
-                if is_taught and number == 0 and not self.base:
+                if is_taught and number == 0 and not self.base and planned.alpha:
                     context.teacher = teacher_at_start(context, planned, y_docs)
                 outcomes.append(self._train_stage(context, replace(planned, floors=floors), y_docs, y_queries))
                 self.steps, self.rows = context.step, context.rows
@@ -218,7 +221,7 @@ class _Training:
                     # of all dims, whatever of them the stages after it keep
                     context.teacher = y_docs
             if self.hooks.on_stage is not None and context.dev is not None:
-                self.hooks.on_stage(self._reached(context, y_docs, plan, number))
+                self.hooks.on_stage(self._reached(context, plan, number))
         if context.dev is not None:
             scores = context.dev.score(lambda y: y, self.data.docs.dim, self.prefixes)
             if plan and plan[0].is_closed and self.config.epochs != 0:
@@ -229,12 +232,14 @@ class _Training:
     def _prepare(self, context: PassContext, first: StagePlan) -> None:
         """Makes what the stages of a pass start from, and what dev is held to."""
         without_dev = self.config.guard and (context.pass_name == "first" or not self.config.refit)
-        start = self.closed.make(without_dev) if first.is_closed else self.closed.plain()
-        context.closed_DD, context.moment_II = start
-        if context.dev is None or start.matrix_DD is None:
+        if not first.is_closed:
+            context.moment_II = self.closed.docs_DD
+            return
+        context.closed_DD, context.moment_II = self.closed.make(without_dev)
+        if context.dev is None:
             return
         scores = []
-        for matrix_DD in (start.matrix_DD, block_rotation(self.closed.plain().moment_DD)):
+        for matrix_DD in (context.closed_DD, block_rotation(self.closed.docs_DD)):
             stage = FrozenStage(len(matrix_DD), "linear", {"weight": matrix_DD.to(context.device)})
             scores.append(context.dev.score(stage.apply, len(matrix_DD), self.prefixes))
         context.references = References(scores, context.dev.parts.masks, self.config.guard_tolerance)
@@ -242,13 +247,14 @@ class _Training:
     def _better(self, context: PassContext, scores: QueryScores) -> QueryScores:
         """The dev scores of what is kept: of the chain, or where it is no better of the closed form or of PCA."""
         assert context.dev is not None
-        tried = [*reversed(context.references.scores), scores]
-        weighted = map(context.dev.weighted, tried)
-        means = [sum(one[dim].mean().item() for dim in self.prefixes) for one in weighted]
-        best = means.index(max(means))
-        if best < len(tried) - 1:
-            self.closed.keep(PLAIN if best == 0 else None)
-            self.hooks.say("no better on dev than the closed form, which is kept as it was before the training")
+        closed, pca = context.references.scores
+        tried = {"pca": pca, "closed": closed, "trained": scores}
+        weighted = {name: context.dev.weighted(values) for name, values in tried.items()}
+        best = max(tried, key=lambda name: sum(weighted[name][dim].mean().item() for dim in self.prefixes))
+        if best != "trained":
+            self.closed.chosen["kept"] = best
+            name = {"pca": "PCA", "closed": "the closed form"}[best]
+            self.hooks.say(f"the trained stages are no better on dev than {name}, which is kept")
         return tried[best]
 
     def _train_stage(self, context: PassContext, plan: StagePlan, y_docs: Rows, y_queries: Rows) -> StageOutcome:
@@ -298,7 +304,7 @@ class _Training:
             guards={c.kind: c.kept() for c in stage.candidates} if stage else {},
         )
 
-    def _reached(self, context: PassContext, y_docs: Rows, plan: Sequence[StagePlan], number: int) -> StageReached:
+    def _reached(self, context: PassContext, plan: Sequence[StagePlan], number: int) -> StageReached:
         place = number + 2 if plan[0].d_in > plan[0].dim else number + 1
         if self.config.schedule == "parallel":
             place = len(chain_dims(self.data.docs.dim, self.config.dims))
@@ -309,7 +315,7 @@ class _Training:
             rotation_dd = block_rotation(context.moment_II, plan[number + 1].prepared)
         rotation_dd = rotation_dd.to(context.device)
         assert context.dev is not None
-        scores = context.dev.weighted(context.dev.score(lambda y_Nd: y_Nd @ rotation_dd.T, dim, self.prefixes))
+        scores = context.dev.score(lambda y_Nd: y_Nd @ rotation_dd.T, dim, self.prefixes)
         return StageReached(place, {prefix: scores[prefix].mean().item() for prefix in self.prefixes}, self.seconds())
 
     def _report(self, pass_name: PassName, number: int, stages: int, outcome: StageOutcome) -> None:

@@ -33,7 +33,7 @@ def test_dims_come_as_text_numbers_or_lists_in_any_order(given: Any, dims: tuple
         ({"dims": "4,many"}, "dims.1: Input should be a valid integer"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
         ({"projection": "free"}, "projection: Input should be 'auto', 'linear', 'rotation'"),
-        ({"init": "zero"}, "init: Input should be 'pca', 'closed', 'identity' or 'random'"),
+        ({"init": "zero"}, "init: Input should be 'closed', 'pca', 'identity' or 'random'"),
         ({"hidden_dim": 0}, "hidden_dim: Input should be greater than or equal to 1"),
         ({"tau": 0}, "tau: Input should be greater than 0"),
         ({"gumbel_noise": -0.1}, "gumbel_noise: Input should be greater than or equal to 0"),
@@ -55,7 +55,10 @@ def test_dims_come_as_text_numbers_or_lists_in_any_order(given: Any, dims: tuple
         ({"dev_fraction": 1}, "dev_fraction: Input should be less than 1"),
         ({"dev_fraction": 0}, "dev_fraction: Input should be greater than 0"),
         ({"dev_corpus": 99}, "dev_corpus: Input should be greater than or equal to 100"),
-        ({"guard": False}, "projection=auto chooses on dev, which guard=false switches off; name one projection"),
+        (
+            {"guard": False, "init": "pca"},
+            "projection=auto chooses on dev, which guard=false switches off; name one projection",
+        ),
         ({"schedule": "parallel", "projection": "selection"}, "schedule=parallel selects no dims"),
         ({"temprature": 1}, "temprature: Extra inputs are not permitted"),
     ],
@@ -81,10 +84,33 @@ def test_paper_preset_is_a_valid_config() -> None:
     assert (config.temperature, config.projection, config.guard, config.init) == (1.0, "linear", False, "identity")
 
 
-def test_with_judgements_there_is_no_unsupervised_loss_unless_asked_for() -> None:
-    default, named = TrainConfig(dims=(4,)), TrainConfig(dims=(4,), alpha=0.3)
-    assert default.unsupervised_weight(labelled=True) == 0 < default.unsupervised_weight(labelled=False)
-    assert named.unsupervised_weight(labelled=True) == named.unsupervised_weight(labelled=False) == 0.3
+@pytest.mark.parametrize(
+    ("changes", "judged", "whole", "unjudged"),
+    [
+        ({}, 0.3, 0, 0.1),
+        ({"unsupervised": "cosines"}, 0, 0, 0.1),
+        ({"alpha": 0.2}, 0.2, 0, 0.2),
+        ({"alpha": 0.2, "alpha_whole": 0.5}, 0.2, 0.5, 0.2),
+    ],
+)
+def test_weights_of_the_unsupervised_loss(
+    changes: dict[str, Any], judged: float, whole: float, unjudged: float
+) -> None:
+    config = TrainConfig(dims=(4,), **changes)
+    assert config.unsupervised_weight(labelled=True) == judged
+    assert config.unsupervised_weight(labelled=True, is_whole=True) == whole
+    assert config.unsupervised_weight(labelled=False) == unjudged
+
+
+def test_documents_are_copied_for_dev_and_for_a_teacher() -> None:
+    def copied(**changes: Any) -> int:
+        return TrainConfig(dims=(4,), dev_corpus=100, **changes).copied_docs(1000)
+
+    assert copied() == 1100
+    assert copied(guard=False) == 1000
+    for changes in ({"alpha": 0}, {"unsupervised": "cosines"}, {"epochs": 0}, {"schedule": "parallel"}):
+        assert copied(**changes) == 100
+    assert copied(schedule="parallel", alpha_whole=0.1) == 1100
 
 
 def test_more_neighbours_are_used_without_judgements_unless_named() -> None:

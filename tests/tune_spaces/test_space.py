@@ -25,14 +25,14 @@ tau: {uniform: [0.5, 2]}
 lr: {loguniform: [1e-4, 1e-2]}
 queue_size: {logint: [1000, 20000]}
 top_k: {int: [1, 100]}
-init: {choice: [pca, identity]}
+init: {choice: [closed, pca]}
 """
     assert read_space(_file(tmp_path, text), BASE) == {
         "tau": FloatDistribution(0.5, 2),
         "lr": FloatDistribution(1e-4, 1e-2, log=True),
         "queue_size": IntDistribution(1000, 20000, log=True),
         "top_k": IntDistribution(1, 100),
-        "init": CategoricalDistribution(["pca", "identity"]),
+        "init": CategoricalDistribution(["closed", "pca"]),
     }
 
 
@@ -53,7 +53,7 @@ def test_every_shipped_space_holds_the_defaults(name: str, labelled: bool) -> No
         ("queue_size: {choice: [5, 5000]}", 1, "can be 5 where top_k is up to 10"),
         ("top_k: {int: [5, 9000]}", 1, "can be 5000 where top_k is up to 9000"),
         ("tau: {uniform: [2, 4]}", 1, "leaves out 1.0, the default"),
-        ("init: {choice: [identity, random]}", 1, "leaves out 'pca', the default"),
+        ("init: {choice: [identity, random]}", 1, "leaves out 'closed', the default"),
         ("init: {choice: [pca, fast]}", 1, "given 'fast'"),
         ("tau: {uniform: [-1, 2]}", 1, "greater than 0"),
         ("lr: {loguniform: [0, 1]}", 1, "needs a start above 0"),

@@ -44,7 +44,7 @@ class RandomProjection:
 
 @dataclass(frozen=True)
 class Pca:
-    """Uncentred PCA of the corpus: where SMEC starts."""
+    """Uncentred PCA of the corpus."""
 
     def fit(self, data: TrainingData, config: TrainConfig) -> Fitted:
         """Decomposes the sum of x x^T over the corpus."""
@@ -63,8 +63,7 @@ class ClosedPeer:
         forms = [form for form in FORMS if form.name == self.name]
         untrained = config.model_copy(update={"epochs": 0})
         start = ClosedStart(data, untrained, prefix_dims(data.docs.dim, config.dims), lambda text: None, forms)
-        matrix_DD = start.make(without_dev=not config.refit).matrix_DD
-        assert matrix_DD is not None
+        matrix_DD, _ = start.make(without_dev=not config.refit)
         return nested(matrix_DD.to(data.node.device), matrix_DD.numel())
 
 

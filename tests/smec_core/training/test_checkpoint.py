@@ -31,11 +31,13 @@ DTYPES = (
     torch.bool,
 )
 
+TWO_KINDS = dict(init="pca", unsupervised="cosines", alpha_whole=0.1)
 CASES = {
     "defaults": Case(dict(dims=(4, 2), alpha=None)),
-    "auto": Case(),
+    "start_is_kept": Case(dict(lr=5.0)),
+    "auto": Case(TWO_KINDS),
     # one candidate goes on without the other
-    "one_stops_early": Case(dict(epochs=4, patience=2, refit=False)),
+    "one_stops_early": Case(TWO_KINDS | dict(epochs=4, patience=2, refit=False)),
     "residual_mlp": Case(dict(projection="residual_mlp", hidden_dim=4)),
     "fixed_epochs": Case(dict(projection="linear", guard=False, init="random")),
     "unlabelled": Case(dict(top_k=5, batch_size=4, negatives=20), judged=False),
@@ -45,8 +47,9 @@ CASES = {
         dict(projection="linear", top_k=5, batch_size=4, negatives=20), judged=False, has_champion=True
     ),
     "local": Case(dict(memory="local")),
-    "listwise": Case(dict(init="closed", unsupervised="listwise", favour="both")),
-    "warm_listwise": Case(dict(unsupervised="listwise"), has_champion=True),
+    "cosines": Case(dict(unsupervised="cosines")),
+    "warm_cosines": Case(dict(unsupervised="cosines", alpha_whole=0.1), has_champion=True),
+    "all_dims_listwise": Case(dict(alpha_whole=0.1)),
 }
 
 
@@ -153,6 +156,11 @@ def test_a_checkpoint_of_the_first_edition_is_read(tmp_path: Path) -> None:
     [kept] = found.progress.passes["first"]
     assert kept["stage"]["projection"] == "linear"
     assert list(kept["tried"]) == ["linear"]
+
+
+def test_what_is_no_better_than_its_start_gives_the_start(ranks: Ranks, tmp_path: Path) -> None:
+    ended = alone(ranks, CASES["start_is_kept"], str(tmp_path))
+    assert ended.metrics["start"]["kept"] in ("closed", "pca")
 
 
 def test_a_training_goes_on_from_any_of_its_checkpoints(ranks: Ranks, tmp_path: Path) -> None:

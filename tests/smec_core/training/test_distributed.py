@@ -129,19 +129,16 @@ def champion() -> WarmStart:
     return WarmStart(DIM, (DIM, 8), trained.stages, [2] * len(trained.stages))
 
 
+TWO_KINDS: Result = dict(init="pca", unsupervised="cosines", alpha_whole=0.1, lr=2e-3)
 TRAININGS: dict[str, tuple[int, bool, Result]] = {
     # 300 queries: the last step of an epoch has one, and so no query for most ranks
     "labelled": (200, True, dict(projection="linear", guard=False, epochs=1, batch_size=23, negatives=40)),
     # both projections, each by a team of its own
-    "guarded": (200, True, dict(epochs=2, batch_size=64, negatives=40)),
+    "guarded": (200, True, TWO_KINDS | dict(epochs=2, batch_size=64, negatives=40)),
     "defaults": (200, True, dict(dims=(8, 4, 2), alpha=None, epochs=2, batch_size=64, negatives=40)),
     # a rate at which a candidate stops before the other
-    "one_stops_early": (200, True, dict(epochs=8, patience=1, lr=2e-2, batch_size=64, negatives=40)),
-    "listwise": (
-        200,
-        True,
-        dict(init="closed", unsupervised="listwise", favour="both", epochs=2, batch_size=64, negatives=40),
-    ),
+    "one_stops_early": (200, True, TWO_KINDS | dict(epochs=8, patience=1, lr=2e-2, batch_size=64, negatives=40)),
+    "listwise in all stages": (200, True, dict(alpha_whole=0.1, epochs=2, batch_size=64, negatives=40)),
     # a warm start
     "compatible": (200, True, dict(compatible=1, epochs=2, batch_size=23, negatives=40)),
     # 40 documents a step: the last step of every epoch has one, and so no document for most ranks
