@@ -73,7 +73,7 @@ class TrainConfig(Settings):
     favour: Favour = "both"
     """Which dev queries choose what is kept. all: every query counts the same. recurring: those that share a relevant
     document with a train query. new: those that share none. both: the two parts count the same, whatever their sizes.
-    Where a part that counts has fewer than 30 queries, all count the same."""
+    Where a part that counts has fewer than 30 queries, or for both less than a tenth of them, all count the same."""
     hidden_dim: int = Field(512, ge=1)
     """Width of the MLP of projection=residual_mlp, and of Matryoshka-Adaptor beside which experiments set SMEC."""
 

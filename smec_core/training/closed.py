@@ -14,10 +14,10 @@ from torch import Tensor
 from smec_core.config import Favour, TrainConfig
 from smec_core.data.folds import document_folds
 from smec_core.data.judgements import Judgements
-from smec_core.data.seen import LEAST_QUERIES
+from smec_core.data.seen import LEAST_QUERIES, LEAST_SHARE
 from smec_core.distributed.group import rows_of_rank
 from smec_core.distributed.resident import BLOCK_ROWS
-from smec_core.evaluation.dev_set import make_dev_set
+from smec_core.evaluation.dev_set import DevSet, make_dev_set
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.closed_forms import ClosedForm, Moments
 from smec_core.model.pca import mean_of_squares
@@ -187,21 +187,33 @@ def try_forms(
     nothing = np.empty(0, np.int64)
     small = config.model_copy(update={"dev_corpus": min(config.dev_corpus, FOLD_DOCS)})
     whole = make_dev_set(queries, docs, judgements, nothing, small, node)
-    found: dict[ClosedForm, list[list[np.ndarray]]] = {form: [[], []] for form in forms}
+    found: dict[ClosedForm, tuple[list[np.ndarray], list[np.ndarray]]] = {form: ([], []) for form in forms}
     for fold in document_folds(judgements, FOLDS if docs.dim <= WIDE else FOLDS_WIDE, config.seed):
         moments = sums.of(fold.fit)
-        parts = [(_some(fold.recurring, config.seed), nothing), (_some(fold.new, config.seed), fold.left_out)]
-        for part, _ in parts:
-            queries.prepare(part.query_row_Q)
-        sets = [whole.of(queries, part, left_out) if len(part) else None for part, left_out in parts]
+        recurring, new = _some(fold.recurring, config.seed), _some(fold.new, config.seed)
+        if len(fold.left_out):
+            parts = [
+                (recurring, nothing, np.zeros(len(recurring), bool)),
+                (new, fold.left_out, np.ones(len(new), bool)),
+            ]
+        else:
+            # both search the same documents
+            both = recurring.merge(new)
+            parts = [(both, nothing, np.isin(both.query_row_Q, new.query_row_Q))]
+        sets: list[tuple[DevSet, np.ndarray]] = []
+        for part, left_out, is_new_Q in parts:
+            if len(part):
+                queries.prepare(part.query_row_Q)
+                sets.append((whole.of(queries, part, left_out), is_new_Q))
         for form in forms:
             stage = FrozenStage(docs.dim, "linear", {"weight": form.matrix(moments).float().to(node.device)})
-            for values, dev in zip(found[form], sets, strict=True):
-                if dev is not None:
-                    scores = dev.score(stage.apply, docs.dim, dims)
-                    values.append(torch.stack([scores[dim] for dim in dims], 1).cpu().numpy())
+            for dev, is_new_Q in sets:
+                scores = dev.score(stage.apply, docs.dim, dims)
+                value_Qd = torch.stack([scores[dim] for dim in dims], 1).cpu().numpy()
+                for values, keep_Q in zip(found[form], (~is_new_Q, is_new_Q), strict=True):
+                    values.append(value_Qd[keep_Q])
     none = np.empty((0, len(dims)))
-    return {form: Tried(*(np.concatenate([*parts, none]) for parts in both)) for form, both in found.items()}
+    return {form: Tried(*(np.concatenate([*part, none]) for part in values)) for form, values in found.items()}
 
 
 def _some(judgements: Judgements, seed: int) -> Judgements:
@@ -211,8 +223,9 @@ def _some(judgements: Judgements, seed: int) -> Judgements:
 
 
 def best_form(tried: Mapping[ClosedForm, Tried], favour: Favour, is_trained: bool, tolerance: float) -> ClosedForm:
-    """The form to start from, or to keep. Parts of fewer than LEAST_QUERIES decide nothing.
+    """The form to start from, or to keep.
 
+    Parts of fewer than LEAST_QUERIES decide nothing, and of two parts none that is less than LEAST_SHARE of them.
     One that loses more than the tolerance, and a standard error, to PCA at a prefix on either part is not taken.
 
     Training adds what recurs, so a start that generalises is worth more: among those that are as good as the best for
@@ -227,10 +240,13 @@ def best_form(tried: Mapping[ClosedForm, Tried], favour: Favour, is_trained: boo
     Returns:
         The form; where no part is large enough plain PCA, or the first if that is not among them.
     """
-    enough = [len(part) >= LEAST_QUERIES for part in next(iter(tried.values()))]
+    sizes = [len(part) for part in next(iter(tried.values()))]
+    enough = [size >= LEAST_QUERIES for size in sizes]
     wanted = [favour != "new", favour != "recurring"]
     counts = [has and is_wanted for has, is_wanted in zip(enough, wanted, strict=True)]
     counts = counts if any(counts) else enough
+    if all(counts):
+        counts = [size >= LEAST_SHARE * sum(sizes) for size in sizes]
     if not any(counts):
         return PLAIN if PLAIN in tried else next(iter(tried))
     plain = tried.get(PLAIN)
