@@ -26,12 +26,13 @@ from smec_core.training.context import TrainingData
 PLAIN = ClosedForm("pca")
 FORMS = (
     PLAIN,
+    ClosedForm("white", "docs", 0.15),
     ClosedForm("white", "pooled", 0.15),
     ClosedForm("white", "pooled", 0.3),
+    *(ClosedForm("within", "docs", power, part) for power, part in ((1.0, 0.3), (1.0, 0.5), (0.5, 0.3), (0.5, 0.5))),
     *(
-        ClosedForm("within", moment, power, shrinkage)
-        for moment in ("docs", "pooled")
-        for power, shrinkage in ((1.0, 0.1), (1.0, 0.3), (1.0, 0.8), (0.5, 0.3), (0.5, 0.5))
+        ClosedForm("within", "pooled", power, part)
+        for power, part in ((1.0, 0.1), (1.0, 0.3), (1.0, 0.5), (1.0, 0.8), (0.5, 0.3))
     ),
 )
 """What is tried; of several that are as good the first is taken."""
