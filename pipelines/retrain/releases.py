@@ -68,7 +68,7 @@ class ReleaseManager:
         return False
 
     def reconcile(self, compress: Compress) -> None:
-        """Compares what is in force with its record, and repairs it.
+        """Compares what is in force with its record, and repairs it; removes what a killed run was about to remove.
 
         Raises:
             DamagedError: it cannot be repaired.
@@ -77,7 +77,9 @@ class ReleaseManager:
         releases = self.ledger.releases()
         if releases.champion is not None:
             self._check_model(releases.champion)
-            self._enforce(releases, compress)
+            releases = self._enforce(releases, compress)
+            if releases.kept(self.settings.publish.keep) != releases:
+                self._prune(releases)
 
     def promote(self, releases: Releases, compress: Compress | None = None) -> None:
         """Writes the releases down, then lets alias and CURRENT follow; again with the same result after a kill.
