@@ -68,7 +68,7 @@ class ReleaseManager:
         return False
 
     def reconcile(self, compress: Compress) -> None:
-        """Compares what is in force with its record, and repairs it; removes what a killed run was about to remove.
+        """Compares what is in force with its record, and repairs it.
 
         Raises:
             DamagedError: it cannot be repaired.
@@ -77,9 +77,7 @@ class ReleaseManager:
         releases = self.ledger.releases()
         if releases.champion is not None:
             self._check_model(releases.champion)
-            releases = self._enforce(releases, compress)
-            if releases.kept(self.settings.publish.keep) != releases:
-                self._prune(releases)
+            self._enforce(releases, compress)
 
     def promote(self, releases: Releases, compress: Compress | None = None) -> None:
         """Writes the releases down, then lets alias and CURRENT follow; again with the same result after a kill.
@@ -107,8 +105,7 @@ class ReleaseManager:
                 check_version(self.settings.publish.output, champion.version)
         self.lease.check()
         self.ledger.write_releases(releases)
-        releases = self._enforce(releases, compress)
-        self._prune(releases._replace(in_effect=releases.in_force))
+        self._prune(self._enforce(releases, compress))
 
     def _enforce(self, releases: Releases, compress: Compress | None) -> Releases:
         """Compares registry and published folder with the release in force, and mends what differs; its model is whole.
@@ -194,6 +191,10 @@ class ReleaseManager:
         return RunFolder(self.settings.storage, release.run)
 
     def _prune(self, releases: Releases) -> None:
+        """Removes what is no longer kept; the releases are in effect once that is done, so that a kill undoes no part.
+
+        A run that is killed before leaves them to the next one, for which a rollback is then still under way.
+        """
         # fails where another process has taken the series over: then nothing is removed
         self.ledger.write_releases(releases)
         kept = releases.kept(self.settings.publish.keep)
@@ -207,7 +208,7 @@ class ReleaseManager:
             if release.run not in runs:
                 self.ledger.forget_reference(release.trained_in)
                 self._run_folder(release).remove()
-        self.ledger.write_releases(kept)
+        self.ledger.write_releases(kept._replace(in_effect=kept.in_force))
 
     def _is_of_series(self, model: object) -> bool:
         """Whether a model is one that a training of this series has left in the storage."""
