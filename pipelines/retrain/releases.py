@@ -105,8 +105,7 @@ class ReleaseManager:
                 check_version(self.settings.publish.output, champion.version)
         self.lease.check()
         self.ledger.write_releases(releases)
-        releases = self._enforce(releases, compress)
-        self._prune(releases._replace(in_effect=releases.in_force))
+        self._prune(self._enforce(releases, compress))
 
     def _enforce(self, releases: Releases, compress: Compress | None) -> Releases:
         """Compares registry and published folder with the release in force, and mends what differs; its model is whole.
@@ -192,6 +191,10 @@ class ReleaseManager:
         return RunFolder(self.settings.storage, release.run)
 
     def _prune(self, releases: Releases) -> None:
+        """Removes what is no longer kept; the releases are in effect once that is done, so that a kill undoes no part.
+
+        A run that is killed before leaves them to the next one, for which a rollback is then still under way.
+        """
         # fails where another process has taken the series over: then nothing is removed
         self.ledger.write_releases(releases)
         kept = releases.kept(self.settings.publish.keep)
@@ -205,7 +208,7 @@ class ReleaseManager:
             if release.run not in runs:
                 self.ledger.forget_reference(release.trained_in)
                 self._run_folder(release).remove()
-        self.ledger.write_releases(kept)
+        self.ledger.write_releases(kept._replace(in_effect=kept.in_force))
 
     def _is_of_series(self, model: object) -> bool:
         """Whether a model is one that a training of this series has left in the storage."""

@@ -171,9 +171,11 @@ def remove_file(filesystem: pafs.FileSystem, path: str) -> None:
 
 
 def remove_folder(filesystem: pafs.FileSystem, path: str) -> None:
-    """Removes a folder with all that is in it, where it is there."""
+    """Removes a folder with all that is in it, where it is there, so that a power cut does not bring it back."""
     if filesystem.get_file_info(path).type == pafs.FileType.Directory:
         filesystem.delete_dir(path)
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            sync(Path(path).parent)
 
 
 @contextmanager
