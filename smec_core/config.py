@@ -89,9 +89,9 @@ class TrainConfig(Settings):
     step's documents, the teacher being what the stage of all dims gives; for documents that no train query has.
     cosines: the paper's, the difference of single cosines from the frozen ones."""
     alpha: float | None = Field(None, ge=0)
-    """Weight of the unsupervised loss against the ranking loss (0.1 in the paper); 0 leaves S-XBM out. More helps
-    queries for new documents and costs queries for recurring ones. Default: 0.3, or 0 with unsupervised=cosines; 0.1
-    where there are no judgements."""
+    """Weight of the unsupervised loss against the ranking loss (0.1 in the paper); 0 leaves S-XBM out. More, such as
+    0.3, can help queries for new documents and costs queries for recurring ones. Default: 0, or 0.1 where there are no
+    judgements."""
     alpha_whole: float | None = Field(None, ge=0)
     """The same in a stage that takes all dims and may change their cosines, which is the only one of schedule=parallel.
     Default: 0, or alpha where there are no judgements."""
@@ -210,16 +210,14 @@ class TrainConfig(Settings):
 
     def unsupervised_weight(self, labelled: bool, is_whole: bool = False) -> float:
         """Alpha of a stage, which may be that of all dims."""
-        # where judgements teach, the paper's loss costs more than it keeps
+        # where judgements teach, it costs recurring documents more than it gives new ones
         if is_whole and self.alpha_whole is not None:
             return self.alpha_whole
         if is_whole and labelled:
             return 0.0
         if self.alpha is not None:
             return self.alpha
-        if labelled:
-            return 0.3 if self.unsupervised == "listwise" else 0.0
-        return 0.1
+        return 0.0 if labelled else 0.1
 
     def lookahead_weight(self, labelled: bool) -> float:
         """Weight of the losses of a stage's smaller dims, with judgements or without."""

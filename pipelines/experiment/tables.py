@@ -280,8 +280,8 @@ def ablation_page(results: Results) -> Page:
     return Page(
         "What each part of SMEC brings",
         "From plain MRL upwards the parts are added one by one; `without` takes one away from all. Off means "
-        f"{changes}. With all dims at once there is nothing to look ahead to nor to select, and no stage after that of "
-        "all dims has S-XBM, so `without SMRL` is without look-ahead, ADS and S-XBM, too; without the closed form, "
+        f"{changes}. With all dims at once there is nothing to look ahead to nor to select, so `without "
+        "SMRL` is without look-ahead and ADS, too; without the closed form, "
         "stages choose between a linear map and a rotation. Polish is all training: without it the closed form is the "
         "model.",
         [],

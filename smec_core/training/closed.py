@@ -229,8 +229,7 @@ def best_form(tried: Mapping[ClosedForm, Tried], favour: Favour, is_trained: boo
     Parts of fewer than LEAST_QUERIES decide nothing, and of two parts none that is less than LEAST_SHARE of them.
     One that loses more than the tolerance, and a standard error, to PCA at a prefix on either part is not taken.
 
-    Training adds what recurs, so a start that generalises is worth more: among those that are as good as the best for
-    new documents, within a standard error of the difference, it is the one that is best for recurring ones.
+    Training adds what recurs, so a start that generalises is worth more: it is chosen by new documents alone.
 
     Args:
         tried: what each form has reached.
@@ -258,9 +257,7 @@ def best_form(tried: Mapping[ClosedForm, Tried], favour: Favour, is_trained: boo
         if plain is None or not any(_loses(plain[part] - tried[form][part], tolerance) for part in judged)
     ]
     if is_trained and all(counts):
-        best = max(forms, key=lambda form: tried[form].new.mean())
-        forms = [form for form in forms if _is_level((tried[best].new - tried[form].new).mean(1))]
-        counts = [True, False]
+        counts = [False, True]
 
     def mean(form: ClosedForm) -> float:
         return sum(float(part_Qd.mean()) for part_Qd, does in zip(tried[form], counts, strict=True) if does)
@@ -271,10 +268,6 @@ def best_form(tried: Mapping[ClosedForm, Tried], favour: Favour, is_trained: boo
 def _loses(loss_Qd: np.ndarray, tolerance: float) -> bool:
     mean_d = loss_Qd.mean(0)
     return bool(((mean_d > tolerance) & (mean_d > _error(loss_Qd))).any())
-
-
-def _is_level(gain_Q: np.ndarray) -> bool:
-    return bool(gain_Q.mean() <= _error(gain_Q))
 
 
 def _error(values_Q: np.ndarray) -> np.ndarray:

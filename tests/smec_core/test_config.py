@@ -87,8 +87,7 @@ def test_paper_preset_is_a_valid_config() -> None:
 @pytest.mark.parametrize(
     ("changes", "judged", "whole", "unjudged"),
     [
-        ({}, 0.3, 0, 0.1),
-        ({"unsupervised": "cosines"}, 0, 0, 0.1),
+        ({}, 0, 0, 0.1),
         ({"alpha": 0.2}, 0.2, 0, 0.2),
         ({"alpha": 0.2, "alpha_whole": 0.5}, 0.2, 0.5, 0.2),
     ],
@@ -106,9 +105,14 @@ def test_documents_are_copied_for_dev_and_for_a_teacher() -> None:
     def copied(**changes: Any) -> int:
         return TrainConfig(dims=(4,), dev_corpus=100, **changes).copied_docs(1000)
 
-    assert copied() == 1100
-    assert copied(guard=False) == 1000
-    for changes in ({"alpha": 0}, {"unsupervised": "cosines"}, {"epochs": 0}, {"schedule": "parallel"}):
+    assert copied(alpha=0.3) == 1100
+    assert copied(alpha=0.3, guard=False) == 1000
+    for changes in (
+        {},
+        {"unsupervised": "cosines", "alpha": 0.1},
+        {"epochs": 0},
+        {"schedule": "parallel", "alpha": 0.1},
+    ):
         assert copied(**changes) == 100
     assert copied(schedule="parallel", alpha_whole=0.1) == 1100
 

@@ -117,7 +117,7 @@ def test_a_study_is_a_run_with_a_child_a_trial(study: Path) -> None:
         trial = summary["trials"][int(run.data.tags["smec.trial"]) - 1]
         assert float(run.data.params["tau"]) == trial["params"]["tau"]
         assert run.data.params["epochs"] == str(QUICK["epochs"])
-        assert (run.data.params["alpha"], run.data.params["patience"]) == ("0.3", "2")
+        assert (run.data.params["alpha"], run.data.params["patience"]) == ("0.0", "2")
         assert run.data.tags["mlflow.note.content"].endswith(" on dev.")
         curve = client.get_metric_history(run.info.run_id, "quality")
         assert [point.step for point in curve] == [step["place"] for step in trial["steps"]]
