@@ -119,8 +119,9 @@ class TrainConfig(Settings):
     """Documents drawn at random from the corpus per step, shared by all queries."""
     epochs: int | None = Field(None, ge=0)
     """Most epochs of a stage; default: as many as make 500 steps, and at least 2. 0: a stage stays as it starts."""
-    lr: float = Field(0.001, gt=0)
-    """Peak learning rate of the projection (one-cycle schedule, AdamW without weight decay)."""
+    lr: float | None = Field(None, gt=0)
+    """Peak learning rate of the projection (one-cycle schedule, AdamW without weight decay); default: .002, or .001
+    where there are no judgements."""
     ads_lr_factor: float = Field(30.0, ge=0)
     """The ADS logits learn at lr times this. With 0, and gumbel_noise=0, there is no ADS: a stage keeps its first
     dims."""
@@ -201,12 +202,17 @@ class TrainConfig(Settings):
         """A copy in which the defaults that depend on judgements are filled in."""
         return self.model_copy(
             update={
+                "lr": self.peak_lr(labelled),
                 "alpha": self.unsupervised_weight(labelled),
                 "alpha_whole": self.unsupervised_weight(labelled, is_whole=True),
                 "lookahead": self.lookahead_weight(labelled),
                 "top_k": self.neighbours(labelled),
             }
         )
+
+    def peak_lr(self, labelled: bool) -> float:
+        """Peak learning rate of the projection, with judgements or without."""
+        return self.lr if self.lr is not None else 2e-3 if labelled else 1e-3
 
     def unsupervised_weight(self, labelled: bool, is_whole: bool = False) -> float:
         """Alpha of a stage, which may be that of all dims."""
@@ -237,7 +243,6 @@ PAPER_PRESET: dict[str, Any] = {
     "alpha": 0.1,
     "alpha_whole": 0.1,
     "lookahead": 0.0,
-    "lr": 0.002,
     "init": "identity",
     "gumbel_noise": 1.0,
     "ema_decay": 0.0,

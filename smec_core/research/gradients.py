@@ -28,13 +28,11 @@ FREE = {
     "projection": "linear",
     "init": "pca",
     "favour": "all",
-    "lr": 2e-3,
-    "alpha": 0.0,
     "lookahead": 0.0,
     "gumbel_noise": 0.0,
     "ads_lr_factor": 0.0,
 }
-"""One linear map whose rows keep their places, and the ranking loss alone: what is compared is the schedule."""
+"""One linear map whose rows keep their places, so that what is compared is the schedule alone."""
 BATCHES = 16
 _Block = tuple[int, int, int]
 """The larger dim, first and last row."""

@@ -78,7 +78,7 @@ def _kept(stages: Sequence[FrozenStage], order_D: Tensor, x_ND: Tensor, dim: int
 
 def _changed(config: TrainConfig, **changed: Any) -> TrainConfig:
     # without a guard, which where little is gained would keep the dims as they were, and call them chosen
-    shared = {"init": "identity", "guard": False, "refit": False, "lr": 2e-3, "alpha": 0.0}
+    shared = {"init": "identity", "guard": False, "refit": False}
     return TrainConfig.model_validate(config.model_dump() | shared | changed)
 
 

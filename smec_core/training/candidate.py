@@ -17,7 +17,7 @@ from smec_core.model.ads import initial_logits, keep_places, sample_selection
 from smec_core.training.checkpoint import Tree, same_device
 from smec_core.training.context import PassContext
 from smec_core.training.distillation import listwise_loss
-from smec_core.training.guard import Z_OTHER, Z_PRESERVING, Guard
+from smec_core.training.guard import Z_CLOSED, Z_OTHER, Z_PRESERVING, Guard
 from smec_core.training.losses import rank_loss, unsupervised_loss
 from smec_core.training.plan import StagePlan
 from smec_core.training.schedule import one_cycle
@@ -58,7 +58,7 @@ class Candidate:
             logits_I = initial_logits(plan.d_in, ordered=plan.is_ordered and kind != "selection")
             stage = Stage(kind, plan.dim, start_II, logits_I, config.hidden_dim)
         self.stage = (stage if plan.champion is None else Stage.resumed(plan.champion)).to(context.device)
-        lr = config.lr
+        lr = config.peak_lr(context.labelled)
         groups = [
             {"params": self.stage.projection_parameters(), "lr": lr},
             {"params": [self.stage.logits], "lr": config.ads_lr_factor * lr},
@@ -66,7 +66,7 @@ class Candidate:
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, eps=ADAM_EPS, fused=True)
         self.average = copy.deepcopy(self.stage)
         self.schedule = one_cycle(self.optimizer, plan.rhythm.epochs, plan.rhythm.epoch_steps)
-        z_threshold = Z_PRESERVING if self.stage.preserves_cosines else Z_OTHER
+        z_threshold = Z_PRESERVING if self.stage.preserves_cosines else Z_CLOSED if plan.is_closed else Z_OTHER
         self.guard = Guard(plan.counted, plan.floors, plan.held, plan.rhythm.patience, z_threshold)
         self._plan, self.losses = plan, plan.losses(kind)
         self.best = self.average.freeze(plan.keeps_places)

@@ -24,8 +24,9 @@ def is_real(gain_Q: Tensor, z_threshold: float) -> bool:
     return len(gain_Q) > 1 and bool(gain_Q.mean() > z_threshold * gain_Q.std() / math.sqrt(len(gain_Q)))
 
 
-Z_PRESERVING, Z_OTHER = 0.0, 2.0
-"""Standard errors of a gain that count as real: of a projection that changes no earlier prefix, and of any other."""
+Z_PRESERVING, Z_CLOSED, Z_OTHER = 0.0, 1.0, 2.0
+"""Standard errors of a gain that count as real: of a projection that changes no earlier prefix, of one that starts from a
+closed form, which leaves less to gain, and of any other."""
 Z_LOSS = 1.0
 """Standard errors of a loss that count as real: of a part of dev against a reference."""
 

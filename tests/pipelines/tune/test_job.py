@@ -82,7 +82,7 @@ def test_the_defaults_are_trial_one_and_a_third_is_stopped_early(study: Path) ->
     summary = _summary(study)
     trials = summary["trials"]
     assert [one["number"] for one in trials] == list(range(1, 13))
-    assert trials[0]["params"] == {"tau": 1.0, "lr": 0.001, "queue_size": 100}
+    assert trials[0]["params"] == {"tau": 1.0, "lr": 0.002, "queue_size": 100}
     assert trials[0]["state"] == "finished"
     assert summary["states"]["stopped"] >= 4
     assert summary["states"]["finished"] + summary["states"]["stopped"] == 12
