@@ -9,7 +9,7 @@ through the last three points: 0 does not grow, 1 is linear. What is above linea
 of the CPU, so that what else the machine does counts little.
 
 Columns, in seconds: open (ids, judgements, fingerprint, split), read (all vectors into memory), dev set (its copy),
-moments (of all documents), pca (eigenvectors), through (all rows through a stage), dev (one scoring of one candidate),
+moments (of all documents), pca (of a stage), through (all rows through a stage), dev (one scoring of one candidate),
 evaluate (two passes over the corpus). In ms, median of a step of all candidates of both stages together: data, search,
 compute. In MiB, the most anonymous memory in training and in evaluation.
 """
@@ -75,7 +75,7 @@ FIXED = {
 }
 REASONS = {
     ("dims", "compute"): "a row is multiplied by D x D matrices, and the inverse of a rotation is D^3 a step",
-    ("dims", "pca"): "eigenvectors are D^3",
+    ("dims", "pca"): "the Gram matrix is D^2 a row, its eigenvectors are D^3",
     ("dims", "moments"): "the sum of squares is D^2 a row",
     ("dims", "through"): "a row is multiplied by a D x D/2 matrix",
     ("dims", "dev"): "a dev document goes through a D x D matrix, beside its products with the queries, which are D",
@@ -140,7 +140,7 @@ def watched(spent: Spent) -> Iterator[None]:
         patches.enter_context(patch.object(step, "time", SimpleNamespace(perf_counter=time.process_time)))
         patches.enter_context(full_memory())
         for owner, name, part in (
-            (stage, "block_rotation", "pca"),
+            (stage, "ordering_rotation", "pca"),
             (closed, "mean_of_squares", "moments"),
             (context, "make_dev_set", "dev set"),
             (Candidate, "score", "dev"),

@@ -3,15 +3,16 @@
 Shapes: N rows, D dims, S dims of a strip, H dims up to its end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smec_core.distributed.group import Group
-from smec_core.distributed.resident import Rows
+from smec_core.distributed.group import Group, rows_of_rank
+from smec_core.distributed.resident import BLOCK_ROWS, Rows
 
 STRIP_DIMS = 192
 
@@ -46,12 +47,25 @@ def spectrum(moment_DD: Tensor) -> tuple[Tensor, Tensor]:
     return value_D.flip(0).clamp_min(0), (direction_DD * sign_D1).contiguous()
 
 
-def mean_of_squares(rows: Rows, group: Group) -> Tensor:
-    """Mean of x x^T (D, D), float64, over all unit rows, each rank reading its share of them. Collective."""
+def mean_of_squares(rows: Rows, group: Group, some_Q: np.ndarray | None = None) -> Tensor:
+    """Mean of x x^T (D, D), float64, over unit rows, each rank reading its share of them. Collective.
+
+    Args:
+        rows: the rows, of any scale.
+        group: the ranks.
+        some_Q: numbers (Q) of the rows that count; None for all.
+    """
     gram = Gram(rows.dim)
-    for block_ND in rows.own_blocks():
+    for block_ND in rows.own_blocks() if some_Q is None else _own_blocks_of(rows, group, some_Q):
         gram.add(block_ND)
-    return group.sum_(gram.sum_DD) / rows.rows
+    return group.sum_(gram.sum_DD) / (rows.rows if some_Q is None else len(some_Q))
+
+
+def _own_blocks_of(rows: Rows, group: Group, some_Q: np.ndarray) -> Iterator[Tensor]:
+    for low in range(0, len(some_Q), BLOCK_ROWS):
+        block_Q = some_Q[low : low + BLOCK_ROWS]
+        rows.prepare(block_Q)
+        yield rows.take(torch.from_numpy(block_Q[slice(*rows_of_rank(len(block_Q), group.rank, group.size))]))
 
 
 def principal_rotation(rows: Rows, group: Group, cuts: Sequence[int] = ()) -> Tensor:

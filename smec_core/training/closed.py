@@ -59,13 +59,7 @@ class MomentSums:
         query_P, doc_row_P = judgements.query_J[relevant_J], judgements.doc_row_J[relevant_J]
         # the pairs of a query weigh 1 together
         weight_P = 1 / np.bincount(query_P, minlength=len(judgements))[query_P]
-        sums_2DD = torch.zeros(2, docs.dim, docs.dim, dtype=torch.float64)
-        for low in range(0, len(judgements), BLOCK_ROWS):
-            row_Q = judgements.query_row_Q[low : low + BLOCK_ROWS]
-            queries.prepare(row_Q)
-            own = slice(*rows_of_rank(len(row_Q), group.rank, group.size))
-            x_QD = queries.take(torch.from_numpy(row_Q[own])).double()
-            sums_2DD[0] += x_QD.T @ x_QD
+        sum_DD = torch.zeros(docs.dim, docs.dim, dtype=torch.float64)
         for low in range(0, len(query_P), BLOCK_ROWS):
             pairs = slice(low, low + BLOCK_ROWS)
             query_row_P, row_P = judgements.query_row_Q[query_P[pairs]], doc_row_P[pairs]
@@ -74,9 +68,9 @@ class MomentSums:
             own = slice(*rows_of_rank(len(row_P), group.rank, group.size))
             x_PD, y_PD = queries.take(torch.from_numpy(query_row_P[own])), docs.take(torch.from_numpy(row_P[own]))
             difference_PD = (x_PD - y_PD).double()
-            sums_2DD[1] += (difference_PD * torch.from_numpy(weight_P[pairs][own])[:, None]).T @ difference_PD
-        queries_DD, differences_DD = group.sum_(sums_2DD) / len(judgements)
-        return Moments(self.docs_DD, queries_DD, differences_DD)
+            sum_DD += (difference_PD * torch.from_numpy(weight_P[pairs][own])[:, None]).T @ difference_PD
+        queries_DD = mean_of_squares(queries, group, judgements.query_row_Q)
+        return Moments(self.docs_DD, queries_DD, group.sum_(sum_DD) / len(judgements))
 
 
 class ClosedStart:
@@ -117,14 +111,14 @@ class ClosedStart:
         """Second moment of all documents. Collective the first time."""
         return self._sums.docs_DD
 
-    def make(self, without_dev: bool) -> tuple[Tensor, Tensor]:
+    def make(self, without_dev: bool) -> tuple[Tensor, bool]:
         """What the stage of all dims starts from, the first time chosen by all judgements. Collective.
 
         Args:
             without_dev: make it of what is learnt from while dev is held out; else of dev, too.
 
         Returns:
-            The matrix (D, D), and the second moment (D, D) by which its outputs are ordered.
+            The matrix (D, D), and whether its outputs are ordered by documents and queries alike.
         """
         data = self._data
         assert data.train is not None
@@ -135,7 +129,7 @@ class ClosedStart:
         form = PLAIN if self.chosen.get("kept") == "pca" else form
         moments = self._sums.of(data.train if without_dev else both)
         matrix_DD = data.node.group.from_first_(scaled(form.matrix(moments)))
-        return matrix_DD, moments.docs_DD if form.moment == "docs" else moments.pooled_DD
+        return matrix_DD, form.moment == "pooled"
 
     def _choose(self, judgements: Judgements) -> None:
         config = self._config

@@ -13,7 +13,6 @@ from smec_core.distributed.group import Group
 from smec_core.distributed.resident import Node, Rows
 from smec_core.evaluation.dev_set import DevSet, dev_parts, make_dev_set
 from smec_core.model.adapter import FrozenStage
-from smec_core.model.pca import mean_of_squares
 from smec_core.training.guard import References
 from smec_core.training.sampling import LabelledSampler, UnlabelledSampler, make_sampler
 from smec_core.training.schedule import TrainingShape
@@ -61,8 +60,8 @@ class PassContext:
         dev: dev set; None to train for fixed epochs.
         references: what dev should not fall below.
         labelled: whether there are judgements to learn from.
-        moment_II: second moment (I, I), float64, of what the stage in training takes, by which outputs that start in
-            order of importance are ordered; of no dims where none do.
+        is_pooled: whether outputs that start in order of importance are ordered by documents and train queries alike;
+            else by documents.
         closed_DD: the closed form that a stage of all dims starts from; None where none does.
         teacher: documents as the teacher of the stage in training has them, for unsupervised=listwise.
         step: steps taken in the run so far.
@@ -78,7 +77,7 @@ class PassContext:
     sampler: LabelledSampler | UnlabelledSampler
     dev: DevSet | None
     labelled: bool
-    moment_II: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.float64))
+    is_pooled: bool = False
     closed_DD: Tensor | None = None
     references: References = field(default_factory=References)
     teacher: Rows | None = None
@@ -94,21 +93,6 @@ class PassContext:
         """Puts a trained stage on top of the dev set."""
         if self.dev is not None:
             self.dev.advance(stage.apply, stage.d_in)
-
-    def go_on(self, stage: FrozenStage, y_docs: Rows) -> None:
-        """Goes on to the block that a trained stage keeps. Collective.
-
-        Args:
-            stage: the stage.
-            y_docs: that block of the documents.
-        """
-        if not len(self.moment_II):
-            return
-        if stage.is_linear:
-            weight_dI = stage.tensors["weight"][: stage.dim].cpu().double()
-            self.moment_II = weight_dI @ self.moment_II @ weight_dI.T
-        else:
-            self.moment_II = mean_of_squares(y_docs, self.group)
 
     @property
     def device(self) -> torch.device:

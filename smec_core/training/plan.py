@@ -101,11 +101,6 @@ class StagePlan:
         return self.start == "closed" and self.champion is None
 
     @property
-    def is_ordered_at_start(self) -> bool:
-        """Whether its outputs start in the order of a second moment."""
-        return self.start in ("closed", "pca") and self.champion is None
-
-    @property
     def keeps_places(self) -> bool:
         """Whether outputs stay where they are trained, because later stages count on their places."""
         return bool(self.ahead) or self.champion is not None
@@ -121,6 +116,10 @@ class StagePlan:
     def replay(self, projection: Projection, epochs: int) -> "StagePlan":
         """The plan of the refit pass, with what dev decided in the first pass."""
         return replace(self, projections=(projection,), rhythm=self.rhythm.stopping_at(epochs))
+
+    def unordered(self) -> "StagePlan":
+        """The same, whose outputs start in the order that they have already."""
+        return self if self.start == "closed" else replace(self, start="identity")
 
     def floors_of(self, scores: Mapping[int, float]) -> Scores:
         """Least scores for later stages, given the dev scores at this stage's end."""
@@ -231,7 +230,10 @@ def _chain(
 def _start(config: TrainConfig, is_whole: bool) -> Start:
     """Where a stage of the chain starts; `is_whole`: it keeps all dims."""
     if config.init == "closed":
-        return "closed" if is_whole else "pca"
+        if is_whole:
+            return "closed"
+        # a closed form that is not trained is in order already
+        return "identity" if config.epochs == 0 else "pca"
     return "identity" if config.init == "pca" and is_whole else config.init
 
 

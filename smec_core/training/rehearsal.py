@@ -18,6 +18,7 @@ from smec_core.config import TrainConfig
 from smec_core.distributed.group import rows_of_rank
 from smec_core.distributed.resident import BLOCK_ROWS, Node, Stage
 from smec_core.model.adapter import FrozenStage
+from smec_core.model.pca import mean_of_squares
 from smec_core.training.callbacks import DevScoring
 from smec_core.training.closed import FORMS, MomentSums, try_forms
 from smec_core.training.context import TrainingData, pass_context
@@ -141,23 +142,22 @@ def rehearse(
         context.put_on_top(stage)
 
     context.teacher = data.docs
-    started = time.perf_counter()
-    sums = MomentSums(data)
-    context.moment_II = sums.docs_DD
-    # the sums grow with the rows
-    choice = rows_share * (time.perf_counter() - started)
+    choice = 0.0
     if first[0].is_closed and data.train is not None:
         context.closed_DD = torch.eye(data.docs.dim)
-        choose = partial(try_forms, sums, data, data.train, few, [data.docs.dim], FEW_FORMS)
-        choice += len(FORMS) / len(FEW_FORMS) * _seconds(choose)
+        choose = partial(try_forms, MomentSums(data), data, data.train, few, [data.docs.dim], FEW_FORMS)
+        choice = len(FORMS) / len(FEW_FORMS) * _seconds(choose)
+        choice += rows_share * _seconds(partial(mean_of_squares, data.docs, context.group))
     for done in base:
         pass_on(done.to(data.node.device))
-        context.go_on(done.to(data.node.device), y_docs)
     found, replayed = list[StageTime](), list[StageTime]()
     for number, stage_plan in enumerate(first):
         started = time.perf_counter()
         stage = StageTraining(context, stage_plan, y_docs, y_queries, (), warm_start)
         prepare = time.perf_counter() - started
+        if stage_plan.start == "pca" and stage_plan.champion is None:
+            # of a PCA, the sums grow with the rows
+            prepare += (rows_share - 1) * _seconds(partial(mean_of_squares, y_docs, context.group))
         slots = torch.arange(min(stage.memory.slots, data.docs.rows))
         # most steps meet a full memory
         stage.memory.push(slots.to(context.device), data.docs.take(slots).to(context.device))
@@ -174,8 +174,6 @@ def rehearse(
             score = dev_share * _seconds(partial(DevScoring().stage_begins, stage, is_new=True))
         frozen = stage.candidates[0].average.freeze(stage_plan.keeps_places)
         prepare += rows_share * _seconds(partial(pass_on, frozen))
-        # the moment that follows a matrix comes from the moment before it
-        prepare += (1 if frozen.is_linear else rows_share) * _seconds(partial(context.go_on, frozen, y_docs))
         found.append(StageTime(stage_plan, prepare + (0.0 if found else choice), together, score))
         if refit:
             replayed.append(StageTime(refit[number], prepare, max(alone), 0.0))

@@ -14,14 +14,14 @@ from smec_core.config import Projection
 from smec_core.distributed.resident import Rows
 from smec_core.model.adapter import PRESERVING, FrozenStage
 from smec_core.model.ads import gumbel
-from smec_core.model.pca import block_rotation
+from smec_core.model.pca import block_rotation, mean_of_squares
 from smec_core.training.candidate import Candidate
 from smec_core.training.checkpoint import Checkpoint, same_device
 from smec_core.training.context import PassContext
 from smec_core.training.guard import Z_OTHER, is_real
 from smec_core.training.memory import CrossBatchMemory
 from smec_core.training.plan import StagePlan
-from smec_core.training.sampling import Batch, in_reach
+from smec_core.training.sampling import Batch, LabelledSampler, in_reach
 from smec_core.training.step import Clock, load_step
 from smec_core.training.warm import WarmStart
 
@@ -104,7 +104,7 @@ class StageTraining:
         if plan.start == "closed":
             assert context.closed_DD is not None
             return context.closed_DD
-        return context.group.from_first_(block_rotation(context.moment_II, plan.prepared))
+        return ordering_rotation(context, self._y_docs, self._y_queries, plan.prepared)
 
     def _restore(self, resumed: Checkpoint) -> None:
         assert resumed.progress is not None
@@ -209,6 +209,23 @@ class StageTraining:
                 state = group.object_from(state, candidate.team.first)
                 if candidate.team.rank < 0:
                     candidate.restore(state)
+
+
+def ordering_rotation(context: PassContext, y_docs: Rows, y_queries: Rows, cuts: Sequence[int]) -> Tensor:
+    """Principal directions (I, I) of what a stage takes, by which its outputs start in order. Collective.
+
+    Args:
+        context: what the stages share.
+        y_docs: blocks of the documents that the stage before keeps.
+        y_queries: those of the queries.
+        cuts: ascending; dims between two of them are rotated among themselves only.
+    """
+    moment_II = mean_of_squares(y_docs, context.group)
+    if context.is_pooled:
+        assert isinstance(context.sampler, LabelledSampler)
+        train_Q = context.sampler.judgements.query_row_Q
+        moment_II = (moment_II + mean_of_squares(y_queries, context.group, train_Q)) / 2
+    return context.group.from_first_(block_rotation(moment_II, cuts))
 
 
 def teacher_at_start(context: PassContext, plan: StagePlan, y_docs: Rows) -> Rows:

@@ -24,7 +24,7 @@ from smec_core.training.context import PassContext, PassName, TrainingData, pass
 from smec_core.training.guard import References
 from smec_core.training.plan import StagePlan, plan_training
 from smec_core.training.schedule import TrainingShape, chain_dims, prefix_dims
-from smec_core.training.stage import Callback, StageTraining, teacher_at_start
+from smec_core.training.stage import Callback, StageTraining, ordering_rotation, teacher_at_start
 from smec_core.training.tracker import Tracker
 from smec_core.training.trained import StageOutcome, Trained
 from smec_core.training.warm import WarmStart
@@ -102,7 +102,7 @@ def train(
         kinds: list[Projection] = [stage.projections[0] for stage in refit]
         # a residual MLP that has learnt nothing is linear
         kinds = ["linear" if kind == "residual_mlp" else kind for kind in kinds]
-        replays = [stage.replay(kind, 0) for stage, kind in zip(refit, kinds, strict=True)]
+        replays = [stage.replay(kind, 0).unordered() for stage, kind in zip(refit, kinds, strict=True)]
         first = final = training.run("refit", replays)
     elif refit:
         kept = zip(refit, first, strict=True)
@@ -190,8 +190,8 @@ class _Training:
             return outcomes
         self._pass_to_resume = None
         context = pass_context(self.data, self.config, pass_name, self.tracker, self.steps, self.rows)
-        if self.hooks.on_stage is not None or any(planned.is_ordered_at_start for planned in plan):
-            self._prepare(context, plan[0])
+        if plan and plan[0].is_closed:
+            self._prepare(context)
         y_docs, y_queries = self.data.docs, self.data.queries
         # kept as long as the pass takes, so only where it is asked
         is_taught = self.config.unsupervised == "listwise" and any(planned.alpha for planned in plan)
@@ -199,7 +199,6 @@ class _Training:
         for stage in self.base:
             y_docs, y_queries = y_docs.project(stage), y_queries.project(stage)
             context.put_on_top(stage)
-            context.go_on(stage, y_docs)
             if is_taught and stage.dim == self.data.docs.dim:
                 context.teacher = y_docs
         floors: Scores = {}
@@ -216,12 +215,11 @@ class _Training:
             context.put_on_top(outcome.stage)
             if number + 1 < len(plan):
                 y_docs, y_queries = y_docs.project(outcome.stage), y_queries.project(outcome.stage)
-                context.go_on(outcome.stage, y_docs)
                 if is_taught and planned.d_in == planned.dim:
                     # of all dims, whatever of them the stages after it keep
                     context.teacher = y_docs
             if self.hooks.on_stage is not None and context.dev is not None:
-                self.hooks.on_stage(self._reached(context, plan, number))
+                self.hooks.on_stage(self._reached(context, y_docs, y_queries, plan, number))
         if context.dev is not None:
             scores = context.dev.score(lambda y: y, self.data.docs.dim, self.prefixes)
             if plan and plan[0].is_closed and self.config.epochs != 0:
@@ -229,13 +227,10 @@ class _Training:
             self.dev_scores = {context.dev.measure: {str(dim): scores[dim].mean().item() for dim in self.prefixes}}
         return outcomes
 
-    def _prepare(self, context: PassContext, first: StagePlan) -> None:
+    def _prepare(self, context: PassContext) -> None:
         """Makes what the stages of a pass start from, and what dev is held to."""
         without_dev = self.config.guard and (context.pass_name == "first" or not self.config.refit)
-        if not first.is_closed:
-            context.moment_II = self.closed.docs_DD
-            return
-        context.closed_DD, context.moment_II = self.closed.make(without_dev)
+        context.closed_DD, context.is_pooled = self.closed.make(without_dev)
         if context.dev is None:
             return
         scores = []
@@ -304,7 +299,9 @@ class _Training:
             guards={c.kind: c.kept() for c in stage.candidates} if stage else {},
         )
 
-    def _reached(self, context: PassContext, plan: Sequence[StagePlan], number: int) -> StageReached:
+    def _reached(
+        self, context: PassContext, y_docs: Rows, y_queries: Rows, plan: Sequence[StagePlan], number: int
+    ) -> StageReached:
         place = number + 2 if plan[0].d_in > plan[0].dim else number + 1
         if self.config.schedule == "parallel":
             place = len(chain_dims(self.data.docs.dim, self.config.dims))
@@ -312,7 +309,7 @@ class _Training:
         # it changes no cosine at the prefixes that have had their stage
         rotation_dd = torch.eye(dim)
         if number + 1 < len(plan):
-            rotation_dd = block_rotation(context.moment_II, plan[number + 1].prepared)
+            rotation_dd = ordering_rotation(context, y_docs, y_queries, plan[number + 1].prepared)
         rotation_dd = rotation_dd.to(context.device)
         assert context.dev is not None
         scores = context.dev.score(lambda y_Nd: y_Nd @ rotation_dd.T, dim, self.prefixes)
