@@ -10,6 +10,7 @@ VectorType = Literal["float32", "float16", "int8", "binary"]
 Projection = Literal["linear", "rotation", "residual_mlp", "selection"]
 
 Favour = Literal["all", "both", "recurring", "new"]
+Unsupervised = Literal["listwise", "cosines"]
 
 STAGE_STEPS = 500
 
@@ -84,10 +85,11 @@ class TrainConfig(Settings):
 
     temperature: float = Field(0.07, gt=0)
     """Temperature T of the ranking loss (1 in the paper)."""
-    unsupervised: Literal["listwise", "cosines"] = "listwise"
+    unsupervised: Unsupervised | None = None
     """The unsupervised loss of S-XBM. listwise: KL of softmaxes over a document's neighbours in the memory and the
     step's documents, the teacher being what the stage of all dims gives; for documents that no train query has.
-    cosines: the paper's, the difference of single cosines from the frozen ones."""
+    cosines: the paper's, the difference of single cosines from the frozen ones. Default: listwise, or cosines where
+    there are no judgements."""
     alpha: float | None = Field(None, ge=0)
     """Weight of the unsupervised loss against the ranking loss (0.1 in the paper); 0 leaves S-XBM out. More, such as
     0.3, can help queries for new documents and costs queries for recurring ones. Default: 0, or 0.1 where there are no
@@ -191,7 +193,7 @@ class TrainConfig(Settings):
         """Documents of which a training holds a copy beside the rows: those of dev, and of a listwise teacher all."""
         is_sequential = self.schedule == "sequential"
         weights = [self.unsupervised_weight(True, is_whole) for is_whole in (True, False)[: 1 + is_sequential]]
-        has_teacher = self.unsupervised == "listwise" and self.epochs != 0 and any(weights)
+        has_teacher = self.unsupervised_loss(labelled=True) == "listwise" and self.epochs != 0 and any(weights)
         return self.dev_docs(corpus_rows) + (corpus_rows if has_teacher else 0)
 
     def stage_patience(self, epochs: int) -> int:
@@ -203,12 +205,17 @@ class TrainConfig(Settings):
         return self.model_copy(
             update={
                 "lr": self.peak_lr(labelled),
+                "unsupervised": self.unsupervised_loss(labelled),
                 "alpha": self.unsupervised_weight(labelled),
                 "alpha_whole": self.unsupervised_weight(labelled, is_whole=True),
                 "lookahead": self.lookahead_weight(labelled),
                 "top_k": self.neighbours(labelled),
             }
         )
+
+    def unsupervised_loss(self, labelled: bool) -> Unsupervised:
+        """The kind of unsupervised loss, with judgements or without."""
+        return self.unsupervised if self.unsupervised is not None else "listwise" if labelled else "cosines"
 
     def peak_lr(self, labelled: bool) -> float:
         """Peak learning rate of the projection, with judgements or without."""

@@ -208,7 +208,9 @@ def _chain(
                 number=number,
                 d_in=d_in,
                 dim=dim,
-                projections=("linear",) if config.projection == "auto" and d_in == dim else _projections(config),
+                projections=("linear",)
+                if config.projection == "auto" and d_in == dim
+                else _projections(config, shape.labelled),
                 rhythm=Rhythm.of(shape, config),
                 gated=((dim, 1.0), *((width, share) for width in ahead)) if d_in > dim else (),
                 whole=((d_in, 1.0),),
@@ -244,7 +246,7 @@ def _parallel(shape: TrainingShape, config: TrainConfig) -> list[StagePlan]:
     prefixes = prefix_dims(shape.input_dim, config.dims)
     if dims[-1] == shape.input_dim and (config.projection in PRESERVING or not shape.labelled):
         return []
-    projections = _projections(config)
+    projections = _projections(config, shape.labelled)
     is_closed = config.init == "closed" and shape.labelled and config.projection not in PRESERVING
     if config.projection == "auto" and (is_closed or len(dims) == 1):
         # a closed form changes cosines, which a rotation of it could not mend
@@ -319,7 +321,7 @@ def _check_judgements(shape: TrainingShape, config: TrainConfig) -> None:
         )
 
 
-def _projections(config: TrainConfig) -> tuple[Projection, ...]:
+def _projections(config: TrainConfig, labelled: bool) -> tuple[Projection, ...]:
     if config.projection != "auto":
         return (config.projection,)
-    return ("rotation",) if config.init == "closed" else ("rotation", "linear")
+    return ("rotation",) if config.init == "closed" and labelled else ("rotation", "linear")

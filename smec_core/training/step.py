@@ -113,7 +113,7 @@ def load_step(
 
     used_U, pairs, lists, weight = torch.empty(0, dtype=torch.int64), Pairs.none(context.device), None, 0
     is_global = context.config.memory == "global"
-    if is_unsupervised and context.config.unsupervised == "listwise":
+    if is_unsupervised and context.config.unsupervised_loss(context.labelled) == "listwise":
         used_U, lists = _lists(context, team, batch, memory, x_docs_ND)
         weight = lists.anchors
     elif is_unsupervised:

@@ -194,7 +194,8 @@ class _Training:
             self._prepare(context)
         y_docs, y_queries = self.data.docs, self.data.queries
         # kept as long as the pass takes, so only where it is asked
-        is_taught = self.config.unsupervised == "listwise" and any(planned.alpha for planned in plan)
+        loss = self.config.unsupervised_loss(context.labelled)
+        is_taught = loss == "listwise" and any(planned.alpha for planned in plan)
         context.teacher = y_docs if is_taught else None
         for stage in self.base:
             y_docs, y_queries = y_docs.project(stage), y_queries.project(stage)

@@ -232,7 +232,9 @@ def test_mlflow_holds_the_run(model_folder: Path) -> None:
     assert run.data.params["seed"] == "0"
     used = smec_core.load(model_folder).config["used"]
     alphas = {"alpha": 0.0, "alpha_whole": 0.0}
-    assert used == alphas | {"lookahead": 1.0, "top_k": 10, "epochs": 2, "lr": 0.002, "patience": 2}
+    assert used == alphas | {"lookahead": 1.0, "top_k": 10, "epochs": 2, "lr": 0.002, "patience": 2} | {
+        "unsupervised": "listwise"
+    }
     assert {name: run.data.params[name] for name in used} == {name: str(value) for name, value in used.items()}
     assert "None" not in run.data.params.values()
     metrics = smec_core.load(model_folder).metrics

@@ -65,7 +65,7 @@ def part_of(data: Generated, share: float) -> TrainingData:
 @pytest.fixture(scope="module")
 def champion(data: Generated) -> Champion:
     """A model that has learnt from a sixth of the train queries."""
-    trained = train(part_of(data, 1 / 6), small(), NullTracker())
+    trained = train(part_of(data, 1 / 6), small(init="pca"), NullTracker())
     model = model_of(trained)
     return model, WarmStart.of(model, "champion")
 
@@ -179,7 +179,7 @@ def test_old_documents_are_those_of_the_champions_chain(data: Generated, kinds: 
 
 
 def test_all_dims_at_once_go_on_as_one_stage(data: Generated) -> None:
-    config = small(schedule="parallel", projection="linear")
+    config = small(schedule="parallel", projection="linear", init="pca")
     before = model_of(train(part_of(data, 1 / 6), config, NullTracker()))
     warm_start = WarmStart.of(before, "champion")
     assert len(warm_start.stages) == 1
