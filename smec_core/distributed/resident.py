@@ -276,6 +276,11 @@ class StreamedRows:
         return x_ND
 
 
+def rows_at_once(rows: Rows) -> int:
+    """How many rows to make ready at a time, where many are read once: of streamed ones as many as can be held."""
+    return BLOCK_ROWS if rows.most_held is None else rows.most_held
+
+
 @dataclass
 class _Held:
     """Rows held by a node: their global numbers, ascending, and their unit vectors (W, D)."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smec_core.distributed.group import Group, rows_of_rank
-from smec_core.distributed.resident import BLOCK_ROWS, Rows
+from smec_core.distributed.resident import BLOCK_ROWS, Rows, rows_at_once
 
 STRIP_DIMS = 192
 
@@ -62,10 +62,13 @@ def mean_of_squares(rows: Rows, group: Group, some_Q: np.ndarray | None = None) 
 
 
 def _own_blocks_of(rows: Rows, group: Group, some_Q: np.ndarray) -> Iterator[Tensor]:
-    for low in range(0, len(some_Q), BLOCK_ROWS):
-        block_Q = some_Q[low : low + BLOCK_ROWS]
+    count = rows_at_once(rows)
+    for low in range(0, len(some_Q), count):
+        block_Q = some_Q[low : low + count]
         rows.prepare(block_Q)
-        yield rows.take(torch.from_numpy(block_Q[slice(*rows_of_rank(len(block_Q), group.rank, group.size))]))
+        own_Q = block_Q[slice(*rows_of_rank(len(block_Q), group.rank, group.size))]
+        for part_Q in torch.from_numpy(own_Q).split(BLOCK_ROWS):
+            yield rows.take(part_Q)
 
 
 def principal_rotation(rows: Rows, group: Group, cuts: Sequence[int] = ()) -> Tensor:

@@ -16,7 +16,7 @@ from smec_core.data.folds import document_folds
 from smec_core.data.judgements import Judgements
 from smec_core.data.seen import LEAST_QUERIES, LEAST_SHARE
 from smec_core.distributed.group import rows_of_rank
-from smec_core.distributed.resident import BLOCK_ROWS
+from smec_core.distributed.resident import BLOCK_ROWS, rows_at_once
 from smec_core.evaluation.dev_set import DevSet, make_dev_set
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.closed_forms import ClosedForm, Moments
@@ -58,17 +58,26 @@ class MomentSums:
         relevant_J = judgements.score_J > 0
         query_P, doc_row_P = judgements.query_J[relevant_J], judgements.doc_row_J[relevant_J]
         # the pairs of a query weigh 1 together
-        weight_P = 1 / np.bincount(query_P, minlength=len(judgements))[query_P]
+        weight_P = torch.from_numpy(1 / np.bincount(query_P, minlength=len(judgements))[query_P])
         sum_DD = torch.zeros(docs.dim, docs.dim, dtype=torch.float64)
-        for low in range(0, len(query_P), BLOCK_ROWS):
-            pairs = slice(low, low + BLOCK_ROWS)
-            query_row_P, row_P = judgements.query_row_Q[query_P[pairs]], doc_row_P[pairs]
-            queries.prepare(query_row_P)
-            docs.prepare(row_P)
+        count = min(rows_at_once(queries), rows_at_once(docs))
+        for low in range(0, len(query_P), count):
+            pairs = slice(low, low + count)
+            query_row_P, row_P = (
+                torch.from_numpy(rows) for rows in (judgements.query_row_Q[query_P[pairs]], doc_row_P[pairs])
+            )
+            queries.prepare(query_row_P.numpy())
+            docs.prepare(row_P.numpy())
             own = slice(*rows_of_rank(len(row_P), group.rank, group.size))
-            x_PD, y_PD = queries.take(torch.from_numpy(query_row_P[own])), docs.take(torch.from_numpy(row_P[own]))
-            difference_PD = (x_PD - y_PD).double()
-            sum_DD += (difference_PD * torch.from_numpy(weight_P[pairs][own])[:, None]).T @ difference_PD
+            mine = zip(
+                query_row_P[own].split(BLOCK_ROWS),
+                row_P[own].split(BLOCK_ROWS),
+                weight_P[pairs][own].split(BLOCK_ROWS),
+                strict=True,
+            )
+            for query_row_B, row_B, weight_B in mine:
+                difference_BD = (queries.take(query_row_B) - docs.take(row_B)).double()
+                sum_DD += (difference_BD * weight_B[:, None]).T @ difference_BD
         queries_DD = mean_of_squares(queries, group, judgements.query_row_Q)
         return Moments(self.docs_DD, queries_DD, group.sum_(sum_DD) / len(judgements))
 

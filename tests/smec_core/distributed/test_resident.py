@@ -171,7 +171,7 @@ def test_a_training_makes_rows_ready_several_times_an_epoch_and_never_too_many(n
     epochs = {(record["pass"], record["stage"], record["epoch"]) for record in records.steps}
     # dev is drawn once, whatever its size, and what a closed form is chosen and made by
     in_steps = [count for count in docs.prepared if count != len(made.docs_ND)]
-    assert len(docs.prepared) - len(in_steps) == (4 if case.judged else 1)
+    assert len(docs.prepared) - len(in_steps) == (2 if case.judged else 1)
     assert len(in_steps) > 2 * len(epochs)
     assert max(in_steps) <= HELD
 
