@@ -31,7 +31,7 @@ CHECK_DOCS, CHECK_QUERIES, CHECK_DIM = 2000, 600, 256
 
 def difference(device: torch.device) -> float:
     """Largest difference of unit vectors at the smallest dim after a few epochs on both devices."""
-    config = TrainConfig(dims=(64, 16), epochs=2, alpha=0.1, queue_size=500)
+    config = TrainConfig(dims=(64, 16), epochs=2, alpha=0.1, alpha_whole=0.1, queue_size=500)
     vectors = []
     for place in (device, torch.device("cpu")):
         data = random_data(CHECK_DOCS, CHECK_QUERIES, CHECK_DIM, Node(device=place))
@@ -44,7 +44,7 @@ def difference(device: torch.device) -> float:
 def measure_one(device: torch.device, input_dim: int, batch: int, queue: int, steps: int) -> dict[str, Any]:
     """One setting: all stages together."""
     dims = (input_dim // 2, input_dim // 4, input_dim // 8)
-    config = TrainConfig(dims=dims, batch_size=batch, negatives=batch, queue_size=queue, alpha=0.1)
+    config = TrainConfig(dims=dims, batch_size=batch, negatives=batch, queue_size=queue, alpha=0.1, alpha_whole=0.1)
     # more documents than slots, and queries for a few steps an epoch
     data = random_data(queue + 4 * batch, 4 * batch + batch, input_dim, Node(device=device))
     if device.type == "cuda":

@@ -141,7 +141,7 @@ def watched(spent: Spent) -> Iterator[None]:
         patches.enter_context(full_memory())
         for owner, name, part in (
             (stage, "ordering_rotation", "pca"),
-            (closed, "mean_of_squares", "moments"),
+            (closed.MomentSums, "__init__", "moments"),
             (context, "make_dev_set", "dev set"),
             (Candidate, "score", "dev"),
             (ResidentRows, "project", "through"),
@@ -167,7 +167,7 @@ def measure(data: str, point: Point) -> dict[str, float]:
 
     torch.set_num_threads(1)
     dims = (point.dims // 2,)
-    memory = {"queue_size": point.queue} if point.queue else {"alpha": 0}
+    memory = {"alpha": 0.3, "queue_size": point.queue} if point.queue else {}
     fixed = {"epochs": EPOCHS, "patience": EPOCHS, "score_steps": 1, "refit": False}
     config = TrainConfig.model_validate({"dims": dims} | fixed | memory)
     peak, spent, records = Peak(), Spent(), StepRecords()

@@ -64,17 +64,20 @@ class TrainConfig(Settings):
     projection=selection do not look ahead."""
     projection: Literal["auto", "linear", "rotation", "residual_mlp", "selection"] = "auto"
     """What a stage learns beside its selection: a linear map, a rotation, x + MLP(x), nothing (selection: ADS alone
-    chooses among the dims as they are), or auto: with init=closed a linear map of all dims and then rotations; else
-    both, the rotation kept unless linear is better on dev by more than twice the error of the difference."""
+    chooses among the dims as they are), or auto: with init=closed and judgements a linear map of all dims and then
+    rotations; else both, the rotation kept unless linear is better on dev by more than twice the error of the
+    difference."""
     init: Literal["closed", "pca", "identity", "random"] = "closed"
     """Where a projection starts. closed: the map of all dims as the linear map from second moments that does best on
-    folds of the judgements (see `favour`), later ones as the uncentred PCA rotation of the kept block. pca: the map of
-    all dims as identity, later ones as that rotation. Or all as identity, or as a random rotation. Dims that the stage
+    folds of the judgements (see `favour`), later ones as the uncentred PCA rotation of the kept block, of documents or
+    of these and train queries; without judgements it is pca. pca: the map of all dims in a chain as identity, later
+    ones as the PCA rotation of the documents' block. Or all as identity, or as a random rotation. Dims that the stage
     before has looked ahead to are mixed with none above them."""
     favour: Favour = "both"
     """Which dev queries choose what is kept. all: every query counts the same. recurring: those that share a relevant
     document with a train query. new: those that share none. both: the two parts count the same, whatever their sizes.
-    Where a part that counts has fewer than 30 queries, or for both less than a tenth of them, all count the same."""
+    Where a part that counts has fewer than 30 queries or, with both, where one is less than a tenth of all, every query
+    counts the same."""
     hidden_dim: int = Field(512, ge=1)
     """Width of the MLP of projection=residual_mlp, and of Matryoshka-Adaptor beside which experiments set SMEC."""
 
@@ -122,8 +125,8 @@ class TrainConfig(Settings):
     epochs: int | None = Field(None, ge=0)
     """Most epochs of a stage; default: as many as make 500 steps, and at least 2. 0: a stage stays as it starts."""
     lr: float | None = Field(None, gt=0)
-    """Peak learning rate of the projection (one-cycle schedule, AdamW without weight decay); default: .002, or .001
-    where there are no judgements."""
+    """Peak learning rate of the projection (one-cycle schedule, AdamW without weight decay), half of it where a stage
+    starts from a closed form; default: .002, or .001 where there are no judgements."""
     ads_lr_factor: float = Field(30.0, ge=0)
     """The ADS logits learn at lr times this. With 0, and gumbel_noise=0, there is no ADS: a stage keeps its first
     dims."""
@@ -136,8 +139,8 @@ class TrainConfig(Settings):
     training, Shen et al., CVPR 2020, arXiv 2003.11942). 0: they need not."""
 
     guard: bool = True
-    """Keep the best state on dev, protect earlier prefixes, stop without gain, and keep the closed form or PCA where
-    all stages together are no better; off: fixed epochs, last state."""
+    """Keep the best state on dev, protect earlier prefixes, stop without gain, and with init=closed keep the closed
+    form or PCA where all stages together are no better; off: fixed epochs, last state."""
     patience: int | None = Field(None, ge=1)
     """Epochs without gain on dev after which a stage stops; default: a third of its most epochs, and at least 2."""
     score_steps: int = Field(40, ge=1)
@@ -145,8 +148,8 @@ class TrainConfig(Settings):
     and at the end of every epoch where that is 1. It is always scored at the end of an epoch."""
     guard_tolerance: float = Field(0.005, ge=0)
     """The most nDCG@10 that a stage may cost any earlier configured prefix on dev, and its own where it looks ahead;
-    with init=closed also the most, or a standard error, that its own dim may be below PCA or the closed form on a part
-    of dev."""
+    with init=closed also the most (or a standard error, if that is more) by which its own dim may fall below PCA or the
+    closed form on a part of dev, unless it starts there."""
     dev_fraction: float = Field(0.2, gt=0, lt=1)
     """Share of the train queries held out as dev, by a hash of the query id, where the data has no qrels/dev."""
     dev_queries: int = Field(5000, ge=2)

@@ -2,7 +2,7 @@
 
     tau: {loguniform: [0.1, 10]}        uniform, loguniform: numbers between the two
     queue_size: {logint: [1000, 20000]} int, logint: whole numbers, both ends included
-    init: {choice: [pca, identity]}     choice: one of these
+    init: {choice: [closed, pca]}     choice: one of these
 
 Every key is a setting of smec_core.config.TrainConfig.
 """
@@ -31,7 +31,7 @@ from smec_core.yaml_file import read_entries
 Space = dict[str, BaseDistribution]
 
 KINDS = ("uniform", "loguniform", "int", "logint", "choice")
-FIXED = ("dims", "seed", "favour", "guard", "guard_tolerance", "dev_fraction", "dev_queries", "dev_corpus", "refit")
+FIXED = ("dims", "seed", "guard", "guard_tolerance", "dev_fraction", "dev_queries", "dev_corpus", "refit")
 """Settings that decide what is measured, and how: trials that differ in them cannot be compared."""
 
 

@@ -41,7 +41,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "closed form": {"init": "pca"},
     "polish": {"epochs": 0},
     "temperature": {"temperature": 1.0},
-    "guard": {"guard": False, "refit": False},
+    "guard": {"guard": False, "refit": False, "projection": "linear"},
 }
 """The parts of SMEC that are on by default, and the settings that switch each off; polish is all training that follows
 the closed form."""

@@ -101,10 +101,10 @@ def reasons_of(stage: Stage, dev: Sequence[Curve]) -> list[str]:
             )
         if name in peaks and peaks[name] > score + SHOWN:
             where = "the star" if name == stage.projection else f"the {named(name)}'s best, {score:.4f},"
-            gain = "" if name in HARMLESS else "their gain over the start is within two standard errors, or "
+            gain = "" if name in HARMLESS else "their gain over the start may be luck, or "
             sentences.append(
                 f"Scores of the {named(name)} above {where} do not count: {gain}they cost an earlier prefix, or the "
-                "new one, more than guard_tolerance."
+                "new one, more than guard_tolerance, or a part of the dev queries fell below PCA or the closed form."
             )
     return sentences
 

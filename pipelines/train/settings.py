@@ -16,8 +16,8 @@ class TrainingSettings(JobSettings):
     """Model folder, that of the champion, whose weights the training starts at: one pass on train +
     dev, in which each stage takes as many epochs as the champion kept, but at least a quarter of the most. The kinds of
     projection and the dims that each stage keeps are the champion's, so tau, gumbel_noise, ads_lr_factor, init,
-    hidden_dim and what dev and the guard go by (dev_fraction, dev_queries, dev_corpus, guard, patience,
-    score_steps, guard_tolerance, refit) do nothing."""
+    hidden_dim and what dev and the guard go by (favour, dev_fraction, dev_queries, dev_corpus, guard,
+    patience, score_steps, guard_tolerance, refit) do nothing."""
     hold_out: float = Field(0.0, ge=0, lt=1)
     """Share of the queries, by a hash of their id, that are neither learnt from nor chosen by, whatever the split: for
     `smec evaluate --split held_out`."""

@@ -17,7 +17,7 @@ from smec_core.data.judgements import Judgements
 
 LEAST_QUERIES = 30
 """Of fewer queries a mean is shown, but nothing is decided by it."""
-LEAST_SHARE = 0.1
+LEAST_PART = 0.1
 """A part that is a smaller share of all queries does not count as much as the rest."""
 PARTS = {"seen": "seen", "unseen": "unseen", "unseen_documents": "unseen-documents-only"}
 """Parts of an evaluation by what the model has learnt from, and what people call them."""

@@ -277,7 +277,7 @@ class StreamedRows:
 
 
 def rows_at_once(rows: Rows) -> int:
-    """How many rows to make ready at a time, where many are read once: of streamed ones as many as can be held."""
+    """How many rows to make ready at a time: of streamed ones as many as can be held."""
     return BLOCK_ROWS if rows.most_held is None else rows.most_held
 
 

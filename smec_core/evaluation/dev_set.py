@@ -13,7 +13,7 @@ from torch import Tensor
 from smec_core.config import TrainConfig
 from smec_core.data.folds import is_seen
 from smec_core.data.judgements import Judgements
-from smec_core.data.seen import LEAST_QUERIES, LEAST_SHARE
+from smec_core.data.seen import LEAST_PART, LEAST_QUERIES
 from smec_core.distributed.group import rows_of_rank
 from smec_core.distributed.resident import BLOCK_ROWS, Node, Rows
 from smec_core.evaluation.metrics import PrefixSearch, gains_of, ndcg, recall
@@ -166,7 +166,7 @@ def dev_parts(train: Judgements, dev: Judgements, config: TrainConfig) -> DevPar
     masks = masks or [torch.ones(len(dev), dtype=torch.bool)]
     if config.favour == "all":
         return DevParts(masks, None)
-    counted, least = list(parts.values()), max(LEAST_QUERIES, LEAST_SHARE * len(dev))
+    counted, least = list(parts.values()), max(LEAST_QUERIES, LEAST_PART * len(dev))
     if config.favour != "both":
         counted, least = [parts[config.favour]], LEAST_QUERIES
     if any(mask_Q.sum() < least for mask_Q in counted):

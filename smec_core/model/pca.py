@@ -1,6 +1,6 @@
 """Uncentred PCA of unit vectors: where a stage starts, and the baseline to beat.
 
-Shapes: N rows, D dims, S dims of a strip, H dims up to its end.
+Shapes: N rows, Q of them, D dims, S dims of a strip, H dims up to its end.
 """
 
 from collections.abc import Iterator, Sequence
@@ -71,15 +71,9 @@ def _own_blocks_of(rows: Rows, group: Group, some_Q: np.ndarray) -> Iterator[Ten
             yield rows.take(part_Q)
 
 
-def principal_rotation(rows: Rows, group: Group, cuts: Sequence[int] = ()) -> Tensor:
-    """Principal directions (D, D) of all rows, each rank reading its share of them. Collective.
-
-    Args:
-        rows: the rows.
-        group: the ranks.
-        cuts: ascending; dims between two of them are rotated among themselves only.
-    """
-    return group.from_first_(block_rotation(mean_of_squares(rows, group), cuts))
+def principal_rotation(rows: Rows, group: Group) -> Tensor:
+    """Principal directions (D, D) of all rows, each rank reading its share of them. Collective."""
+    return group.from_first_(block_rotation(mean_of_squares(rows, group)))
 
 
 def block_rotation(moment_DD: Tensor, cuts: Sequence[int] = ()) -> Tensor:

@@ -60,7 +60,7 @@ class Candidate:
             logits_I = initial_logits(plan.d_in, ordered=plan.is_ordered and kind != "selection")
             stage = Stage(kind, plan.dim, start_II, logits_I, config.hidden_dim)
         self.stage = (stage if plan.champion is None else Stage.resumed(plan.champion)).to(context.device)
-        lr = config.peak_lr(context.labelled) * (CLOSED_LR if plan.is_closed else 1)
+        lr = config.peak_lr(context.labelled) * (CLOSED_LR if plan.start == "closed" else 1)
         groups = [
             {"params": self.stage.projection_parameters(), "lr": lr},
             {"params": [self.stage.logits], "lr": config.ads_lr_factor * lr},

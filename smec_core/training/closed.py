@@ -14,7 +14,7 @@ from torch import Tensor
 from smec_core.config import Favour, TrainConfig
 from smec_core.data.folds import document_folds
 from smec_core.data.judgements import Judgements
-from smec_core.data.seen import LEAST_QUERIES, LEAST_SHARE
+from smec_core.data.seen import LEAST_PART, LEAST_QUERIES
 from smec_core.distributed.group import rows_of_rank
 from smec_core.distributed.resident import BLOCK_ROWS, rows_at_once
 from smec_core.evaluation.dev_set import DevSet, make_dev_set
@@ -33,7 +33,7 @@ FORMS = (
 """What is tried; of several that are as good the first is taken."""
 FOLDS = 3
 FOLD_DOCS, FOLD_QUERIES = 20_000, 1000
-"""Most documents that a fold is scored against, beside judged ones, and most queries of each of its parts."""
+"""Most documents that a fold is scored against, beside judged ones, and most queries, twice as many for both parts."""
 
 
 class MomentSums:
@@ -60,7 +60,8 @@ class MomentSums:
         # the pairs of a query weigh 1 together
         weight_P = torch.from_numpy(1 / np.bincount(query_P, minlength=len(judgements))[query_P])
         sum_DD = torch.zeros(docs.dim, docs.dim, dtype=torch.float64)
-        count = min(rows_at_once(queries), rows_at_once(docs))
+        # the queries are in memory
+        count = rows_at_once(docs)
         for low in range(0, len(query_P), count):
             pairs = slice(low, low + count)
             query_row_P, row_P = (
@@ -183,11 +184,17 @@ def try_forms(
     docs, queries, node = data.docs, data.queries, data.node
     nothing = np.empty(0, np.int64)
     small = config.model_copy(update={"dev_corpus": min(config.dev_corpus, FOLD_DOCS)})
-    whole = make_dev_set(queries, docs, judgements, nothing, small, node)
-    found: dict[ClosedForm, tuple[list[np.ndarray], list[np.ndarray]]] = {form: ([], []) for form in forms}
+    folds = []
     for fold in document_folds(judgements, FOLDS, config.seed):
+        share = 2 * FOLD_QUERIES / max(len(fold.recurring) + len(fold.new), 1)
+        folds.append((fold, _some(fold.recurring, share, config.seed), _some(fold.new, share, config.seed)))
+    scored = judgements.select(np.zeros(len(judgements), bool))
+    for _, recurring, new in folds:
+        scored = scored.merge(recurring).merge(new)
+    whole = make_dev_set(queries, docs, scored, nothing, small, node)
+    found: dict[ClosedForm, tuple[list[np.ndarray], list[np.ndarray]]] = {form: ([], []) for form in forms}
+    for fold, recurring, new in folds:
         moments = sums.of(fold.fit)
-        recurring, new = _some(fold.recurring, config.seed), _some(fold.new, config.seed)
         if len(fold.left_out):
             parts = [
                 (recurring, nothing, np.zeros(len(recurring), bool)),
@@ -213,17 +220,18 @@ def try_forms(
     return {form: Tried(*(np.concatenate([*part, none]) for part in values)) for form, values in found.items()}
 
 
-def _some(judgements: Judgements, seed: int) -> Judgements:
-    """A sample of the queries, if there are more than needed."""
+def _some(judgements: Judgements, share: float, seed: int) -> Judgements:
+    """A share of the queries; 1 or more: all."""
     lot_Q = np.random.default_rng((seed, 5)).permutation(len(judgements))
-    return judgements.select(lot_Q < FOLD_QUERIES)
+    return judgements.select(lot_Q < share * len(judgements))
 
 
 def best_form(tried: Mapping[ClosedForm, Tried], favour: Favour, is_trained: bool, tolerance: float) -> ClosedForm:
     """The form to start from, or to keep.
 
-    Parts of fewer than LEAST_QUERIES decide nothing, and of two parts none that is less than LEAST_SHARE of them.
-    One that loses more than the tolerance, and a standard error, to PCA at a prefix on either part is not taken.
+    Parts of fewer than LEAST_QUERIES decide nothing; nor, where both have more, does one that is less than LEAST_PART
+    of the two. A form that loses more than the tolerance, and a standard error, to PCA at a prefix on either part is
+    not taken.
 
     Training adds what recurs, so a start that generalises is worth more: among those that are as good as the best for
     new documents, within a standard error of the difference, it is the one that is best for recurring ones.
@@ -243,7 +251,7 @@ def best_form(tried: Mapping[ClosedForm, Tried], favour: Favour, is_trained: boo
     counts = [has and is_wanted for has, is_wanted in zip(enough, wanted, strict=True)]
     counts = counts if any(counts) else enough
     if all(counts):
-        counts = [size >= LEAST_SHARE * sum(sizes) for size in sizes]
+        counts = [size >= LEAST_PART * sum(sizes) for size in sizes]
     if not any(counts):
         return PLAIN if PLAIN in tried else next(iter(tried))
     plain = tried.get(PLAIN)

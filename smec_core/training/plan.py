@@ -218,7 +218,7 @@ def _chain(
                 noise=config.gumbel_noise,
                 ahead=ahead,
                 prepared=stages[-1].ahead[::-1] if stages else (),
-                start=_start(config, is_whole=d_in == dim),
+                start=_start(config, is_whole=d_in == dim, has_closed=blocks[0][0] == blocks[0][1]),
                 is_ordered=bool(stages and stages[-1].ahead) or config.init in ("closed", "pca"),
                 counted=(*ahead, dim, d_in),
                 held={dim: config.guard_tolerance} if ahead else {},
@@ -229,13 +229,19 @@ def _chain(
     return stages
 
 
-def _start(config: TrainConfig, is_whole: bool) -> Start:
-    """Where a stage of the chain starts; `is_whole`: it keeps all dims."""
+def _start(config: TrainConfig, is_whole: bool, has_closed: bool) -> Start:
+    """Where a stage of the chain starts.
+
+    Args:
+        config: settings of the method.
+        is_whole: whether it keeps all dims.
+        has_closed: whether the first stage keeps all dims, and so may start from a closed form.
+    """
     if config.init == "closed":
         if is_whole:
             return "closed"
         # a closed form that is not trained is in order already
-        return "identity" if config.epochs == 0 else "pca"
+        return "identity" if config.epochs == 0 and has_closed else "pca"
     return "identity" if config.init == "pca" and is_whole else config.init
 
 
@@ -324,4 +330,8 @@ def _check_judgements(shape: TrainingShape, config: TrainConfig) -> None:
 def _projections(config: TrainConfig, labelled: bool) -> tuple[Projection, ...]:
     if config.projection != "auto":
         return (config.projection,)
-    return ("rotation",) if config.init == "closed" and labelled else ("rotation", "linear")
+    if config.init == "closed" and labelled:
+        return ("rotation",)
+    if not config.guard:
+        raise InputError("projection: auto chooses on dev, which guard=false switches off; name one projection")
+    return ("rotation", "linear")

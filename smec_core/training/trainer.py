@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from smec_core.config import Projection, TrainConfig
+from smec_core.config import TrainConfig
 from smec_core.distributed.resident import Rows
 from smec_core.evaluation.dev_set import QueryScores, Scores
 from smec_core.model.adapter import FrozenStage
@@ -99,11 +99,8 @@ def train(
     if training.keeps_start:
         # each stage stays where it starts, which makes up the closed form
         refit = refit or [replace(stage, pass_name="refit") for stage in plan]
-        kinds: list[Projection] = [stage.projections[0] for stage in refit]
-        # a residual MLP that has learnt nothing is linear
-        kinds = ["linear" if kind == "residual_mlp" else kind for kind in kinds]
-        replays = [stage.replay(kind, 0).unordered() for stage, kind in zip(refit, kinds, strict=True)]
-        first = final = training.run("refit", replays)
+        final = training.run("refit", [stage.replay(stage.projections[0], 0).unordered() for stage in refit])
+        first = [replace(kept, seconds=tried.seconds) for kept, tried in zip(final, first, strict=True)]
     elif refit:
         kept = zip(refit, first, strict=True)
         final = training.run("refit", [stage.replay(one.stage.projection, one.best.epochs) for stage, one in kept])
@@ -235,7 +232,8 @@ class _Training:
         if context.dev is None:
             return
         scores = []
-        for matrix_DD in (context.closed_DD, block_rotation(self.closed.docs_DD)):
+        pca_DD = context.group.from_first_(block_rotation(self.closed.docs_DD))
+        for matrix_DD in (context.closed_DD, pca_DD):
             stage = FrozenStage(len(matrix_DD), "linear", {"weight": matrix_DD.to(context.device)})
             scores.append(context.dev.score(stage.apply, len(matrix_DD), self.prefixes))
         context.references = References(scores, context.dev.parts.masks, self.config.guard_tolerance)

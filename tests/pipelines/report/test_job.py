@@ -439,3 +439,12 @@ def test_page_that_cannot_be_written_leaves_nothing(tmp_path: Path, out: str) ->
     with pytest.raises(InputError, match="cannot write the report"):
         run(ReportSettings(folder=str(folder), out=str(tmp_path / out)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "taken"]
+
+
+def test_the_page_says_where_training_brought_nothing(tmp_path: Path) -> None:
+    folder = write_model_folder(tmp_path / "model", EVALUATION | {"advice": "keep your originals"})
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"start": {"name": "within", "kept": "closed"}}))
+    _, page = report(folder)
+    assert "Keep your originals." in page.text
+    assert "The trained stages were no better on dev than the closed form, which this model is." in page.text

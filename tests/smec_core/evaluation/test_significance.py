@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from smec_core.evaluation.significance import p_text, query_interval, randomisation_p, seed_interval, share_interval
+from smec_core.evaluation.significance import (
+    advice,
+    p_text,
+    query_interval,
+    randomisation_p,
+    seed_interval,
+    share_interval,
+)
 
 
 def test_the_interval_over_seeds_is_students() -> None:
@@ -54,3 +61,16 @@ def test_a_clear_difference_is_significant_and_no_difference_is_not() -> None:
     rng = np.random.default_rng(2)
     assert randomisation_p(rng.normal(1, 1, 100)) < 0.001
     assert randomisation_p(np.zeros(10)) == 1.0
+
+
+def test_originals_are_advised_where_nothing_is_gained() -> None:
+    def report(*lows: float) -> dict[str, object]:
+        return {"intervals": {"pca": {str(dim): [low, low + 0.1] for dim, low in enumerate(lows)}}}
+
+    text = advice(report(-0.05, 0.0))
+    assert text is not None
+    assert text.endswith("keep your originals, or take PCA")
+    assert advice(report(-0.05, 0.001)) is None
+    # nothing is known
+    assert advice({"intervals": {}}) is None
+    assert advice({}) is None

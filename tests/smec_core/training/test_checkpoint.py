@@ -108,7 +108,7 @@ def test_a_training_killed_after_every_checkpoint_gives_the_same_model(ranks: Ra
     check_killed_everywhere(partial(alone, ranks), CASES[name], tmp_path)
 
 
-@pytest.mark.parametrize("name", ["auto", "one_stops_early", "unlabelled", "local", "warm"])
+@pytest.mark.parametrize("name", ["auto", "one_stops_early", "start_is_kept", "unlabelled", "local", "warm"])
 def test_so_does_one_of_two_workers(ranks: Ranks, name: str, tmp_path: Path) -> None:
     check_killed_everywhere(partial(together, ranks, 2), CASES[name], tmp_path)
 

@@ -9,11 +9,13 @@ import torch
 from smec_core.config import PAPER_PRESET, TrainConfig
 from smec_core.data.dataset import Dataset
 from smec_core.distributed.resident import Node, ResidentRows
+from smec_core.errors import InputError
 from smec_core.model.model import Model
 from smec_core.training.context import TrainingData
 from smec_core.training.local import load_training_data
 from smec_core.training.plan import plan_training
 from smec_core.training.rehearsal import SampledRows, rehearse
+from smec_core.training.schedule import TrainingShape
 from smec_core.training.tracker import NullTracker
 from smec_core.training.trainer import train
 from smec_core.training.warm import WarmStart
@@ -146,3 +148,27 @@ def test_a_rehearsal_trains_on_few_rows_and_leaves_no_trace(dataset: Dataset) ->
     state = torch.get_rng_state()
     rehearse(sampled(data, 50), config, plan_training(data.shape(config), config))
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("changes", "judged", "starts"),
+    [
+        ({}, True, ["closed", "identity", "identity"]),
+        ({"epochs": 6}, True, ["closed", "pca", "pca"]),
+        # without a closed form there is an order to find
+        ({}, False, ["pca", "pca"]),
+        ({"projection": "rotation"}, True, ["pca", "pca"]),
+        ({"init": "pca"}, True, ["identity", "pca", "pca"]),
+    ],
+)
+def test_stages_that_are_not_trained_start_in_order(changes: dict[str, Any], judged: bool, starts: list[str]) -> None:
+    config = TrainConfig.model_validate({"dims": (4, 2), "epochs": 0} | changes)
+    plan = plan_training(TrainingShape(8, judged), config)
+    assert [stage.start for stage in plan if stage.pass_name == "first"] == starts
+
+
+def test_two_kinds_need_a_guard_to_choose_between_them() -> None:
+    with pytest.raises(InputError, match="auto chooses on dev, which guard=false switches off"):
+        plan_training(TrainingShape(8, labelled=False), TrainConfig(dims=(4,), guard=False))
+    plan = plan_training(TrainingShape(8, labelled=True), TrainConfig(dims=(4,), guard=False))
+    assert [stage.projections for stage in plan] == [("linear",), ("rotation",)]
