@@ -67,7 +67,7 @@ def training(address: str, tmp_path: Path) -> Iterator[Training]:
     """A training that goes on for longer than any test."""
     data = write_dataset(tmp_path / "data")
     arguments = ["--data", str(data), "--dims", "8", "--out", str(tmp_path / "model"), "--workers", "2", "--name", RUN]
-    for setting in ("alpha=0.1", "queue_size=500", "epochs=100000", "patience=100000"):
+    for setting in ("alpha=0.1", "alpha_whole=0.1", "queue_size=500", "epochs=100000", "patience=100000"):
         arguments += ["--set", setting]
     training = Training(arguments, tmp_path / "said", {"RAY_ADDRESS": address})
     yield training
