@@ -1,7 +1,7 @@
 """`smec verify`: compares everything that is stored below a folder with its checksums, byte by byte."""
 
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -9,14 +9,18 @@ import pyarrow.fs as pafs
 from pipelines.console import say, warn
 from pipelines.storage.files import SUM, parse_record, read_bytes
 from pipelines.storage.manifest import DONE, describe
-from pipelines.storage.publish import CURRENT, current
+from pipelines.storage.publish import CURRENT, VERSION, current
 from pipelines.storage.run_folder import FINISHED, MODEL
 from pipelines.verify.settings import VerifySettings
 from smec_core.checksums import SUMS, read_sums
+from smec_core.data.tables import MANIFEST
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.errors import DamagedError, InputError, one_line
 
 RESTORE = "restore it from a copy, or make it again"
+CONFIG, ADAPTER = "config.json", "adapter.safetensors"
+RECORDS = (FINISHED, MANIFEST, "releases.json")
+"""Names of ours: what is called so and is no record is damaged."""
 
 
 def run(settings: VerifySettings) -> dict[str, Any]:
@@ -24,18 +28,25 @@ def run(settings: VerifySettings) -> dict[str, Any]:
 
     Returns:
         files: how many were compared.
+        not_compared: how many others are there, of which no checksum is kept.
 
     Raises:
         DamagedError: a file is not what was written; each is reported first.
-        InputError: nothing there has checksums.
+        InputError: nothing there has checksums, or it is no folder.
     """
     filesystem, root = open_filesystem(settings.path.rstrip("/"))
+    public = public_uri(settings.path)
+    if filesystem.get_file_info(root).type == pafs.FileType.File:
+        raise InputError(f"{public}: is a file; give the folder that it lies in")
     infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
+    if not infos:
+        raise InputError(f"{public}: is not there, or empty; give a folder that smec has written")
+    paths = sorted(info.path for info in infos if info.type == pafs.FileType.File)
     compared: set[str] = set()
     damaged: list[InputError] = []
-    for path in sorted(info.path for info in infos if info.type == pafs.FileType.File):
+    for path in paths:
         try:
-            for other, digest in _told_by(filesystem, path):
+            for other, digest in _told_by(filesystem, path, paths):
                 compared.add(other)
                 if digest and (differs := _problem(filesystem, other, digest)):
                     damaged.append(DamagedError(other, f"{differs} in {posixpath.basename(path)}", RESTORE))
@@ -51,30 +62,47 @@ def run(settings: VerifySettings) -> dict[str, Any]:
             raise InputError(f"{path}: cannot be read ({one_line(error)}); run again") from error
     for problem in damaged:
         warn(str(problem))
-    public = public_uri(settings.path)
+    others = len(set(paths) - compared)
     if damaged:
-        raise DamagedError(public, f"{len(damaged)} problems in {len(compared)} files, listed above", RESTORE)
+        raise DamagedError(public, f"problems: {len(damaged)}, listed above; files compared: {len(compared)}", RESTORE)
     if not compared:
         raise InputError(f"{public}: nothing there has checksums; give a folder that smec has written")
-    say(f"{public}: {len(compared)} files are as they were written")
-    return {"files": len(compared)}
+    rest = f"; of {others} no checksum is kept, so they were not compared" if others else ""
+    say(f"{public}: {len(compared)} files are as they were written{rest}")
+    return {"files": len(compared), "not_compared": others}
 
 
-def _told_by(filesystem: pafs.FileSystem, path: str) -> Iterator[tuple[str, str]]:
-    """Files of which a file holds the checksums, and these; a record's own was compared then."""
+def _told_by(filesystem: pafs.FileSystem, path: str, paths: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Files of which a file holds the checksums, and these; a record's own was compared then.
+
+    Raises:
+        DamagedError: a record cannot be read, the checksums of a model are gone, or a Parquet file is in none.
+    """
     folder, name = posixpath.split(path)
     content = read_bytes(filesystem, path) if name == SUMS or name.endswith(".json") else None
     if name == SUMS:
         yield from ((f"{folder}/{other}", digest) for other, digest in read_sums(content or b"", path).items())
-    # other programs write JSON, too: whatever has no checksum is not compared
-    elif content is not None and f'"{SUM}"'.encode() in content:
+    elif name == CONFIG and f"{folder}/{SUMS}" not in paths and f"{folder}/{ADAPTER}" in paths:
+        # models of the first edition have none
+        if parse_record(content or b"", path, RESTORE).get("format") != 1:
+            raise DamagedError(f"{folder}/{SUMS}", "is missing", RESTORE)
+    elif content is not None and (f'"{SUM}"'.encode() in content or name in RECORDS):
         record = parse_record(content, path, RESTORE)
+        if f'"{SUM}"'.encode() not in content:
+            # of the first edition; nor is what other programs write compared
+            return
         yield path, ""
         place = folder.partition(f"/{DONE}")[0]
         place = f"{place}/{MODEL}" if name == FINISHED else place
         files = record.get("files", ())
         listed = files.items() if isinstance(files, dict) else ((file["name"], file) for file in files)
-        yield from ((f"{place}/{other}", file[SUM]) for other, file in listed)
+        sums = {f"{place}/{other}": file[SUM] for other, file in listed}
+        yield from sums.items()
+        # beside the files of a dataset there may be others
+        if name == MANIFEST and VERSION.fullmatch(posixpath.basename(folder)):
+            for other in paths:
+                if other.startswith(f"{folder}/") and other.endswith(".parquet") and other not in sums:
+                    raise DamagedError(other, f"is not named in {MANIFEST}, but would be read", "move it elsewhere")
 
 
 def _problem(filesystem: pafs.FileSystem, path: str, digest: str) -> str | None:

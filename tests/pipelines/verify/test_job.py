@@ -9,9 +9,10 @@ from pipelines.storage.manifest import describe, finish_task
 from pipelines.storage.publish import Draft
 from pipelines.verify import job as verify
 from pipelines.verify.settings import VerifySettings
-from smec_core.data.uri import join_uri
+from smec_core.data.uri import join_uri, open_filesystem
 from smec_core.errors import DamagedError, InputError
 from tests.pipelines.storage.test_damage import KINDS, snapshot, write
+from tests.smec_core.model.test_model import make_model
 
 
 def test_every_file_of_every_kind_is_read(storage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,3 +51,55 @@ def test_a_folder_without_checksums_is_none(tmp_path: Path) -> None:
     (tmp_path / "notes.json").write_text("{}")
     with pytest.raises(InputError, match="nothing there has checksums; give a folder that smec has written"):
         verify.run(VerifySettings(path=str(tmp_path)))
+
+
+def test_what_is_cut_short_missing_or_strange_is_found(storage: str, tmp_path: Path) -> None:
+    kinds = [make(storage, tmp_path) for make in KINDS]
+    settings = VerifySettings(path=storage)
+    whole = verify.run(settings)["files"]
+    found = []
+    for kind in kinds:
+        before = snapshot(kind.folder)
+        for name, content in before.items():
+            if name.rpartition("/")[2] in ("finished.json", "_manifest.json", "releases.json"):
+                for cut in (b"", content[: len(content) // 4]):
+                    write(kind.folder, {name: cut})
+                    with pytest.raises(DamagedError):
+                        verify.run(settings)
+                found.append(name.rpartition("/")[2])
+                write(kind.folder, {name: content})
+    assert {"finished.json", "_manifest.json"} <= set(found)
+    assert verify.run(settings)["files"] == whole
+
+
+def test_a_model_without_its_checksums_and_a_strange_parquet_file_are_damage(tmp_path: Path) -> None:
+    make_model().save(tmp_path / "model")
+    (tmp_path / "model/SHA256SUMS").unlink()
+    with pytest.raises(DamagedError):
+        verify.run(VerifySettings(path=str(tmp_path)))
+
+
+def test_a_parquet_file_that_no_manifest_names_is_damage(storage: str, tmp_path: Path) -> None:
+    kinds = [make(storage, tmp_path) for make in KINDS]
+    strange = 0
+    for kind in kinds:
+        for name in snapshot(kind.folder):
+            folder, _, last = name.rpartition("/")
+            if last == "_manifest.json" and folder.endswith("/v0001"):
+                filesystem, _ = open_filesystem(kind.folder)
+                with filesystem.open_output_stream(f"{folder}/extra.parquet") as sink:
+                    sink.write(b"a")
+                with pytest.raises(DamagedError):
+                    verify.run(VerifySettings(path=storage))
+                filesystem.delete_file(f"{folder}/extra.parquet")
+                strange += 1
+    assert strange
+    verify.run(VerifySettings(path=storage))
+
+
+def test_no_folder_is_told_from_one_without_checksums(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not there, or empty"):
+        verify.run(VerifySettings(path=str(tmp_path / "typo")))
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(InputError, match="is a file; give the folder that it lies in"):
+        verify.run(VerifySettings(path=str(tmp_path / "a.json")))
