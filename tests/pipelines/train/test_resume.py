@@ -33,7 +33,10 @@ SETTINGS = {
     "epochs": 6,
     "batch_size": 16,
     "negatives": 16,
+    # two candidates a stage, and a memory in each: long enough to be killed within
+    "init": "pca",
     "alpha": 0.1,
+    "alpha_whole": 0.1,
     "queue_size": 100,
     "checkpoint_every": 30,  # Ray takes in four a second: steps must not run ahead of what an onlooker sees
     "max_failures": 9,
