@@ -1,6 +1,6 @@
 """The closed form that a training starts from: chosen by cross-fitting over folds of the judgements.
 
-Shapes: Q queries, P pairs of a query and a relevant document, D dims.
+Shapes: Q queries, P pairs of a query and a relevant document, B pairs of a block, D dims, d prefixes.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -65,6 +65,7 @@ def part_of(data: Generated, share: float) -> TrainingData:
 @pytest.fixture(scope="module")
 def champion(data: Generated) -> Champion:
     """A model that has learnt from a sixth of the train queries."""
+    # from a closed form it would know most of what there is to learn
     trained = train(part_of(data, 1 / 6), small(init="pca"), NullTracker())
     model = model_of(trained)
     return model, WarmStart.of(model, "champion")
