@@ -126,7 +126,7 @@ def watched(spent: Spent) -> Iterator[None]:
     """Times the parts of a training while it lasts; ends its epochs early, and starts its stages with a full memory."""
     from benchmarks.step_time import full_memory
     from smec_core.distributed.resident import ResidentRows
-    from smec_core.training import closed, context, stage, step
+    from smec_core.training import context, moments, ordering, step
     from smec_core.training.candidate import Candidate
     from smec_core.training.sampling import Batch, LabelledSampler
 
@@ -140,8 +140,8 @@ def watched(spent: Spent) -> Iterator[None]:
         patches.enter_context(patch.object(step, "time", SimpleNamespace(perf_counter=time.process_time)))
         patches.enter_context(full_memory())
         for owner, name, part in (
-            (stage, "ordering_rotation", "pca"),
-            (closed.MomentSums, "__init__", "moments"),
+            (ordering.Orders, "rotation", "pca"),
+            (moments.MomentSums, "of", "moments"),
             (context, "make_dev_set", "dev set"),
             (Candidate, "score", "dev"),
             (ResidentRows, "project", "through"),

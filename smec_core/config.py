@@ -152,7 +152,7 @@ class TrainConfig(Settings):
     closed form on a part of dev, unless it starts there."""
     dev_fraction: float = Field(0.2, gt=0, lt=1)
     """Share of the train queries held out as dev, by a hash of the query id, where the data has no qrels/dev."""
-    dev_queries: int = Field(5000, ge=2)
+    dev_queries: int = Field(1500, ge=2)
     """Most queries that are dev, those whose ids have the lowest hashes. Where dev is a share of the train queries, the
     others are trained on; others of the data's own dev split are not used."""
     dev_corpus: int = Field(100_000, ge=100)

@@ -5,13 +5,17 @@ Moments are sums over rows, so that those of shards and ranks add up.
 Shapes: D dims.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
+import torch
 from torch import Tensor
 
 from smec_core.model.pca import spectrum
+
+MomentName = Literal["docs", "pooled"]
+MOMENTS: tuple[MomentName, ...] = get_args(MomentName)
 
 SPECTRUM_SHRINKAGE = 0.1
 """Share of their mean in the eigenvalues that `white` divides by: the smallest are mostly noise."""
@@ -31,6 +35,7 @@ class Moments:
     docs_DD: Tensor
     queries_DD: Tensor
     differences_DD: Tensor
+    _along: dict[MomentName, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def pooled_DD(self) -> Tensor:
@@ -42,20 +47,30 @@ class Moments:
         """Spectrum of the differences, which many forms divide by."""
         return spectrum(self.differences_DD)
 
+    def moment(self, name: MomentName) -> Tensor:
+        """A moment by its name."""
+        return self.docs_DD if name == "docs" else self.pooled_DD
+
+    def along_differences(self, name: MomentName) -> Tensor:
+        """A moment in the basis of the differences' spectrum."""
+        if name not in self._along:
+            self._along[name] = self.differences[1] @ self.moment(name) @ self.differences[1].T
+        return self._along[name]
+
 
 class ClosedForm(NamedTuple):
     """A closed form and its constants.
 
     Attributes:
-        name: `pca`, `white` (whitening in part, no labels) or `within` (relevant component analysis, Bar-Hillel et
-            al., JMLR 2005: whitens what pairs of a query and its document differ by).
+        name: `identity`, `pca`, `white` (whitening in part, no labels) or `within` (relevant component analysis,
+            Bar-Hillel et al., JMLR 2005: whitens what pairs of a query and its document differ by).
         moment: what is kept most of: of documents, or of documents and queries alike.
         power: 0 leaves the spectrum as it is, 1 makes it white.
         shrinkage: share of the mean in the spectrum that `within` divides by.
     """
 
-    name: Literal["pca", "white", "within"]
-    moment: Literal["docs", "pooled"] = "docs"
+    name: Literal["identity", "pca", "white", "within"]
+    moment: MomentName = "docs"
     power: float = 0.0
     shrinkage: float = 0.0
 
@@ -64,7 +79,9 @@ class ClosedForm(NamedTuple):
 
     def matrix(self, moments: Moments) -> Tensor:
         """The map (D, D), float64: a row an output, the strongest first."""
-        moment_DD = moments.docs_DD if self.moment == "docs" else moments.pooled_DD
+        moment_DD = moments.moment(self.moment)
+        if self.name == "identity":
+            return torch.eye(len(moment_DD), dtype=moment_DD.dtype)
         if self.name == "pca":
             return spectrum(moment_DD)[1]
         if self.name == "white":
@@ -73,5 +90,7 @@ class ClosedForm(NamedTuple):
             return value_D.pow(-self.power / 2)[:, None] * rotation_DD
         value_D, rotation_DD = moments.differences
         value_D = (1 - self.shrinkage) * value_D + self.shrinkage * value_D.mean()
-        white_DD = rotation_DD.T @ (value_D.pow(-self.power / 2)[:, None] * rotation_DD)
-        return spectrum(white_DD @ moment_DD @ white_DD)[1] @ white_DD
+        scale_D = value_D.pow(-self.power / 2)
+        # PCA(W C W) W of W = S^(-power/2), in the basis of S, where W is a diagonal
+        white_DD = scale_D[:, None] * moments.along_differences(self.moment) * scale_D
+        return (spectrum(white_DD)[1] * scale_D) @ rotation_DD

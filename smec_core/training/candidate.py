@@ -68,7 +68,9 @@ class Candidate:
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, eps=ADAM_EPS, fused=True)
         self.average = copy.deepcopy(self.stage)
         self.schedule = one_cycle(self.optimizer, plan.rhythm.epochs, plan.rhythm.epoch_steps)
-        z_threshold = Z_PRESERVING if self.stage.preserves_cosines else Z_CLOSED if plan.is_closed else Z_OTHER
+        z_threshold = Z_PRESERVING if self.stage.preserves_cosines else Z_OTHER
+        if plan.start in ("closed", "ordered"):
+            z_threshold = Z_CLOSED
         self.guard = Guard(plan.counted, plan.floors, plan.held, plan.rhythm.patience, z_threshold)
         self._plan, self.losses = plan, plan.losses(kind)
         self.best = self.average.freeze(plan.keeps_places)

@@ -45,6 +45,7 @@ class Progress:
         passes: finished stages of each pass.
         start: the closed form that the training started from, as `ClosedStart.chosen` has it; empty without.
         guards: for each candidate of the stage in training its guard and its best state; empty between stages.
+        order: in which the outputs of the stage in training start; empty where nothing decides that.
     """
 
     pass_name: str
@@ -59,6 +60,7 @@ class Progress:
     passes: dict[str, list[Tree]]
     guards: dict[str, Tree]
     start: Tree = field(default_factory=dict)
+    order: Tree = field(default_factory=dict)
 
 
 @dataclass

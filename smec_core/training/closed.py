@@ -1,10 +1,9 @@
 """The closed form that a training starts from: chosen by cross-fitting over folds of the judgements.
 
-Shapes: Q queries, P pairs of a query and a relevant document, B pairs of a block, D dims, d prefixes.
+Shapes: Q queries, D dims, d prefixes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,13 +14,13 @@ from smec_core.config import Favour, TrainConfig
 from smec_core.data.folds import document_folds
 from smec_core.data.judgements import Judgements
 from smec_core.data.seen import LEAST_PART, LEAST_QUERIES
-from smec_core.distributed.group import rows_of_rank
-from smec_core.distributed.resident import BLOCK_ROWS, rows_at_once
 from smec_core.evaluation.dev_set import DevSet, make_dev_set
 from smec_core.model.adapter import FrozenStage
-from smec_core.model.closed_forms import ClosedForm, Moments
-from smec_core.model.pca import mean_of_squares
-from smec_core.training.context import TrainingData
+from smec_core.model.closed_forms import ClosedForm
+from smec_core.model.pca import block_rotation
+from smec_core.training.context import PassContext, TrainingData
+from smec_core.training.moments import MomentSums
+from smec_core.training.ordering import put_in_order
 
 PLAIN = ClosedForm("pca")
 FORMS = (
@@ -32,55 +31,8 @@ FORMS = (
 )
 """What is tried; of several that are as good the first is taken."""
 FOLDS = 3
-FOLD_DOCS, FOLD_QUERIES = 20_000, 1000
+FOLD_DOCS, FOLD_QUERIES = 20_000, 500
 """Most documents that a fold is scored against, beside judged ones, and most queries, twice as many for both parts."""
-
-
-class MomentSums:
-    """Second moments of the rows of a training: of all documents once, and of any judgements.
-
-    Attributes:
-        docs_DD: of the documents.
-    """
-
-    def __init__(self, data: TrainingData) -> None:
-        """Sums over all documents. Collective."""
-        self._data = data
-        self.docs_DD = mean_of_squares(data.docs, data.node.group)
-
-    def of(self, judgements: Judgements) -> Moments:
-        """The moments of documents, judged queries, and differences of relevant pairs. Collective.
-
-        Args:
-            judgements: with a relevant document for each query.
-        """
-        docs, queries, group = self._data.docs, self._data.queries, self._data.node.group
-        relevant_J = judgements.score_J > 0
-        query_P, doc_row_P = judgements.query_J[relevant_J], judgements.doc_row_J[relevant_J]
-        # the pairs of a query weigh 1 together
-        weight_P = torch.from_numpy(1 / np.bincount(query_P, minlength=len(judgements))[query_P])
-        sum_DD = torch.zeros(docs.dim, docs.dim, dtype=torch.float64)
-        # the queries are in memory
-        count = rows_at_once(docs)
-        for low in range(0, len(query_P), count):
-            pairs = slice(low, low + count)
-            query_row_P, row_P = (
-                torch.from_numpy(rows) for rows in (judgements.query_row_Q[query_P[pairs]], doc_row_P[pairs])
-            )
-            queries.prepare(query_row_P.numpy())
-            docs.prepare(row_P.numpy())
-            own = slice(*rows_of_rank(len(row_P), group.rank, group.size))
-            mine = zip(
-                query_row_P[own].split(BLOCK_ROWS),
-                row_P[own].split(BLOCK_ROWS),
-                weight_P[pairs][own].split(BLOCK_ROWS),
-                strict=True,
-            )
-            for query_row_B, row_B, weight_B in mine:
-                difference_BD = (queries.take(query_row_B) - docs.take(row_B)).double()
-                sum_DD += (difference_BD * weight_B[:, None]).T @ difference_BD
-        queries_DD = mean_of_squares(queries, group, judgements.query_row_Q)
-        return Moments(self.docs_DD, queries_DD, group.sum_(sum_DD) / len(judgements))
 
 
 class ClosedStart:
@@ -88,8 +40,8 @@ class ClosedStart:
 
     Attributes:
         chosen: the form by the names of its fields, and as `recurring` and `new` the mean nDCG@10 that it has reached
-            on the folds; `kept` is `closed` or `pca` where no training was better. Empty before the choice. What a
-            checkpoint has kept may be put here.
+            on the folds; `orders` are the forms that put what each prefix holds in order; `kept` is `closed` or `pca`
+            where no training was better. Empty before the choice. What a checkpoint has kept may be put here.
     """
 
     def __init__(
@@ -110,35 +62,38 @@ class ClosedStart:
             forms: what to choose from.
         """
         self._data, self._config, self._dims, self._say, self._forms = data, config, dims, say, forms
+        self._sums = MomentSums(data.docs, data.queries, data.node.group)
         self.chosen: dict[str, Any] = {}
-
-    @cached_property
-    def _sums(self) -> MomentSums:
-        return MomentSums(self._data)
 
     @property
     def docs_DD(self) -> Tensor:
         """Second moment of all documents. Collective the first time."""
         return self._sums.docs_DD
 
-    def make(self, without_dev: bool) -> tuple[Tensor, bool]:
-        """What the stage of all dims starts from, the first time chosen by all judgements. Collective.
+    def make(self, context: PassContext) -> tuple[Tensor, bool]:
+        """What the stage of all dims starts from, made of what the pass learns from. Collective.
+
+        The form is chosen the first time, by all judgements, and the order of its dims the first time that there is a
+        dev set.
 
         Args:
-            without_dev: make it of what is learnt from while dev is held out; else of dev, too.
+            context: what the stages share.
 
         Returns:
             The matrix (D, D), and whether its outputs are ordered by documents and queries alike.
         """
         data = self._data
         assert data.train is not None
-        both = data.train if data.dev is None else data.train.merge(data.dev)
         if not self.chosen:
-            self._choose(both)
+            self._choose(data.train if data.dev is None else data.train.merge(data.dev))
+        if self.chosen.get("kept") == "pca":
+            return data.node.group.from_first_(block_rotation(self.docs_DD)), False
         form = ClosedForm(**{name: self.chosen[name] for name in ClosedForm._fields})
-        form = PLAIN if self.chosen.get("kept") == "pca" else form
-        moments = self._sums.of(data.train if without_dev else both)
+        moments = self._sums.of(context.judgements)
         matrix_DD = data.node.group.from_first_(scaled(form.matrix(moments)))
+        orders = [ClosedForm(**order) for order in self.chosen.get("orders", [])]
+        matrix_DD, orders = put_in_order(context, matrix_DD, self._dims, orders)
+        self.chosen["orders"] = [order._asdict() for order in orders]
         return matrix_DD, form.moment == "pooled"
 
     def _choose(self, judgements: Judgements) -> None:

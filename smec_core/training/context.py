@@ -89,6 +89,12 @@ class PassContext:
         """All ranks of the run."""
         return self.node.group
 
+    @property
+    def judgements(self) -> Judgements:
+        """Those that the pass learns from."""
+        assert isinstance(self.sampler, LabelledSampler)
+        return self.sampler.judgements
+
     def put_on_top(self, stage: FrozenStage) -> None:
         """Puts a trained stage on top of the dev set."""
         if self.dev is not None:

@@ -25,8 +25,8 @@ def is_real(gain_Q: Tensor, z_threshold: float) -> bool:
 
 
 Z_PRESERVING, Z_CLOSED, Z_OTHER = 0.0, 1.0, 2.0
-"""Standard errors of a gain that count as real: of a projection that changes no earlier prefix, of one that starts from
-a closed form, which leaves less to gain, and of any other."""
+"""Standard errors of a gain that count as real: of a projection that changes no earlier prefix, of any stage of a chain
+that starts from a closed form, which leaves less to gain, and of any other."""
 Z_LOSS = 1.0
 """Standard errors of a loss that count as real: of a part of dev against a reference."""
 

@@ -14,11 +14,12 @@ from smec_core.config import Projection, TrainConfig
 from smec_core.errors import InputError
 from smec_core.evaluation.dev_set import Scores
 from smec_core.model.adapter import PRESERVING, FrozenStage
+from smec_core.model.closed_forms import ClosedForm
 from smec_core.training.context import PassName
 from smec_core.training.schedule import Rhythm, TrainingShape, chain_dims, prefix_dims
 from smec_core.training.warm import WarmStart, warm_epochs
 
-Start = Literal["closed", "pca", "identity", "random"]
+Start = Literal["closed", "ordered", "pca", "identity", "random"]
 Prefixes = tuple[tuple[int, float], ...]
 """Dims of each prefix, and the weight of its loss; none twice."""
 
@@ -82,6 +83,7 @@ class StagePlan:
     ahead: tuple[int, ...] = ()
     prepared: tuple[int, ...] = ()
     start: Start
+    order: ClosedForm | None = None
     is_ordered: bool
     champion: FrozenStage | None = None
     counted: tuple[int, ...]
@@ -113,9 +115,9 @@ class StagePlan:
         terms = ((self.gated, True), (whole, False))
         return tuple(LossTerm(prefixes, gated, self.compatible) for prefixes, gated in terms if prefixes)
 
-    def replay(self, projection: Projection, epochs: int) -> "StagePlan":
+    def replay(self, projection: Projection, epochs: int, order: ClosedForm | None = None) -> "StagePlan":
         """The plan of the refit pass, with what dev decided in the first pass."""
-        return replace(self, projections=(projection,), rhythm=self.rhythm.stopping_at(epochs))
+        return replace(self, projections=(projection,), rhythm=self.rhythm.stopping_at(epochs), order=order)
 
     def unordered(self) -> "StagePlan":
         """The same, whose outputs start in the order that they have already."""
@@ -200,6 +202,7 @@ def _chain(
         blocks = [(d_in, dim) for d_in, dim in blocks if d_in != dim]
     # selected as they are, dims have no order to look ahead in
     share = 0.0 if config.projection == "selection" else config.lookahead_weight(shape.labelled)
+    is_ordered = config.init == "closed" and shape.labelled
     stages: list[StagePlan] = []
     for number, (d_in, dim) in enumerate(blocks):
         ahead = tuple(later for _, later in blocks[number + 1 :]) if share and d_in > dim else ()
@@ -211,14 +214,14 @@ def _chain(
                 projections=("linear",)
                 if config.projection == "auto" and d_in == dim
                 else _projections(config, shape.labelled),
-                rhythm=Rhythm.of(shape, config),
+                rhythm=Rhythm.of(shape, config, _share(d_in, dim, shape.input_dim) if is_ordered else 1),
                 gated=((dim, 1.0), *((width, share) for width in ahead)) if d_in > dim else (),
                 whole=((d_in, 1.0),),
                 alpha=config.unsupervised_weight(shape.labelled, is_whole=d_in == dim),
                 noise=config.gumbel_noise,
                 ahead=ahead,
                 prepared=stages[-1].ahead[::-1] if stages else (),
-                start=_start(config, is_whole=d_in == dim, has_closed=blocks[0][0] == blocks[0][1]),
+                start=_start(config, shape.labelled, is_whole=d_in == dim, has_closed=blocks[0][0] == blocks[0][1]),
                 is_ordered=bool(stages and stages[-1].ahead) or config.init in ("closed", "pca"),
                 counted=(*ahead, dim, d_in),
                 held={dim: config.guard_tolerance} if ahead else {},
@@ -229,11 +232,20 @@ def _chain(
     return stages
 
 
-def _start(config: TrainConfig, is_whole: bool, has_closed: bool) -> Start:
+def _share(d_in: int, dim: int, input_dim: int) -> float:
+    """How long a stage of a chain that starts from a closed form takes, against others: there is less to learn.
+
+    The steps of the first rotation cost most, and rotate most of what documents have in common.
+    """
+    return 1 if d_in == dim else 0.2 if d_in == input_dim else 0.4
+
+
+def _start(config: TrainConfig, labelled: bool, is_whole: bool, has_closed: bool) -> Start:
     """Where a stage of the chain starts.
 
     Args:
         config: settings of the method.
+        labelled: whether there are judgements to learn from.
         is_whole: whether it keeps all dims.
         has_closed: whether the first stage keeps all dims, and so may start from a closed form.
     """
@@ -241,7 +253,7 @@ def _start(config: TrainConfig, is_whole: bool, has_closed: bool) -> Start:
         if is_whole:
             return "closed"
         # a closed form that is not trained is in order already
-        return "identity" if config.epochs == 0 and has_closed else "pca"
+        return "pca" if not labelled else "identity" if config.epochs == 0 and has_closed else "ordered"
     return "identity" if config.init == "pca" and is_whole else config.init
 
 

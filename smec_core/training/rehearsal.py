@@ -20,9 +20,12 @@ from smec_core.distributed.resident import BLOCK_ROWS, Node, Stage
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.pca import mean_of_squares
 from smec_core.training.callbacks import DevScoring
-from smec_core.training.closed import FORMS, MomentSums, try_forms
+from smec_core.training.closed import FORMS, try_forms
 from smec_core.training.context import TrainingData, pass_context
+from smec_core.training.moments import MomentSums
+from smec_core.training.ordering import put_in_order
 from smec_core.training.plan import StagePlan
+from smec_core.training.schedule import prefix_dims
 from smec_core.training.stage import StageTraining
 from smec_core.training.tracker import NullTracker
 from smec_core.training.warm import WarmStart
@@ -145,9 +148,19 @@ def rehearse(
     choice = 0.0
     if first[0].is_closed and data.train is not None:
         context.closed_DD = torch.eye(data.docs.dim)
-        choose = partial(try_forms, MomentSums(data), data, data.train, few, [data.docs.dim], FEW_FORMS)
+        choose = partial(
+            try_forms,
+            MomentSums(data.docs, data.queries, data.node.group),
+            data,
+            data.train,
+            few,
+            [data.docs.dim],
+            FEW_FORMS,
+        )
         choice = len(FORMS) / len(FEW_FORMS) * _seconds(choose)
         choice += rows_share * _seconds(partial(mean_of_squares, data.docs, context.group))
+        order = partial(put_in_order, context, context.closed_DD, prefix_dims(data.docs.dim, config.dims))
+        choice += dev_share * _seconds(order)
     for done in base:
         pass_on(done.to(data.node.device))
     found, replayed = list[StageTime](), list[StageTime]()
@@ -155,7 +168,7 @@ def rehearse(
         started = time.perf_counter()
         stage = StageTraining(context, stage_plan, y_docs, y_queries, (), warm_start)
         prepare = time.perf_counter() - started
-        if stage_plan.start == "pca" and stage_plan.champion is None:
+        if stage_plan.start in ("pca", "ordered") and stage_plan.champion is None:
             # of a PCA, the sums grow with the rows
             prepare += (rows_share - 1) * _seconds(partial(mean_of_squares, y_docs, context.group))
         slots = torch.arange(min(stage.memory.slots, data.docs.rows))

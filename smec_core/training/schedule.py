@@ -1,5 +1,6 @@
 """Dims of the stages, how long they take, and how the learning rate runs within one."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -102,10 +103,12 @@ class Rhythm:
     stop: int | None = None
 
     @classmethod
-    def of(cls, shape: TrainingShape, config: TrainConfig, times: int = 1) -> "Rhythm":
+    def of(cls, shape: TrainingShape, config: TrainConfig, times: float = 1) -> "Rhythm":
         """That of a stage of the first pass which takes as long as `times` stages of a chain."""
         steps = shape.epoch_steps if config.guard else shape.refit_steps
-        epochs = config.stage_epochs(steps) * times
+        most = config.stage_epochs(steps)
+        # two, for a dev score between
+        epochs = max(math.ceil(most * times), min(most, 2))
         # without dev the last state counts
         score_epochs = config.scoring_epochs(epochs, steps) if config.guard else max(epochs, 1)
         return cls(steps, epochs, score_epochs, config.stage_patience(epochs))

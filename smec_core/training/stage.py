@@ -14,14 +14,15 @@ from smec_core.config import Projection
 from smec_core.distributed.resident import Rows
 from smec_core.model.adapter import PRESERVING, FrozenStage
 from smec_core.model.ads import gumbel
-from smec_core.model.pca import block_rotation, mean_of_squares
+from smec_core.model.closed_forms import ClosedForm
 from smec_core.training.candidate import Candidate
 from smec_core.training.checkpoint import Checkpoint, same_device
 from smec_core.training.context import PassContext
 from smec_core.training.guard import Z_OTHER, is_real
 from smec_core.training.memory import CrossBatchMemory
+from smec_core.training.ordering import Orders
 from smec_core.training.plan import StagePlan
-from smec_core.training.sampling import Batch, LabelledSampler, in_reach
+from smec_core.training.sampling import Batch, in_reach
 from smec_core.training.step import Clock, load_step
 from smec_core.training.warm import WarmStart
 
@@ -50,6 +51,7 @@ class StageTraining:
         memory: S-XBM.
         epoch: epochs done.
         batch: steps of the epoch done.
+        order: in which its outputs start, where dev or the plan decides that.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class StageTraining:
         self._old_docs = None
         if warm_start is not None and plan.compatible:
             self._old_docs = warm_start.project(plan.number, context.device)
+        self.order = plan.order
         # a checkpoint and a champion bring the start along
         is_new = resumed is None and plan.champion is None
         start_II = self._start() if is_new else torch.eye(plan.d_in)
@@ -104,11 +107,17 @@ class StageTraining:
         if plan.start == "closed":
             assert context.closed_DD is not None
             return context.closed_DD
-        return ordering_rotation(context, self._y_docs, self._y_queries, plan.prepared)
+        orders = Orders(context, self._y_docs, self._y_queries, plan.prepared)
+        if plan.start == "pca":
+            return orders.rotation(ClosedForm("pca"))
+        usual = ClosedForm("pca", "pooled" if context.is_pooled else "docs")
+        self.order = plan.order or orders.best(usual, [plan.dim, *plan.ahead], plan.protected)
+        return orders.rotation(self.order)
 
     def _restore(self, resumed: Checkpoint) -> None:
         assert resumed.progress is not None
         self.epoch, self.batch = resumed.progress.epoch, resumed.progress.batch
+        self.order = ClosedForm(**resumed.progress.order) if resumed.progress.order else None
         for candidate in self.candidates:
             candidate.restore_kept(resumed.progress.guards[candidate.kind], self.context.device)
             if candidate.kind in resumed.candidates:
@@ -209,23 +218,6 @@ class StageTraining:
                 state = group.object_from(state, candidate.team.first)
                 if candidate.team.rank < 0:
                     candidate.restore(state)
-
-
-def ordering_rotation(context: PassContext, y_docs: Rows, y_queries: Rows, cuts: Sequence[int]) -> Tensor:
-    """Principal directions (I, I) of what a stage takes, by which its outputs start in order. Collective.
-
-    Args:
-        context: what the stages share.
-        y_docs: blocks of the documents that the stage before keeps.
-        y_queries: those of the queries.
-        cuts: ascending; dims between two of them are rotated among themselves only.
-    """
-    moment_II = mean_of_squares(y_docs, context.group)
-    if context.is_pooled:
-        assert isinstance(context.sampler, LabelledSampler)
-        train_Q = context.sampler.judgements.query_row_Q
-        moment_II = (moment_II + mean_of_squares(y_queries, context.group, train_Q)) / 2
-    return context.group.from_first_(block_rotation(moment_II, cuts))
 
 
 def teacher_at_start(context: PassContext, plan: StagePlan, y_docs: Rows) -> Rows:

@@ -6,6 +6,7 @@ from typing import Any
 
 from smec_core.config import Projection
 from smec_core.model.adapter import FrozenStage
+from smec_core.model.closed_forms import ClosedForm
 from smec_core.training.candidate import CandidateResult
 from smec_core.training.checkpoint import Tree, read_tree, write_tree
 
@@ -14,12 +15,21 @@ TRAINED_FILE = "trained.safetensors"
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """One finished stage of a pass: the dims it takes, what was kept, every candidate tried (the kept one first)."""
+    """One finished stage of a pass.
+
+    Attributes:
+        d_in: the dims it takes.
+        stage: what was kept.
+        tried: every candidate, the kept one first.
+        seconds: what it took.
+        order: in which its outputs started, where that was decided.
+    """
 
     d_in: int
     stage: FrozenStage
     tried: dict[Projection, CandidateResult]
     seconds: float
+    order: ClosedForm | None = None
 
     @property
     def best(self) -> CandidateResult:
@@ -36,6 +46,8 @@ class StageOutcome:
             "seconds": round(self.seconds, 3),
             "importance": [round(v, 8) for v in stored.tensors["logits"].softmax(0).tolist()],
         }
+        if self.order is not None:
+            record["order"] = self.order._asdict()
         if self.best.scores:
             record["dev_score"] = self.best.dev_score
             record["candidates"] = {
@@ -46,13 +58,20 @@ class StageOutcome:
     def tree(self) -> Tree:
         """The outcome as a checkpoint keeps it."""
         tried = {kind: asdict(result) for kind, result in self.tried.items()}
-        return {"d_in": self.d_in, "stage": _stage_tree(self.stage), "tried": tried, "seconds": self.seconds}
+        return {
+            "d_in": self.d_in,
+            "stage": _stage_tree(self.stage),
+            "tried": tried,
+            "seconds": self.seconds,
+            "order": None if self.order is None else self.order._asdict(),
+        }
 
     @classmethod
     def from_tree(cls, tree: Tree) -> "StageOutcome":
         """Reads it back."""
         tried = {kind: CandidateResult(**result) for kind, result in tree["tried"].items()}
-        return cls(tree["d_in"], FrozenStage(**tree["stage"]), tried, tree["seconds"])
+        order = ClosedForm(**tree["order"]) if tree.get("order") else None
+        return cls(tree["d_in"], FrozenStage(**tree["stage"]), tried, tree["seconds"], order)
 
 
 @dataclass(frozen=True)

@@ -11,20 +11,23 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from smec_core.config import TrainConfig
 from smec_core.distributed.resident import Rows
 from smec_core.evaluation.dev_set import QueryScores, Scores
 from smec_core.model.adapter import FrozenStage
+from smec_core.model.closed_forms import ClosedForm
 from smec_core.model.pca import block_rotation
 from smec_core.training.callbacks import Checkpointing, DevScoring, Gradient, GradientProbe, StepLog
 from smec_core.training.checkpoint import Checkpoint, Checkpoints, Progress, same_device
 from smec_core.training.closed import ClosedStart
 from smec_core.training.context import PassContext, PassName, TrainingData, pass_context
 from smec_core.training.guard import References
+from smec_core.training.ordering import Orders
 from smec_core.training.plan import StagePlan, plan_training
 from smec_core.training.schedule import TrainingShape, chain_dims, prefix_dims
-from smec_core.training.stage import Callback, StageTraining, ordering_rotation, teacher_at_start
+from smec_core.training.stage import Callback, StageTraining, teacher_at_start
 from smec_core.training.tracker import Tracker
 from smec_core.training.trained import StageOutcome, Trained
 from smec_core.training.warm import WarmStart
@@ -103,7 +106,9 @@ def train(
         first = [replace(kept, seconds=tried.seconds) for kept, tried in zip(final, first, strict=True)]
     elif refit:
         kept = zip(refit, first, strict=True)
-        final = training.run("refit", [stage.replay(one.stage.projection, one.best.epochs) for stage, one in kept])
+        final = training.run(
+            "refit", [stage.replay(one.stage.projection, one.best.epochs, one.order) for stage, one in kept]
+        )
     stages = [outcome.stage for outcome in final]
     seconds = training.seconds()
     metrics = {
@@ -227,21 +232,22 @@ class _Training:
 
     def _prepare(self, context: PassContext) -> None:
         """Makes what the stages of a pass start from, and what dev is held to."""
-        without_dev = self.config.guard and (context.pass_name == "first" or not self.config.refit)
-        context.closed_DD, context.is_pooled = self.closed.make(without_dev)
-        if context.dev is None:
-            return
-        scores = []
-        pca_DD = context.group.from_first_(block_rotation(self.closed.docs_DD))
-        for matrix_DD in (context.closed_DD, pca_DD):
-            stage = FrozenStage(len(matrix_DD), "linear", {"weight": matrix_DD.to(context.device)})
-            scores.append(context.dev.score(stage.apply, len(matrix_DD), self.prefixes))
-        context.references = References(scores, context.dev.parts.masks, self.config.guard_tolerance)
+        scores: list[QueryScores] = []
+
+        def refer_to(matrix_DD: Tensor) -> None:
+            if context.dev is not None:
+                stage = FrozenStage(len(matrix_DD), "linear", {"weight": matrix_DD.to(context.device)})
+                scores.append(context.dev.score(stage.apply, len(matrix_DD), self.prefixes))
+                context.references = References(scores, context.dev.parts.masks, self.config.guard_tolerance)
+
+        refer_to(context.group.from_first_(block_rotation(self.closed.docs_DD)))
+        context.closed_DD, context.is_pooled = self.closed.make(context)
+        refer_to(context.closed_DD)
 
     def _better(self, context: PassContext, scores: QueryScores) -> QueryScores:
         """The dev scores of what is kept: of the chain, or where it is no better of the closed form or of PCA."""
         assert context.dev is not None
-        closed, pca = context.references.scores
+        pca, closed = context.references.scores
         tried = {"pca": pca, "closed": closed, "trained": scores}
         weighted = {name: context.dev.weighted(values) for name, values in tried.items()}
         best = max(tried, key=lambda name: sum(weighted[name][dim].mean().item() for dim in self.prefixes))
@@ -278,7 +284,8 @@ class _Training:
         stage.run()
         ranked = stage.ranked()
         tried = {candidate.kind: candidate.tried() for candidate in ranked}
-        return StageOutcome(plan.d_in, ranked[0].best, tried, before + time.perf_counter() - started)
+        seconds = before + time.perf_counter() - started
+        return StageOutcome(plan.d_in, ranked[0].best, tried, seconds, stage.order)
 
     def _progress(
         self, context: PassContext, number: int, stage_seconds: float, stage: StageTraining | None
@@ -296,6 +303,7 @@ class _Training:
             start=self.closed.chosen,
             passes={name: [outcome.tree() for outcome in outcomes] for name, outcomes in self.passes.items()},
             guards={c.kind: c.kept() for c in stage.candidates} if stage else {},
+            order=stage.order._asdict() if stage and stage.order else {},
         )
 
     def _reached(
@@ -308,7 +316,8 @@ class _Training:
         # it changes no cosine at the prefixes that have had their stage
         rotation_dd = torch.eye(dim)
         if number + 1 < len(plan):
-            rotation_dd = ordering_rotation(context, y_docs, y_queries, plan[number + 1].prepared)
+            orders = Orders(context, y_docs, y_queries, plan[number + 1].prepared)
+            rotation_dd = orders.rotation(ClosedForm("pca", "pooled" if context.is_pooled else "docs"))
         rotation_dd = rotation_dd.to(context.device)
         assert context.dev is not None
         scores = context.dev.score(lambda y_Nd: y_Nd @ rotation_dd.T, dim, self.prefixes)
@@ -319,6 +328,8 @@ class _Training:
             f"{pass_name} pass, stage {number + 1} of {stages}: {outcome.d_in} -> {outcome.stage.dim} dims, "
             f"{outcome.stage.projection}, {outcome.best.epochs} epochs kept, {outcome.seconds:.1f} s"
         )
+        if outcome.order is not None:
+            line += f", in the order of {outcome.order.name}"
         if outcome.best.scores:
             kinds = ", ".join(f"{kind} {result.dev_score:.4f}" for kind, result in outcome.tried.items())
             line += f", mean dev score of the prefixes in training: {kinds}"

@@ -3,7 +3,7 @@
 Shapes: N rows, D input dims, d dims asked for.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -14,8 +14,9 @@ from smec_core.errors import SmecError
 from smec_core.model.pca import principal_rotation
 from smec_core.research.peers.peer import Fitted
 from smec_core.training.closed import FORMS, ClosedStart
-from smec_core.training.context import TrainingData
+from smec_core.training.context import TrainingData, pass_context
 from smec_core.training.schedule import prefix_dims
+from smec_core.training.tracker import NullTracker
 
 
 def nested(matrix_DD: Tensor, parameters: int) -> Fitted:
@@ -62,8 +63,10 @@ class ClosedPeer:
         """Sums second moments, and tries the forms on each fold."""
         forms = [form for form in FORMS if form.name == self.name]
         untrained = config.model_copy(update={"epochs": 0})
-        start = ClosedStart(data, untrained, prefix_dims(data.docs.dim, config.dims), lambda text: None, forms)
-        matrix_DD, _ = start.make(without_dev=not config.refit)
+        learnt = data if config.refit else replace(data, dev=None)
+        start = ClosedStart(learnt, untrained, prefix_dims(data.docs.dim, config.dims), lambda text: None, forms)
+        # a pass without dev leaves the form as it is, whose dims SMEC puts in order
+        matrix_DD, _ = start.make(pass_context(learnt, untrained, "refit", NullTracker()))
         return nested(matrix_DD.to(data.node.device), matrix_DD.numel())
 
 

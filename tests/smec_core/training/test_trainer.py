@@ -22,9 +22,10 @@ from smec_core.model.files import load
 from smec_core.model.model import Model
 from smec_core.model.pca import principal_rotation
 from smec_core.training.candidate import Candidate
-from smec_core.training.closed import FORMS, MomentSums, scaled
+from smec_core.training.closed import FORMS, scaled
 from smec_core.training.context import PassContext
 from smec_core.training.guard import Guard, Loss
+from smec_core.training.moments import MomentSums
 from smec_core.training.plan import plan_training
 from smec_core.training.schedule import TrainingShape
 from smec_core.training.stage import StageTraining
@@ -318,7 +319,7 @@ def test_the_fast_preset_gives_a_closed_form_of_all_judgements(data: Generated, 
     trained = train(made, small(**FAST_PRESET, guard=guard, projection="linear"), records, Hooks(say=said.append))
     assert not records.steps
     [stage] = trained.stages
-    moments = MomentSums(made).of(data.train.merge(data.dev))
+    moments = MomentSums(made.docs, made.queries, made.node.group).of(data.train.merge(data.dev))
     same = [form for form in FORMS if torch.allclose(scaled(form.matrix(moments)), stage.tensors["weight"], atol=1e-4)]
     assert len(same) == 1
     assert any(f"start: {same[0]}" in line for line in said)

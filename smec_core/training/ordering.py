@@ -1,0 +1,133 @@
+"""The order of dims: rotations of a block by which its first dims serve before anything is trained.
+
+Shapes: N rows, D input dims, I dims of the block.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from smec_core.distributed.resident import Rows
+from smec_core.model.adapter import FrozenStage
+from smec_core.model.closed_forms import MOMENTS, ClosedForm, Moments
+from smec_core.model.pca import block_rotation
+from smec_core.training.context import PassContext
+from smec_core.training.guard import Z_OTHER, Loss, is_real
+from smec_core.training.moments import MomentSums
+
+AS_THEY_ARE = ClosedForm("identity")
+ORDERS = (
+    AS_THEY_ARE,
+    *(ClosedForm("pca", moment) for moment in MOMENTS),
+    ClosedForm("within", "docs", 1.0, 0.3),
+    *(ClosedForm("within", "pooled", power, shrinkage) for power, shrinkage in ((1.0, 0.1), (1.0, 0.5), (0.5, 0.3))),
+)
+"""What is tried beside the usual order."""
+
+
+class Orders:
+    """Rotations of one block."""
+
+    def __init__(self, context: PassContext, y_docs: Rows, y_queries: Rows, cuts: Sequence[int] = ()) -> None:
+        """Takes the block, and computes nothing.
+
+        Args:
+            context: what the stages share.
+            y_docs: blocks of the documents.
+            y_queries: those of the queries.
+            cuts: ascending; PCA rotates dims between two of them among themselves only.
+        """
+        self._context, self._cuts = context, cuts
+        self._sums = MomentSums(y_docs, y_queries, context.group)
+
+    def rotation(self, order: ClosedForm) -> Tensor:
+        """The rotation (I, I) whose prefixes span what those of a closed form of the block span. Collective."""
+        if order == AS_THEY_ARE:
+            return torch.eye(len(self._sums.docs_DD))
+        if order == ClosedForm("pca"):
+            rotation_II = block_rotation(self._sums.docs_DD, self._cuts)
+        elif order.name == "pca":
+            rotation_II = block_rotation(self._moments.pooled_DD, self._cuts)
+        else:
+            rotation_II = nested_rotation(order.matrix(self._moments)).float()
+        return self._context.group.from_first_(rotation_II)
+
+    def best(
+        self, usual: ClosedForm, dims: Sequence[int], protected: Sequence[int], block_ID: Tensor | None = None
+    ) -> ClosedForm:
+        """The order that is best on dev; without dev the usual one. Collective.
+
+        Another than the usual one has to gain more than twice the error of the difference in the mean of all dims, must
+        cost no more than `guard_tolerance` at the largest, which nothing later can mend, and on no part of dev may it
+        fall below a reference there where the usual one does not.
+
+        Args:
+            usual: one of them.
+            dims: prefixes of the block, the largest first.
+            protected: prefixes that references have.
+            block_ID: what gives the block where dev has the input of a map that is not on top of it yet.
+        """
+        context, largest = self._context, dims[0]
+        if context.dev is None:
+            return usual
+        least, usual_losses, usual_Q = -math.inf, set[Loss](), torch.empty(0)
+        found, found_Q = usual, usual_Q
+        for order in (usual, *(other for other in ORDERS if other != usual)):
+            rotation_II = self.rotation(order).to(context.device)
+            weight_ID = rotation_II if block_ID is None else rotation_II @ block_ID.to(context.device)
+            stage = FrozenStage(largest, "linear", {"weight": weight_ID})
+            values = context.dev.score(stage.keep, weight_ID.shape[1], dims)
+            losses = context.references.losses(values, {largest} & {*protected})
+            weighted = context.dev.weighted(values)
+            mean_Q = torch.stack(list(weighted.values())).mean(0)
+            if order == usual:
+                least = weighted[largest].mean().item() - context.config.guard_tolerance
+                usual_losses, usual_Q, found_Q = losses, mean_Q, mean_Q
+            elif weighted[largest].mean() >= least and losses <= usual_losses and mean_Q.mean() > found_Q.mean():
+                found, found_Q = order, mean_Q
+        return found if is_real(found_Q - usual_Q, Z_OTHER) else usual
+
+    @cached_property
+    def _moments(self) -> Moments:
+        return self._sums.of(self._context.judgements)
+
+
+def put_in_order(
+    context: PassContext, matrix_DD: Tensor, dims: Sequence[int], orders: Sequence[ClosedForm] = ()
+) -> tuple[Tensor, list[ClosedForm]]:
+    """A map whose prefixes are rotated, the largest first, into the order that is best on dev. Collective.
+
+    Args:
+        context: what the stages share.
+        matrix_DD: the map.
+        dims: its prefixes, descending, from D.
+        orders: of each prefix but the smallest, where they are known; else dev chooses, and without dev all stay.
+
+    Returns:
+        The map, and the orders.
+    """
+    if not orders and context.dev is None:
+        return matrix_DD, []
+    found: list[ClosedForm] = []
+    y_docs, y_queries = context.x_docs, context.x_queries
+    weight_II = matrix_DD
+    for number, (d_in, _) in enumerate(pairwise(dims)):
+        stage = FrozenStage(d_in, "linear", {"weight": weight_II[:d_in].to(context.device)})
+        y_docs, y_queries = y_docs.project(stage), y_queries.project(stage)
+        block = Orders(context, y_docs, y_queries)
+        below = dims[number + 1 :]
+        found.append(orders[number] if orders else block.best(AS_THEY_ARE, below, below, matrix_DD[:d_in]))
+        weight_II = block.rotation(found[-1])
+        matrix_DD = torch.cat([weight_II @ matrix_DD[:d_in], matrix_DD[d_in:]])
+    return matrix_DD, found
+
+
+def nested_rotation(matrix_II: Tensor) -> Tensor:
+    """The rotation (I, I) whose first rows span what the first rows of a matrix span, for any number of them."""
+    basis_II, upper_II = torch.linalg.qr(matrix_II.T)
+    # QR leaves the signs open: as the rows have them
+    return (basis_II * upper_II.diagonal().sign()).T.contiguous()
