@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from smec_core.model.pca import spectrum
+from smec_core.model.pca import signed, spectrum
 
 MomentName = Literal["docs", "pooled"]
 MOMENTS: tuple[MomentName, ...] = get_args(MomentName)
@@ -93,4 +93,4 @@ class ClosedForm(NamedTuple):
         scale_D = value_D.pow(-self.power / 2)
         # PCA(W C W) W of W = S^(-power/2), in the basis of S, where W is a diagonal
         white_DD = scale_D[:, None] * moments.along_differences(self.moment) * scale_D
-        return (spectrum(white_DD)[1] * scale_D) @ rotation_DD
+        return signed((spectrum(white_DD)[1] * scale_D) @ rotation_DD)

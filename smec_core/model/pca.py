@@ -41,10 +41,13 @@ class Gram:
 def spectrum(moment_DD: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (D), the largest first, none below 0, and eigenvectors (D, D) as rows."""
     value_D, direction_DD = torch.linalg.eigh(moment_DD)
-    direction_DD = direction_DD.flip(1).T
-    # an eigenvector's sign is arbitrary: fix it, so that every machine and every rank starts alike
+    return value_D.flip(0).clamp_min(0), signed(direction_DD.flip(1).T)
+
+
+def signed(direction_DD: Tensor) -> Tensor:
+    """Directions as rows whose largest entry is positive: a sign is arbitrary, and every machine should start alike."""
     sign_D1 = direction_DD.gather(1, direction_DD.abs().argmax(1, keepdim=True)).sign()
-    return value_D.flip(0).clamp_min(0), (direction_DD * sign_D1).contiguous()
+    return (direction_DD * sign_D1).contiguous()
 
 
 def mean_of_squares(rows: Rows, group: Group, some_Q: np.ndarray | None = None) -> Tensor:

@@ -202,7 +202,8 @@ def _chain(
         blocks = [(d_in, dim) for d_in, dim in blocks if d_in != dim]
     # selected as they are, dims have no order to look ahead in
     share = 0.0 if config.projection == "selection" else config.lookahead_weight(shape.labelled)
-    is_ordered = config.init == "closed" and shape.labelled
+    keeps_all = any(d_in == dim for d_in, dim in blocks)
+    has_closed = config.init == "closed" and shape.labelled and keeps_all
     stages: list[StagePlan] = []
     for number, (d_in, dim) in enumerate(blocks):
         ahead = tuple(later for _, later in blocks[number + 1 :]) if share and d_in > dim else ()
@@ -214,14 +215,14 @@ def _chain(
                 projections=("linear",)
                 if config.projection == "auto" and d_in == dim
                 else _projections(config, shape.labelled),
-                rhythm=Rhythm.of(shape, config, _share(d_in, dim, shape.input_dim) if is_ordered else 1),
+                rhythm=Rhythm.of(shape, config, _share(d_in, dim, shape.input_dim) if has_closed else 1),
                 gated=((dim, 1.0), *((width, share) for width in ahead)) if d_in > dim else (),
                 whole=((d_in, 1.0),),
                 alpha=config.unsupervised_weight(shape.labelled, is_whole=d_in == dim),
                 noise=config.gumbel_noise,
                 ahead=ahead,
                 prepared=stages[-1].ahead[::-1] if stages else (),
-                start=_start(config, shape.labelled, is_whole=d_in == dim, has_closed=blocks[0][0] == blocks[0][1]),
+                start=_start(config, d_in == dim, has_closed),
                 is_ordered=bool(stages and stages[-1].ahead) or config.init in ("closed", "pca"),
                 counted=(*ahead, dim, d_in),
                 held={dim: config.guard_tolerance} if ahead else {},
@@ -233,27 +234,24 @@ def _chain(
 
 
 def _share(d_in: int, dim: int, input_dim: int) -> float:
-    """How long a stage of a chain that starts from a closed form takes, against others: there is less to learn.
-
-    The steps of the first rotation cost most, and rotate most of what documents have in common.
-    """
+    """How long a stage takes, against others, in a chain that starts from a closed form: there is less to learn."""
+    # the steps of the first rotation cost most
     return 1 if d_in == dim else 0.2 if d_in == input_dim else 0.4
 
 
-def _start(config: TrainConfig, labelled: bool, is_whole: bool, has_closed: bool) -> Start:
+def _start(config: TrainConfig, is_whole: bool, has_closed: bool) -> Start:
     """Where a stage of the chain starts.
 
     Args:
         config: settings of the method.
-        labelled: whether there are judgements to learn from.
         is_whole: whether it keeps all dims.
-        has_closed: whether the first stage keeps all dims, and so may start from a closed form.
+        has_closed: whether the first stage starts from a closed form.
     """
+    if has_closed and not is_whole:
+        # what is not trained is in order already
+        return "identity" if config.epochs == 0 else "ordered"
     if config.init == "closed":
-        if is_whole:
-            return "closed"
-        # a closed form that is not trained is in order already
-        return "pca" if not labelled else "identity" if config.epochs == 0 and has_closed else "ordered"
+        return "closed" if is_whole else "pca"
     return "identity" if config.init == "pca" and is_whole else config.init
 
 
@@ -318,6 +316,9 @@ def _warm(shape: TrainingShape, config: TrainConfig, base: Sequence[FrozenStage]
             f"projection: a warm start keeps the kinds of its model, {', '.join(sorted(kinds))}; leave projection at "
             "auto, or train without warm_start"
         )
+    if config.schedule == "sequential":
+        # what is new has to be learnt at every dim, whatever the champion started from
+        stages = [replace(stage, rhythm=Rhythm.of(shape, config)) for stage in stages]
     taken = [warm_epochs(kept, stage.rhythm.epochs) for kept, stage in zip(warm.epochs, stages, strict=True)]
     return [
         replace(
