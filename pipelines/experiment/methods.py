@@ -13,7 +13,7 @@ from smec_core.research.peers.peer import Peer, Smec
 from smec_core.research.peers.search_adaptor import SearchAdaptor
 
 SMEC, FAISS_PCA = "smec", "faiss-pca"
-MRL: dict[str, Any] = {"schedule": "parallel", "init": "pca", "favour": "all"}
+MRL: dict[str, Any] = {"schedule": "parallel", "init": "pca", "projection": "linear", "favour": "all"}
 """What others train on an adapter: all prefixes at once."""
 COMPARED: dict[str, Peer] = {
     "truncation": Truncation(),
