@@ -139,8 +139,14 @@ def part_tables(results: Results) -> list[ResultTable]:
     return tables
 
 
-def gain_table(results: Results, dataset: str, over_smec: bool = False) -> ResultTable:
-    """Gains of SMEC over every other method, or of every other over SMEC, each query's being its mean over seeds.
+def gain_tables(results: Results, over_smec: bool = False) -> list[ResultTable]:
+    """Gains of SMEC over every other method, or of every other over SMEC: on all, seen and unseen queries."""
+    parts = [("all", results), *results.parts().items()]
+    return [gain_table(part, dataset, label, over_smec) for label, part in parts for dataset in part.found]
+
+
+def gain_table(results: Results, dataset: str, label: str = "all", over_smec: bool = False) -> ResultTable:
+    """Gains on one dataset, each query's being its mean over seeds.
 
     Half the 95 % interval over the queries follows, and * where the paired randomisation test gives p < .05.
     """
@@ -156,9 +162,10 @@ def gain_table(results: Results, dataset: str, over_smec: bool = False) -> Resul
             row[str(dim)] = f"{gain_Q.mean():+.4f} ± {query_interval(gain_Q):.4f}{star}"
         rows.append(row)
     caption = "nDCG@10 less that of SMEC" if over_smec else "nDCG@10 of SMEC less that of the others"
+    named, told = ("", "") if label == "all" else (f"-{label}", f", {label} queries")
     return ResultTable(
-        f"{file_name(dataset)}-gains",
-        f"{caption}, {dataset}; ± 95 % over queries, * p < {SIGNIFICANT:g} by a paired randomisation test of the means "
+        f"{file_name(dataset)}-gains{named}",
+        f"{caption}, {dataset}{told}; ± 95 % over queries, * p < {SIGNIFICANT:g} by a paired randomisation test of the means "
         "over seeds, not corrected for how many there are",
         pd.DataFrame(rows),
     )
@@ -226,8 +233,7 @@ def quality_figure(scores: pd.DataFrame, title: str) -> Figure:
 def compare_page(results: Results) -> Page:
     """SMEC beside its peers."""
     tables = quality_tables(results) + part_tables(results)
-    tables += [gain_table(results, dataset) for dataset in results.found]
-    tables.append(cost_table(results))
+    tables += [*gain_tables(results), cost_table(results)]
     findings = [finding for dataset in results.found for finding in standing(results, dataset)]
     return Page(
         "SMEC beside other ways to make embeddings small",
@@ -276,7 +282,7 @@ def ablation_page(results: Results) -> Page:
         f"{part}: " + ", ".join(f"{name}={value}" for name, value in changed.items()) for part, changed in PARTS.items()
     )
     tables = quality_tables(results, (MAIN_MEASURE,)) + part_tables(results)
-    tables += [gain_table(results, dataset, over_smec=True) for dataset in results.found]
+    tables += gain_tables(results, over_smec=True)
     return Page(
         "What each part of SMEC brings",
         "From plain MRL upwards the parts are added one by one; `without` takes one away from all. Off means "
