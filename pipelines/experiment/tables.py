@@ -165,8 +165,8 @@ def gain_table(results: Results, dataset: str, label: str = "all", over_smec: bo
     named, told = ("", "") if label == "all" else (f"-{label}", f", {label} queries")
     return ResultTable(
         f"{file_name(dataset)}-gains{named}",
-        f"{caption}, {dataset}{told}; ± 95 % over queries, * p < {SIGNIFICANT:g} by a paired randomisation test of the means "
-        "over seeds, not corrected for how many there are",
+        f"{caption}, {dataset}{told}; ± 95 % over queries, * p < {SIGNIFICANT:g} by a paired randomisation "
+        "test of the means over seeds, not corrected for how many there are",
         pd.DataFrame(rows),
     )
 
