@@ -69,8 +69,9 @@ class TrainConfig(Settings):
     difference."""
     init: Literal["closed", "pca", "identity", "random"] = "closed"
     """Where a projection starts. closed: the map of all dims as the linear map from second moments that does best on
-    folds of the judgements (see `favour`), later ones as the uncentred PCA rotation of the kept block, of documents or
-    of these and train queries; without judgements it is pca. pca: the map of all dims in a chain as identity, later
+    folds of the judgements (see `favour`), its dims in the order that dev likes best; later ones as the uncentred PCA
+    rotation of the kept block, of documents or of these and train queries, or in another order where dev gains by more
+    than twice the error of the difference; without judgements it is pca. pca: the map of all dims in a chain as identity, later
     ones as the PCA rotation of the documents' block. Or all as identity, or as a random rotation. Dims that the stage
     before has looked ahead to are mixed with none above them."""
     favour: Favour = "both"
@@ -123,7 +124,8 @@ class TrainConfig(Settings):
     negatives: int = Field(128, ge=0)
     """Documents drawn at random from the corpus per step, shared by all queries."""
     epochs: int | None = Field(None, ge=0)
-    """Most epochs of a stage; default: as many as make 500 steps, and at least 2. 0: a stage stays as it starts."""
+    """Most epochs of a stage; default: as many as make 500 steps, and at least 2. Of these a rotation takes two fifths,
+    and the first one a fifth, where the map of all dims starts from a closed form. 0: a stage stays as it starts."""
     lr: float | None = Field(None, gt=0)
     """Peak learning rate of the projection (one-cycle schedule, AdamW without weight decay), half of it where a stage
     starts from a closed form; default: .002, or .001 where there are no judgements."""
