@@ -57,7 +57,7 @@ class TrainConfig(Settings):
 
     schedule: Literal["sequential", "parallel"] = "sequential"
     """sequential: a stage for each dim, each on the block that the one before it kept (SMRL). parallel: one stage, as
-    long as those together, with the losses of all dims at once (MRL); it has no selection of dims."""
+    long as a full stage for each dim, with the losses of all dims at once (MRL); it has no selection of dims."""
     lookahead: float | None = Field(None, ge=0)
     """Weight of the losses of all smaller dims in a stage against that of its own, so that what it keeps has good
     smaller blocks; 0 in the paper. Default: 1, or 0 where there are no judgements. schedule=parallel and
@@ -69,9 +69,9 @@ class TrainConfig(Settings):
     difference."""
     init: Literal["closed", "pca", "identity", "random"] = "closed"
     """Where a projection starts. closed: the map of all dims as the linear map from second moments that does best on
-    folds of the judgements (see `favour`), its dims in the order that dev likes best; later ones as the uncentred PCA
-    rotation of the kept block, of documents or of these and train queries, or in another order where dev gains by more
-    than twice the error of the difference; without judgements it is pca. pca: the map of all dims in a chain as identity, later
+    folds of the judgements (see `favour`); later ones as the uncentred PCA rotation of the kept block, of documents or
+    of these and train queries. Both take another order of dims where dev gains by more than twice the error of the
+    difference. Without judgements it is pca. pca: the map of all dims in a chain as identity, later
     ones as the PCA rotation of the documents' block. Or all as identity, or as a random rotation. Dims that the stage
     before has looked ahead to are mixed with none above them."""
     favour: Favour = "both"
@@ -124,8 +124,9 @@ class TrainConfig(Settings):
     negatives: int = Field(128, ge=0)
     """Documents drawn at random from the corpus per step, shared by all queries."""
     epochs: int | None = Field(None, ge=0)
-    """Most epochs of a stage; default: as many as make 500 steps, and at least 2. Of these a rotation takes two fifths,
-    and the first one a fifth, where the map of all dims starts from a closed form. 0: a stage stays as it starts."""
+    """Most epochs of a stage; default: as many as make 500 steps, and at least 2. After a map of all dims that starts
+    from a closed form, the next stage takes a fifth of these, and of `patience`, and later ones two fifths, at least 2;
+    not in a warm start. 0: a stage stays as it starts."""
     lr: float | None = Field(None, gt=0)
     """Peak learning rate of the projection (one-cycle schedule, AdamW without weight decay), half of it where a stage
     starts from a closed form; default: .002, or .001 where there are no judgements."""
@@ -186,9 +187,9 @@ class TrainConfig(Settings):
         """Most epochs of a stage where an epoch takes `epoch_steps` steps."""
         return self.epochs if self.epochs is not None else max(2, math.ceil(STAGE_STEPS / epoch_steps))
 
-    def scoring_epochs(self, epochs: int, epoch_steps: int) -> int:
-        """Epochs from one scoring on dev to the next in a stage of at most `epochs` epochs of `epoch_steps` steps."""
-        return min(math.ceil(self.score_steps / epoch_steps), max(1, self.stage_patience(epochs) // 2))
+    def scoring_epochs(self, patience: int, epoch_steps: int) -> int:
+        """Epochs from one scoring on dev to the next in a stage of such patience, of epochs of `epoch_steps` steps."""
+        return min(math.ceil(self.score_steps / epoch_steps), max(1, patience // 2))
 
     def dev_docs(self, corpus_rows: int) -> int:
         """Documents that dev is scored against, which is a copy of so many."""

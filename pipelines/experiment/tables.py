@@ -241,9 +241,9 @@ def compare_page(results: Results) -> Page:
         "on the same dev queries and learn, where refit is on, again with those of dev; smec-paper has them from the "
         "start, for a fixed number of steps. The adaptors' published forms have temperature 1 and Matryoshka-Adaptor's "
         "steps and patience; their tuned forms have SMEC's temperature, only the ranking loss where they learn from "
-        "judgements, and may take as many steps as SMEC may for one kind of projection (Matryoshka-Adaptor in each of "
-        "its two phases, Search-Adaptor divided among its dims). parallel-mrl is SMEC's adapter from a PCA start, with "
-        "the losses of all dims at once in place of its stages, as long as all stages together. Below, p is that of a "
+        "judgements, and may take as many steps as a full stage for each dim of SMEC's chain (Matryoshka-Adaptor in "
+        "each of its two phases, Search-Adaptor divided among its dims), as parallel-mrl does: one linear map from a "
+        "PCA start, with the losses of all dims at once. Below, p is that of a "
         "paired randomisation test against the method that is best on test, not corrected for that choice.",
         findings,
         tables,

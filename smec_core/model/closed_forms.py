@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple, get_args
 
-import torch
 from torch import Tensor
 
 from smec_core.model.pca import signed, spectrum
@@ -35,7 +34,7 @@ class Moments:
     docs_DD: Tensor
     queries_DD: Tensor
     differences_DD: Tensor
-    _along: dict[MomentName, Tensor] = field(default_factory=dict, repr=False)
+    _along: dict[MomentName, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def pooled_DD(self) -> Tensor:
@@ -62,8 +61,9 @@ class ClosedForm(NamedTuple):
     """A closed form and its constants.
 
     Attributes:
-        name: `identity`, `pca`, `white` (whitening in part, no labels) or `within` (relevant component analysis,
-            Bar-Hillel et al., JMLR 2005: whitens what pairs of a query and its document differ by).
+        name: `pca`, `white` (whitening in part, no labels) or `within` (relevant component analysis, Bar-Hillel et
+            al., JMLR 2005: whitens what pairs of a query and its document differ by); `identity`, of which no map is
+            made, names the order that dims have.
         moment: what is kept most of: of documents, or of documents and queries alike.
         power: 0 leaves the spectrum as it is, 1 makes it white.
         shrinkage: share of the mean in the spectrum that `within` divides by.
@@ -80,8 +80,6 @@ class ClosedForm(NamedTuple):
     def matrix(self, moments: Moments) -> Tensor:
         """The map (D, D), float64: a row an output, the strongest first."""
         moment_DD = moments.moment(self.moment)
-        if self.name == "identity":
-            return torch.eye(len(moment_DD), dtype=moment_DD.dtype)
         if self.name == "pca":
             return spectrum(moment_DD)[1]
         if self.name == "white":

@@ -45,7 +45,7 @@ class Progress:
         passes: finished stages of each pass.
         start: the closed form that the training started from, as `ClosedStart.chosen` has it; empty without.
         guards: for each candidate of the stage in training its guard and its best state; empty between stages.
-        order: in which the outputs of the stage in training start; empty where nothing decides that.
+        order: the order in which the outputs of the stage in training start; empty where its start is fixed.
     """
 
     pass_name: str

@@ -87,14 +87,14 @@ class ClosedStart:
         if not self.chosen:
             self._choose(data.train if data.dev is None else data.train.merge(data.dev))
         if self.chosen.get("kept") == "pca":
-            return data.node.group.from_first_(block_rotation(self.docs_DD)), False
+            return context.group.from_first_(block_rotation(self.docs_DD)), False
         form = ClosedForm(**{name: self.chosen[name] for name in ClosedForm._fields})
         moments = self._sums.of(context.judgements)
-        matrix_DD = data.node.group.from_first_(scaled(form.matrix(moments)))
+        matrix_DD = context.group.from_first_(scaled(form.matrix(moments)))
         orders = [ClosedForm(**order) for order in self.chosen.get("orders", [])]
         matrix_DD, orders = put_in_order(context, matrix_DD, self._dims, orders)
         self.chosen["orders"] = [order._asdict() for order in orders]
-        return matrix_DD, form.moment == "pooled"
+        return context.group.from_first_(matrix_DD), form.moment == "pooled"
 
     def _choose(self, judgements: Judgements) -> None:
         config = self._config

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from smec_core.data.judgements import Judgements
@@ -27,6 +28,10 @@ class MomentSums:
     def docs_DD(self) -> Tensor:
         """Of all documents. Collective the first time."""
         return mean_of_squares(self._docs, self._group)
+
+    def queries_DD(self, judgements: Judgements) -> Tensor:
+        """Of judged queries. Collective."""
+        return mean_of_squares(self._queries, self._group, judgements.query_row_Q)
 
     def of(self, judgements: Judgements) -> Moments:
         """The moments of documents, judged queries, and differences of relevant pairs. Collective.
@@ -57,7 +62,8 @@ class MomentSums:
                 strict=True,
             )
             for query_row_B, row_B, weight_B in mine:
-                difference_BD = (queries.take(query_row_B) - docs.take(row_B)).double()
+                # unit rows, as in the other moments: norms decide no cosine
+                query_BD, doc_BD = (F.normalize(rows, dim=1) for rows in (queries.take(query_row_B), docs.take(row_B)))
+                difference_BD = (query_BD - doc_BD).double()
                 sum_DD += (difference_BD * weight_B[:, None]).T @ difference_BD
-        queries_DD = mean_of_squares(queries, group, judgements.query_row_Q)
-        return Moments(self.docs_DD, queries_DD, group.sum_(sum_DD) / len(judgements))
+        return Moments(self.docs_DD, self.queries_DD(judgements), group.sum_(sum_DD) / len(judgements))

@@ -1,22 +1,22 @@
-"""The order of dims: rotations of a block by which its first dims serve before anything is trained.
+"""The order of dims: rotations that make the first dims of a block useful before training.
 
 Shapes: N rows, D input dims, I dims of the block.
 """
 
-import math
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from smec_core.distributed.resident import Rows
+from smec_core.evaluation.dev_set import QueryScores
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.closed_forms import MOMENTS, ClosedForm, Moments
 from smec_core.model.pca import block_rotation
 from smec_core.training.context import PassContext
-from smec_core.training.guard import Z_OTHER, Loss, is_real
+from smec_core.training.guard import Z_OTHER, is_real
 from smec_core.training.moments import MomentSums
 
 AS_THEY_ARE = ClosedForm("identity")
@@ -41,17 +41,18 @@ class Orders:
             y_queries: those of the queries.
             cuts: ascending; PCA rotates dims between two of them among themselves only.
         """
-        self._context, self._cuts = context, cuts
+        self._context, self._cuts, self._dim = context, cuts, y_docs.dim
         self._sums = MomentSums(y_docs, y_queries, context.group)
 
     def rotation(self, order: ClosedForm) -> Tensor:
         """The rotation (I, I) whose prefixes span what those of a closed form of the block span. Collective."""
         if order == AS_THEY_ARE:
-            return torch.eye(len(self._sums.docs_DD))
-        if order == ClosedForm("pca"):
-            rotation_II = block_rotation(self._sums.docs_DD, self._cuts)
-        elif order.name == "pca":
-            rotation_II = block_rotation(self._moments.pooled_DD, self._cuts)
+            return torch.eye(self._dim)
+        if order.name == "pca":
+            moment_II = self._sums.docs_DD
+            if order.moment == "pooled":
+                moment_II = (moment_II + self._sums.queries_DD(self._context.judgements)) / 2
+            rotation_II = block_rotation(moment_II, self._cuts)
         else:
             rotation_II = nested_rotation(order.matrix(self._moments)).float()
         return self._context.group.from_first_(rotation_II)
@@ -74,22 +75,31 @@ class Orders:
         context, largest = self._context, dims[0]
         if context.dev is None:
             return usual
-        least, usual_losses, usual_Q = -math.inf, set[Loss](), torch.empty(0)
-        found, found_Q = usual, usual_Q
-        for order in (usual, *(other for other in ORDERS if other != usual)):
-            rotation_II = self.rotation(order).to(context.device)
-            weight_ID = rotation_II if block_ID is None else rotation_II @ block_ID.to(context.device)
-            stage = FrozenStage(largest, "linear", {"weight": weight_ID})
-            values = context.dev.score(stage.keep, weight_ID.shape[1], dims)
-            losses = context.references.losses(values, {largest} & {*protected})
-            weighted = context.dev.weighted(values)
-            mean_Q = torch.stack(list(weighted.values())).mean(0)
-            if order == usual:
-                least = weighted[largest].mean().item() - context.config.guard_tolerance
-                usual_losses, usual_Q, found_Q = losses, mean_Q, mean_Q
-            elif weighted[largest].mean() >= least and losses <= usual_losses and mean_Q.mean() > found_Q.mean():
+        scores = partial(self._scores, dims=dims, block_ID=block_ID)
+        held = {largest} & {*protected}
+        start = scores(usual)
+        losses, start_Q = context.references.losses(start, held), self._mean_Q(start)
+        found, found_Q = usual, start_Q
+        for order in ORDERS:
+            values = scores(order)
+            mean_Q = self._mean_Q(values)
+            cost = self._mean_Q({largest: start[largest] - values[largest]}).mean()
+            is_held = cost <= context.config.guard_tolerance and context.references.losses(values, held) <= losses
+            if is_held and mean_Q.mean() > found_Q.mean():
                 found, found_Q = order, mean_Q
-        return found if is_real(found_Q - usual_Q, Z_OTHER) else usual
+        return found if is_real(found_Q - start_Q, Z_OTHER) else usual
+
+    def _scores(self, order: ClosedForm, dims: Sequence[int], block_ID: Tensor | None) -> QueryScores:
+        dev, device = self._context.dev, self._context.device
+        assert dev is not None
+        rotation_II = self.rotation(order).to(device)
+        weight_ID = rotation_II if block_ID is None else rotation_II @ block_ID.to(device)
+        return dev.score(FrozenStage(dims[0], "linear", {"weight": weight_ID}).keep, weight_ID.shape[1], dims)
+
+    def _mean_Q(self, values: QueryScores) -> Tensor:
+        dev = self._context.dev
+        assert dev is not None
+        return torch.stack(list(dev.weighted(values).values())).mean(0)
 
     @cached_property
     def _moments(self) -> Moments:

@@ -2,7 +2,8 @@
 
 `plan_training` gives a list of `StagePlan`, which the trainer executes and `smec train --dry-run` prints. One builder
 makes the plan of each kind of training: sequential, parallel, extending a base model, warm. What depends on dev (the
-projection to keep, its epochs, the scores to hold) is filled in by `StagePlan.replay` and `StagePlan.floors_of`.
+projection to keep, its epochs, the order that it starts in, the scores to hold) is filled in by `StagePlan.replay` and
+`StagePlan.floors_of`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,9 +58,9 @@ class StagePlan:
         compatible: see `LossTerm`.
         noise: scale of the Gumbel noise.
         ahead: smaller dims that it trains too, descending.
-        prepared: this dim and smaller ones, ascending, where the stage before has trained them: the start mixes none of
-            them with what is above it.
-        start: where its weights start.
+        prepared: this dim and smaller ones, ascending, where the stage before has trained them: the PCA that it starts
+            from mixes none of them with what is above it.
+        start: where its weights start; `ordered` at the rotation that is best on dev, or that `order` names.
         is_ordered: whether outputs start in order of importance; the ADS logits then start descending.
         champion: the stage of the model in service that it starts from instead, whose dims stay in their places.
         counted: prefixes whose dev scores decide which state is best.

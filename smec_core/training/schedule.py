@@ -107,11 +107,13 @@ class Rhythm:
         """That of a stage of the first pass which takes as long as `times` stages of a chain."""
         steps = shape.epoch_steps if config.guard else shape.refit_steps
         most = config.stage_epochs(steps)
-        # two, for a dev score between
-        epochs = max(math.ceil(most * times), min(most, 2))
+        epochs, patience = math.ceil(most * times), config.stage_patience(math.ceil(most * max(times, 1)))
+        if times < 1:
+            # two, for a dev score between
+            epochs, patience = max(epochs, min(most, 2)), max(math.ceil(patience * times), 2)
         # without dev the last state counts
-        score_epochs = config.scoring_epochs(epochs, steps) if config.guard else max(epochs, 1)
-        return cls(steps, epochs, score_epochs, config.stage_patience(epochs))
+        score_epochs = config.scoring_epochs(patience, steps) if config.guard else max(epochs, 1)
+        return cls(steps, epochs, score_epochs, patience)
 
     @property
     def last(self) -> int:

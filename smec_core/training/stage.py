@@ -51,7 +51,7 @@ class StageTraining:
         memory: S-XBM.
         epoch: epochs done.
         batch: steps of the epoch done.
-        order: in which its outputs start, where dev or the plan decides that.
+        order: the order in which its outputs start; None where its start is fixed.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ class StageOutcome:
         stage: what was kept.
         tried: every candidate, the kept one first.
         seconds: what it took.
-        order: in which its outputs started, where that was decided.
+        order: the order in which its outputs started; None where its start is fixed.
     """
 
     d_in: int

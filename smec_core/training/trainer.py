@@ -191,7 +191,8 @@ class _Training:
         if self._pass_to_resume not in (None, pass_name):
             return outcomes
         self._pass_to_resume = None
-        context = pass_context(self.data, self.config, pass_name, self.tracker, self.steps, self.rows)
+        learnt = replace(self.data, dev=None) if pass_name == "refit" and not self.config.refit else self.data
+        context = pass_context(learnt, self.config, pass_name, self.tracker, self.steps, self.rows)
         if plan and plan[0].is_closed:
             self._prepare(context)
         y_docs, y_queries = self.data.docs, self.data.queries
@@ -232,17 +233,17 @@ class _Training:
 
     def _prepare(self, context: PassContext) -> None:
         """Makes what the stages of a pass start from, and what dev is held to."""
-        scores: list[QueryScores] = []
-
-        def refer_to(matrix_DD: Tensor) -> None:
-            if context.dev is not None:
-                stage = FrozenStage(len(matrix_DD), "linear", {"weight": matrix_DD.to(context.device)})
-                scores.append(context.dev.score(stage.apply, len(matrix_DD), self.prefixes))
-                context.references = References(scores, context.dev.parts.masks, self.config.guard_tolerance)
-
-        refer_to(context.group.from_first_(block_rotation(self.closed.docs_DD)))
+        if context.dev is not None:
+            self._refer_to(context, context.group.from_first_(block_rotation(self.closed.docs_DD)))
         context.closed_DD, context.is_pooled = self.closed.make(context)
-        refer_to(context.closed_DD)
+        if context.dev is not None:
+            self._refer_to(context, context.closed_DD)
+
+    def _refer_to(self, context: PassContext, matrix_DD: Tensor) -> None:
+        assert context.dev is not None
+        stage = FrozenStage(len(matrix_DD), "linear", {"weight": matrix_DD.to(context.device)})
+        scores = [*context.references.scores, context.dev.score(stage.apply, len(matrix_DD), self.prefixes)]
+        context.references = References(scores, context.dev.parts.masks, self.config.guard_tolerance)
 
     def _better(self, context: PassContext, scores: QueryScores) -> QueryScores:
         """The dev scores of what is kept: of the chain, or where it is no better of the closed form or of PCA."""

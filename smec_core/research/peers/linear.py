@@ -63,8 +63,8 @@ class ClosedPeer:
         """Sums second moments, and tries the forms on each fold."""
         forms = [form for form in FORMS if form.name == self.name]
         untrained = config.model_copy(update={"epochs": 0})
+        start = ClosedStart(data, untrained, prefix_dims(data.docs.dim, config.dims), lambda text: None, forms)
         learnt = data if config.refit else replace(data, dev=None)
-        start = ClosedStart(learnt, untrained, prefix_dims(data.docs.dim, config.dims), lambda text: None, forms)
         # a pass without dev leaves the form as it is, whose dims SMEC puts in order
         matrix_DD, _ = start.make(pass_context(learnt, untrained, "refit", NullTracker()))
         return nested(matrix_DD.to(data.node.device), matrix_DD.numel())

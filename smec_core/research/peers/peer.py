@@ -63,7 +63,7 @@ class Peer(Protocol):
 
 
 def most_steps(data: TrainingData, config: TrainConfig, epoch_steps: int) -> int:
-    """Steps that SMEC may take in its first pass for one kind of projection: the budget of every tuned peer."""
+    """Steps of a full stage for each dim of the chain, the most that SMEC may take: the budget of every tuned peer."""
     return len(chain_dims(data.docs.dim, config.dims)) * config.stage_epochs(epoch_steps) * epoch_steps
 
 

@@ -7,9 +7,13 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from smec_core.config import TrainConfig
 from smec_core.errors import InputError
+from smec_core.model.adapter import FrozenStage
+from smec_core.training.plan import plan_training
 from smec_core.training.sampling import steps_per_epoch
-from smec_core.training.schedule import chain_dims, one_cycle, prefix_dims
+from smec_core.training.schedule import Rhythm, TrainingShape, chain_dims, one_cycle, prefix_dims
+from smec_core.training.warm import WarmStart
 
 
 @pytest.mark.parametrize(
@@ -44,6 +48,24 @@ def test_no_step_of_a_chain_is_longer_than_a_half(input_dim: int, data: st.DataO
 def test_a_dim_above_the_data_is_refused() -> None:
     with pytest.raises(InputError, match=r"dims: 800 is more than the 768 dims of the data"):
         chain_dims(768, [96, 800])
+
+
+@pytest.mark.parametrize(
+    ("epochs", "times", "most", "patience"),
+    [(20, 1, 20, 7), (20, 0.2, 4, 2), (20, 0.4, 8, 3), (5, 0.2, 2, 2), (1, 0.2, 1, 2), (0, 0.2, 0, 2), (20, 4, 80, 27)],
+)
+def test_a_stage_may_take_a_share_of_a_full_one(epochs: int, times: float, most: int, patience: int) -> None:
+    rhythm = Rhythm.of(TrainingShape(24, True, epoch_steps=3), TrainConfig(dims=(4,), epochs=epochs), times)
+    assert (rhythm.epochs, rhythm.patience) == (most, patience)
+
+
+def test_rotations_after_a_closed_form_are_shorter_but_not_in_a_warm_start() -> None:
+    shape, config = TrainingShape(32, True), TrainConfig(dims=(16, 8, 4), epochs=20)
+    plan = [stage for stage in plan_training(shape, config) if stage.pass_name == "first"]
+    assert [stage.rhythm.epochs for stage in plan] == [20, 4, 8, 8]
+    stages = [FrozenStage(stage.dim, stage.projections[0], {"weight": torch.eye(stage.d_in)}) for stage in plan]
+    warm = WarmStart(32, (32, 16, 8, 4), stages, [20] * 4)
+    assert [stage.rhythm.epochs for stage in plan_training(shape, config, warm=warm)] == [20] * 4
 
 
 @pytest.mark.parametrize(("items", "batch_size", "steps"), [(1, 128, 1), (128, 128, 1), (129, 128, 2)])

@@ -84,7 +84,8 @@ def same_tensors(one: Trained, other: Trained) -> bool:
 def test_the_settings_that_were_used_give_the_same_model(
     data: Generated, judged: bool, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("smec_core.config.STAGE_STEPS", 12)
+    # long enough for the patience of a full stage and that of a rotation to differ
+    monkeypatch.setattr("smec_core.config.STAGE_STEPS", 90 if judged else 12)
     config = TrainConfig(dims=(4,), batch_size=64, negatives=32, queue_size=100, **changes)
     taken = data.training_data(judged)
     used = settings_used(taken.shape(config), config)
