@@ -178,7 +178,7 @@ def cost_table(results: Results) -> ResultTable:
                 "parameters": f"{mean['parameters']:.0f}",
             }
         )
-    caption = "Budget: steps taken (one that trains two candidates counts once), seconds of training, parameters learnt"
+    caption = "Budget: steps taken, seconds of training, parameters learnt"
     return ResultTable("cost", caption, pd.DataFrame(rows))
 
 
@@ -235,10 +235,10 @@ def compare_page(results: Results) -> Page:
         "on the same dev queries and learn, where refit is on, again with those of dev; smec-paper has them from the "
         "start, for a fixed number of steps. The adaptors' published forms have temperature 1 and Matryoshka-Adaptor's "
         "steps and patience; their tuned forms have SMEC's temperature, only the ranking loss where they learn from "
-        "judgements, and may take as many steps as SMEC may for one kind of projection (Matryoshka-Adaptor in each of "
-        "its two phases, Search-Adaptor divided among its dims). parallel-mrl is SMEC's adapter from a PCA start, with "
-        "the losses of all dims at once in place of its stages, as long as all stages together. Below, p is that of a "
-        "paired randomisation test against the method that is best on test, not corrected for that choice.",
+        "judgements, and may take as many steps as SMEC may (Matryoshka-Adaptor in each of its two phases, "
+        "Search-Adaptor divided among its dims). parallel-mrl is SMEC's adapter from a PCA start, with the losses of "
+        "all dims at once in place of its stages, as long as all stages together. Below, p is that of a paired "
+        "randomisation test against the method that is best on test, not corrected for that choice.",
         findings,
         tables,
         _quality_figures(results),
@@ -317,7 +317,7 @@ def queue_page(results: Results) -> Page:
             *part_tables(results),
             ResultTable(
                 "cost",
-                "Time of the whole training (all candidates, dev scores) divided by its steps, and the size of the "
+                "Time of the whole training (dev scores, too) divided by its steps, and the size of the "
                 "vectors in the memory, over all workers",
                 pd.DataFrame(rows),
             ),

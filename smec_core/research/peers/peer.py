@@ -40,8 +40,7 @@ class Fitted:
     Attributes:
         encode: gives its vectors.
         parameters: numbers it has learnt, over all dims.
-        steps: steps it was trained for, those of the replay on all labels included; one that trains two candidates
-            counts once.
+        steps: steps it was trained for, those of the replay on all labels included.
     """
 
     encode: Encode
@@ -63,7 +62,7 @@ class Peer(Protocol):
 
 
 def most_steps(data: TrainingData, config: TrainConfig, epoch_steps: int) -> int:
-    """Steps that SMEC may take in its first pass for one kind of projection: the budget of every tuned peer."""
+    """Steps that SMEC may take in its first pass: the budget of every tuned peer."""
     return len(chain_dims(data.docs.dim, config.dims)) * config.stage_epochs(epoch_steps) * epoch_steps
 
 
