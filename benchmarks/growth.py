@@ -9,8 +9,8 @@ through the last three points: 0 does not grow, 1 is linear. What is above linea
 of the CPU, so that what else the machine does counts little.
 
 Columns, in seconds: open (ids, judgements, fingerprint, split), read (all vectors into memory), dev set (its copy),
-moments (of all documents), pca (of a stage), through (all rows through a stage), dev (one scoring of one candidate),
-evaluate (two passes over the corpus). In ms, median of a step of all candidates of both stages together: data, search,
+moments (of all documents), pca (of a stage), through (all rows through a stage), dev (one scoring of a stage),
+evaluate (two passes over the corpus). In ms, median of a step of both stages together: data, search,
 compute. In MiB, the most anonymous memory in training and in evaluation.
 """
 
@@ -127,7 +127,7 @@ def watched(spent: Spent) -> Iterator[None]:
     from benchmarks.step_time import full_memory
     from smec_core.distributed.resident import ResidentRows
     from smec_core.training import context, moments, ordering, step
-    from smec_core.training.candidate import Candidate
+    from smec_core.training.learner import Learner
     from smec_core.training.sampling import Batch, LabelledSampler
 
     epoch = LabelledSampler.epoch
@@ -143,7 +143,7 @@ def watched(spent: Spent) -> Iterator[None]:
             (ordering.Orders, "rotation", "pca"),
             (moments.MomentSums, "of", "moments"),
             (context, "make_dev_set", "dev set"),
-            (Candidate, "score", "dev"),
+            (Learner, "score", "dev"),
             (ResidentRows, "project", "through"),
         ):
             patches.enter_context(patch.object(owner, name, spent.timed(part, getattr(owner, name))))
@@ -191,11 +191,10 @@ def measure(data: str, point: Point) -> dict[str, float]:
     found["evaluating"] = peak.take()
     found |= {part: float(np.mean(laps)) for part, laps in spent.seconds.items()}
     for part in MILLISECONDS:
-        # the candidates of a step share its record
-        by_stage: dict[Any, dict[Any, float]] = defaultdict(dict)
+        by_stage: dict[Any, list[float]] = defaultdict(list)
         for record in records.steps:
-            by_stage[record["stage"]][record["step"]] = 1e3 * float(record[f"seconds/{part}"])
-        found[part] = sum(float(np.median(list(laps.values())[WARM_UP_STEPS:])) for laps in by_stage.values())
+            by_stage[record["stage"]].append(1e3 * float(record[f"seconds/{part}"]))
+        found[part] = sum(float(np.median(laps[WARM_UP_STEPS:])) for laps in by_stage.values())
     return found
 
 

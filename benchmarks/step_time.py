@@ -2,7 +2,7 @@
 
     python -m benchmarks.step_time [--data DATA] [--ranks 2] [--set batch_size=512] [--json FILE]
 
-Every stage trains its candidates for so many steps, in the loop of smec_core, without Ray. The limit of a
+Every stage trains for so many steps, in the loop of smec_core, without Ray. The limit of a
 step is the time of its products alone, each of its shape, in the same process: those of the projection, of the inverse
 by blocks that a rotation is, of the ranking loss, and of the search in the memory, back and forth. `ratio` is that
 limit over the time of the step. Without --data: random vectors in scifact's shapes (5183 documents,
@@ -44,8 +44,8 @@ from smec_core.data.judgements import Judgements
 from smec_core.distributed.group import Group
 from smec_core.distributed.resident import Node, ResidentRows
 from smec_core.model.cayley import BASE_DIM
-from smec_core.training.candidate import Candidate
 from smec_core.training.context import PassContext, TrainingData
+from smec_core.training.learner import Learner
 from smec_core.training.local import load_training_data
 from smec_core.training.sampling import steps_per_epoch
 from smec_core.training.stage import StageTraining
@@ -59,7 +59,7 @@ WARM_UP_STEPS = 5
 Product = tuple[float, float, float]
 """Rows, inner dim and columns of a matrix product."""
 PARTS = ("data", "search", "forward", "backward", "reduce", "update")
-COLLECTIVES = ("gather", "sum_", "from_first_", "object_from", "gather_objects")
+COLLECTIVES = ("gather", "sum_", "from_first_", "gather_objects")
 
 
 def random_data(docs: int, queries: int, dim: int, node: Node) -> TrainingData:
@@ -74,10 +74,10 @@ def random_data(docs: int, queries: int, dim: int, node: Node) -> TrainingData:
     return TrainingData(ResidentRows(rows[0], node), ResidentRows(rows[1], node), learnt, held_out, node)
 
 
-def products_of(candidate: Candidate, step: Step) -> list[Product]:
-    """Products of one step of a candidate of the chain on one rank, forward and back."""
-    stage, rows, dim = candidate.stage, len(step.y_RI), candidate.stage.d_in
-    asked = dim if any(not term.is_gated for term in candidate.losses) else stage.dim
+def products_of(learner: Learner, step: Step) -> list[Product]:
+    """Products of one step of a stage of the chain on one rank, forward and back."""
+    stage, rows, dim = learner.stage, len(step.y_RI), learner.stage.d_in
+    asked = dim if any(not term.is_gated for term in learner.losses) else stage.dim
     found: list[Product] = [(rows, dim, asked)]
     if stage.projection != "selection":
         found.append((asked, rows, dim))
@@ -87,7 +87,7 @@ def products_of(candidate: Candidate, step: Step) -> list[Product]:
     if stage.projection == "residual_mlp":
         found += 5 * [(rows, dim, stage.up.out_features)]
     if len(step.ranked.query_P):
-        for term in candidate.losses:
+        for term in learner.losses:
             width = max(dim for dim, _ in term.prefixes)
             found += (5 if term.compatible else 3) * [(step.parts[0], width, step.docs)]
     return found
@@ -145,14 +145,16 @@ class Parts:
     """Seconds of what happens within steps, by stage; those of the warm-up count, too.
 
     Attributes:
-        seconds: by stage and part, of each step of each candidate.
-        shapes: by stage and kind, the products of a whole step.
-        rows: by stage, the rows that a candidate projects.
+        seconds: by stage and part, of each step.
+        shapes: by stage, the products of a whole step.
+        kinds: by stage, its kind of projection.
+        rows: by stage, the rows that it projects.
     """
 
     def __init__(self, device: torch.device, input_dim: int, slots: int) -> None:
         self.seconds: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-        self.shapes: dict[int, dict[str, list[Product]]] = defaultdict(dict)
+        self.shapes: dict[int, list[Product]] = {}
+        self.kinds: dict[int, str] = {}
         self.rows: dict[int, int] = {}
         self._device, self._input_dim, self._slots = device, input_dim, slots
         self._collectives = 0.0
@@ -160,24 +162,24 @@ class Parts:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Times steps while it lasts."""
-        whole = Candidate.train_step
+        whole = Learner.train_step
 
-        def step(candidate: Candidate, run: PassContext, step: Step, noise_I: Tensor) -> None:
-            dim = candidate.stage.dim
-            self.rows.setdefault(dim, len(step.y_RI))
-            if candidate.kind not in self.shapes[dim]:
-                self.shapes[dim][candidate.kind] = products_of(candidate, step)
-                if step.unsup_weight and len(self.shapes[dim]) == 1:
-                    self.shapes[dim]["search"] = [(step.queries + step.docs, self._input_dim, self._slots)]
+        def step(learner: Learner, run: PassContext, step: Step, noise_I: Tensor) -> None:
+            dim = learner.stage.dim
+            if dim not in self.shapes:
+                self.rows[dim], self.kinds[dim] = len(step.y_RI), learner.stage.projection
+                self.shapes[dim] = products_of(learner, step)
+                if step.unsup_weight:
+                    self.shapes[dim].append((step.queries + step.docs, self._input_dim, self._slots))
             for name in ("_loss_sums", "_reduce"):
-                setattr(candidate, name, self._timed(dim, name, getattr(Candidate, name).__get__(candidate)))
+                setattr(learner, name, self._timed(dim, name, getattr(Learner, name).__get__(learner)))
             with patch.object(Tensor, "backward", self._timed(dim, "backward", Tensor.backward)):
-                self._timed(dim, "whole", whole)(candidate, run, step, noise_I)
+                self._timed(dim, "whole", whole)(learner, run, step, noise_I)
             self.seconds[dim]["collectives"].append(self._collectives)
             self._collectives = 0.0
 
         with ExitStack() as patches:
-            patches.enter_context(patch.object(Candidate, "train_step", step))
+            patches.enter_context(patch.object(Learner, "train_step", step))
             patches.enter_context(full_memory())
             for name in COLLECTIVES:
                 patches.enter_context(patch.object(Group, name, self._collective(getattr(Group, name))))
@@ -217,7 +219,7 @@ class StepRecords:
 
 
 def measure(data: TrainingData, config: TrainConfig, steps: int) -> list[dict[str, Any]]:
-    """Trains every stage for so many steps; a record for each, of mean seconds of a step of all its candidates.
+    """Trains every stage for so many steps; a record for each, of mean seconds of a step.
 
     `limit` is the time of the step's products alone, `ratio` that over `step`.
     """
@@ -231,19 +233,16 @@ def measure(data: TrainingData, config: TrainConfig, steps: int) -> list[dict[st
         train(data, config.model_copy(update=changes), records)
     found, dim_in = [], data.docs.dim
     for dim, seconds in parts.seconds.items():
-        kinds = [kind for kind in parts.shapes[dim] if kind != "search"]
-        skipped = WARM_UP_STEPS * len(kinds)
-        own = [record for record in records.steps if record["stage"] == dim][skipped:]
-        mean = {name: statistics.mean(laps[skipped:]) * len(kinds) for name, laps in seconds.items()}
-        row: dict[str, Any] = {"stage": f"{dim_in} -> {dim}", "projections": " ".join(kinds), "rows": parts.rows[dim]}
+        own = [record for record in records.steps if record["stage"] == dim][WARM_UP_STEPS:]
+        mean = {name: statistics.mean(laps[WARM_UP_STEPS:]) for name, laps in seconds.items()}
+        row: dict[str, Any] = {"stage": f"{dim_in} -> {dim}", "projection": parts.kinds[dim], "rows": parts.rows[dim]}
         row |= {name: statistics.mean(float(record[f"seconds/{name}"]) for record in own) for name in PARTS[:2]}
         row |= {"forward": mean["_loss_sums"], "backward": mean["backward"], "reduce": mean["_reduce"]}
         row["update"] = mean["whole"] - row["forward"] - row["backward"] - row["reduce"]
         row["step"] = sum(row[part] for part in PARTS)
         row["collectives"] = mean["collectives"]
-        shapes = [shape for some in parts.shapes[dim].values() for shape in some]
-        row["gflop"] = sum(2 * a * b * c for a, b, c in shapes) / 1e9
-        row["limit"] = seconds_of(shapes, device)
+        row["gflop"] = sum(2 * a * b * c for a, b, c in parts.shapes[dim]) / 1e9
+        row["limit"] = seconds_of(parts.shapes[dim], device)
         found.append(row | {"ratio": row["limit"] / row["step"]})
         dim_in = dim
     return found
@@ -257,11 +256,11 @@ def total(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
     names = (*PARTS, "collectives", "step", "limit")
-    print(f"{'stage':>12} {'projections':>13} {'rows':>5} " + " ".join(f"{name:>11}" for name in names) + "  ratio")
+    print(f"{'stage':>12} {'projection':>13} {'rows':>5} " + " ".join(f"{name:>11}" for name in names) + "  ratio")
     for row in rows:
         cells = " ".join(f"{1e3 * row.get(name, 0.0):>11.2f}" for name in names)
         print(
-            f"{row['stage']:>12} {row.get('projections', ''):>13} {row.get('rows', ''):>5} {cells}  {row['ratio']:.2f}"
+            f"{row['stage']:>12} {row.get('projection', ''):>13} {row.get('rows', ''):>5} {cells}  {row['ratio']:.2f}"
         )
 
 

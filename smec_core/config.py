@@ -64,9 +64,8 @@ class TrainConfig(Settings):
     projection=selection do not look ahead."""
     projection: Literal["auto", "linear", "rotation", "residual_mlp", "selection"] = "auto"
     """What a stage learns beside its selection: a linear map, a rotation, x + MLP(x), nothing (selection: ADS alone
-    chooses among the dims as they are), or auto: with init=closed and judgements a linear map of all dims and then
-    rotations; else both, the rotation kept unless linear is better on dev by more than twice the error of the
-    difference."""
+    chooses among the dims as they are), or auto: with judgements a linear map for a stage that keeps all dims and for
+    schedule=parallel, and a rotation for any other; without judgements rotations."""
     init: Literal["closed", "pca", "identity", "random"] = "closed"
     """Where a projection starts. closed: the map of all dims as the linear map from second moments that does best on
     folds of the judgements (see `favour`); later ones as the uncentred PCA rotation of the kept block, of documents or
@@ -161,7 +160,7 @@ class TrainConfig(Settings):
     dev_corpus: int = Field(100_000, ge=100)
     """Most documents that dev is scored against: all judged ones, then a seeded sample."""
     refit: bool = True
-    """Replay the whole chain on train + dev with each stage's kind and number of epochs as found on dev. Without
+    """Replay the whole chain on train + dev with each stage's number of epochs as found on dev. Without
     judgements there is none: held-out documents have nothing to teach that the others have not."""
 
     @model_validator(mode="after")
@@ -169,12 +168,6 @@ class TrainConfig(Settings):
         least = self.neighbours(labelled=True)
         if self.queue_size < least:
             raise ValueError(f"queue_size ({self.queue_size}) must be at least top_k ({least})")
-        return self
-
-    @model_validator(mode="after")
-    def _check_guard(self) -> Self:
-        if self.projection == "auto" and self.init != "closed" and not self.guard:
-            raise ValueError("projection=auto chooses on dev, which guard=false switches off; name one projection")
         return self
 
     @model_validator(mode="after")

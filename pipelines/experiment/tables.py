@@ -185,7 +185,7 @@ def cost_table(results: Results) -> ResultTable:
                 "parameters": f"{mean['parameters']:.0f}",
             }
         )
-    caption = "Budget: steps taken (one that trains two candidates counts once), seconds of training, parameters learnt"
+    caption = "Budget: steps taken, seconds of training, parameters learnt"
     return ResultTable("cost", caption, pd.DataFrame(rows))
 
 
@@ -323,7 +323,7 @@ def queue_page(results: Results) -> Page:
             *part_tables(results),
             ResultTable(
                 "cost",
-                "Time of the whole training (all candidates, dev scores) divided by its steps, and the size of the "
+                "Time of the whole training (dev scores, too) divided by its steps, and the size of the "
                 "vectors in the memory, over all workers",
                 pd.DataFrame(rows),
             ),

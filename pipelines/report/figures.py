@@ -12,15 +12,13 @@ Figure = dict[str, Any]
 Points = Mapping[Any, float | None]  # keys: int or float
 Intervals = Mapping[Any, tuple[float, float]]
 BLUE, GREEN, ORANGE, GREY, INK = "#2457d6", "#0b8f72", "#d97706", "#8d97a8", "#1b2433"
-ROLES = {"chosen": (BLUE, 1, "solid"), "replay": (GREEN, 2, "dot"), "rejected": (GREY, 3, "solid")}
 
 
 class Curve(NamedTuple):
     """A training curve of one stage: y by epochs trained."""
 
     label: str
-    role: Literal["chosen", "replay", "rejected"]
-    projection: str
+    is_replay: bool
     points: Points
 
 
@@ -46,16 +44,16 @@ def compression(model: Points, truncation: Points, pca: Points, measure: str, in
 
 
 def losses(curves: Sequence[Curve]) -> Figure:
-    """Loss of a stage's candidates and of the replay."""
+    """Loss of a stage and of its replay."""
     data = [_curve(curve._replace(points=_thinned(curve.points)), "lines") for curve in curves]
     x, y = {"rangemode": "tozero", "hoverformat": ".2f"}, {"rangemode": "tozero", "hoverformat": ".4f"}
     return _figure(data, x | _title("epochs trained"), y | _title("loss"))
 
 
-def dev_scores(curves: Sequence[Curve], epochs: int, score: float | None) -> Figure:
-    """Dev score of a stage's candidates, with the kept state, at `epochs`, marked."""
+def dev_scores(curve: Curve, epochs: int, score: float | None) -> Figure:
+    """Dev score of a stage, with the kept state, at `epochs`, marked."""
     star = _line("kept", {epochs: score}, BLUE, 4, "markers", symbol="star", size=15)
-    data = [*(_curve(curve, "lines+markers") for curve in curves), star]
+    data = [_curve(curve, "lines+markers"), star]
     y = {"hoverformat": ".4f"} | _title("dev score")
     return _figure(data, {"tickformat": "d"} | _title("epochs trained"), y, _rule("x", epochs))
 
@@ -176,7 +174,7 @@ def _contest(model: Points, truncation: Points, pca: Points, intervals: Interval
 
 
 def _curve(curve: Curve, mode: str) -> Figure:
-    colour, rank, dash = ROLES[curve.role]
+    colour, rank, dash = (GREEN, 2, "dot") if curve.is_replay else (BLUE, 1, "solid")
     # plotly reads names as HTML of its own kind, and a projection's name comes from a file
     return _line(html.escape(curve.label), curve.points, colour, rank, mode, dash=dash)
 

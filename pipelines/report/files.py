@@ -23,21 +23,15 @@ class ConfigFile(BaseModel):
     created: str | None = None
 
 
-class Candidate(BaseModel):
-    """One projection tried in a stage's first pass: epochs at its best dev state, and that state's score."""
-
-    epochs: int
-    dev_score: float | None = None
-
-
-class Stage(Candidate):
-    """One stage of the chain; importance is softmax(w) of its d_in dims, descending."""
+class Stage(BaseModel):
+    """One stage of the chain: epochs at its best dev state, that state's score, and softmax(w) of its d_in dims."""
 
     d_in: int
     dim: int
     projection: str
+    epochs: int
+    dev_score: float | None = None
     seconds: float | None = None
-    candidates: dict[str, Candidate] = {}
     importance: list[float] = []
 
 
@@ -93,10 +87,7 @@ class MetricsFile(BaseModel):
 
 
 class Record(BaseModel):
-    """One line of history.jsonl: a step (has a loss) or a scored epoch (epoch = epochs trained, 0 the start).
-
-    The candidates of a stage share their steps: records with the same step hold the same seconds, of all candidates.
-    """
+    """One line of history.jsonl: a step (has a loss) or a scored epoch (epoch = epochs trained, 0 the start)."""
 
     run: Literal["first", "refit", "warm"] = Field(alias="pass")
     stage: int

@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -34,7 +34,7 @@ from pipelines.report.words import (
     number,
     percent,
     plain,
-    reasons_of,
+    reason_of,
     span,
 )
 from pipelines.storage.study import SUMMARY_FILE
@@ -83,7 +83,9 @@ def _model_page(folder: Path) -> dict[str, Any]:
         load(folder)
     config = read(folder / "config.json", ConfigFile)
     metrics = read(folder / "metrics.json", MetricsFile)
-    history = read_history(folder / "history.jsonl")
+    # earlier versions have tried several projections in the same steps
+    kept = {(stage.dim, stage.projection) for stage in metrics.stages}
+    history = [record for record in read_history(folder / "history.jsonl") if (record.stage, record.projection) in kept]
     page = _quality(config.input_dim, metrics)
     drawn, reasons = page["figures"], {}
     for stage in metrics.stages:
@@ -93,12 +95,13 @@ def _model_page(folder: Path) -> dict[str, Any]:
             drawn[f"loss-{stage.dim}"] = figures.losses(losses)
         if dev:
             drawn[f"dev-{stage.dim}"] = figures.dev_scores(dev, stage.epochs, stage.dev_score)
-            reasons[stage.dim] = reasons_of(stage, dev)
+            if reason := reason_of(stage, dev):
+                reasons[stage.dim] = reason
         # what is still as it began was not learned
         if stage.dim < stage.d_in and stage.epochs and any(stage.importance):
             drawn[f"importance-{stage.dim}"] = figures.importance(stage.importance, stage.dim)
     stages = metrics.stages
-    steps = {record.step: record for record in history if record.loss is not None}.values()
+    steps = [record for record in history if record.loss is not None]
     seconds = {
         name: [sum(getattr(step, part) for step in steps if step.stage == stage.dim) for stage in stages]
         for name, part in (("compute", "compute"), ("memory search", "search"), ("data", "data"))
@@ -172,27 +175,21 @@ def _pick(rows: Sequence[Row]) -> Row | None:
     return max(rows, key=lambda row: row.kept, default=None)
 
 
-def _curves(stage: Stage, records: Sequence[Record]) -> tuple[list[figures.Curve], list[figures.Curve]]:
-    """Loss curves and dev score curves of one stage, against epochs trained."""
-    losses, dev = [], []
-    for run_name, projection in dict.fromkeys((record.run, record.projection) for record in records):
-        series = [record for record in records if (record.run, record.projection) == (run_name, projection)]
-        role: Literal["chosen", "replay", "rejected"] = "chosen" if projection == stage.projection else "rejected"
-        label = f"{named(projection)}, {role}"
-        steps = [record for record in series if record.loss is not None]
+def _curves(stage: Stage, records: Sequence[Record]) -> tuple[list[figures.Curve], figures.Curve | None]:
+    """Loss curves and the dev score curve of one stage, against epochs trained."""
+    losses = []
+    for run_name in dict.fromkeys(record.run for record in records):
+        steps = [record for record in records if record.run == run_name and record.loss is not None]
         in_epoch, seen = Counter(step.epoch for step in steps), Counter[int]()
         points: dict[float, float | None] = {}
         for step in steps:
             seen[step.epoch] += 1
             points[step.epoch + seen[step.epoch] / in_epoch[step.epoch]] = step.loss
         if points:
-            losses.append(
-                figures.Curve(*(("replay", "replay") if run_name == "refit" else (label, role)), projection, points)
-            )
-        scores = {float(record.epoch): record.dev_score for record in series if record.dev_score is not None}
-        if scores and run_name == "first":
-            dev.append(figures.Curve(label, role, projection, scores))
-    return losses, dev
+            is_replay = run_name == "refit"
+            losses.append(figures.Curve("replay" if is_replay else named(stage.projection), is_replay, points))
+    scores = {float(record.epoch): record.dev_score for record in records if record.dev_score is not None}
+    return losses, figures.Curve(named(stage.projection), False, scores) if scores else None
 
 
 def _write(out: Path, text: str) -> None:

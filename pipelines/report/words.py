@@ -87,26 +87,16 @@ def _unsure(intervals: Mapping[int, Interval], level: float) -> set[int]:
     return {dim for dim, (low, high) in intervals.items() if low <= level <= high}
 
 
-def reasons_of(stage: Stage, dev: Sequence[Curve]) -> list[str]:
-    """Why the stage kept what it kept, where the curves alone would say something else."""
-    peaks = {curve.projection: max(score for score in curve.points.values() if score is not None) for curve in dev}
-    tried = {name: one.dev_score for name, one in stage.candidates.items() if one.dev_score is not None}
-    kept, best = named(stage.projection), tried.get(stage.projection)
-    sentences = []
-    for name, score in tried.items():
-        if best is not None and score > best:
-            sentences.append(
-                f"The {named(name)} reached {score:.4f}, the {kept} {best:.4f}: within two standard errors over the "
-                f"dev queries, so the {kept} was kept, which changes no earlier prefix."
-            )
-        if name in peaks and peaks[name] > score + SHOWN:
-            where = "the star" if name == stage.projection else f"the {named(name)}'s best, {score:.4f},"
-            gain = "" if name in HARMLESS else "their gain over the start may be luck, or "
-            sentences.append(
-                f"Scores of the {named(name)} above {where} do not count: {gain}they cost an earlier prefix, or the "
-                "new one, more than guard_tolerance, or a part of the dev queries fell below PCA or the closed form."
-            )
-    return sentences
+def reason_of(stage: Stage, dev: Curve) -> str | None:
+    """Why the stage kept what it kept, where the curve alone would say something else."""
+    peak = max(score for score in dev.points.values() if score is not None)
+    if stage.dev_score is None or peak <= stage.dev_score + SHOWN:
+        return None
+    gain = "" if stage.projection in HARMLESS else "their gain over the start may be luck, or "
+    return (
+        f"Scores of the {named(stage.projection)} above the star do not count: {gain}they cost an earlier prefix, or "
+        "the new one, more than guard_tolerance, or a part of the dev queries fell below PCA or the closed form."
+    )
 
 
 def named(projection: str) -> str:

@@ -114,9 +114,6 @@ class TrainMeters(Board):
                     self.put(f"smec_train_{name.replace('@', '_at_')}", float(value), run=self._run, **place)
             return
         self.put("smec_train_loss", float(record["loss"]), run=self._run, **place)
-        if record["step"] == self._step:
-            # another projection's record of the same step and the same seconds
-            return
         self._step = int(record["step"])
         parts = {name: float(value) for name, value in record.items() if name.startswith("seconds/")}
         with self._lock:

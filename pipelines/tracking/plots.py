@@ -53,7 +53,7 @@ def quality_picture(evaluation: Mapping[str, Any]) -> Figure:
 
 
 def loss_picture(history: Sequence[Record]) -> Figure:
-    """Loss against steps, one panel a stage, one line a candidate of the first pass and one for the replay.
+    """Loss against steps, one panel a stage, one line for the first pass and one for the replay.
 
     Args:
         history: records of history.jsonl, at least one of them a step.

@@ -122,7 +122,7 @@ def _as_json(stage: StageTime) -> dict[str, Any]:
         "pass": plan.pass_name,
         "d_in": plan.d_in,
         "dim": plan.dim,
-        "projections": list(plan.projections),
+        "projection": plan.projection,
         "epoch_steps": plan.rhythm.epoch_steps,
         "steps": {"least": least, "most": most},
         "step_ms": round(1e3 * stage.step, 3),
@@ -153,8 +153,8 @@ def _space(
         if later.pass_name == stage.pass_name
     ]
     held = 4 * (rows * (dataset.dim + max(widths, default=0)) + config.copied_docs(docs) * dataset.dim)
-    # of each candidate: weights, average, two moments, best state and start; of the stages before: their weights
-    candidates = max((6 * len(stage.projections) * stage.d_in**2 for stage in plan), default=0)
+    # weights, average, two moments, best state and start; of the stages before: their weights
+    training = max((6 * stage.d_in**2 for stage in plan), default=0)
     stages = sum(stage.d_in**2 for stage in plan)
     return {
         "memory": {
@@ -166,7 +166,7 @@ def _space(
         "disk": {
             "mapped": held if residency.tier == "mapped" else 0,
             # one more is being written
-            "checkpoints": 4 * (KEPT_CHECKPOINTS + 1) * (candidates + stages),
+            "checkpoints": 4 * (KEPT_CHECKPOINTS + 1) * (training + stages),
         },
     }
 
@@ -198,8 +198,8 @@ def _print(found: dict[str, Any]) -> None:
     seconds, memory, disk = found["seconds"], found["memory"], found["disk"]
     table = Table(title=f"run {found['run']}, as one worker on this machine takes it now", box=SIMPLE_HEAD)
     table.add_column("stage", no_wrap=True)
-    # where the terminal is narrow these go on two lines, and no figure is cut short
-    table.add_column("tries")
+    # where the terminal is narrow it goes on two lines, and no figure is cut short
+    table.add_column("projection")
     for name in ("steps", "ms", "least", "most"):
         table.add_column(name, justify="right", no_wrap=True)
     for pass_name, stages in groupby(found["stages"], key=lambda stage: stage["pass"]):
@@ -208,7 +208,7 @@ def _print(found: dict[str, Any]) -> None:
             steps = sorted({stage["steps"]["least"], stage["steps"]["most"]})
             table.add_row(
                 f"{stage['d_in']} -> {stage['dim']}",
-                "the kept one" if pass_name == "refit" else ", ".join(stage["projections"]),
+                stage["projection"],
                 " - ".join(map(str, steps)),
                 f"{stage['step_ms']:.0f}",
                 *(_time(stage["seconds"][name]) for name in ("least", "most")),

@@ -20,7 +20,7 @@ def rows_of_rank(rows: int, rank: int, size: int) -> tuple[int, int]:
 
 
 class Group:
-    """Ranks that work together: all of torch.distributed, a team of them, or one process without torch.distributed.
+    """Ranks that work together: all of torch.distributed, or one process without it.
 
     Attributes:
         rank: this process's place in the group.
@@ -31,31 +31,6 @@ class Group:
         active = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if active else 0
         self.size = dist.get_world_size() if active else 1
-        self._members = list(range(self.size))
-        self._handle: Any = None
-        self._teams: dict[int, list[Group]] = {}
-
-    def teams(self, count: int) -> "list[Group]":
-        """Splits the group into `count` teams of about the same size; a rank's `rank` is -1 in those it is not in.
-
-        Collective the first time.
-        """
-        if count not in self._teams:
-            self._teams[count] = [self._team(*rows_of_rank(self.size, team, count)) for team in range(count)]
-        return self._teams[count]
-
-    def _team(self, start: int, stop: int) -> "Group":
-        team = Group()
-        team._members = self._members[start:stop]
-        team.rank = self.rank - start if start <= self.rank < stop else -1
-        team.size = stop - start
-        team._handle = dist.new_group(team._members) if self.size > 1 else None
-        return team
-
-    @property
-    def first(self) -> int:
-        """Rank of the group's first member among all ranks."""
-        return self._members[0]
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sums a tensor over all ranks, in place."""
@@ -63,33 +38,25 @@ class Group:
             return tensor
         if tensor.device.type == "cpu" and tensor.nbytes * (self.size - 1) <= SMALL_BYTES:
             return tensor.copy_(torch.stack(self.gather(tensor)).sum(0))
-        dist.all_reduce(tensor, group=self._handle)
+        dist.all_reduce(tensor)
         return tensor
 
     def wait(self) -> None:
         """Returns when all ranks are here."""
         self.sum_(torch.zeros(1))
 
-    def from_first_(self, tensor: Tensor, first: int = 0) -> Tensor:
-        """Overwrites a tensor by that of rank `first` of the whole run, in place."""
+    def from_first_(self, tensor: Tensor) -> Tensor:
+        """Overwrites a tensor by that of the first rank, in place."""
         if self.size > 1:
-            dist.broadcast(tensor, src=first, group=self._handle)
+            dist.broadcast(tensor, src=0)
         return tensor
-
-    def object_from(self, thing: Any, first: int) -> Any:
-        """What rank `first` of the whole run holds in place of `thing`."""
-        if self.size == 1:
-            return thing
-        box = [thing]
-        dist.broadcast_object_list(box, src=first, group=self._handle)
-        return box[0]
 
     def gather_objects(self, thing: Any) -> list[Any]:
         """What every rank has in place of `thing`, in rank order."""
         if self.size == 1:
             return [thing]
         things: list[Any] = [None] * self.size
-        dist.all_gather_object(things, thing, group=self._handle)
+        dist.all_gather_object(things, thing)
         return things
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
@@ -97,7 +64,7 @@ class Group:
         if self.size == 1:
             return [tensor]
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(parts, tensor.contiguous(), group=self._handle)
+        dist.all_gather(parts, tensor.contiguous())
         return parts
 
     def gather_rows(self, *own: tuple[Tensor, int]) -> Sequence[Tensor]:

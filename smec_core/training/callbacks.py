@@ -3,15 +3,13 @@
 Every rank calls the same callbacks at the same places, so that they may be collective.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
-from smec_core.distributed.group import Group
 from smec_core.evaluation.dev_set import QueryScores
-from smec_core.training.candidate import Candidate
 from smec_core.training.checkpoint import Checkpoint, Checkpoints, Progress
 from smec_core.training.stage import Callback, StageTraining
 from smec_core.training.step import Clock
@@ -20,19 +18,19 @@ LOG_EVERY = 20
 
 
 class StepLog(Callback):
-    """Sends a record of each step, some steps at a time: reading a loss waits for the device, and for other ranks."""
+    """Sends a record of each step, some steps at a time: reading a loss waits for the device."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[dict[str, float | int | str], Group, Tensor, float, Tensor | None]] = []
+        self._waiting: list[tuple[dict[str, float | int | str], Tensor, Tensor | None]] = []
 
-    def step_done(self, stage: StageTraining, trained: Sequence[Candidate], rows: int, clock: Clock) -> None:
+    def step_done(self, stage: StageTraining, trained: bool, rows: int, clock: Clock) -> None:
         """Keeps the step's record."""
         fill = stage.memory.fill() if stage.memory.slots else None
-        for candidate in trained:
-            record = stage.label(candidate.kind) | clock.seconds
+        if trained:
+            record = stage.label() | clock.seconds
             record["rows_per_s"] = rows / sum(clock.seconds.values())
-            lr = float(candidate.schedule.get_last_lr()[0])
-            self._waiting.append((record, candidate.team, candidate.parts_2, lr, fill))
+            record |= {"tau": stage.context.config.tau, "lr": float(stage.learner.schedule.get_last_lr()[0])}
+            self._waiting.append((record, stage.learner.parts_2, fill))
         if len(self._waiting) >= LOG_EVERY:
             self.flush(stage)
 
@@ -41,31 +39,18 @@ class StepLog(Callback):
         self.flush(stage)
 
     def flush(self, stage: StageTraining) -> None:
-        """Sends what is kept. Collective."""
-        context = stage.context
-        for (record, *_, fill), (rank_part, unsup_part, lr) in zip(self._waiting, self._figures(stage), strict=True):
+        """Sends what is kept."""
+        for record, parts_2, fill in self._waiting:
+            rank_part, unsup_part = parts_2.tolist()
             loss = rank_part + stage.plan.alpha * unsup_part
             parts = {"loss": loss, "rank_loss": rank_part, "unsup_loss": unsup_part}
             filled = {} if fill is None else {"memory_fill": float(fill)}
-            context.tracker.log(record | {"tau": context.config.tau, "lr": lr} | parts | filled)
+            stage.context.tracker.log(record | parts | filled)
         self._waiting = []
-
-    def _figures(self, stage: StageTraining) -> list[list[float]]:
-        """Loss parts and learning rate of each record, from the team that has them."""
-        teams = [team for _, team, *_ in self._waiting]
-        found = [[*parts_2.tolist(), lr] for _, _, parts_2, lr, _ in self._waiting]
-        for team in {id(team): team for team in teams}.values():
-            if team.size < stage.context.group.size:
-                theirs = stage.context.group.object_from(found, team.first)
-                found = [new if own is team else old for own, old, new in zip(teams, found, theirs, strict=True)]
-        return found
 
 
 class DevScoring(Callback):
-    """Scores the candidates, keeps the best state of each, and ends those that gain no more.
-
-    Without dev the last state is kept.
-    """
+    """Scores the stage and keeps its best state; without dev the last."""
 
     def __init__(self) -> None:
         self._at_start: QueryScores = {}
@@ -73,25 +58,22 @@ class DevScoring(Callback):
     def stage_begins(self, stage: StageTraining, is_new: bool) -> None:
         """Scores what the stage starts from."""
         context, plan = stage.context, stage.plan
-        if context.dev is not None and any(candidate.stage.preserves_cosines for candidate in stage.candidates):
+        if context.dev is not None and stage.learner.stage.preserves_cosines:
             unchanged = [dim for dim in plan.scored if dim >= plan.d_in]
             self._at_start = context.dev.score(lambda y_Nd: y_Nd, plan.d_in, unchanged)
         if is_new:
             self._score(stage)
 
     def epoch_done(self, stage: StageTraining) -> None:
-        """Scores the candidates where it is time for that."""
+        """Scores the stage where it is time for that."""
         rhythm = stage.plan.rhythm
         if stage.epoch % rhythm.score_epochs == 0 or stage.epoch == rhythm.last:
             self._score(stage)
 
     def _score(self, stage: StageTraining) -> None:
-        for candidate in stage.active:
-            figures = candidate.score(stage.context, stage.epoch, self._at_start)
-            if figures:
-                stage.context.tracker.log(stage.label(candidate.kind) | figures)
-        if stage.context.dev is not None and any(candidate.guard.stopped for candidate in stage.active):
-            stage.end_stopped()
+        figures = stage.learner.score(stage.context, stage.epoch, self._at_start)
+        if figures:
+            stage.context.tracker.log(stage.label() | figures)
 
 
 class Checkpointing(Callback):
@@ -109,7 +91,7 @@ class Checkpointing(Callback):
         """
         self._checkpoints, self._log, self._progress = checkpoints, log, progress
 
-    def step_done(self, stage: StageTraining, trained: Sequence[Candidate], rows: int, clock: Clock) -> None:
+    def step_done(self, stage: StageTraining, trained: bool, rows: int, clock: Clock) -> None:
         """Saves the stage as it stands where it is time for that."""
         if stage.context.step % self._checkpoints.every == 0:
             self._log.flush(stage)
@@ -117,7 +99,7 @@ class Checkpointing(Callback):
 
     def save(self, stage: StageTraining | None, rank: int) -> None:
         """Saves the training in the midst of a stage, or between two of them. Collective."""
-        state = Checkpoint(None, {}, []) if stage is None else stage.checkpoint()
+        state = Checkpoint(None, None, []) if stage is None else stage.checkpoint()
         state.progress = self._progress(stage)
 
         def write(folder: Path) -> None:
@@ -146,8 +128,9 @@ class GradientProbe(Callback):
     def __init__(self, take: Callable[[Gradient], None]) -> None:
         self._take = take
 
-    def step_done(self, stage: StageTraining, trained: Sequence[Candidate], rows: int, clock: Clock) -> None:
+    def step_done(self, stage: StageTraining, trained: bool, rows: int, clock: Clock) -> None:
         """Passes on those of the step."""
-        for candidate in trained:
-            if candidate.kind == "linear" and candidate.stage.matrix.grad is not None:
-                self._take(Gradient(stage.plan.dim, stage.epoch, candidate.stage.matrix.grad))
+        if trained and stage.plan.projection == "linear":
+            gradient_II = stage.learner.stage.matrix.grad
+            assert gradient_II is not None
+            self._take(Gradient(stage.plan.dim, stage.epoch, gradient_II))

@@ -1,9 +1,9 @@
 """What a training needs to go on from a step as if nothing had happened, and the files that hold it.
 
-    progress.safetensors          rank 0: where the training stands, finished stages, guards, best states
-    candidate-KIND.safetensors    the first rank of those that train it: weights, their average, optimizer, schedule
-    memory-RANK.safetensors       every rank: its shard of the memory
-    trained.safetensors           rank 0, at the end, in place of all others: the trained chain and its metrics
+    progress.safetensors       rank 0: where the training stands, finished stages
+    stage.safetensors          rank 0, within a stage: weights, their average, optimizer, schedule, guard, best state
+    memory-RANK.safetensors    every rank: its shard of the memory
+    trained.safetensors        rank 0, at the end, in place of all others: the trained chain and its metrics
 
 No random state is kept: every random choice is a function of the seed and of the place in the training.
 """
@@ -19,8 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from smec_core.errors import InputError
 from smec_core.training.memory import MemoryShard
 
+STAGE_FILE = "stage.safetensors"
 FORMER_LINEAR = "free"
 """What earlier versions called a linear map, in its checkpoints, too."""
 
@@ -44,7 +46,6 @@ class Progress:
         dev_scores: dev figures of the finished first pass.
         passes: finished stages of each pass.
         start: the closed form that the training started from, as `ClosedStart.chosen` has it; empty without.
-        guards: for each candidate of the stage in training its guard and its best state; empty between stages.
         order: the order in which the outputs of the stage in training start; empty where its start is fixed.
     """
 
@@ -58,7 +59,6 @@ class Progress:
     stage_seconds: float
     dev_scores: dict[str, dict[str, float]]
     passes: dict[str, list[Tree]]
-    guards: dict[str, Tree]
     start: Tree = field(default_factory=dict)
     order: Tree = field(default_factory=dict)
 
@@ -69,35 +69,67 @@ class Checkpoint:
 
     Attributes:
         progress: where it stands; None on other ranks than the first.
-        candidates: training state of the candidates of the stage, by kind.
+        stage: state of the stage in training; None on other ranks than the first, and between stages.
         memory: shards of the memory, of the writing rank or of all.
+        former: states by kind of projection instead, of which earlier versions tried several in a stage.
     """
 
     progress: Progress | None
-    candidates: dict[str, Tree]
+    stage: Tree | None
     memory: list[MemoryShard]
+    former: dict[str, Tree] = field(default_factory=dict)
 
     def write(self, folder: Path, rank: int) -> None:
         """Writes the part of one rank into the folder that all ranks write to."""
         if self.progress is not None:
             write_tree(folder / "progress.safetensors", vars(self.progress))
-        for kind, state in self.candidates.items():
-            write_tree(folder / f"candidate-{kind}.safetensors", state)
+        if self.stage is not None:
+            write_tree(folder / STAGE_FILE, self.stage)
         for shard in self.memory:
             write_tree(folder / f"memory-{rank}.safetensors", vars(shard))
 
     @classmethod
     def read(cls, folder: Path) -> "Checkpoint":
         """Reads what all ranks wrote."""
-        candidates = {
-            path.stem.removeprefix("candidate-").replace(FORMER_LINEAR, "linear"): read_tree(path)
-            for path in folder.glob("candidate-*.safetensors")
-        }
         shards = [MemoryShard(**read_tree(path)) for path in sorted(folder.glob("memory-*.safetensors"))]
         progress = read_tree(folder / "progress.safetensors")
-        # earlier versions keep what the plan says now
-        progress.pop("epochs", None)
-        return cls(Progress(**progress), candidates, shards)
+        former = _of_former(progress, folder)
+        stage = read_tree(folder / STAGE_FILE) if (folder / STAGE_FILE).exists() else None
+        return cls(Progress(**progress), stage, shards, former)
+
+    @property
+    def is_within(self) -> bool:
+        """Whether it was made within a stage, not between two."""
+        return self.stage is not None or bool(self.former)
+
+    def stage_of(self, projection: str) -> Tree:
+        """State of the stage in training, which has this kind of projection.
+
+        Raises:
+            InputError: an earlier version made it, and was not training that kind.
+        """
+        if self.stage is not None:
+            return self.stage
+        if projection not in self.former:
+            raise InputError(
+                f"checkpoint: an earlier version of smec made it, with {' and '.join(self.former)} in training, where "
+                f"this one trains a {projection}; take another name for a new run, or end this one with that version"
+            )
+        return self.former[projection]
+
+
+def _of_former(progress: Tree, folder: Path) -> dict[str, Tree]:
+    """Makes today's progress of one of an earlier version; gives what that keeps of the stage in training, by kind."""
+    # the plan says it now
+    progress.pop("epochs", None)
+    for outcomes in progress["passes"].values():
+        for outcome in outcomes:
+            outcome.update(outcome.pop("tried", {}).get(outcome["stage"]["projection"], {}))
+    guards, states = progress.pop("guards", {}), {}
+    for path in folder.glob("candidate-*.safetensors"):
+        kind = path.stem.removeprefix("candidate-").replace(FORMER_LINEAR, "linear")
+        states[kind] = read_tree(path) | guards[kind]
+    return states
 
 
 class Checkpoints(Protocol):

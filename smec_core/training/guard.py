@@ -25,8 +25,8 @@ def is_real(gain_Q: Tensor, z_threshold: float) -> bool:
 
 
 Z_PRESERVING, Z_CLOSED, Z_OTHER = 0.0, 1.0, 2.0
-"""Standard errors of a gain that count as real: of a projection that changes no earlier prefix, of any stage of a chain
-that starts from a closed form, which leaves less to gain, and of any other."""
+"""Standard errors of a gain that count as real: of a projection that changes no earlier prefix, of a map that starts
+from a closed form and of the rotations after it, which have less to gain, and of any other."""
 Z_LOSS = 1.0
 """Standard errors of a loss that count as real: of a part of dev against a reference."""
 
@@ -64,7 +64,7 @@ class References:
 
 
 class Guard:
-    """Convergence of one candidate of a stage: what state was best on dev, and whether to go on.
+    """Convergence of a stage: what state was best on dev, and whether to go on.
 
     A state counts by the mean of its scores at the prefixes in training, those of a stage of the chain being the new
     one, the previous one and those that it looks ahead to. The state before the first step always counts. A later one
@@ -75,7 +75,6 @@ class Guard:
         best_score: what the best state counts by.
         best_epoch: epochs after which it was reached.
         best_scores: its mean score at every scored prefix.
-        best_Q: the same of each dev query.
     """
 
     def __init__(self, counted: Sequence[int], floors: Scores, held: Scores, patience: int, z_threshold: float) -> None:
@@ -93,7 +92,7 @@ class Guard:
         self.best_score = -math.inf
         self.best_epoch = 0
         self.best_scores: Scores = {}
-        self.best_Q = self._start_Q = torch.empty(0)
+        self._start_Q = torch.empty(0)
         self._epoch = self._top_epoch = 0
         self._top = -math.inf
         self._start_losses: set[Loss] = set()
@@ -119,7 +118,7 @@ class Guard:
             epoch == 0 or (is_real(total_Q - self._start_Q, self._z_threshold) and keeps_floors)
         )
         if better:
-            self.best_score, self.best_epoch, self.best_scores, self.best_Q = total, epoch, scores, total_Q
+            self.best_score, self.best_epoch, self.best_scores = total, epoch, scores
         return better, total
 
     def state(self) -> dict[str, Any]:
@@ -128,7 +127,6 @@ class Guard:
             "best_score": self.best_score,
             "best_epoch": self.best_epoch,
             "best_scores": self.best_scores,
-            "best_Q": self.best_Q,
             "start_Q": self._start_Q,
             "floors": self._floors,
             "start_losses": sorted(self._start_losses),
@@ -144,7 +142,7 @@ class Guard:
             state["best_epoch"],
             state["best_scores"],
         )
-        self.best_Q, self._start_Q, self._epoch = state["best_Q"], state["start_Q"], state["epoch"]
+        self._start_Q, self._epoch = state["start_Q"], state["epoch"]
         self._floors, self._top, self._top_epoch = state["floors"], state["top"], state["top_epoch"]
         self._start_losses = {Loss(*loss) for loss in state.get("start_losses", [])}
 

@@ -2,7 +2,7 @@
 
 `plan_training` gives a list of `StagePlan`, which the trainer executes and `smec train --dry-run` prints. One builder
 makes the plan of each kind of training: sequential, parallel, extending a base model, warm. What depends on dev (the
-projection to keep, its epochs, the order that it starts in, the scores to hold) is filled in by `StagePlan.replay` and
+epochs to keep, the order that it starts in, the scores to hold) is filled in by `StagePlan.replay` and
 `StagePlan.floors_of`.
 """
 
@@ -50,7 +50,7 @@ class StagePlan:
         number: place in the chain, from 0.
         d_in: dims that it takes.
         dim: dims that it keeps.
-        projections: projections to try; the best on dev is kept.
+        projection: what it learns.
         rhythm: how long it takes.
         gated: prefixes of the loss on the dims that ADS keeps.
         whole: prefixes of the loss on all outputs.
@@ -74,7 +74,7 @@ class StagePlan:
     number: int = 0
     d_in: int
     dim: int
-    projections: tuple[Projection, ...]
+    projection: Projection
     rhythm: Rhythm
     gated: Prefixes = ()
     whole: Prefixes
@@ -108,17 +108,18 @@ class StagePlan:
         """Whether outputs stay where they are trained, because later stages count on their places."""
         return bool(self.ahead) or self.champion is not None
 
-    def losses(self, projection: Projection) -> tuple[LossTerm, ...]:
-        """The loss terms of a candidate; one that preserves cosines has nothing to learn at the whole block."""
+    @property
+    def losses(self) -> tuple[LossTerm, ...]:
+        """Its loss terms; a projection that preserves cosines has nothing to learn at the whole block."""
         whole = self.whole
-        if projection in PRESERVING and not self.compatible and self.dim < self.d_in:
+        if self.projection in PRESERVING and not self.compatible and self.dim < self.d_in:
             whole = tuple(prefix for prefix in whole if prefix[0] < self.d_in)
         terms = ((self.gated, True), (whole, False))
         return tuple(LossTerm(prefixes, gated, self.compatible) for prefixes, gated in terms if prefixes)
 
     def replay(self, projection: Projection, epochs: int, order: ClosedForm | None = None) -> "StagePlan":
-        """The plan of the refit pass, with what dev decided in the first pass."""
-        return replace(self, projections=(projection,), rhythm=self.rhythm.stopping_at(epochs), order=order)
+        """The plan of the refit pass, with what the first pass kept; its kind may be that of an earlier version."""
+        return replace(self, projection=projection, rhythm=self.rhythm.stopping_at(epochs), order=order)
 
     def unordered(self) -> "StagePlan":
         """The same, whose outputs start in the order that they have already."""
@@ -213,9 +214,7 @@ def _chain(
                 number=number,
                 d_in=d_in,
                 dim=dim,
-                projections=("linear",)
-                if config.projection == "auto" and d_in == dim
-                else _projections(config, shape.labelled),
+                projection=_projection(config, changes_cosines=d_in == dim),
                 rhythm=Rhythm.of(shape, config, _share(d_in, dim, shape.input_dim) if has_closed else 1),
                 gated=((dim, 1.0), *((width, share) for width in ahead)) if d_in > dim else (),
                 whole=((d_in, 1.0),),
@@ -263,15 +262,11 @@ def _parallel(shape: TrainingShape, config: TrainConfig) -> list[StagePlan]:
     prefixes = prefix_dims(shape.input_dim, config.dims)
     if dims[-1] == shape.input_dim and (config.projection in PRESERVING or not shape.labelled):
         return []
-    projections = _projections(config, shape.labelled)
     is_closed = config.init == "closed" and shape.labelled and config.projection not in PRESERVING
-    if config.projection == "auto" and (is_closed or len(dims) == 1):
-        # a closed form changes cosines, which a rotation of it could not mend
-        projections = ("linear",)
     stage = StagePlan(
         d_in=shape.input_dim,
         dim=dims[-1],
-        projections=projections,
+        projection=_projection(config, changes_cosines=shape.labelled),
         rhythm=Rhythm.of(shape, config, times=len(dims)),
         whole=tuple((dim, 1.0) for dim in prefixes),
         alpha=config.unsupervised_weight(shape.labelled, is_whole=True),
@@ -325,7 +320,7 @@ def _warm(shape: TrainingShape, config: TrainConfig, base: Sequence[FrozenStage]
         replace(
             stage,
             pass_name="warm",
-            projections=(champion.projection,),
+            projection=champion.projection,
             rhythm=replace(stage.rhythm, epochs=epochs).stopping_at(epochs),
             champion=champion,
             compatible=config.compatible,
@@ -341,11 +336,8 @@ def _check_judgements(shape: TrainingShape, config: TrainConfig) -> None:
         )
 
 
-def _projections(config: TrainConfig, labelled: bool) -> tuple[Projection, ...]:
+def _projection(config: TrainConfig, changes_cosines: bool) -> Projection:
+    """The kind of a stage, which auto leaves to whether cosines at all dims are to change."""
     if config.projection != "auto":
-        return (config.projection,)
-    if config.init == "closed" and labelled:
-        return ("rotation",)
-    if not config.guard:
-        raise InputError("projection: auto chooses on dev, which guard=false switches off; name one projection")
-    return ("rotation", "linear")
+        return config.projection
+    return "linear" if changes_cosines else "rotation"

@@ -74,8 +74,8 @@ class StageTime:
     Attributes:
         plan: the stage.
         prepare: its start, and the rows that it passes on.
-        step: a step of all its candidates; in the refit pass, of the slowest one.
-        score: a dev score of all of them; 0 without dev.
+        step: a step of it.
+        score: a dev score; 0 without dev.
     """
 
     plan: StagePlan
@@ -85,7 +85,7 @@ class StageTime:
 
     @property
     def steps(self) -> tuple[int, int]:
-        """Least and most steps of each candidate: dev decides."""
+        """Least and most steps: dev decides."""
         least, most = self._epochs
         return least * self.plan.rhythm.epoch_steps, most * self.plan.rhythm.epoch_steps
 
@@ -174,22 +174,15 @@ def rehearse(
         slots = torch.arange(min(stage.memory.slots, data.docs.rows))
         # most steps meet a full memory
         stage.memory.push(slots.to(context.device), data.docs.take(slots).to(context.device))
-        together = _step_seconds(stage)
-        alone = [together]
-        if refit and len(stage.candidates) > 1:
-            alone = []
-            for candidate in stage.candidates:
-                stage.active = [candidate]
-                alone.append(_step_seconds(stage))
-            stage.active = list(stage.candidates)
+        step = _step_seconds(stage)
         score = 0.0
         if context.dev is not None:
             score = dev_share * _seconds(partial(DevScoring().stage_begins, stage, is_new=True))
-        frozen = stage.candidates[0].average.freeze(stage_plan.keeps_places)
+        frozen = stage.learner.average.freeze(stage_plan.keeps_places)
         prepare += rows_share * _seconds(partial(pass_on, frozen))
-        found.append(StageTime(stage_plan, prepare + (0.0 if found else choice), together, score))
+        found.append(StageTime(stage_plan, prepare + (0.0 if found else choice), step, score))
         if refit:
-            replayed.append(StageTime(refit[number], prepare, max(alone), 0.0))
+            replayed.append(StageTime(refit[number], prepare, step, 0.0))
     return found + replayed
 
 
@@ -200,7 +193,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _step_seconds(stage: StageTraining) -> float:
-    """Median time of a step of the active candidates, after one that warms up."""
+    """Median time of a step, after one that warms up."""
     context, laps = stage.context, list[float]()
     for batch in islice(context.sampler.epoch(context.key(stage.plan.number, 1, 0)), STEPS + 1):
         started = time.perf_counter()

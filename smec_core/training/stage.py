@@ -1,8 +1,4 @@
-"""Training of one stage: all its candidates on the same batches and the same memory neighbours.
-
-Where there are ranks enough, each candidate has a team of them, and the teams train at the same time; all ranks search
-the memory together.
-"""
+"""Training of one stage: its batches, its memory, and where its weights start."""
 
 from collections.abc import Sequence
 from itertools import islice, pairwise
@@ -10,15 +6,13 @@ from itertools import islice, pairwise
 import torch
 from torch import Tensor
 
-from smec_core.config import Projection
 from smec_core.distributed.resident import Rows
 from smec_core.model.adapter import PRESERVING, FrozenStage
 from smec_core.model.ads import gumbel
 from smec_core.model.closed_forms import ClosedForm
-from smec_core.training.candidate import Candidate
-from smec_core.training.checkpoint import Checkpoint, same_device
+from smec_core.training.checkpoint import Checkpoint
 from smec_core.training.context import PassContext
-from smec_core.training.guard import Z_OTHER, is_real
+from smec_core.training.learner import Learner
 from smec_core.training.memory import CrossBatchMemory
 from smec_core.training.ordering import Orders
 from smec_core.training.plan import StagePlan
@@ -33,8 +27,8 @@ class Callback:
     def stage_begins(self, stage: "StageTraining", is_new: bool) -> None:
         """Before the first step; `is_new` unless a checkpoint is taken up."""
 
-    def step_done(self, stage: "StageTraining", trained: Sequence[Candidate], rows: int, clock: Clock) -> None:
-        """After a step of so many rows, in which some candidates were trained."""
+    def step_done(self, stage: "StageTraining", trained: bool, rows: int, clock: Clock) -> None:
+        """After a step of so many rows; whether there was something in it to learn."""
 
     def epoch_done(self, stage: "StageTraining") -> None:
         """After an epoch."""
@@ -46,8 +40,7 @@ class StageTraining:
     Attributes:
         context: what the stages of the pass share.
         plan: what this stage does.
-        candidates: one for each projection, on every rank.
-        active: those that have not stopped.
+        learner: what it trains.
         memory: S-XBM.
         epoch: epochs done.
         batch: steps of the epoch done.
@@ -84,14 +77,12 @@ class StageTraining:
         # a checkpoint and a champion bring the start along
         is_new = resumed is None and plan.champion is None
         start_II = self._start() if is_new else torch.eye(plan.d_in)
-        self.candidates = [Candidate(context, plan, kind, start_II) for kind in plan.projections]
-        self.active = list(self.candidates)
+        self.learner = Learner(context, plan, start_II)
         slots = context.config.queue_size if plan.alpha else 0
         self.memory = CrossBatchMemory(slots, context.x_docs.dim, context.group, context.config.memory, context.device)
         self.epoch = self.batch = 0
         if resumed is not None:
             self._restore(resumed)
-        self._assign_teams()
         for callback in callbacks:
             callback.stage_begins(self, resumed is None)
 
@@ -118,17 +109,13 @@ class StageTraining:
         assert resumed.progress is not None
         self.epoch, self.batch = resumed.progress.epoch, resumed.progress.batch
         self.order = ClosedForm(**resumed.progress.order) if resumed.progress.order else None
-        for candidate in self.candidates:
-            candidate.restore_kept(resumed.progress.guards[candidate.kind], self.context.device)
-            if candidate.kind in resumed.candidates:
-                candidate.restore(resumed.candidates[candidate.kind])
-        self.active = [candidate for candidate in self.candidates if candidate.kind in resumed.candidates]
+        self.learner.restore(resumed.stage_of(self.plan.projection))
         self.memory.restore(resumed.memory, self.context.x_docs)
 
     def run(self) -> None:
-        """Trains until each candidate has converged or its epochs are done. Collective."""
+        """Trains until it has converged or its epochs are done. Collective."""
         context, plan = self.context, self.plan
-        while self.active and self.epoch < plan.rhythm.last:
+        while self.epoch < plan.rhythm.last and not self.learner.guard.stopped:
             batches = context.sampler.epoch(context.key(plan.number, 1, self.epoch))
             steps = in_reach(islice(batches, self.batch, None), context.x_docs, self.memory)
             clock = Clock()
@@ -140,7 +127,7 @@ class StageTraining:
                 callback.epoch_done(self)
 
     def train_step(self, batch: Batch, clock: Clock | None = None) -> None:
-        """One step of all active candidates. Collective.
+        """One step. Collective.
 
         Args:
             batch: the step.
@@ -148,15 +135,13 @@ class StageTraining:
         """
         clock = clock or Clock()
         context, plan = self.context, self.plan
-        team = self._own[0].team
         docs, queries = self._y_docs, self._y_queries
-        step = load_step(context, team, batch, self.memory, docs, queries, self._old_docs, plan.alpha > 0, clock)
+        step = load_step(context, batch, self.memory, docs, queries, self._old_docs, plan.alpha > 0, clock)
         noise_I = gumbel(plan.d_in, context.generator(plan.number, 2, self.epoch, self.batch)).to(context.device)
         # without judgements, the first step meets an empty memory
-        trained = self.active if step.weight_sum or step.unsup_weight else []
-        for candidate in trained:
-            if candidate.team.rank >= 0:
-                candidate.train_step(context, step, plan.noise * noise_I)
+        trained = bool(step.weight_sum or step.unsup_weight)
+        if trained:
+            self.learner.train_step(context, step, plan.noise * noise_I)
         clock.lap("compute")
         rows = step.queries + step.docs
         self.batch += 1
@@ -165,59 +150,20 @@ class StageTraining:
         for callback in self._callbacks:
             callback.step_done(self, trained, rows, clock)
 
-    def label(self, kind: Projection) -> dict[str, float | int | str]:
-        """What a record of a candidate begins with."""
+    def label(self) -> dict[str, float | int | str]:
+        """What a record begins with."""
         context = self.context
         return {
             "pass": context.pass_name,
             "stage": self.plan.dim,
-            "projection": kind,
+            "projection": self.plan.projection,
             "epoch": self.epoch,
             "step": context.step,
         }
 
     def checkpoint(self) -> Checkpoint:
         """State that this rank checkpoints."""
-        first_of_team = [candidate for candidate in self._own if candidate.team.rank == 0]
-        return Checkpoint(None, {c.kind: c.state() for c in first_of_team}, [self.memory.shard()])
-
-    def end_stopped(self) -> None:
-        """Goes on without the candidates that have stopped. Collective."""
-        self._share()
-        self.active = [candidate for candidate in self.active if not candidate.guard.stopped]
-        self._assign_teams()
-
-    def ranked(self) -> list[Candidate]:
-        """The candidates, the best on dev first, but before it one that preserves cosines if the gain is not real."""
-        ranked = sorted(self.candidates, key=lambda candidate: -candidate.guard.best_score)
-        for candidate in ranked:
-            if candidate.stage.preserves_cosines and not is_real(
-                ranked[0].guard.best_Q - candidate.guard.best_Q, Z_OTHER
-            ):
-                return [candidate, *(other for other in ranked if other is not candidate)]
-        return ranked
-
-    @property
-    def _own(self) -> list[Candidate]:
-        return [candidate for candidate in self.active if candidate.team.rank >= 0]
-
-    def _assign_teams(self) -> None:
-        """Gives each active candidate a team of its own where there are ranks for that, else all ranks."""
-        group = self.context.group
-        apart = self.context.config.memory == "global" and 1 < len(self.active) <= group.size
-        for number, candidate in enumerate(self.active):
-            candidate.team = group.teams(len(self.active))[number] if apart else group
-
-    def _share(self) -> None:
-        """Brings the state of each candidate from its team to all ranks."""
-        group = self.context.group
-        for candidate in self.active:
-            if candidate.team.size < group.size:
-                # by way of the CPU: other ranks may have other GPUs
-                state = same_device(candidate.state(), torch.device("cpu")) if candidate.team.rank == 0 else None
-                state = group.object_from(state, candidate.team.first)
-                if candidate.team.rank < 0:
-                    candidate.restore(state)
+        return Checkpoint(None, None if self.context.group.rank else self.learner.state(), [self.memory.shard()])
 
 
 def teacher_at_start(context: PassContext, plan: StagePlan, y_docs: Rows) -> Rows:

@@ -1,4 +1,4 @@
-"""One global step, divided among the ranks that train a candidate together.
+"""One global step, divided among the ranks.
 
 Every rank projects its own part of the queries and documents (the anchors) and of the memory items that were found; the
 anchors' outputs are gathered; a (query, document) pair counts on the rank of its query, an (anchor, neighbour) pair on
@@ -80,7 +80,6 @@ class Clock:
 
 def load_step(
     context: PassContext,
-    team: Group,
     batch: Batch,
     memory: CrossBatchMemory,
     y_docs: Rows,
@@ -92,8 +91,7 @@ def load_step(
     """Reads the rows of a step, searches the memory for its anchors, then adds its documents to it. Collective.
 
     Args:
-        context: what the stages share; all its ranks search together.
-        team: the ranks among which the step is divided.
+        context: what the stages share.
         batch: the step.
         memory: the memory.
         y_docs: kept blocks of the documents.
@@ -103,8 +101,9 @@ def load_step(
         clock: takes the time of reading and of searching.
     """
     doc_row_N, query_row_B = torch.from_numpy(batch.doc_row_N), torch.from_numpy(batch.query_row_B)
-    queries = slice(*rows_of_rank(len(query_row_B), team.rank, team.size))
-    docs = slice(*rows_of_rank(len(doc_row_N), team.rank, team.size))
+    group = context.group
+    queries = slice(*rows_of_rank(len(query_row_B), group.rank, group.size))
+    docs = slice(*rows_of_rank(len(doc_row_N), group.rank, group.size))
     own = [y_queries.take(query_row_B[queries]), y_docs.take(doc_row_N[docs])]
     x_docs_ND = torch.empty(0, context.x_docs.dim)
     if is_unsupervised or old_docs is not None:
@@ -114,7 +113,7 @@ def load_step(
     used_U, pairs, lists, weight = torch.empty(0, dtype=torch.int64), Pairs.none(context.device), None, 0
     is_global = context.config.memory == "global"
     if is_unsupervised and context.config.unsupervised_loss(context.labelled) == "listwise":
-        used_U, lists = _lists(context, team, batch, memory, x_docs_ND)
+        used_U, lists = _lists(context, batch, memory, x_docs_ND)
         weight = lists.anchors
     elif is_unsupervised:
         x_queries_BD = context.x_queries.take(query_row_B).to(context.device)
@@ -123,9 +122,9 @@ def load_step(
         found = memory.search(torch.cat(anchors), row_A.to(context.device), context.config.neighbours(context.labelled))
         live = found.live_AK.sum()
         if not is_global:
-            context.group.sum_(live)
+            group.sum_(live)
         weight = int(live)
-        used_U, pairs = own_pairs(found, team if is_global else None)
+        used_U, pairs = own_pairs(found, group if is_global else None)
     if is_unsupervised:
         memory.push(doc_row_N.to(context.device), x_docs_ND)
     clock.lap("search")
@@ -154,9 +153,7 @@ def load_step(
     return step
 
 
-def _lists(
-    context: PassContext, team: Group, batch: Batch, memory: CrossBatchMemory, x_ND: Tensor
-) -> tuple[Tensor, Lists]:
+def _lists(context: PassContext, batch: Batch, memory: CrossBatchMemory, x_ND: Tensor) -> tuple[Tensor, Lists]:
     """Rows of the memory items that this rank's anchors are compared with, and their lists. Collective.
 
     Anchors are the step's documents that are in no pair of it: what a pair is to change, the teacher should not hold.
@@ -166,7 +163,7 @@ def _lists(
     is_free_N = np.ones(len(batch.doc_row_N), bool)
     is_free_N[batch.pair_doc_P] = False
     doc_F = torch.from_numpy(np.flatnonzero(is_free_N))
-    start, stop = rows_of_rank(len(batch.doc_row_N), team.rank, team.size)
+    start, stop = rows_of_rank(len(batch.doc_row_N), context.group.rank, context.group.size)
     own_F = (doc_F >= start) & (doc_F < stop)
     row_N = torch.from_numpy(batch.doc_row_N)
     asked_A = doc_F if is_global else doc_F[own_F]
@@ -181,13 +178,13 @@ def _lists(
     return used_U, lists
 
 
-def own_pairs(found: Neighbours, team: Group | None) -> tuple[Tensor, Pairs]:
-    """Rows of the distinct neighbours whose pairs this rank counts, and the pairs; all of them without a team."""
+def own_pairs(found: Neighbours, group: Group | None) -> tuple[Tensor, Pairs]:
+    """Rows of the distinct neighbours whose pairs this rank counts, and the pairs; all of them without a group."""
     anchor_P = found.live_AK.nonzero()[:, 0]
     used_U, item_P = torch.unique(found.row_AK[found.live_AK], return_inverse=True)
     target_P = found.target_AK[found.live_AK]
-    if team is not None and team.size > 1:
-        mine = item_P % team.size == team.rank
-        used_U = used_U[team.rank :: team.size]
-        anchor_P, item_P, target_P = anchor_P[mine], item_P[mine] // team.size, target_P[mine]
+    if group is not None and group.size > 1:
+        mine = item_P % group.size == group.rank
+        used_U = used_U[group.rank :: group.size]
+        anchor_P, item_P, target_P = anchor_P[mine], item_P[mine] // group.size, target_P[mine]
     return used_U, Pairs(anchor_P, item_P, target_P, len(found.row_AK), len(used_U))

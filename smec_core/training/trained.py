@@ -1,13 +1,12 @@
 """What a training has reached: each finished stage, and at the end the whole chain."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smec_core.config import Projection
+from smec_core.evaluation.dev_set import Scores
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.closed_forms import ClosedForm
-from smec_core.training.candidate import CandidateResult
 from smec_core.training.checkpoint import Tree, read_tree, write_tree
 
 TRAINED_FILE = "trained.safetensors"
@@ -20,21 +19,20 @@ class StageOutcome:
     Attributes:
         d_in: the dims it takes.
         stage: what was kept.
-        tried: every candidate, the kept one first.
+        epochs: after how many its best state came.
+        dev_score: what that state counts by.
+        scores: its dev score at every scored prefix; none without dev.
         seconds: what it took.
         order: the order in which its outputs started; None where its start is fixed.
     """
 
     d_in: int
     stage: FrozenStage
-    tried: dict[Projection, CandidateResult]
+    epochs: int
+    dev_score: float
+    scores: Scores
     seconds: float
     order: ClosedForm | None = None
-
-    @property
-    def best(self) -> CandidateResult:
-        """What the kept candidate reached."""
-        return self.tried[self.stage.projection]
 
     def metrics(self, stored: FrozenStage) -> dict[str, Any]:
         """The record for metrics.json; `stored` is the stage as the last pass left it."""
@@ -42,36 +40,26 @@ class StageOutcome:
             "d_in": self.d_in,
             "dim": self.stage.dim,
             "projection": self.stage.projection,
-            "epochs": self.best.epochs,
+            "epochs": self.epochs,
             "seconds": round(self.seconds, 3),
             "importance": [round(v, 8) for v in stored.tensors["logits"].softmax(0).tolist()],
         }
         if self.order is not None:
             record["order"] = self.order._asdict()
-        if self.best.scores:
-            record["dev_score"] = self.best.dev_score
-            record["candidates"] = {
-                kind: {"epochs": tried.epochs, "dev_score": tried.dev_score} for kind, tried in self.tried.items()
-            }
+        if self.scores:
+            record["dev_score"] = self.dev_score
         return record
 
     def tree(self) -> Tree:
         """The outcome as a checkpoint keeps it."""
-        tried = {kind: asdict(result) for kind, result in self.tried.items()}
-        return {
-            "d_in": self.d_in,
-            "stage": _stage_tree(self.stage),
-            "tried": tried,
-            "seconds": self.seconds,
-            "order": None if self.order is None else self.order._asdict(),
-        }
+        order = None if self.order is None else self.order._asdict()
+        return vars(self) | {"stage": _stage_tree(self.stage), "order": order}
 
     @classmethod
     def from_tree(cls, tree: Tree) -> "StageOutcome":
         """Reads it back."""
-        tried = {kind: CandidateResult(**result) for kind, result in tree["tried"].items()}
         order = ClosedForm(**tree["order"]) if tree.get("order") else None
-        return cls(tree["d_in"], FrozenStage(**tree["stage"]), tried, tree["seconds"], order)
+        return cls(**tree | {"stage": FrozenStage(**tree["stage"]), "order": order})
 
 
 @dataclass(frozen=True)

@@ -102,12 +102,12 @@ def train(
     if training.keeps_start:
         # each stage stays where it starts, which makes up the closed form
         refit = refit or [replace(stage, pass_name="refit") for stage in plan]
-        final = training.run("refit", [stage.replay(stage.projections[0], 0).unordered() for stage in refit])
-        first = [replace(kept, seconds=tried.seconds) for kept, tried in zip(final, first, strict=True)]
+        final = training.run("refit", [stage.replay(stage.projection, 0).unordered() for stage in refit])
+        first = [replace(kept, seconds=trained.seconds) for kept, trained in zip(final, first, strict=True)]
     elif refit:
         kept = zip(refit, first, strict=True)
         final = training.run(
-            "refit", [stage.replay(one.stage.projection, one.best.epochs, one.order) for stage, one in kept]
+            "refit", [stage.replay(one.stage.projection, one.epochs, one.order) for stage, one in kept]
         )
     stages = [outcome.stage for outcome in final]
     seconds = training.seconds()
@@ -215,7 +215,7 @@ class _Training:
                 self._report(pass_name, number, len(plan), outcomes[-1])
             outcome = outcomes[number]
             # an earlier prefix is held to what it had when its own stage ended, so that losses do not add up
-            floors = planned.floors_of(outcome.best.scores) | floors
+            floors = planned.floors_of(outcome.scores) | floors
             context.put_on_top(outcome.stage)
             if number + 1 < len(plan):
                 y_docs, y_queries = y_docs.project(outcome.stage), y_queries.project(outcome.stage)
@@ -278,15 +278,13 @@ class _Training:
             # what the stage before left is a checkpoint even where this stage takes long to begin
             if progress is None and context.step:
                 checkpointing.save(None, context.group.rank)
-        is_within = progress is not None and bool(progress.guards)
-        stage = StageTraining(
-            context, plan, y_docs, y_queries, callbacks, self.warm_start, resumed if is_within else None
-        )
+        within = resumed if resumed is not None and resumed.is_within else None
+        stage = StageTraining(context, plan, y_docs, y_queries, callbacks, self.warm_start, within)
         stage.run()
-        ranked = stage.ranked()
-        tried = {candidate.kind: candidate.tried() for candidate in ranked}
-        seconds = before + time.perf_counter() - started
-        return StageOutcome(plan.d_in, ranked[0].best, tried, seconds, stage.order)
+        kept, guard, seconds = stage.learner.best, stage.learner.guard, before + time.perf_counter() - started
+        return StageOutcome(
+            plan.d_in, kept, guard.best_epoch, guard.best_score, guard.best_scores, seconds, stage.order
+        )
 
     def _progress(
         self, context: PassContext, number: int, stage_seconds: float, stage: StageTraining | None
@@ -303,7 +301,6 @@ class _Training:
             dev_scores=self.dev_scores,
             start=self.closed.chosen,
             passes={name: [outcome.tree() for outcome in outcomes] for name, outcomes in self.passes.items()},
-            guards={c.kind: c.kept() for c in stage.candidates} if stage else {},
             order=stage.order._asdict() if stage and stage.order else {},
         )
 
@@ -327,11 +324,10 @@ class _Training:
     def _report(self, pass_name: PassName, number: int, stages: int, outcome: StageOutcome) -> None:
         line = (
             f"{pass_name} pass, stage {number + 1} of {stages}: {outcome.d_in} -> {outcome.stage.dim} dims, "
-            f"{outcome.stage.projection}, {outcome.best.epochs} epochs kept, {outcome.seconds:.1f} s"
+            f"{outcome.stage.projection}, {outcome.epochs} epochs kept, {outcome.seconds:.1f} s"
         )
         if outcome.order is not None:
             line += f", in the order of {outcome.order.name}"
-        if outcome.best.scores:
-            kinds = ", ".join(f"{kind} {result.dev_score:.4f}" for kind, result in outcome.tried.items())
-            line += f", mean dev score of the prefixes in training: {kinds}"
+        if outcome.scores:
+            line += f", mean dev score of the prefixes in training {outcome.dev_score:.4f}"
         self.hooks.say(line)

@@ -13,7 +13,7 @@ from smec_core.config import TrainConfig
 from smec_core.distributed.group import Group
 from smec_core.distributed.resident import Node, StreamedRows
 from smec_core.model.adapter import FrozenStage, Stage
-from smec_core.training.checkpoint import Checkpoint, Progress
+from smec_core.training.checkpoint import Checkpoint
 from smec_core.training.context import TrainingData
 from smec_core.training.tracker import Record
 from smec_core.training.trained import Trained
@@ -202,10 +202,8 @@ def without_times(tree: Any) -> Any:
     return {key: without_times(value) for key, value in tree.items() if not str(key).startswith(TIMES)}
 
 
-def progress_at(root: Path, number: int) -> Progress:
-    progress = Checkpoint.read(root / str(number)).progress
-    assert progress is not None
-    return progress
+def checkpoint_at(root: Path, number: int) -> Checkpoint:
+    return Checkpoint.read(root / str(number))
 
 
 def assert_same(found: Ended, expected: Ended) -> None:

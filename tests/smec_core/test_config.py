@@ -55,10 +55,6 @@ def test_dims_come_as_text_numbers_or_lists_in_any_order(given: Any, dims: tuple
         ({"dev_fraction": 1}, "dev_fraction: Input should be less than 1"),
         ({"dev_fraction": 0}, "dev_fraction: Input should be greater than 0"),
         ({"dev_corpus": 99}, "dev_corpus: Input should be greater than or equal to 100"),
-        (
-            {"guard": False, "init": "pca"},
-            "projection=auto chooses on dev, which guard=false switches off; name one projection",
-        ),
         ({"schedule": "parallel", "projection": "selection"}, "schedule=parallel selects no dims"),
         ({"temprature": 1}, "temprature: Extra inputs are not permitted"),
     ],

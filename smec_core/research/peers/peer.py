@@ -40,8 +40,7 @@ class Fitted:
     Attributes:
         encode: gives its vectors.
         parameters: numbers it has learnt, over all dims.
-        steps: steps it was trained for, those of the replay on all labels included; one that trains two candidates
-            counts once.
+        steps: steps it was trained for, those of the replay on all labels included.
     """
 
     encode: Encode

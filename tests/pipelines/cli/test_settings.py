@@ -38,7 +38,6 @@ def test_later_layers_win(tmp_path: Path) -> None:
         (["tau"], "--set tau: expected key=value"),
         (["epochs=many"], "epochs: Input should be a valid integer"),
         (["queue_size=5", "top_k=10"], r"queue_size \(5\) must be at least top_k \(10\)"),
-        (["init=pca", "guard=false"], "projection=auto chooses on dev, which guard=false switches off"),
         (["dims=96,96"], "dims: a dim is named twice"),
     ],
 )

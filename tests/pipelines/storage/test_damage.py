@@ -96,7 +96,7 @@ def a_checkpoint(storage: str, tmp_path: Path) -> Kind:
             return as_text(Checkpoint.read(Path(folder)))
 
     whole = [
-        as_text(Checkpoint(state(0, number).progress, {}, [state(rank, number).memory[0] for rank in (0, 1)]))
+        as_text(Checkpoint(state(0, number).progress, None, [state(rank, number).memory[0] for rank in (0, 1)]))
         for number in (1, 2)
     ]
     return Kind(run_folder.uri, read, tuple(whole))

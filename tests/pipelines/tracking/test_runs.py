@@ -69,7 +69,7 @@ def test_a_training_is_one_run_on_the_server_and_its_password_is_nowhere(
     assert run.data.tags["smec.version"] == smec_core.__version__
     assert run.data.tags["smec.model_fingerprint"] == model.fingerprint
 
-    # curves of candidates and passes stay apart
+    # curves of projections and passes stay apart
     assert steps_of(run, client, "stages/first/4/linear/loss") == list(range(1, 11))
     assert steps_of(run, client, "stages/first/4/rotation/loss") == list(range(11, 21))
     assert steps_of(run, client, "stages/refit/4/linear/loss") == list(range(21, 31))

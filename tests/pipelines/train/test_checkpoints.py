@@ -61,9 +61,9 @@ def write(run_folder: RunFolder, tmp_path: Path) -> Callable[..., str]:
 
 def state(rank: int, number: int) -> Checkpoint:
     """What one rank has to say of a training."""
-    progress = Progress("first", 0, 0, 0, number, 0, 0.0, 0.0, {}, {"first": []}, {})
+    progress = Progress("first", 0, 0, 0, number, 0, 0.0, 0.0, {}, {"first": []})
     shard = MemoryShard(2, torch.tensor([rank]), torch.tensor([number]))
-    return Checkpoint(progress if rank == 0 else None, {}, [shard])
+    return Checkpoint(progress if rank == 0 else None, None, [shard])
 
 
 def kept(run_folder: RunFolder) -> set[str]:

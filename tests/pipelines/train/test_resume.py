@@ -33,7 +33,7 @@ SETTINGS = {
     "epochs": 6,
     "batch_size": 16,
     "negatives": 16,
-    # two candidates a stage, and a memory in each: long enough to be killed within
+    # a memory in each stage: long enough to be killed within
     "init": "pca",
     "alpha": 0.1,
     "alpha_whole": 0.1,

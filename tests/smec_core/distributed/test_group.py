@@ -1,4 +1,4 @@
-"""Which rows a rank owns, and what ranks and teams of them tell each other."""
+"""Which rows a rank owns, and what ranks tell each other."""
 
 import itertools
 from typing import Any
@@ -60,36 +60,15 @@ def test_rows_and_gradients_are_those_of_one_process(ranks: Ranks, size: int, to
         assert grads == [grad[rows].tolist() for grad, rows in zip(expected, own, strict=True)]
 
 
-def talk_in_teams(group: Group, count: int) -> list[Any]:
-    """What a rank hears in the team it is in."""
-    teams = group.teams(count)
-    assert teams is group.teams(count), "a team is made once"
-    (team,) = [team for team in teams if team.rank >= 0]
-    places = [(other.rank, other.size, other.first) for other in teams]
-    total = team.sum_(torch.tensor([float(group.rank)])).item()
-    (rows,) = team.gather_rows((torch.full((1, 1), float(group.rank)), team.size))
-    told = team.object_from({"by": group.rank}, team.first)["by"]
-    tensor = team.from_first_(torch.tensor([group.rank]), team.first).item()
-    # and the whole group goes on as before
-    heard = group.gather_objects([total, rows.flatten().tolist(), told, tensor])
-    return [places, heard]
+def talk(group: Group) -> list[Any]:
+    """What a rank hears."""
+    own = group.from_first_(torch.tensor([group.rank])).item()
+    return [own, *group.gather_objects({"by": group.rank})]
 
 
-@pytest.mark.parametrize(
-    ("size", "count", "members"),
-    [
-        (2, 2, [[0], [1]]),
-        (3, 2, [[0], [1, 2]]),
-        (4, 2, [[0, 1], [2, 3]]),
-        (4, 3, [[0], [1], [2, 3]]),
-        (3, 1, [[0, 1, 2]]),
-    ],
-)
-def test_a_team_is_a_group_of_its_own(ranks: Ranks, size: int, count: int, members: list[list[int]]) -> None:
-    heard = [[float(sum(team)), [float(rank) for rank in team], team[0], team[0]] for team in members for _ in team]
-    for rank, result in enumerate(ranks.run(size, talk_in_teams, count)):
-        places = [(team.index(rank) if rank in team else -1, len(team), team[0]) for team in members]
-        assert result == [places, heard]
+@pytest.mark.parametrize("size", [2, 3])
+def test_every_rank_hears_the_first_and_all(ranks: Ranks, size: int) -> None:
+    assert ranks.run(size, talk) == [[0, *({"by": rank} for rank in range(size))]] * size
 
 
 def sum_of(group: Group, length: int, value: float) -> list[Any]:
@@ -105,10 +84,7 @@ def test_small_and_large_sums_are_alike_on_all_ranks(ranks: Ranks, length: int) 
 
 def test_one_process_hears_itself() -> None:
     group = Group()
-    assert (group.rank, group.size, group.first) == (0, 1, 0)
+    assert (group.rank, group.size) == (0, 1)
     x = torch.ones(2, 3, requires_grad=True)
     assert group.gather_rows((x, 2)) == [x]
     assert group.gather_objects("x") == ["x"]
-    assert group.object_from("x", 0) == "x"
-    (team,) = group.teams(1)
-    assert (team.rank, team.size) == (0, 1)

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from smec_core.errors import InputError
 from smec_core.model.adapter import fold
-from smec_core.training.checkpoint import Checkpoint, Progress, Tree, read_tree, write_tree
+from smec_core.training.checkpoint import STAGE_FILE, Checkpoint, Tree, read_tree, write_tree
 from smec_core.training.trained import Trained
-from tests.smec_core.interrupted import DIM, Case, Ended, alone, assert_same, progress_at, run_case
+from tests.smec_core.interrupted import DIM, Case, Ended, alone, assert_same, checkpoint_at, run_case
 from tests.smec_core.ranks import Ranks
 
 DTYPES = (
@@ -31,14 +32,13 @@ DTYPES = (
     torch.bool,
 )
 
-TWO_KINDS = dict(init="pca", unsupervised="cosines", alpha_whole=0.1)
+PCA = dict(init="pca", unsupervised="cosines", alpha_whole=0.1)
 CASES = {
     "defaults": Case(dict(dims=(4, 2), alpha=None)),
     # too small steps to gain anything
     "start_is_kept": Case(dict(dims=(DIM,), lr=1e-12)),
-    "auto": Case(TWO_KINDS),
-    # one candidate goes on without the other
-    "one_stops_early": Case(TWO_KINDS | dict(epochs=4, patience=2, refit=False)),
+    "pca": Case(PCA),
+    "stops_early": Case(PCA | dict(epochs=8, patience=1, refit=False, lr=0.2)),
     "residual_mlp": Case(dict(projection="residual_mlp", hidden_dim=4)),
     "fixed_epochs": Case(dict(projection="linear", guard=False, init="random")),
     "unlabelled": Case(dict(top_k=5, batch_size=4, negatives=20), judged=False),
@@ -108,7 +108,7 @@ def test_a_training_killed_after_every_checkpoint_gives_the_same_model(ranks: Ra
     check_killed_everywhere(partial(alone, ranks), CASES[name], tmp_path)
 
 
-@pytest.mark.parametrize("name", ["auto", "one_stops_early", "start_is_kept", "unlabelled", "local", "warm"])
+@pytest.mark.parametrize("name", ["pca", "stops_early", "start_is_kept", "unlabelled", "local", "warm"])
 def test_so_does_one_of_two_workers(ranks: Ranks, name: str, tmp_path: Path) -> None:
     check_killed_everywhere(partial(together, ranks, 2), CASES[name], tmp_path)
 
@@ -137,8 +137,10 @@ def check_killed_everywhere(run: Callable[..., Ended], case: Case, root: Path) -
     assert records == whole.records, "a record is missing, or came twice"
 
 
-def place_of(progress: Progress, epoch_steps: int) -> tuple[str, int, str]:
-    if not progress.guards:
+def place_of(checkpoint: Checkpoint, epoch_steps: int) -> tuple[str, int, str]:
+    progress = checkpoint.progress
+    assert progress is not None
+    if not checkpoint.is_within:
         return progress.pass_name, progress.stage, "before"
     return progress.pass_name, progress.stage, "end of epoch" if progress.batch == epoch_steps else "within epoch"
 
@@ -153,10 +155,39 @@ def test_a_checkpoint_of_the_first_edition_is_read(tmp_path: Path) -> None:
     write_tree(tmp_path / "candidate-free.safetensors", {"stage": {}})
     found = Checkpoint.read(tmp_path)
     assert found.progress is not None
-    assert list(found.candidates) == list(found.progress.guards) == ["linear"]
+    assert found.is_within
+    assert found.stage_of("linear") == {"stage": {}}
     [kept] = found.progress.passes["first"]
     assert kept["stage"]["projection"] == "linear"
-    assert list(kept["tried"]) == ["linear"]
+    assert kept["epochs"] == 1
+    with pytest.raises(InputError, match="an earlier version of smec made it, with linear in training, where this one"):
+        found.stage_of("rotation")
+
+
+def as_two_kinds(folder: Path) -> None:
+    """Makes of a checkpoint what earlier versions wrote where they tried two kinds at once."""
+    progress, path = read_tree(folder / "progress.safetensors"), folder / STAGE_FILE
+    for outcome in (outcome for outcomes in progress["passes"].values() for outcome in outcomes):
+        kept = {name: outcome.pop(name) for name in ("epochs", "dev_score", "scores")}
+        outcome["tried"] = {"other": kept | {"epochs": -1}, outcome["stage"]["projection"]: kept}
+    progress["guards"] = {}
+    if path.exists():
+        state = read_tree(path)
+        path.unlink()
+        kind = "rotation" if progress["stage"] else "linear"
+        kept = {name: state.pop(name) for name in ("guard", "best")}
+        progress["guards"] = {kind: kept, "other": {}}
+        for name, tree in {kind: state, "other": {"stage": {}}}.items():
+            write_tree(folder / f"candidate-{name}.safetensors", tree)
+    write_tree(folder / "progress.safetensors", progress)
+
+
+def test_a_training_goes_on_from_checkpoints_of_two_kinds(ranks: Ranks, tmp_path: Path) -> None:
+    case = CASES["pca"]
+    whole = alone(ranks, case, str(tmp_path))
+    for number in range(len(whole.records_before)):
+        as_two_kinds(tmp_path / str(number))
+        assert_same(alone(ranks, case, str(tmp_path), number), whole)
 
 
 def test_what_is_no_better_than_its_start_gives_the_start(ranks: Ranks, tmp_path: Path) -> None:
@@ -165,10 +196,10 @@ def test_what_is_no_better_than_its_start_gives_the_start(ranks: Ranks, tmp_path
 
 
 def test_a_training_goes_on_from_any_of_its_checkpoints(ranks: Ranks, tmp_path: Path) -> None:
-    case = CASES["auto"]
+    case = CASES["pca"]
     whole = alone(ranks, case, str(tmp_path))
     assert [stage["dim"] for stage in whole.metrics["stages"]] == [8, 4]
-    found = [progress_at(tmp_path, number) for number in range(len(whole.records_before))]
+    found = [checkpoint_at(tmp_path, number) for number in range(len(whole.records_before))]
     everywhere = {
         (pass_name, stage, place)
         for pass_name in ("first", "refit")
@@ -176,15 +207,14 @@ def test_a_training_goes_on_from_any_of_its_checkpoints(ranks: Ranks, tmp_path: 
         for place in ("before", "within epoch", "end of epoch")
     }
     # before its very first step there is nothing to keep
-    assert {place_of(progress, 2) for progress in found} == everywhere - {("first", 0, "before")}
-    assert {tuple(progress.guards) for progress in found} >= {("linear",), ("rotation", "linear"), ()}
+    assert {place_of(checkpoint, 2) for checkpoint in found} == everywhere - {("first", 0, "before")}
     for number, before in enumerate(whole.records_before):
         again = alone(ranks, case, str(tmp_path), number)
         assert_same(again, whole)
         assert whole.records[:before] + again.records == whole.records
 
 
-@pytest.mark.parametrize(("name", "before", "after"), [("auto", 3, 2), ("auto", 3, 1), ("unlabelled", 1, 2)])
+@pytest.mark.parametrize(("name", "before", "after"), [("pca", 3, 2), ("pca", 3, 1), ("unlabelled", 1, 2)])
 def test_another_number_of_workers_goes_on_with_a_training(
     ranks: Ranks, name: str, before: int, after: int, tmp_path: Path
 ) -> None:
@@ -192,8 +222,7 @@ def test_another_number_of_workers_goes_on_with_a_training(
     whole = together(ranks, before, case, str(tmp_path))
     places: dict[Any, int] = {}
     for number in range(len(whole.records_before)):
-        places.setdefault(place_of(progress_at(tmp_path, number), 2), number)
-    # in a first pass the last stage has two candidates, and each a team of its own
+        places.setdefault(place_of(checkpoint_at(tmp_path, number), 2), number)
     last = max(stage for _, stage, _ in places)
     chosen = {place[0]: number for place, number in places.items() if place[1:] == (last, "within epoch")}
     assert set(chosen) == ({"first", "refit"} if case.judged else {"first"})

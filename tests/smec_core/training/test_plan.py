@@ -1,6 +1,7 @@
 """The plan of a training against trainings, and the times that are taken of it."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,6 @@ import torch
 from smec_core.config import PAPER_PRESET, TrainConfig
 from smec_core.data.dataset import Dataset
 from smec_core.distributed.resident import Node, ResidentRows
-from smec_core.errors import InputError
 from smec_core.model.model import Model
 from smec_core.training.context import TrainingData
 from smec_core.training.local import load_training_data
@@ -55,7 +55,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "many steps an epoch": {"batch_size": 16, "patience": 2},
     "with memory": {"unsupervised": "cosines", "alpha": 0.1},
-    "two kinds": {"init": "pca"},
+    "pca": {"init": "pca"},
     "paper": PAPER_PRESET,
     "listwise in all stages": {"alpha_whole": 0.1},
     "all dims at once": {"schedule": "parallel"},
@@ -81,7 +81,7 @@ def _check_steps(dataset: Dataset, config: TrainConfig, skipped: int = 0) -> Non
     train(data, config, records)
     taken = Counter((step["pass"], step["stage"], step["projection"]) for step in records.steps)
     plan = plan_training(data.shape(config), config)
-    planned = {(stage.pass_name, stage.dim, kind) for stage in plan for kind in stage.projections}
+    planned = {(stage.pass_name, stage.dim, stage.projection) for stage in plan}
     assert {key for key in taken if key[0] == "first"} == {key for key in planned if key[0] == "first"}
     assert taken.keys() <= planned
     times = rehearse(sampled(data, 100), config, plan)
@@ -124,22 +124,23 @@ def test_added_dims_are_planned_as_rotations_of_the_smallest_block(dataset: Data
     data = load_training_data(dataset, config)
     base = train(data, config, NullTracker()).stages
     added = plan_training(data.shape(config), small(dims=(16, 8)), base)
-    assert {(stage.d_in, stage.dim, stage.projections) for stage in added} == {(16, 8, ("rotation",))}
+    assert {(stage.d_in, stage.dim, stage.projection) for stage in added} == {(16, 8, "rotation")}
 
 
 def test_a_plan_says_what_each_projection_learns(dataset: Dataset) -> None:
     config = small()
     shape = load_training_data(dataset, config).shape(config)
     whole, half, *_ = plan_training(shape, config)
-    [term] = whole.losses("linear")
+    assert (whole.projection, half.projection) == ("linear", "rotation")
+    [term] = whole.losses
     assert (term.prefixes, term.is_gated) == (((DIM, 1.0),), False)
     # a rotation changes nothing at its whole block
-    [gated] = half.losses("rotation")
+    [gated] = half.losses
     assert (gated.prefixes, gated.is_gated) == (((64, 1.0), (32, 1.0), (16, 1.0)), True)
-    assert [term.is_gated for term in half.losses("linear")] == [True, False]
+    assert [term.is_gated for term in replace(half, projection="linear").losses] == [True, False]
     [parallel, _] = plan_training(shape, small(schedule="parallel"))
-    assert [width for width, _ in parallel.losses("rotation")[0].prefixes] == [32, 16]
-    assert [width for width, _ in parallel.losses("linear")[0].prefixes] == [DIM, 32, 16]
+    assert [width for width, _ in replace(parallel, projection="rotation").losses[0].prefixes] == [32, 16]
+    assert [width for width, _ in parallel.losses[0].prefixes] == [DIM, 32, 16]
 
 
 def test_a_rehearsal_trains_on_few_rows_and_leaves_no_trace(dataset: Dataset) -> None:
@@ -167,8 +168,25 @@ def test_stages_that_are_not_trained_start_in_order(changes: dict[str, Any], jud
     assert [stage.start for stage in plan if stage.pass_name == "first"] == starts
 
 
-def test_two_kinds_need_a_guard_to_choose_between_them() -> None:
-    with pytest.raises(InputError, match="auto chooses on dev, which guard=false switches off"):
-        plan_training(TrainingShape(8, labelled=False), TrainConfig(dims=(4,), guard=False))
-    plan = plan_training(TrainingShape(8, labelled=True), TrainConfig(dims=(4,), guard=False))
-    assert [stage.projections for stage in plan] == [("linear",), ("rotation",)]
+@pytest.mark.parametrize("guard", [True, False])
+@pytest.mark.parametrize("init", ["closed", "pca", "random"])
+@pytest.mark.parametrize(
+    ("schedule", "judged", "kinds"),
+    [
+        ("sequential", True, ["linear", "rotation", "rotation"]),
+        ("sequential", False, ["rotation", "rotation"]),
+        ("parallel", True, ["linear"]),
+        ("parallel", False, ["rotation"]),
+    ],
+)
+def test_auto_is_one_projection_a_stage(schedule: str, judged: bool, kinds: list[str], init: str, guard: bool) -> None:
+    config = TrainConfig.model_validate({"dims": (4, 2), "schedule": schedule, "init": init, "guard": guard})
+    plan = plan_training(TrainingShape(8, judged), config)
+    assert [stage.projection for stage in plan if stage.pass_name == "first"] == kinds
+
+
+def test_without_judgements_all_dims_alone_leave_nothing_to_train() -> None:
+    config = TrainConfig(dims=(8,), schedule="parallel")
+    assert plan_training(TrainingShape(8, labelled=False), config) == []
+    [stage, _] = plan_training(TrainingShape(8, labelled=True), config)
+    assert stage.projection == "linear"

@@ -63,7 +63,7 @@ def test_rotations_after_a_closed_form_are_shorter_but_not_in_a_warm_start() -> 
     shape, config = TrainingShape(32, True), TrainConfig(dims=(16, 8, 4), epochs=20)
     plan = [stage for stage in plan_training(shape, config) if stage.pass_name == "first"]
     assert [stage.rhythm.epochs for stage in plan] == [20, 4, 8, 8]
-    stages = [FrozenStage(stage.dim, stage.projections[0], {"weight": torch.eye(stage.d_in)}) for stage in plan]
+    stages = [FrozenStage(stage.dim, stage.projection, {"weight": torch.eye(stage.d_in)}) for stage in plan]
     warm = WarmStart(32, (32, 16, 8, 4), stages, [20] * 4)
     assert [stage.rhythm.epochs for stage in plan_training(shape, config, warm=warm)] == [20] * 4
 

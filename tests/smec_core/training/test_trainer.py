@@ -21,10 +21,10 @@ from smec_core.model.closed_forms import ClosedForm
 from smec_core.model.files import load
 from smec_core.model.model import Model
 from smec_core.model.pca import principal_rotation
-from smec_core.training.candidate import Candidate
 from smec_core.training.closed import FORMS, scaled
 from smec_core.training.context import PassContext
 from smec_core.training.guard import Guard, Loss
+from smec_core.training.learner import Learner
 from smec_core.training.moments import MomentSums
 from smec_core.training.plan import plan_training
 from smec_core.training.schedule import TrainingShape
@@ -112,13 +112,18 @@ def test_metrics_tell_how_the_model_came_about(run: tuple[Trained, Records]) -> 
     for stage in metrics["stages"]:
         assert len(stage["importance"]) == stage["d_in"]
         assert sum(stage["importance"]) == pytest.approx(1, abs=1e-4)
-        best = stage["candidates"][stage["projection"]]
-        assert (best["epochs"], best["dev_score"]) == (stage["epochs"], stage["dev_score"])
-        assert set(stage["candidates"]) == {"linear" if stage["d_in"] == stage["dim"] else "rotation"}
+        assert stage["projection"] == ("linear" if stage["d_in"] == stage["dim"] else "rotation")
     training = metrics["training"]
     assert (training["workers"], training["device"]) == (1, "cpu")
     assert training["parameters"] == sum(t.numel() for stage in trained.stages for t in stage.tensors.values())
     assert [stage.dim for stage in trained.stages] == [24, 12, 8, 4]
+
+
+def test_metrics_hold_the_dev_score_of_the_state_that_was_kept(run: tuple[Trained, Records]) -> None:
+    trained, records = run
+    for stage in trained.metrics["stages"]:
+        ended = (stage["dim"], stage["epochs"])
+        assert [r["dev_score"] for r in records.epochs if (r["stage"], r["epoch"]) == ended] == [stage["dev_score"]]
 
 
 def test_figures_come_in_order_and_complete(run: tuple[Trained, Records]) -> None:
@@ -155,9 +160,8 @@ def test_the_replay_repeats_what_dev_chose(run: tuple[Trained, Records]) -> None
 def test_dev_never_falls_below_the_start(run: tuple[Trained, Records]) -> None:
     trained, records = run
     for stage in trained.metrics["stages"]:
-        starts = [r for r in records.epochs if r["stage"] == stage["dim"] and r["epoch"] == 0]
-        assert len(starts) == len(stage["candidates"])
-        assert all(stage["dev_score"] >= float(start["dev_score"]) for start in starts)
+        [start] = [r for r in records.epochs if r["stage"] == stage["dim"] and r["epoch"] == 0]
+        assert stage["dev_score"] >= float(start["dev_score"])
 
 
 def test_counts_of_clicks_as_scores_cost_no_quality(data: Generated, run: tuple[Trained, Records]) -> None:
@@ -232,9 +236,9 @@ def test_without_judgements_neighbours_are_kept(data: Generated) -> None:
     # 72 documents a step, without the 60 that dev is scored by
     epochs = [(record["pass"], record["stage"], record["projection"], record["epoch"]) for record in records.steps]
     # four steps an epoch, the first of which meets an empty memory and trains nothing
-    assert epochs.count(("first", 12, "linear", 0)) == 3
-    assert epochs.count(("first", 12, "linear", 1)) == 4
-    assert {key[0] for key in epochs} == {"first"}
+    assert epochs.count(("first", 12, "rotation", 0)) == 3
+    assert epochs.count(("first", 12, "rotation", 1)) == 4
+    assert {(pass_name, kind) for pass_name, _, kind, _ in epochs} == {("first", "rotation")}
     assert any(stage["epochs"] for stage in trained.metrics["stages"])
     for stage in trained.metrics["stages"]:
         assert stage["d_in"] > stage["dim"], "from D to D there is nothing to learn"
@@ -281,11 +285,11 @@ def test_dev_is_scored_so_often(changes: dict[str, Any], expected: list[int], da
 def test_what_a_rotation_cannot_change_has_the_scores_that_it_would_get(
     changes: dict[str, Any], data: Generated
 ) -> None:
-    score, update = Candidate.score, Guard.update
+    score, update = Learner.score, Guard.update
     moved = []
 
-    def watched(candidate: Candidate, run: PassContext, epoch: int, at_start: QueryScores) -> dict[str, float]:
-        spec = candidate._plan
+    def watched(learner: Learner, run: PassContext, epoch: int, at_start: QueryScores) -> dict[str, float]:
+        spec = learner._plan
         taken: list[QueryScores] = []
 
         def keep(guard: Guard, epoch: int, values: QueryScores, losses: set[Loss]) -> tuple[bool, float]:
@@ -293,9 +297,9 @@ def test_what_a_rotation_cannot_change_has_the_scores_that_it_would_get(
             return update(guard, epoch, values, losses)
 
         with patch.object(Guard, "update", keep):
-            figures = score(candidate, run, epoch, at_start)
+            figures = score(learner, run, epoch, at_start)
         assert run.dev is not None
-        stage = candidate.average.freeze(spec.keeps_places)
+        stage = learner.average.freeze(spec.keeps_places)
         anew = run.dev.score(stage.apply, spec.d_in, spec.scored)
         assert taken[0].keys() == anew.keys()
         for dim, value_Q in anew.items():
@@ -305,7 +309,7 @@ def test_what_a_rotation_cannot_change_has_the_scores_that_it_would_get(
         moved.append(max(float((anew[dim] - start[dim]).abs().mean()) for dim in spec.scored if dim < spec.d_in))
         return figures
 
-    with patch.object(Candidate, "score", watched):
+    with patch.object(Learner, "score", watched):
         train(
             data.training_data(),
             small(projection="rotation", refit=False, score_steps=1, favour="all", **changes),
@@ -439,6 +443,7 @@ def test_progress_is_told_stage_by_stage(data: Generated) -> None:
     assert len(lines) == 9
     assert lines[0].startswith("start: within(")
     assert lines[1].startswith("first pass, stage 1 of 4: 24 -> 24 dims, linear, ")
+    assert re.search(r", mean dev score of the prefixes in training \d\.\d{4}$", lines[1])
     assert lines[-1].startswith("refit pass, stage 4 of 4: 8 -> 4 dims, ")
 
 
@@ -533,7 +538,7 @@ def test_all_dims_at_once_are_one_stage(data: Generated) -> None:
     trained = train(data.training_data(), small(schedule="parallel"), records)
     [stage] = trained.metrics["stages"]
     assert (stage["d_in"], stage["dim"]) == (DIM, 4)
-    assert set(stage["candidates"]) == {"linear"}
+    assert stage["projection"] == "linear"
     assert {record["epoch"] for record in records.steps if record["pass"] == "first"} <= set(range(4 * 5))
     model = model_of(trained)
     found = ndcg_of(model.encode(data.docs_ND), model.encode(data.queries_QD), data.test, [DIM, *DIMS])
@@ -581,7 +586,7 @@ def test_an_earlier_prefix_is_held_to_what_its_own_stage_left(data: Generated, m
     # a rotation from all dims to all dims is no stage
     twelve, eight, four = seen
     assert twelve.plan.floors == {}
-    after_12, after_8 = (training.ranked()[0].guard.best_scores for training in (twelve, eight))
+    after_12, after_8 = (training.learner.guard.best_scores for training in (twelve, eight))
     assert eight.plan.floors == {DIM: after_12[DIM] - 0.005, 12: after_12[12] - 0.005}
     assert four.plan.floors == {**eight.plan.floors, 8: after_8[8] - 0.005}
     assert after_8[8] != after_12[8]

@@ -1,17 +1,16 @@
-"""One projection kind of a stage in training.
+"""What a stage trains: its weights, how they learn, and the best of them.
 
 Shapes: B queries of this rank, L documents of this rank, N documents, U neighbours, R rows of this rank, I dims the
 stage takes, d dims of a prefix.
 """
 
 import copy
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from smec_core.config import Projection, TrainConfig
-from smec_core.evaluation.dev_set import QueryScores, Scores
+from smec_core.config import TrainConfig
+from smec_core.evaluation.dev_set import QueryScores
 from smec_core.model.adapter import FrozenStage, Stage
 from smec_core.model.ads import initial_logits, keep_places, sample_selection
 from smec_core.training.checkpoint import Tree, same_device
@@ -30,16 +29,7 @@ CLOSED_LR = 0.5
 """Share of the learning rate at which a closed form is trained: larger steps lose what it has for new documents."""
 
 
-@dataclass
-class CandidateResult:
-    """What one candidate reached: after how many epochs its best state came, and its dev scores then."""
-
-    epochs: int
-    dev_score: float
-    scores: Scores
-
-
-class Candidate:
+class Learner:
     """A trainable stage with all that training it takes.
 
     Attributes:
@@ -48,12 +38,11 @@ class Candidate:
         guard: when to stop, and what was best.
         best: the state that counts: the best on dev, without dev the last.
         losses: what it learns.
-        team: the ranks that train it.
-        parts_2: ranking and unsupervised loss of the last step, on the ranks of the team.
+        parts_2: ranking and unsupervised loss of the last step.
     """
 
-    def __init__(self, context: PassContext, plan: StagePlan, kind: Projection, start_II: Tensor) -> None:
-        config = context.config
+    def __init__(self, context: PassContext, plan: StagePlan, start_II: Tensor) -> None:
+        config, kind = context.config, plan.projection
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.generator(plan.number, 0).initial_seed())
             start_II = torch.eye(plan.d_in) if kind == "selection" else start_II.cpu()
@@ -69,21 +58,15 @@ class Candidate:
         self.average = copy.deepcopy(self.stage)
         self.schedule = one_cycle(self.optimizer, plan.rhythm.epochs, plan.rhythm.epoch_steps)
         z_threshold = Z_PRESERVING if self.stage.preserves_cosines else Z_OTHER
-        if plan.start in ("closed", "ordered"):
+        if plan.start == "closed" or (plan.start == "ordered" and self.stage.preserves_cosines):
             z_threshold = Z_CLOSED
         self.guard = Guard(plan.counted, plan.floors, plan.held, plan.rhythm.patience, z_threshold)
-        self._plan, self.losses = plan, plan.losses(kind)
+        self._plan, self._group, self.losses = plan, context.group, plan.losses
         self.best = self.average.freeze(plan.keeps_places)
-        self.team = context.group
         self.parts_2 = torch.zeros(2)
 
-    @property
-    def kind(self) -> Projection:
-        """Its kind of projection."""
-        return self.stage.projection
-
     def train_step(self, context: PassContext, step: Step, noise_I: Tensor) -> None:
-        """Forward, losses, backward, sum over the team, update, average; leaves the loss parts in `parts_2`."""
+        """Forward, losses, backward, sum over the ranks, update, average; leaves the loss parts in `parts_2`."""
         order, gate_d = self._select(context.config.tau, noise_I)
         needs_all = any(not term.is_gated for term in self.losses)
         f_RI = self.stage.project(step.y_RI, order if needs_all else order[: self.stage.dim])
@@ -117,7 +100,7 @@ class Candidate:
         temperature = config.temperature
         queries_BI, docs_LI, items_UI = f_RI.split(step.parts)
         own = [(docs_LI, step.docs), (queries_BI, step.queries)][: 2 if step.counts_all_anchors else 1]
-        docs_NI, *gathered = self.team.gather_rows(*own)
+        docs_NI, *gathered = self._group.gather_rows(*own)
         rank_sum, unsup_sum = torch.zeros((), device=f_RI.device), torch.zeros((), device=f_RI.device)
         for term in self.losses:
             d_NI, m_UI, q_BI, *all_q = (
@@ -138,12 +121,12 @@ class Candidate:
         return rank_sum, unsup_sum
 
     def _reduce(self) -> None:
-        if self.team.size == 1:
+        if self._group.size == 1:
             return
         parameters = [p for p in self.stage.parameters() if p.requires_grad]
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         # one collective for everything that the ranks must agree on
-        flat = self.team.sum_(torch.cat([g.flatten() for g in grads] + [self.parts_2]))
+        flat = self._group.sum_(torch.cat([g.flatten() for g in grads] + [self.parts_2]))
         *summed, self.parts_2 = flat.split([g.numel() for g in grads] + [2])
         for parameter, grad in zip(parameters, summed, strict=True):
             parameter.grad = grad.view_as(parameter)
@@ -159,7 +142,7 @@ class Candidate:
         Returns:
             Its dev figures; none without dev.
         """
-        plan, frozen = self._plan, self._frozen(context)
+        plan, frozen = self._plan, self.average.freeze(self._plan.keeps_places)
         if context.dev is None:
             self.best, self.guard.best_epoch = frozen, epoch
             return {}
@@ -173,24 +156,15 @@ class Candidate:
             self.best = frozen
         return {f"dev_{context.dev.measure}": values[plan.dim].mean().item(), "dev_score": total}
 
-    def _frozen(self, context: PassContext) -> FrozenStage:
-        frozen = self.average.freeze(self._plan.keeps_places)
-        if self.team.size < context.group.size:
-            for tensor in frozen.tensors.values():
-                context.group.from_first_(tensor, self.team.first)
-        return frozen
-
-    def tried(self) -> CandidateResult:
-        """The best result so far."""
-        return CandidateResult(self.guard.best_epoch, float(self.guard.best_score), self.guard.best_scores)
-
     def state(self) -> Tree:
-        """State from which its training resumes."""
+        """State from which its training resumes; all ranks have the same."""
         return {
             "stage": self.stage.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "guard": self.guard.state(),
+            "best": self.best.tensors,
         }
 
     def restore(self, state: Tree) -> None:
@@ -199,12 +173,7 @@ class Candidate:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-
-    def kept(self) -> Tree:
-        """State that all ranks share: the guard and the best weights."""
-        return {"guard": self.guard.state(), "best": self.best.tensors}
-
-    def restore_kept(self, kept: Tree, device: torch.device) -> None:
-        """Restores that state."""
-        self.guard.restore(kept["guard"])
-        self.best = FrozenStage(self.best.dim, self.best.projection, same_device(kept["best"], device))
+        self.guard.restore(state["guard"])
+        self.best = FrozenStage(
+            self.best.dim, self.best.projection, same_device(state["best"], self.stage.logits.device)
+        )
