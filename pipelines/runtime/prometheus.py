@@ -100,7 +100,6 @@ class TrainMeters(Board):
         self._run = run
         self._last: float | None = None
         self._steps = 0
-        self._step = -1
         self._rows = 0.0
         self._seconds: dict[str, float] = {}
 
@@ -114,14 +113,13 @@ class TrainMeters(Board):
                     self.put(f"smec_train_{name.replace('@', '_at_')}", float(value), run=self._run, **place)
             return
         self.put("smec_train_loss", float(record["loss"]), run=self._run, **place)
-        self._step = int(record["step"])
         parts = {name: float(value) for name, value in record.items() if name.startswith("seconds/")}
         with self._lock:
             self._steps += 1
             self._rows += float(record["rows_per_s"]) * sum(parts.values())
             for name, seconds in parts.items():
                 self._seconds[name] = self._seconds.get(name, 0.0) + seconds
-        self.put("smec_train_step", self._step, run=self._run)
+        self.put("smec_train_step", int(record["step"]), run=self._run)
         if "memory_fill" in record:
             self.put("smec_train_memory_fill", float(record["memory_fill"]), run=self._run)
 

@@ -337,7 +337,7 @@ def _check_judgements(shape: TrainingShape, config: TrainConfig) -> None:
 
 
 def _projection(config: TrainConfig, changes_cosines: bool) -> Projection:
-    """The kind of a stage, which auto leaves to whether cosines at all dims are to change."""
+    """The kind of a stage; auto is a linear map where cosines at all dims are to change, and else a rotation."""
     if config.projection != "auto":
         return config.projection
     return "linear" if changes_cosines else "rotation"
