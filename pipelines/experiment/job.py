@@ -13,7 +13,8 @@ from pyarrow.fs import LocalFileSystem
 from pipelines.console import say, show
 from pipelines.data.source import Source, read_once
 from pipelines.experiment.insights import gradient_page, ware_page
-from pipelines.experiment.methods import FAISS_PCA, ablation, compared, queue_sizes
+from pipelines.experiment.labels import labels_page
+from pipelines.experiment.methods import FAISS_PCA, ablation, compared, few_labels, queue_sizes
 from pipelines.experiment.page import Page, describe, file_name, rich_table, write_page
 from pipelines.experiment.settings import ExperimentSettings
 from pipelines.experiment.tables import MEAN, Results, ablation_page, compare_page, queue_page
@@ -120,8 +121,12 @@ def _methods(settings: ExperimentSettings) -> Mapping[str, Peer]:
     """What the experiment trains and scores; nothing for those that do not."""
     if settings.experiment == "compare":
         return compared(settings.methods)
+    if settings.experiment == "labels":
+        return few_labels(settings.methods, settings.labels)
     if settings.methods is not None:
-        raise InputError(f"methods: {settings.experiment} has methods of its own; only compare takes a choice")
+        raise InputError(
+            f"methods: {settings.experiment} has methods of its own; only compare and labels take a choice"
+        )
     if settings.experiment == "ablation":
         return ablation()
     return queue_sizes() if settings.experiment == "queue-size" else {}
@@ -143,7 +148,8 @@ def _page(experiment: str, found: Mapping[str, Any], seeds: Sequence[int], seen:
         )
         return gradient_page(by_step, by_dim)
     results = Results(found, seeds, seen)
-    return {"compare": compare_page, "ablation": ablation_page, "queue-size": queue_page}[experiment](results)
+    pages = {"compare": compare_page, "ablation": ablation_page, "labels": labels_page, "queue-size": queue_page}
+    return pages[experiment](results)
 
 
 def _measure(source: Source, config: TrainConfig, seeds: Sequence[int], measure: Measure, kept: Kept) -> list[Record]:

@@ -9,7 +9,7 @@ from smec_core.errors import InputError
 from smec_core.research.peers.adaptor import PUBLISHED, TUNED
 from smec_core.research.peers.linear import ClosedPeer, FaissPca, Pca, RandomProjection, Truncation
 from smec_core.research.peers.matryoshka_adaptor import MatryoshkaAdaptor
-from smec_core.research.peers.peer import Peer, Smec
+from smec_core.research.peers.peer import FewLabels, Peer, Smec
 from smec_core.research.peers.search_adaptor import SearchAdaptor
 
 SMEC, FAISS_PCA = "smec", "faiss-pca"
@@ -33,6 +33,11 @@ COMPARED: dict[str, Peer] = {
 """The methods of `compare`. Those that learn from judgements draw them in the same way, stop on the same dev queries,
 and learn again from all labels for as long as that was good for; without a guard, as smec-paper, they learn from all
 labels at once; white and within are chosen on folds of all of these."""
+
+UNLABELLED = ("truncation", "random-projection", "pca", FAISS_PCA)
+"""Those that learn from no judgements."""
+FEW_COMPARED = ("pca", "within", "matryoshka-adaptor", "parallel-mrl")
+"""What `labels` compares by default."""
 
 PARTS: dict[str, dict[str, Any]] = {
     "SMRL": {"schedule": "parallel"},
@@ -86,6 +91,30 @@ def ablation() -> dict[str, Smec]:
     methods |= {f"without {part}": Smec(changed) for part, changed in PARTS.items()}
     methods |= {f"with {name}": Smec(changed) for name, changed in S_XBM.items()}
     return methods
+
+
+def few_labels(names: tuple[str, ...] | None, queries: tuple[int, ...]) -> dict[str, Peer]:
+    """Methods that learn from so many judged queries, and from all; those that learn from none come once.
+
+    Raises:
+        InputError: an unknown name, FAISS is not installed, or no number of queries.
+    """
+    if not queries or min(queries) < 2:
+        raise InputError("labels: give numbers of queries, 2 at least: one to learn from, and one to stop by")
+    peers = compared(names or FEW_COMPARED)
+    unlabelled = {name: peer for name, peer in peers.items() if name in UNLABELLED}
+    few: dict[str, Peer] = {
+        few_name(name, count): FewLabels(peer, count)
+        for count in sorted(set(queries))
+        for name, peer in peers.items()
+        if name not in UNLABELLED
+    }
+    return unlabelled | few | {few_name(name, None): peer for name, peer in peers.items() if name not in UNLABELLED}
+
+
+def few_name(method: str, queries: int | None) -> str:
+    """How a method is called that learns from so many judged queries; None: from all."""
+    return f"{method}, {'all' if queries is None else queries}"
 
 
 def queue_sizes() -> dict[str, Peer]:

@@ -13,15 +13,15 @@ class ExperimentSettings(TrainConfig):
     """Run one of the paper's experiments on any dataset, and write a page of figures and tables.
 
     compare: SMEC beside truncation, random projection, PCA, closed forms, Search-Adaptor, Matryoshka-Adaptor and MRL.
-    ablation: its parts added and removed. gradient-variance: MRL beside SMRL. ware: which dims ADS keeps. queue-size:
-    the memory.
+    ablation: its parts added and removed. labels: the same with fewer and fewer train queries. gradient-variance: MRL
+    beside SMRL. ware: which dims ADS keeps. queue-size: the memory.
 
     Finished trainings are kept in OUT: the same command goes on with a killed one.
 
     Example: smec experiment compare --data data/products --dims 384,192,96 --seeds 3 --out results/products
     """
 
-    experiment: Literal["compare", "ablation", "gradient-variance", "ware", "queue-size"]
+    experiment: Literal["compare", "ablation", "labels", "gradient-variance", "ware", "queue-size"]
     """Which experiment."""
     data: tuple[str, ...] = Field(min_length=1)
     """Dataset folders or URIs; several give the mean over them, too."""
@@ -32,11 +32,13 @@ class ExperimentSettings(TrainConfig):
     seeds: int = Field(3, ge=1)
     """How many seeds, from `seed` on."""
     methods: tuple[str, ...] | None = None
-    """What to compare with SMEC; default: all that are installed."""
+    """What to compare with SMEC; default: all that are installed, and in labels some of them."""
+    labels: tuple[int, ...] = (25, 50, 100, 200, 400, 800)
+    """In labels: from how many judged queries to learn, those that decide when to stop included; also from all."""
     direction: Literal["queries-to-corpus", "corpus-to-queries"] = "queries-to-corpus"
     """What searches what; corpus-to-queries turns the judgements round, as image to text on a text to image set."""
 
-    @field_validator("data", "methods", mode="before")
+    @field_validator("data", "methods", "labels", mode="before")
     @classmethod
     def _parse_list(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value

@@ -5,7 +5,7 @@ for.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -117,6 +117,33 @@ def score(
         for measure, value_Q in measure_queries(search.results()[dim], judgements).items():
             values.setdefault(measure, {})[dim] = value_Q.numpy()
     return values
+
+
+@dataclass(frozen=True)
+class FewLabels:
+    """A method that learns from some of the judged queries.
+
+    Attributes:
+        peer: the method.
+        queries: how many of train and dev together, a seeded choice of each in the share that it has.
+    """
+
+    peer: Peer
+    queries: int
+
+    def fit(self, data: TrainingData, config: TrainConfig) -> Fitted:
+        """Fits the method."""
+        assert data.train is not None
+        dev_size = 0 if data.dev is None else len(data.dev)
+        share = min(self.queries / (len(data.train) + dev_size), 1.0)
+        dev = None if data.dev is None else _some(data.dev, round(share * dev_size), config.seed)
+        train = _some(data.train, self.queries - round(share * dev_size), config.seed)
+        return self.peer.fit(replace(data, train=train, dev=dev), config)
+
+
+def _some(judgements: Judgements, queries: int, seed: int) -> Judgements:
+    lot_Q = np.random.default_rng((seed, 6)).permutation(len(judgements))
+    return judgements.select(lot_Q < queries)
 
 
 @dataclass(frozen=True)

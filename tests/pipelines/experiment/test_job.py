@@ -125,6 +125,18 @@ def test_every_experiment_writes_its_page(kind: str, table: str, rows: int, data
     assert json.loads(json.dumps(figures)) == figures
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_methods_learn_from_few_labels_and_from_all(dataset: Path, tmp_path: Path) -> None:
+    settings = _settings("labels", dataset, tmp_path, seeds=1, methods="pca,parallel-mrl", labels="20,10", epochs=10)
+    rows = {row["method"]: row for row in experiment.run(settings)["tables"]["pairs-ndcg-10"]}
+    names = [f"{method}, {count}" for count in (10, 20, "all") for method in ("parallel-mrl", "smec")]
+    assert list(rows) == ["pca", *names]
+    assert float(rows["smec, 10"]["4"]) < float(rows["smec, all"]["4"]), "judgements teach"
+    assert (tmp_path / "pairs-labels.svg").exists()
+    with pytest.raises(InputError, match="labels: give numbers of queries, 2 at least"):
+        experiment.run(settings.model_copy(update={"labels": (1,), "out": str(tmp_path / "other")}))
+
+
 def test_the_parts_of_an_ablation_add_up() -> None:
     config = TrainConfig(dims=(8, 4))
     settings = {

@@ -17,8 +17,9 @@ from smec_core.evaluation.metrics import MEASURES
 from smec_core.research.peers.adaptor import Recipe
 from smec_core.research.peers.linear import FaissPca, Pca, RandomProjection, Truncation
 from smec_core.research.peers.matryoshka_adaptor import MatryoshkaAdaptor
-from smec_core.research.peers.peer import Peer, Smec, score
+from smec_core.research.peers.peer import FewLabels, Fitted, Peer, Smec, score
 from smec_core.research.peers.search_adaptor import SearchAdaptor
+from smec_core.training.context import TrainingData
 from smec_core.training.local import load_training_data
 from tests.smec_core.generated import Generated, generate, ndcg_of, resident
 
@@ -125,3 +126,20 @@ def test_an_adaptor_that_holds_on_stays_nearer_to_the_original(
 def test_adaptors_need_judgements(data: Generated) -> None:
     with pytest.raises(SmecError, match="the adaptors learn from judgements"):
         SearchAdaptor(RECIPE).fit(data.training_data(judged=False), CONFIG)
+
+
+@pytest.mark.parametrize(("queries", "train", "dev"), [(10, 8, 2), (100, 80, 20), (10_000, 240, 60)])
+def test_few_labels_are_a_seeded_choice_of_train_and_dev(queries: int, train: int, dev: int, data: Generated) -> None:
+    taken: list[TrainingData] = []
+
+    class Noted(Pca):
+        def fit(self, data: TrainingData, config: TrainConfig) -> Fitted:
+            taken.append(data)
+            return super().fit(data, config)
+
+    for seed in (0, 0, 1):
+        FewLabels(Noted(), queries).fit(data.training_data(), CONFIG.model_copy(update={"seed": seed}))
+    assert [(len(one.train or ()), len(one.dev or ())) for one in taken] == [(train, dev)] * 3
+    first, again, other = (one.train.query_row_Q.tolist() for one in taken if one.train is not None)
+    assert first == again
+    assert (first != other) == (queries < 10_000)
