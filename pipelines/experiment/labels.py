@@ -14,9 +14,10 @@ def labels_page(results: Results) -> Page:
     """SMEC and its peers by the number of judged queries that they learn from."""
     return Page(
         "How many judged queries it takes",
-        "Each method learns from a seeded choice of the judged train queries, as many as its name says, a share of which "
-        "decides when to stop; `all` is all of them, and a method without a number needs none. All are scored on the "
-        "same test queries. Seen and unseen is said of all judged queries: where fewer are learnt from, fewer are seen.",
+        "Each method learns from a seeded choice of the judged train queries, as many as its name says, a share of "
+        "which decides when to stop; `all` is all of them, and a method without a number needs none. All are scored "
+        "on the same test queries. Seen and unseen is said of all judged queries: where fewer are learnt from, fewer "
+        "are seen.",
         [],
         [*quality_tables(results, (MAIN_MEASURE,)), *part_tables(results), cost_table(results)],
         {f"{file_name(dataset)}-labels": labels_figure(results, dataset) for dataset in results.found},
