@@ -123,12 +123,12 @@ class TrainConfig(Settings):
     negatives: int = Field(128, ge=0)
     """Documents drawn at random from the corpus per step, shared by all queries."""
     epochs: int | None = Field(None, ge=0)
-    """Most epochs of a stage; default: as many as make 500 steps, and at least 2. After a map of all dims that starts
-    from a closed form, the next stage takes a fifth of these, and of `patience`, and later ones two fifths, at least 2;
-    not in a warm start. 0: a stage stays as it starts."""
+    """Most epochs of a stage; default: as many as make 500 steps, and at least 2. In a chain that starts from a closed
+    form, the map of all dims may take four times as many, the next stage a fifth of them, and of `patience`, later ones
+    two fifths, at least 2; not in a warm start. 0: a stage stays as it starts."""
     lr: float | None = Field(None, gt=0)
-    """Peak learning rate of the projection (one-cycle schedule, AdamW without weight decay), half of it where a stage
-    starts from a closed form; default: .002, or .001 where there are no judgements."""
+    """Peak learning rate of the projection (one-cycle schedule, AdamW without weight decay); default: .002, or .001
+    where there are no judgements."""
     ads_lr_factor: float = Field(30.0, ge=0)
     """The ADS logits learn at lr times this. With 0, and gumbel_noise=0, there is no ADS: a stage keeps its first
     dims."""

@@ -25,8 +25,6 @@ from smec_core.training.step import Step
 # Rotating kept dims among themselves changes no cosine: there the gradient is rounding noise, which Adam's usual 1e-8
 # would scale up to full steps, in directions that differ with the number of workers
 ADAM_EPS = 1e-6
-CLOSED_LR = 0.5
-"""Share of the learning rate at which a closed form is trained: larger steps lose what it has for new documents."""
 
 
 class Learner:
@@ -49,7 +47,7 @@ class Learner:
             logits_I = initial_logits(plan.d_in, ordered=plan.is_ordered and kind != "selection")
             stage = Stage(kind, plan.dim, start_II, logits_I, config.hidden_dim)
         self.stage = (stage if plan.champion is None else Stage.resumed(plan.champion)).to(context.device)
-        lr = config.peak_lr(context.labelled) * (CLOSED_LR if plan.start == "closed" else 1)
+        lr = config.peak_lr(context.labelled)
         groups = [
             {"params": self.stage.projection_parameters(), "lr": lr},
             {"params": [self.stage.logits], "lr": config.ads_lr_factor * lr},

@@ -215,7 +215,7 @@ def _chain(
                 d_in=d_in,
                 dim=dim,
                 projection=_projection(config, changes_cosines=d_in == dim),
-                rhythm=Rhythm.of(shape, config, _share(d_in, dim, shape.input_dim) if has_closed else 1),
+                rhythm=_rhythm(shape, config, d_in, dim) if has_closed else Rhythm.of(shape, config),
                 gated=((dim, 1.0), *((width, share) for width in ahead)) if d_in > dim else (),
                 whole=((d_in, 1.0),),
                 alpha=config.unsupervised_weight(shape.labelled, is_whole=d_in == dim),
@@ -233,10 +233,13 @@ def _chain(
     return stages
 
 
-def _share(d_in: int, dim: int, input_dim: int) -> float:
-    """How long a stage takes, against others, in a chain that starts from a closed form: there is less to learn."""
-    # the steps of the first rotation cost most
-    return 1 if d_in == dim else 0.2 if d_in == input_dim else 0.4
+def _rhythm(shape: TrainingShape, config: TrainConfig, d_in: int, dim: int) -> Rhythm:
+    """How long a stage takes in a chain that starts from a closed form."""
+    if d_in == dim:
+        # few judgements are soon learnt, many are worth many steps
+        return Rhythm.of(shape, config, times=4, waits=1)
+    # there is less to learn; the steps of the first rotation cost most
+    return Rhythm.of(shape, config, times=0.2 if d_in == shape.input_dim else 0.4)
 
 
 def _start(config: TrainConfig, is_whole: bool, has_closed: bool) -> Start:

@@ -103,14 +103,23 @@ class Rhythm:
     stop: int | None = None
 
     @classmethod
-    def of(cls, shape: TrainingShape, config: TrainConfig, times: float = 1) -> "Rhythm":
-        """That of a stage of the first pass which takes as long as `times` stages of a chain."""
+    def of(cls, shape: TrainingShape, config: TrainConfig, times: float = 1, waits: float | None = None) -> "Rhythm":
+        """That of a stage of the first pass.
+
+        Args:
+            shape: the data.
+            config: settings of the method.
+            times: how long it may take, against a full stage.
+            waits: how long it goes on without gain, against a full stage; default: as `times`.
+        """
         steps = shape.epoch_steps if config.guard else shape.refit_steps
         most = config.stage_epochs(steps)
-        epochs, patience = math.ceil(most * times), config.stage_patience(math.ceil(most * max(times, 1)))
-        if times < 1:
-            # two, for a dev score between
-            epochs, patience = max(epochs, min(most, 2)), max(math.ceil(patience * times), 2)
+        waits = times if waits is None else waits
+        # two, for a dev score between
+        epochs = max(math.ceil(most * times), min(most, 2))
+        patience = config.stage_patience(math.ceil(most * max(waits, 1)))
+        if waits < 1:
+            patience = max(math.ceil(patience * waits), 2)
         # without dev the last state counts
         score_epochs = config.scoring_epochs(patience, steps) if config.guard else max(epochs, 1)
         return cls(steps, epochs, score_epochs, patience)

@@ -59,10 +59,10 @@ def test_a_stage_may_take_a_share_of_a_full_one(epochs: int, times: float, most:
     assert (rhythm.epochs, rhythm.patience) == (most, patience)
 
 
-def test_rotations_after_a_closed_form_are_shorter_but_not_in_a_warm_start() -> None:
+def test_a_chain_from_a_closed_form_has_its_own_lengths_but_not_in_a_warm_start() -> None:
     shape, config = TrainingShape(32, True), TrainConfig(dims=(16, 8, 4), epochs=20)
     plan = [stage for stage in plan_training(shape, config) if stage.pass_name == "first"]
-    assert [stage.rhythm.epochs for stage in plan] == [20, 4, 8, 8]
+    assert [stage.rhythm.epochs for stage in plan] == [80, 4, 8, 8]
     stages = [FrozenStage(stage.dim, stage.projection, {"weight": torch.eye(stage.d_in)}) for stage in plan]
     warm = WarmStart(32, (32, 16, 8, 4), stages, [20] * 4)
     assert [stage.rhythm.epochs for stage in plan_training(shape, config, warm=warm)] == [20] * 4
