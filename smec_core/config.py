@@ -124,8 +124,9 @@ class TrainConfig(Settings):
     """Documents drawn at random from the corpus per step, shared by all queries."""
     epochs: int | None = Field(None, ge=0)
     """Most epochs of a stage; default: as many as make 500 steps, and at least 2. In a chain that starts from a closed
-    form, the map of all dims may take four times as many, the next stage a fifth of them, and of `patience`, later ones
-    two fifths, at least 2; not in a warm start. 0: a stage stays as it starts."""
+    form the map of all dims may take four times as many where dev stops it, the first rotation a fifth, and later ones
+    two fifths, at least 2; the patience of rotations shrinks alike. Not in a warm start. 0: a stage stays as it
+    starts."""
     lr: float | None = Field(None, gt=0)
     """Peak learning rate of the projection (one-cycle schedule, AdamW without weight decay); default: .002, or .001
     where there are no judgements."""
@@ -144,7 +145,8 @@ class TrainConfig(Settings):
     """Keep the best state on dev, protect earlier prefixes, stop without gain, and with init=closed keep the closed
     form or PCA where all stages together are no better; off: fixed epochs, last state."""
     patience: int | None = Field(None, ge=1)
-    """Epochs without gain on dev after which a stage stops; default: a third of its most epochs, and at least 2."""
+    """Epochs without gain on dev after which a stage stops; default: a third of `epochs`, or of all that
+    schedule=parallel may take, and at least 2."""
     score_steps: int = Field(40, ge=1)
     """Steps between two scorings on dev, at least, where epochs are shorter; but dev is scored twice within `patience`,
     and at the end of every epoch where that is 1. It is always scored at the end of an epoch."""

@@ -14,7 +14,7 @@ from pipelines.console import say, show
 from pipelines.data.source import Source, read_once
 from pipelines.experiment.insights import gradient_page, ware_page
 from pipelines.experiment.labels import labels_page
-from pipelines.experiment.methods import FAISS_PCA, ablation, compared, few_labels, queue_sizes
+from pipelines.experiment.methods import FAISS_PCA, FEW_LABELS, ablation, compared, few_labels, queue_sizes
 from pipelines.experiment.page import Page, describe, file_name, rich_table, write_page
 from pipelines.experiment.settings import ExperimentSettings
 from pipelines.experiment.tables import MEAN, Results, ablation_page, compare_page, queue_page
@@ -54,7 +54,6 @@ def run(settings: ExperimentSettings) -> dict[str, Any]:
         InputError: bad settings or data.
         SmecError: a training failed.
     """
-    methods = _methods(settings)
     config, out = settings.method(), Path(settings.out)
     seeds = range(settings.seed, settings.seed + settings.seeds)
     turned = "-reversed" if settings.direction == "corpus-to-queries" else ""
@@ -65,6 +64,7 @@ def run(settings: ExperimentSettings) -> dict[str, Any]:
             f"data: files are named after the datasets, which must differ, also from {MEAN!r}: {', '.join(names[1:])}; "
             "rename a folder"
         )
+    methods = _methods(settings, min(len(dataset.train_judgements() or ()) for dataset in datasets.values()))
     if settings.experiment == "compare" and settings.methods is None and FAISS_PCA not in methods:
         say(f"FAISS is not installed: {FAISS_PCA} is left out")
     _claim(out, {"experiment": settings.experiment, "data": sorted(datasets)})
@@ -117,12 +117,14 @@ MEASURED: dict[str, tuple[Measure, ...]] = {
 """Experiments that look into trainings and do not score them."""
 
 
-def _methods(settings: ExperimentSettings) -> Mapping[str, Peer]:
-    """What the experiment trains and scores; nothing for those that do not."""
+def _methods(settings: ExperimentSettings, judged: int) -> Mapping[str, Peer]:
+    """What the experiment trains and scores, of so many judged queries; nothing for those that do not."""
+    if settings.labels is not None and settings.experiment != "labels":
+        raise InputError(f"labels: {settings.experiment} takes all judged queries; only labels takes a choice")
     if settings.experiment == "compare":
         return compared(settings.methods)
     if settings.experiment == "labels":
-        return few_labels(settings.methods, settings.labels)
+        return few_labels(settings.methods, settings.labels or FEW_LABELS, judged)
     if settings.methods is not None:
         raise InputError(
             f"methods: {settings.experiment} has methods of its own; only compare and labels take a choice"

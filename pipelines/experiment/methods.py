@@ -37,7 +37,8 @@ labels at once; white and within are chosen on folds of all of these."""
 UNLABELLED = ("truncation", "random-projection", "pca", FAISS_PCA)
 """Those that learn from no judgements."""
 FEW_COMPARED = ("pca", "within", "matryoshka-adaptor", "parallel-mrl")
-"""What `labels` compares by default."""
+FEW_LABELS = (25, 50, 100, 200, 400, 800)
+"""What `labels` compares by default, and how many judged queries it takes."""
 
 PARTS: dict[str, dict[str, Any]] = {
     "SMRL": {"schedule": "parallel"},
@@ -93,8 +94,13 @@ def ablation() -> dict[str, Smec]:
     return methods
 
 
-def few_labels(names: tuple[str, ...] | None, queries: tuple[int, ...]) -> dict[str, Peer]:
+def few_labels(names: tuple[str, ...] | None, queries: tuple[int, ...], judged: int) -> dict[str, Peer]:
     """Methods that learn from so many judged queries, and from all; those that learn from none come once.
+
+    Args:
+        names: of the methods; None for some.
+        queries: how many.
+        judged: how many there are; as many or more are all.
 
     Raises:
         InputError: an unknown name, FAISS is not installed, or no number of queries.
@@ -107,7 +113,7 @@ def few_labels(names: tuple[str, ...] | None, queries: tuple[int, ...]) -> dict[
         few_name(name, count): FewLabels(peer, count)
         for count in sorted(set(queries))
         for name, peer in peers.items()
-        if name not in UNLABELLED
+        if count < judged and name not in UNLABELLED
     }
     return unlabelled | few | {few_name(name, None): peer for name, peer in peers.items() if name not in UNLABELLED}
 

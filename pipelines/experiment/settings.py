@@ -13,8 +13,8 @@ class ExperimentSettings(TrainConfig):
     """Run one of the paper's experiments on any dataset, and write a page of figures and tables.
 
     compare: SMEC beside truncation, random projection, PCA, closed forms, Search-Adaptor, Matryoshka-Adaptor and MRL.
-    ablation: its parts added and removed. labels: the same with fewer and fewer train queries. gradient-variance: MRL
-    beside SMRL. ware: which dims ADS keeps. queue-size: the memory.
+    ablation: its parts added and removed. labels: SMEC and some of the others with fewer judged queries.
+    gradient-variance: MRL beside SMRL. ware: which dims ADS keeps. queue-size: the memory.
 
     Finished trainings are kept in OUT: the same command goes on with a killed one.
 
@@ -33,8 +33,9 @@ class ExperimentSettings(TrainConfig):
     """How many seeds, from `seed` on."""
     methods: tuple[str, ...] | None = None
     """What to compare with SMEC; default: all that are installed, and in labels some of them."""
-    labels: tuple[int, ...] = (25, 50, 100, 200, 400, 800)
-    """In labels: from how many judged queries to learn, those that decide when to stop included; also from all."""
+    labels: tuple[int, ...] | None = None
+    """Of labels: from how many judged queries to learn, those that decide when to stop included; all are added.
+    Default: 25,50,100,200,400,800."""
     direction: Literal["queries-to-corpus", "corpus-to-queries"] = "queries-to-corpus"
     """What searches what; corpus-to-queries turns the judgements round, as image to text on a text to image set."""
 

@@ -287,7 +287,7 @@ def ablation_page(results: Results) -> Page:
         "What each part of SMEC brings",
         "From plain MRL upwards the parts are added one by one; `without` takes one away from all. Off means "
         f"{changes}. With all dims at once there is nothing to look ahead to nor to select, so `without SMRL` is "
-        "without look-ahead and ADS, too; without the closed form, stages choose between a linear map and a rotation, "
+        "without look-ahead and ADS, too; without the closed form, every stage may take the steps of a full one, "
         "and without a guard all are linear. Polish is all training: without it the closed form is the model.",
         [],
         [*tables, cost_table(results)],

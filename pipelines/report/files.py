@@ -24,7 +24,7 @@ class ConfigFile(BaseModel):
 
 
 class Stage(BaseModel):
-    """One stage of the chain: epochs at its best dev state, that state's score, and softmax(w) of its d_in dims."""
+    """One stage of the chain: epochs at its best dev state, that state's score, softmax(w) of its d_in dims, its order."""
 
     d_in: int
     dim: int
@@ -33,6 +33,7 @@ class Stage(BaseModel):
     dev_score: float | None = None
     seconds: float | None = None
     importance: list[float] = []
+    order: dict[str, Any] | None = None
 
 
 class Baselines(BaseModel):

@@ -9,9 +9,9 @@ from pipelines.report.files import Evaluation, Interval, Stage
 from smec_core.data.seen import LEAST_QUERIES
 
 NDCG, NEIGHBOURS = "nDCG@10", "neighbour recall@10"
-NAMES = {NDCG: "ndcg@10", NEIGHBOURS: "neighbour_recall@10"}
 HARMLESS = ("rotation", "selection")
 """Projections that change no earlier prefix."""
+NAMES = {NDCG: "ndcg@10", NEIGHBOURS: "neighbour_recall@10"}
 SHOWN = 5e-5
 """What is smaller is not seen in four digits."""
 PROJECTIONS = {"linear": "linear map", "rotation": "rotation", "residual_mlp": "residual MLP"}
@@ -92,9 +92,11 @@ def reason_of(stage: Stage, dev: Curve) -> str | None:
     peak = max(score for score in dev.points.values() if score is not None)
     if stage.dev_score is None or peak <= stage.dev_score + SHOWN:
         return None
-    gain = "" if stage.projection in HARMLESS else "their gain over the start may be luck, or "
+    # after a closed form, a rotation has to show a gain, too
+    gains_count = stage.projection in HARMLESS and stage.order is None
+    luck = "" if gains_count else "their gain over the start may be luck, or "
     return (
-        f"Scores of the {named(stage.projection)} above the star do not count: {gain}they cost an earlier prefix, or "
+        f"Scores of the {named(stage.projection)} above the star do not count: {luck}they cost an earlier prefix, or "
         "the new one, more than guard_tolerance, or a part of the dev queries fell below PCA or the closed form."
     )
 

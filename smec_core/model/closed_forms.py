@@ -27,8 +27,8 @@ class Moments:
     Attributes:
         docs_DD: mean of d d^T over unit documents.
         queries_DD: mean of q q^T over unit train queries.
-        differences_DD: mean of (q - d) (q - d)^T over pairs of a query and a relevant document, where the pairs of a
-            query weigh 1 together.
+        differences_DD: mean of (q - d) (q - d)^T, both unit, over pairs of a query and a relevant document, where the
+            pairs of a query weigh 1 together.
     """
 
     docs_DD: Tensor

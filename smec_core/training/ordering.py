@@ -80,7 +80,7 @@ class Orders:
         start = scores(usual)
         losses, start_Q = context.references.losses(start, held), self._mean_Q(start)
         found, found_Q = usual, start_Q
-        for order in ORDERS:
+        for order in (order for order in ORDERS if order != usual):
             values = scores(order)
             mean_Q = self._mean_Q(values)
             cost = self._mean_Q({largest: start[largest] - values[largest]}).mean()

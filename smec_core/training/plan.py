@@ -236,8 +236,8 @@ def _chain(
 def _rhythm(shape: TrainingShape, config: TrainConfig, d_in: int, dim: int) -> Rhythm:
     """How long a stage takes in a chain that starts from a closed form."""
     if d_in == dim:
-        # few judgements are soon learnt, many are worth many steps
-        return Rhythm.of(shape, config, times=4, waits=1)
+        # few judgements are soon learnt, as dev tells; many are worth many steps
+        return Rhythm.of(shape, config, times=4 if config.guard else 1, waits=1)
     # there is less to learn; the steps of the first rotation cost most
     return Rhythm.of(shape, config, times=0.2 if d_in == shape.input_dim else 0.4)
 
@@ -259,7 +259,7 @@ def _start(config: TrainConfig, is_whole: bool, has_closed: bool) -> Start:
 
 
 def _parallel(shape: TrainingShape, config: TrainConfig) -> list[StagePlan]:
-    """One stage, as long as all stages together, with the losses of all dims at once (MRL)."""
+    """One stage, as long as a full stage for each dim, with the losses of all dims at once (MRL)."""
     _check_judgements(shape, config)
     dims = chain_dims(shape.input_dim, config.dims)
     prefixes = prefix_dims(shape.input_dim, config.dims)

@@ -23,7 +23,7 @@ from smec_core.training.callbacks import DevScoring
 from smec_core.training.closed import FORMS, try_forms
 from smec_core.training.context import TrainingData, pass_context
 from smec_core.training.moments import MomentSums
-from smec_core.training.ordering import put_in_order
+from smec_core.training.ordering import ORDERS, put_in_order
 from smec_core.training.plan import StagePlan
 from smec_core.training.schedule import prefix_dims
 from smec_core.training.stage import StageTraining
@@ -175,14 +175,17 @@ def rehearse(
         # most steps meet a full memory
         stage.memory.push(slots.to(context.device), data.docs.take(slots).to(context.device))
         step = _step_seconds(stage)
-        score = 0.0
+        score = in_order = 0.0
         if context.dev is not None:
-            score = dev_share * _seconds(partial(DevScoring().stage_begins, stage, is_new=True))
+            score = _seconds(partial(DevScoring().stage_begins, stage, is_new=True))
+            # the refit takes the order that dev has chosen
+            in_order = len(ORDERS) * score if stage_plan.start == "ordered" else 0.0
         frozen = stage.learner.average.freeze(stage_plan.keeps_places)
         prepare += rows_share * _seconds(partial(pass_on, frozen))
-        found.append(StageTime(stage_plan, prepare + (0.0 if found else choice), step, score))
+        first_prepare = prepare + (dev_share - 1) * in_order + (0.0 if found else choice)
+        found.append(StageTime(stage_plan, first_prepare, step, dev_share * score))
         if refit:
-            replayed.append(StageTime(refit[number], prepare, step, 0.0))
+            replayed.append(StageTime(refit[number], max(prepare - in_order, 0.0), step, 0.0))
     return found + replayed
 
 

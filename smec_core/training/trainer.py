@@ -236,11 +236,11 @@ class _Training:
         if context.dev is not None:
             self._refer_to(context, context.group.from_first_(block_rotation(self.closed.docs_DD)))
         context.closed_DD, context.is_pooled = self.closed.make(context)
-        if context.dev is not None:
-            self._refer_to(context, context.closed_DD)
+        self._refer_to(context, context.closed_DD)
 
     def _refer_to(self, context: PassContext, matrix_DD: Tensor) -> None:
-        assert context.dev is not None
+        if context.dev is None:
+            return
         stage = FrozenStage(len(matrix_DD), "linear", {"weight": matrix_DD.to(context.device)})
         scores = [*context.references.scores, context.dev.score(stage.apply, len(matrix_DD), self.prefixes)]
         context.references = References(scores, context.dev.parts.masks, self.config.guard_tolerance)

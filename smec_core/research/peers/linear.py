@@ -55,7 +55,7 @@ class Pca:
 
 @dataclass(frozen=True)
 class ClosedPeer:
-    """The best of some closed forms by folds of the train queries, made of all that SMEC learns from in the end."""
+    """The best of some closed forms by folds of train and dev, made of all that SMEC learns from in the end."""
 
     name: Literal["white", "within"]
 

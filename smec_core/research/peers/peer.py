@@ -62,7 +62,7 @@ class Peer(Protocol):
 
 
 def most_steps(data: TrainingData, config: TrainConfig, epoch_steps: int) -> int:
-    """Steps of a full stage for each dim of the chain, the most that SMEC may take: the budget of every tuned peer."""
+    """Steps of a full stage for each dim of the chain: the budget of every tuned peer."""
     return len(chain_dims(data.docs.dim, config.dims)) * config.stage_epochs(epoch_steps) * epoch_steps
 
 
@@ -125,7 +125,7 @@ class FewLabels:
 
     Attributes:
         peer: the method.
-        queries: how many of train and dev together, a seeded choice of each in the share that it has.
+        queries: how many of train and dev together, a seeded choice of each in the share that it has; 2 at least.
     """
 
     peer: Peer
@@ -134,10 +134,11 @@ class FewLabels:
     def fit(self, data: TrainingData, config: TrainConfig) -> Fitted:
         """Fits the method."""
         assert data.train is not None
-        dev_size = 0 if data.dev is None else len(data.dev)
-        share = min(self.queries / (len(data.train) + dev_size), 1.0)
-        dev = None if data.dev is None else _some(data.dev, round(share * dev_size), config.seed)
-        train = _some(data.train, self.queries - round(share * dev_size), config.seed)
+        if data.dev is None:
+            return self.peer.fit(replace(data, train=_some(data.train, self.queries, config.seed)), config)
+        share = self.queries / (len(data.train) + len(data.dev))
+        held_out = min(max(round(share * len(data.dev)), 1), self.queries - 1)
+        dev, train = _some(data.dev, held_out, config.seed), _some(data.train, self.queries - held_out, config.seed)
         return self.peer.fit(replace(data, train=train, dev=dev), config)
 
 

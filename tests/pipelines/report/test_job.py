@@ -263,6 +263,10 @@ def test_why_a_higher_curve_was_not_kept_is_said_in_words(tmp_path: Path) -> Non
     assert page.text.count("do not count") == 2
     assert "linear map above the star do not count: their gain over the start may be luck, or they cost" in page.text
     assert "rotation above the star do not count: they cost an earlier prefix" in page.text
+    for stage in metrics["stages"]:
+        stage["order"] = {"name": "pca"}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    assert "rotation above the star do not count: their gain over the start may be luck" in report(folder)[1].text
 
 
 def test_the_configuration_shows_what_the_data_decided(tmp_path: Path) -> None:
