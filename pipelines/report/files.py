@@ -24,7 +24,7 @@ class ConfigFile(BaseModel):
 
 
 class Stage(BaseModel):
-    """One stage of the chain: epochs at its best dev state, that state's score, softmax(w) of its d_in dims, its order."""
+    """One stage of the chain: epochs and dev score of its best state, softmax(w) of its d_in dims, and its order."""
 
     d_in: int
     dim: int
