@@ -106,9 +106,12 @@ def newest(run_folder: RunFolder, but: frozenset[str] = frozenset()) -> Seen | N
 
 def checkpoints(run_folder: RunFolder) -> frozenset[str]:
     """Paths of all checkpoints that a run has, whole or not."""
-    found = run_folder.filesystem.get_file_info(
-        pafs.FileSelector(run_folder.path, recursive=True, allow_not_found=True)
-    )
+    selector = pafs.FileSelector(run_folder.path, recursive=True, allow_not_found=True)
+    try:
+        found = run_folder.filesystem.get_file_info(selector)
+    except FileNotFoundError:
+        # a folder in it was removed while it was listed
+        return frozenset()
     paths = {info.path.partition("/checkpoint_")[::2] for info in found if "/checkpoint_" in info.path}
     return frozenset(f"{start}/checkpoint_{name.partition('/')[0]}" for start, name in paths)
 
