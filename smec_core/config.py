@@ -121,7 +121,11 @@ class TrainConfig(Settings):
     hard_negatives: int = Field(2, ge=0)
     """Documents judged with score 0 drawn per query and step."""
     negatives: int = Field(128, ge=0)
-    """Documents drawn at random from the corpus per step, shared by all queries."""
+    """Documents drawn at random per step, shared by all queries."""
+    sample_rows: int | None = Field(None, ge=100)
+    """Most documents that negatives, the memory and dev are drawn from, those whose ids have the lowest hashes; judged
+    documents come on top, and second moments are those of the whole corpus. Default: as many as memory_budget has room
+    for, a million at most."""
     epochs: int | None = Field(None, ge=0)
     """Most epochs of a stage; default: as many as make 500 steps, and at least 2. In a chain that starts from a closed
     form the map of all dims may take four times as many where dev stops it, the first rotation a fifth, and later ones

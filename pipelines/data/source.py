@@ -1,4 +1,7 @@
-"""What a training learns from, and how several trainings share it."""
+"""What a training learns from: judged rows and a sample, out of one scan of the data, in Ray's object store.
+
+Shapes: K rows that are kept, D dims.
+"""
 
 import time
 import warnings
@@ -6,105 +9,221 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 import torch
 
-from pipelines.console import say
-from pipelines.runtime.cluster import unwrap
+from pipelines.console import say, warn
+from pipelines.data.scan import SMALL_BYTES, scan
+from pipelines.runtime.cluster import connect
 from smec_core.config import SET_BY_DATA, TrainConfig
-from smec_core.data.dataset import Dataset
+from smec_core.data.dataset import Dataset, hash_share
+from smec_core.data.fingerprint import hash_ids
 from smec_core.data.judgements import Judgements
-from smec_core.data.parquet import EmbeddingTable
+from smec_core.data.scan import Keep, Scanned
 from smec_core.distributed.resident import Node, ResidentRows
 from smec_core.errors import InputError
 from smec_core.training.context import TrainingData
-from smec_core.training.local import read_resident
 from smec_core.training.schedule import TrainingShape
 from smec_core.training.trainer import settings_used
 
-# of the object store that vectors may fill
+MOST_SAMPLED = 1_000_000
+"""Documents that a training draws from by default."""
+BUDGET_SHARE = 0.4
+"""Of the memory that Ray leaves to tasks and actors on a node."""
+BLOCKS = 2.5
+"""Times that rows are held at once: as they are, as the first stage keeps them, and half of it for the next."""
 MOST_OF_STORE = 0.9
+"""Of the object store that vectors may fill."""
+LEAST_DOCS = 1000
+
+Labels = tuple[Judgements | None, Judgements | None]
 
 
 @dataclass(frozen=True)
-class Source:
-    """What a training learns from.
+class _Facts:
+    """What is known of data without their vectors.
 
     Attributes:
-        corpus: documents.
-        queries: queries.
-        labels: judgements to learn from and to choose by.
-        vectors: unit vectors of corpus and queries in Ray's object store, where they are read already.
+        dim: D.
+        drawn: how many documents the sample has.
+        labels: judgements to learn from and to choose by, by places among the rows that are kept.
     """
 
-    corpus: EmbeddingTable
-    queries: EmbeddingTable
-    labels: tuple[Judgements | None, Judgements | None]
-    vectors: tuple[ray.ObjectRef, ray.ObjectRef] | None = None
+    dim: int
+    drawn: int
+    labels: Labels
 
     def used(self, config: TrainConfig, is_warm: bool = False) -> dict[str, Any]:
         """What the settings come to whose default depends on the data."""
-        shape = TrainingShape.of(self.corpus.dim, self.corpus.rows, *self.labels, config)
+        shape = TrainingShape.of(self.dim, self.drawn, *self.labels, config)
         found = settings_used(shape.without_dev() if is_warm else shape, config)
-        return {name: getattr(found, name) for name in SET_BY_DATA}
+        return {name: getattr(found, name) for name in SET_BY_DATA} | {"sample_rows": self.drawn}
+
+
+@dataclass(frozen=True)
+class ScannedData(_Facts):
+    """What one scan leaves of a dataset.
+
+    Attributes:
+        docs: documents.
+        queries: queries.
+        is_whole: whether all documents are kept.
+        seconds: that it took.
+    """
+
+    docs: Scanned
+    queries: Scanned
+    is_whole: bool
+    seconds: float
+
+    def store(self, config: TrainConfig) -> "Source":
+        """Puts the rows where all nodes find them; may be called once.
+
+        Raises:
+            InputError: there is no room for them, or no node can train.
+        """
+        need, room = self.docs.x_KD.nbytes + self.queries.x_KD.nbytes, _least("object_store_memory")
+        if need > MOST_OF_STORE * room:
+            raise InputError(
+                f"data: its vectors take {need / 2**30:.1f} GiB, and the trainings of a node share them in Ray's "
+                f"object store, which has {room / 2**30:.1f} GiB; start Ray with more (--object-store-memory), or set "
+                "sample_rows lower"
+            )
+        moment = None if self.is_whole else ray.put(self.docs.moment_DD)
+        refs = (ray.put(self.docs.x_KD), ray.put(self.queries.x_KD), moment)
+        copies = 4 * self.dim * config.copied_docs(self.drawn)
+        return Source(self.dim, self.drawn, self.labels, refs, int((BLOCKS - 1) * need + copies))
+
+
+@dataclass(frozen=True)
+class Source(_Facts):
+    """What a training learns from.
+
+    Attributes:
+        refs: unit vectors of documents and of queries, and where the documents are not all, the second moment of all.
+        block_bytes: what a training holds beside the vectors, on each node: blocks of its stages, and copies.
+    """
+
+    refs: tuple[ray.ObjectRef, ray.ObjectRef, ray.ObjectRef | None]
+    block_bytes: int
 
     def fetch(self, node: Node) -> TrainingData:
-        """Takes the vectors from the object store: a node's processes share one copy."""
-        assert self.vectors is not None
-        docs, queries = (ResidentRows(_unit_tensor(x_ND), node) for x_ND in ray.get(list(self.vectors)))
-        return TrainingData(docs, queries, *self.labels, node)
+        """Takes the rows from the object store: a node's processes share one copy."""
+        docs, queries, moment = (None if ref is None else _tensor(ray.get(ref)) for ref in self.refs)
+        assert docs is not None and queries is not None
+        rows = ResidentRows(docs, node, self.drawn), ResidentRows(queries, node)
+        return TrainingData(*rows, *self.labels, node, moment)
 
 
-def _unit_tensor(x_ND: np.ndarray) -> torch.Tensor:
+def _tensor(x_ND: np.ndarray) -> torch.Tensor:
     with warnings.catch_warnings():
-        # the object store's memory is read-only, and resident rows are only read
+        # the object store's memory is read-only, and so are these
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(x_ND)
 
 
-def read_once(dataset: Dataset, config: TrainConfig) -> Source:
-    """Reads a dataset into the object store, for any number of trainings.
+def scan_data(
+    dataset: Dataset, config: TrainConfig, memory_budget: float | None = None, whole: bool = False
+) -> ScannedData:
+    """Reads a dataset once, for trainings; it then has its fingerprint.
+
+    Args:
+        dataset: what to learn from.
+        config: settings of the method.
+        memory_budget: GiB of each node's memory for rows; None for a share of it.
+        whole: keep every row, since models are scored on these, too.
 
     Raises:
-        InputError: the object store has no room for it, no node can train, or a row is bad.
-        SmecError: the data were changed since they were opened.
+        InputError: a row is bad, or there is too little memory.
+        SmecError: the data were changed since they were opened, or cannot be read.
     """
-    rows, started = dataset.corpus.rows + dataset.queries.rows, time.perf_counter()
-    need, room = 4 * rows * dataset.dim, _least_room()
-    if need > MOST_OF_STORE * room:
+    started = time.perf_counter()
+    hash_N, hash_Q = (hash_ids(table.ids()) for table in dataset.tables)
+    rows, labels = dataset.corpus.rows, dataset.training_split(config)
+    most = None if whole else _most_docs(dataset, config, memory_budget)
+    if most is not None:
+        labels = _within(dataset, labels, most)
+    judged = np.unique(np.concatenate([np.empty(0, np.int64), *(one.doc_row_J for one in labels if one is not None)]))
+    sample = rows if whole else config.sample_rows or min(MOST_SAMPLED, rows if most is None else most - len(judged))
+    if most is not None and sample + len(judged) > max(most, rows):
         raise InputError(
-            f"data: its vectors take {need / 2**30:.1f} GiB, and the trainings of a node share them in Ray's object "
-            f"store, which has {room / 2**30:.1f} GiB; start Ray with more (--object-store-memory), or take a part of "
-            "the corpus"
+            f"sample_rows: {sample:,} documents, and {len(judged):,} judged ones, are more than the {most:,} that "
+            "memory_budget has room for; set one lower, or the other higher"
         )
-    labels = dataset.training_split(config)
-    docs, queries = (_read_vectors.remote(table) for table in (dataset.corpus, dataset.queries))
-    try:
-        ray.get([_done.remote(docs), _done.remote(queries)])
-    except ray.exceptions.RayError as error:
-        raise unwrap(error) from error
+    keep = Keep(rows, sample, np.sort(hash_N[judged]), config.seed)
+    docs = scan(dataset.corpus, keep, hash_N)
+    queries = scan(dataset.queries, _judged_queries(dataset, labels, hash_Q, whole), hash_Q)
     dataset.check_unchanged()
-    say(
-        f"{dataset.corpus.rows} documents and {dataset.queries.rows} queries read once for all trainings, "
-        f"{need / 2**20:,.0f} MiB, in {time.perf_counter() - started:.1f} s"
-    )
-    return Source(dataset.corpus, dataset.queries, labels, (docs, queries))
+    dataset.__dict__["fingerprint"] = dataset.fingerprint_of([docs.check, queries.check])
+    if not keep.is_whole or queries.drawn < dataset.queries.rows:
+        train, dev = (None if one is None else one.renumbered(queries.row_K, docs.row_K) for one in labels)
+        labels = train, dev
+    seconds = time.perf_counter() - started
+    found = ScannedData(dataset.dim, docs.drawn, labels, docs, queries, keep.is_whole, seconds)
+    told = f"{rows:,} documents and {dataset.queries.rows:,} queries read in {found.seconds:.1f} s"
+    if not keep.is_whole:
+        told += (
+            f"; of the documents {docs.drawn:,} are the sample, and {len(docs.row_K) - docs.drawn:,} more are judged"
+        )
+    say(told)
+    return found
 
 
-def _least_room() -> float:
-    """Bytes of object store of the node that has the least, of those that can train."""
+def _judged_queries(dataset: Dataset, labels: Labels, hash_Q: np.ndarray, whole: bool) -> Keep:
+    """All queries, or where they are many those of the labels."""
+    table = dataset.queries
+    if whole or 4 * table.rows * table.dim <= SMALL_BYTES:
+        return Keep(table.rows, table.rows)
+    rows = [one.query_row_Q for one in labels if one is not None]
+    return Keep(table.rows, 0, np.unique(hash_Q[np.concatenate([np.empty(0, np.int64), *rows])]))
+
+
+def _most_docs(dataset: Dataset, config: TrainConfig, memory_budget: float | None) -> int | None:
+    """How many documents a node has room for; None: all, for a small corpus."""
+    rows, row_bytes = dataset.corpus.rows, 4 * dataset.dim
+    drawn = min(rows, config.sample_rows or MOST_SAMPLED)
+    # as they are, in the blocks of stages, and in copies
+    times = BLOCKS + config.copied_docs(drawn) / drawn
+    if memory_budget is not None:
+        most = int(memory_budget * 2**30 / (times * row_bytes))
+    elif rows * row_bytes <= SMALL_BYTES:
+        return None
+    else:
+        connect(1)
+        budget, store = BUDGET_SHARE * _least("memory"), MOST_OF_STORE * _least("object_store_memory")
+        most = int(min(budget / times, store) / row_bytes)
+    if most < min(rows, LEAST_DOCS):
+        raise InputError(
+            f"memory_budget: there is room for {most:,} documents of {dataset.dim} dims, too few to learn from (at "
+            f"least {LEAST_DOCS:,}); give more"
+        )
+    return most
+
+
+def _within(dataset: Dataset, labels: Labels, most: int) -> Labels:
+    """The labels, or those of the queries with the lowest hashes, so that their documents take half of the room."""
+    found = []
+    for judged in labels:
+        if judged is not None and len(judged.doc_row_J) > most // 4 and len(np.unique(judged.doc_row_J)) > most // 4:
+            ids = dataset.queries.ids().take(pa.array(judged.query_row_Q)).to_pylist()
+            order_Q = np.argsort([hash_share(name) for name in ids])
+            fits_Q = np.cumsum(np.diff(judged.offset_Q1)[order_Q]) <= most // 4
+            keep_Q = np.zeros(len(judged), bool)
+            keep_Q[order_Q[fits_Q]] = True
+            warn(
+                f"memory_budget: there is room for the documents of {keep_Q.sum():,} of {len(judged):,} judged "
+                "queries, those whose ids have the lowest hashes; give more to learn from all"
+            )
+            judged = judged.select(keep_Q)
+        found.append(judged)
+    return found[0], found[1]
+
+
+def _least(resource: str) -> float:
+    """What the node has of a resource that has the least, of those that can train."""
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    rooms = [found.get("object_store_memory", 0.0) for found in resources if found.get("CPU")]
-    if not rooms:
+    found = [some.get(resource, 0.0) for some in resources if some.get("CPU")]
+    if not found:
         raise InputError("no node of the cluster has CPUs for trainings; start one first")
-    return min(rooms)
-
-
-@ray.remote(num_cpus=0)
-def _read_vectors(table: EmbeddingTable) -> np.ndarray:
-    return read_resident(table, Node()).matrix_ND.numpy()
-
-
-@ray.remote(num_cpus=0)
-def _done(x_ND: np.ndarray) -> None:
-    """Waits where the vectors are: the driver may be on a small machine."""
+    return min(found)

@@ -11,7 +11,7 @@ import torch
 from pyarrow.fs import LocalFileSystem
 
 from pipelines.console import say, show
-from pipelines.data.source import Source, read_once
+from pipelines.data.source import Source, scan_data
 from pipelines.experiment.insights import gradient_page, ware_page
 from pipelines.experiment.labels import labels_page
 from pipelines.experiment.methods import FAISS_PCA, FEW_LABELS, ablation, compared, few_labels, queue_sizes
@@ -72,8 +72,8 @@ def run(settings: ExperimentSettings) -> dict[str, Any]:
     found: dict[str, Any] = {}
     seen: dict[str, np.ndarray] = {}
     for name, dataset in datasets.items():
+        source = scan_data(dataset, config, whole=True).store(config)
         kept = Kept(out / TRAININGS, {"data": dataset.fingerprint, "version": __version__})
-        source = read_once(dataset, config)
         if methods:
             judgements = dataset.splits["test"].with_positives()
             doc_ids = dataset.corpus.ids()

@@ -18,6 +18,7 @@ import numpy as np
 
 from pipelines.compress import CompressSettings, compress
 from pipelines.console import context, say
+from pipelines.data.source import ScannedData, scan_data
 from pipelines.retrain.drift import drift_since, encoder_of, known_queries
 from pipelines.retrain.ledger import Ledger, QueryScores, Release
 from pipelines.retrain.releases import NOTHING_NEW, PROMOTED, REFUSED, UNCHANGED, ReleaseManager, export_figures
@@ -106,10 +107,28 @@ class _Cycle:
         return Dataset.open(settings.data, exclude_self=settings.train.exclude_self, columns=settings.columns)
 
     @cached_property
+    def learnt(self) -> Dataset:
+        """The same without the gate queries, which are a split of their own."""
+        return self.dataset.holding_out(self.settings.gate.fraction)
+
+    @cached_property
+    def scanned(self) -> ScannedData:
+        """The rows to learn from, read when they are first needed."""
+        say(f"{self.settings.name}, cycle {self.number}: reading {self.dataset.corpus.rows:,} documents")
+        return scan_data(self.learnt, self.settings.train.method(), self.settings.train.memory_budget)
+
+    @cached_property
     def champion(self) -> _Champion | None:
         """What is in force; None before the first release."""
         release = self.ledger.releases().champion
         return None if release is None else _Champion(release, load(self._run_folder(release).model_uri))
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the data."""
+        # the scan knows it
+        assert self.scanned
+        return self.learnt.fingerprint
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -121,8 +140,10 @@ class _Cycle:
         last = self.last
         if last is None or last["identity"] != self.identity:
             return None
-        if last["stamp"] != self.stamp and last["data"] != self.dataset.fingerprint:
-            return None
+        if last["stamp"] != self.stamp:
+            self._check()
+            if last["data"] != self.fingerprint:
+                return None
         say(
             f"{self.settings.name}: data and settings are those of cycle {last['cycle']} ({last['reason']}); "
             "there is nothing to do"
@@ -136,14 +157,11 @@ class _Cycle:
             The cycle's record.
         """
         settings, champion = self.settings, self.champion
-        dataset = self.dataset.holding_out(settings.gate.fraction)
-        self._check(dataset)
-        # of the files as they are before they are read; the training takes it over
-        data = self.dataset.fingerprint
-        say(f"{settings.name}, cycle {self.number}: reading {dataset.corpus.rows:,} documents")
-        reference, encoder = Reference.of(dataset), encoder_of(settings.data)
+        self._check()
+        dataset = self.learnt
+        reference, encoder = Reference.of(dataset, self.scanned.docs), encoder_of(settings.data)
         drift = known = None
-        sides = {name: Sides.same(encode) for name, encode in baseline_encoders(reference.gram).items()}
+        sides = {name: Sides.same(encode) for name, encode in baseline_encoders(reference.moment_DD).items()}
         if champion is not None:
             drift = drift_since(self.ledger, champion.release, settings.data, encoder, reference)
             sides[gate.CHAMPION] = Sides.same(champion.model.encode)
@@ -154,7 +172,7 @@ class _Cycle:
             "cycle": self.number,
             "identity": self.identity,
             "stamp": self.stamp,
-            "data": data,
+            "data": self.fingerprint,
             "encoder": encoder,
             "gate_fraction": settings.gate.fraction,
             "champion": None if champion is None else champion.release.fingerprint,
@@ -170,13 +188,13 @@ class _Cycle:
             return self._close(record, REFUSED, problem, None)
         return self._challenge(dataset, record, reference, scores)
 
-    def _check(self, dataset: Dataset) -> None:
+    def _check(self) -> None:
         """Refuses what would be trained in vain.
 
         Raises:
             InputError: judgements, or settings that do not fit the data or the champion.
         """
-        settings = self.settings
+        settings, dataset = self.settings, self.learnt
         if dataset.train_judgements() is None:
             raise InputError(f"{public_uri(settings.data)}: there is no qrels/train; retraining needs judgements")
         queries = len(dataset.splits[HELD_OUT])
@@ -293,7 +311,7 @@ class _Cycle:
             # nor are there old documents
             values["compatible"] = 0.0
         values |= {"data": settings.data, "storage": settings.storage, "hold_out": settings.gate.fraction}
-        training = Training(TrainingSettings(**values), settings.name, self.dataset)
+        training = Training(TrainingSettings(**values), settings.name, (self.learnt, self.scanned))
         run_folder = RunFolder(settings.storage, training.name)
         self.ledger.begin_training(run_folder)
         with TemporaryDirectory() as scratch:

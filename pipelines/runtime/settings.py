@@ -29,13 +29,10 @@ class ClusterSettings(Settings):
     resize_seconds: float = Field(60.0, ge=0)
     """With workers=MIN:MAX, how often to look whether there is room for more."""
     memory_budget: float | None = Field(None, gt=0)
-    """GiB of each node's memory for the vectors of the data; default: two fifths of what Ray leaves to tasks. Above it
-    they are mapped from files on local disk."""
+    """GiB of each node's memory for the vectors that a training holds; default: two fifths of what Ray leaves to tasks.
+    What has no room is not in the sample (sample_rows)."""
     scratch: str | None = None
-    """Folder on a local disk of every node for those files; default: the temporary folder."""
-    tier: Literal["memory", "mapped", "streamed"] | None = None
-    """Where the vectors are kept: in memory, in mapped files, or streamed from the dataset whenever others are needed,
-    which is slow; default: the first that they fit in."""
+    """Folder on a local disk of every node, for what shared memory has no room for; default: the temporary folder."""
 
     @field_validator("workers")
     @classmethod

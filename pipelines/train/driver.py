@@ -154,9 +154,7 @@ class RayRun:
             queue=queue,
             threads=settings.cpus_per_worker,
             checkpoint_every=settings.checkpoint_every,
-            memory_budget=None if settings.memory_budget is None else int(settings.memory_budget * 2**30),
             scratch=settings.scratch,
-            tier=settings.tier,
             reports_stages=self.listener is not None,
         )
         return lean_trainer(

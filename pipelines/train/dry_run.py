@@ -1,13 +1,11 @@
 """`smec train --dry-run`: the plan of a training, timed by a few real steps, and what it holds. Makes nothing."""
 
 import os
-import tempfile
-import time
 from collections.abc import Sequence
 from itertools import groupby, pairwise
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from joblib import cpu_count
@@ -15,15 +13,14 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from pipelines.console import say, show, warn
+from pipelines.data.source import ScannedData
 from pipelines.runtime.settings import ClusterSettings
 from pipelines.storage.run_folder import RunFolder
 from pipelines.train.checkpoints import has_checkpoint
-from pipelines.train.worker import BUDGET_SHARE, KEPT_CHECKPOINTS
+from pipelines.train.worker import KEPT_CHECKPOINTS
 from smec_core.config import TrainConfig
-from smec_core.data.dataset import Dataset
-from smec_core.data.parquet import EmbeddingTable, unit_rows
 from smec_core.data.uri import public_uri
-from smec_core.distributed.resident import Node, choose_residency
+from smec_core.distributed.resident import Node
 from smec_core.errors import InputError
 from smec_core.model.adapter import FrozenStage
 from smec_core.training.context import TrainingData
@@ -32,14 +29,12 @@ from smec_core.training.rehearsal import SampledRows, StageTime, rehearse
 from smec_core.training.warm import WarmStart
 
 SAMPLE_ROWS = 16_384
-# of the available memory, what Ray by default gives to tasks and not to its object store
-TASK_SHARE = 0.7
 
 
 def dry_run(
     settings: ClusterSettings,
     config: TrainConfig,
-    dataset: Dataset,
+    scanned: ScannedData,
     run_folder: RunFolder,
     identity: dict[str, Any],
     base: Sequence[FrozenStage],
@@ -50,7 +45,7 @@ def dry_run(
     Args:
         settings: workers and memory.
         config: settings of the method.
-        dataset: what to learn from.
+        scanned: the rows to learn from.
         run_folder: the run's folder, which need not be there.
         identity: what decides the run's result.
         base: stages that are trained already.
@@ -69,11 +64,8 @@ def dry_run(
         say(f"run {run_folder.name} is finished already in {public_uri(run_folder.uri)}; nothing will be trained")
         return {"run": run_folder.name, "finished": True}
     node = _node(settings)
-    started = time.perf_counter()
-    docs, queries = (_sampled(table, node) for table in (dataset.corpus, dataset.queries))
-    held = len(docs.matrix_WD) + len(queries.matrix_WD)
-    reading = (time.perf_counter() - started) * (docs.rows + queries.rows) / held
-    data = TrainingData(docs, queries, *dataset.training_split(config), node)
+    docs, queries = (_first(table.x_KD, node) for table in (scanned.docs, scanned.queries))
+    data = TrainingData(docs, queries, *scanned.labels, node)
     plan = plan_training(data.shape(config), config, base, warm_start)
     before = torch.get_num_threads()
     torch.set_num_threads(settings.cpus_per_worker)
@@ -87,13 +79,13 @@ def dry_run(
         "workers": settings.worker_range[0],
         "stages": [_as_json(stage) for stage in times],
         "seconds": {
-            "reading": round(reading, 1),
+            "reading": round(scanned.seconds, 1),
             "training": {
                 name: round(sum(stage.seconds[place] for stage in times), 1)
                 for place, name in enumerate(("least", "most"))
             },
         },
-        **_space(settings, config, dataset, plan),
+        **_space(config, scanned, plan),
     }
     found["warnings"] = _warnings(settings, run_folder, found["memory"])
     _print(found)
@@ -110,10 +102,9 @@ def _node(settings: ClusterSettings) -> Node:
     return Node(device=torch.device("cpu" if settings.gpu == "off" or gpus < workers else "cuda"))
 
 
-def _sampled(table: EmbeddingTable, node: Node) -> SampledRows:
-    """The first rows of a table."""
-    blocks = table.blocks(0, min(table.rows, SAMPLE_ROWS))
-    return SampledRows(torch.cat([torch.from_numpy(unit_rows(b.vectors_ND)) for b in blocks]), table.rows, node)
+def _first(x_KD: np.ndarray, node: Node) -> SampledRows:
+    """The first rows, which stand in for all."""
+    return SampledRows(torch.from_numpy(x_KD[:SAMPLE_ROWS]), len(x_KD), node)
 
 
 def _as_json(stage: StageTime) -> dict[str, Any]:
@@ -130,21 +121,9 @@ def _as_json(stage: StageTime) -> dict[str, Any]:
     }
 
 
-def _space(
-    settings: ClusterSettings, config: TrainConfig, dataset: Dataset, plan: Sequence[StagePlan]
-) -> dict[str, Any]:
-    """Where the rows will be kept, and the bytes of them and of the checkpoints."""
-    available = psutil.virtual_memory().available
-    budget = int(BUDGET_SHARE * TASK_SHARE * available)
-    if settings.memory_budget is not None:
-        budget = int(settings.memory_budget * 2**30)
-    # the nearest folder that is there: nothing is made
-    scratch = Path(settings.scratch or tempfile.gettempdir()).absolute()
-    scratch = next(folder for folder in (scratch, *scratch.parents) if folder.is_dir())
-    docs, rows = dataset.corpus.rows, dataset.corpus.rows + dataset.queries.rows
-    residency = choose_residency(
-        rows, config.copied_docs(docs), dataset.dim, budget, settings.worker_range[0], scratch, settings.tier
-    )
+def _space(config: TrainConfig, scanned: ScannedData, plan: Sequence[StagePlan]) -> dict[str, Any]:
+    """The bytes of the rows that a node holds, and of the checkpoints."""
+    rows, dim = len(scanned.docs.x_KD) + len(scanned.queries.x_KD), scanned.dim
     # as they are, what a stage takes and what it keeps
     widths = [
         (stage.d_in if stage.number else 0) + stage.dim
@@ -152,22 +131,14 @@ def _space(
         # nothing is kept of the last stage of a pass
         if later.pass_name == stage.pass_name
     ]
-    held = 4 * (rows * (dataset.dim + max(widths, default=0)) + config.copied_docs(docs) * dataset.dim)
+    held = 4 * (rows * (dim + max(widths, default=0)) + config.copied_docs(scanned.drawn) * dim)
     # weights, average, two moments, best state and start; of the stages before: their weights
     training = max((6 * stage.d_in**2 for stage in plan), default=0)
     stages = sum(stage.d_in**2 for stage in plan)
     return {
-        "memory": {
-            "tier": residency.tier,
-            "why": residency.reason,
-            "rows_of_a_node": min(held, budget) if residency.tier == "streamed" else held,
-            "available": available,
-        },
-        "disk": {
-            "mapped": held if residency.tier == "mapped" else 0,
-            # one more is being written
-            "checkpoints": 4 * (KEPT_CHECKPOINTS + 1) * (training + stages),
-        },
+        "memory": {"rows_of_a_node": held, "available": psutil.virtual_memory().available},
+        # one more is being written
+        "disk": {"checkpoints": 4 * (KEPT_CHECKPOINTS + 1) * (training + stages)},
     }
 
 
@@ -184,10 +155,10 @@ def _warnings(settings: ClusterSettings, run_folder: RunFolder, memory: dict[str
             f"workers: {workers} of {settings.cpus_per_worker} CPU(s) take turns on {cores} cores, and wait for each "
             "other; fewer are faster"
         )
-    if memory["tier"] == "memory" and memory["rows_of_a_node"] > memory["available"]:
+    if memory["rows_of_a_node"] > memory["available"]:
         texts.append(
-            f"memory: the rows take {_mib(memory['rows_of_a_node'])}, {_mib(memory['available'])} are available; a "
-            "smaller memory_budget maps them from files"
+            f"memory: the rows take {_mib(memory['rows_of_a_node'])}, {_mib(memory['available'])} are available; set "
+            "sample_rows or memory_budget lower"
         )
     if settings.gpu == "wait" and torch.cuda.device_count() < workers:
         texts.append(f"gpu: a training would wait for {workers} GPU(s); times are those of CPUs")
@@ -221,9 +192,7 @@ def _print(found: dict[str, Any]) -> None:
     if found["workers"] > 1:
         say(f"{found['workers']} workers share each step; on as many free cores they take less than this")
     say("the start of Ray and MLflow, and the evaluation at the end, come on top")
-    where = {"memory": "shared memory", "mapped": "mapped files", "streamed": "memory, the rest is read when needed"}
-    say(f"rows of a node: {_mib(memory['rows_of_a_node'])} in {where[memory['tier']]}: {memory['why']}")
-    say(f"disk: mapped files {_mib(disk['mapped'])}, checkpoints {_mib(disk['checkpoints'])}")
+    say(f"rows of a node: {_mib(memory['rows_of_a_node'])}; checkpoints on disk: {_mib(disk['checkpoints'])}")
 
 
 def _time(seconds: float) -> str:

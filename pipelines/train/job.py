@@ -15,7 +15,7 @@ import torch
 
 import smec_core
 from pipelines.console import adopt_loggers, context, say, show
-from pipelines.data.source import Source
+from pipelines.data.source import ScannedData, scan_data
 from pipelines.runtime.cluster import connect, is_own
 from pipelines.runtime.evaluation import on_cluster, quality_tables
 from pipelines.storage.lease import Lease
@@ -69,7 +69,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         return dry_run(
             settings,
             settings.method(),
-            training.dataset,
+            training.scanned,
             run_folder,
             training.identity,
             training.base_stages,
@@ -94,27 +94,31 @@ class Training:
         identity: what decides its result.
         name: of its run.
         warm_start: the champion that it starts from; None where it starts from nothing.
+        scanned: the rows that it learns from.
     """
 
-    def __init__(self, settings: TrainingSettings, series: str = "smec", opened: Dataset | None = None) -> None:
+    def __init__(
+        self, settings: TrainingSettings, series: str = "smec", read: tuple[Dataset, ScannedData] | None = None
+    ) -> None:
         """Opens the data and the models that it builds on.
 
         Args:
             settings: of the training.
             series: what the name begins with, where the settings give none.
-            opened: the dataset of the settings, where it is open already.
+            read: the dataset of the settings, without what is held out, and its scan, where it is read already.
 
         Raises:
             InputError: bad settings or data.
         """
         self._settings, self._config = settings, settings.method()
-        dataset = opened or Dataset.open(settings.data, exclude_self=settings.exclude_self, columns=settings.columns)
-        self.dataset = dataset.holding_out(settings.hold_out) if settings.hold_out else dataset
-        self._base = None if settings.base is None else _read_base(settings.base, dataset.dim)
+        self.dataset = _open(settings) if read is None else read[0]
+        dim = self.dataset.dim
+        self._base = None if settings.base is None else _read_base(settings.base, dim)
         self._champion = None if settings.warm_start is None else load(settings.warm_start)
         self.warm_start = None if self._champion is None else WarmStart.of(self._champion, str(settings.warm_start))
         labelled = self.dataset.train_judgements() is not None
-        plan_training(TrainingShape(dataset.dim, labelled), self._config, self.base_stages, self.warm_start)
+        plan_training(TrainingShape(dim, labelled), self._config, self.base_stages, self.warm_start)
+        self.scanned = read[1] if read else scan_data(self.dataset, self._config, settings.memory_budget)
         self.identity: dict[str, Any] = {
             "train": self._config.model_dump(mode="json"),
             "data": self.dataset.fingerprint,
@@ -128,6 +132,9 @@ class Training:
             }
         if settings.hold_out:
             self.identity["hold_out"] = settings.hold_out
+        if not self.scanned.is_whole:
+            # what a node has room for is not the same everywhere
+            self.identity["sample_rows"] = self.scanned.drawn
         self.name = settings.name or f"{series}-{digest(self.identity)}"
 
     @property
@@ -163,8 +170,7 @@ class Training:
             f"run {self.name}: {summary['corpus']['rows']} documents, {summary['queries']['rows']} queries, "
             f"{dataset.dim} dims, to {', '.join(map(str, config.dims))}"
         )
-        source = Source(dataset.corpus, dataset.queries, dataset.training_split(config))
-        used = source.used(config, is_warm=self.warm_start is not None)
+        used = self.scanned.used(config, is_warm=self.warm_start is not None)
         recorder = self._recorder(run_folder, scratch, lease, used)
         say(f"MLflow run {recorder.run_id} in {recorder.uri}")
         with TemporaryDirectory() as made:
@@ -174,7 +180,7 @@ class Training:
                 run = RayRun(
                     settings,
                     config,
-                    source,
+                    self.scanned.store(config),
                     run_folder,
                     recorder,
                     base=self.base_stages,
@@ -261,7 +267,8 @@ class Training:
         model.config["int8_scales"] = learn_int8_scales(model, dataset.corpus)
         split = default_split(dataset)
         say(f"evaluating on {'nearest documents' if split is None else split}")
-        model.metrics["evaluation"] = evaluate(dataset, model, split, baselines=True, parts=self._parts())
+        docs_DD = torch.from_numpy(self.scanned.docs.moment_DD)
+        model.metrics["evaluation"] = evaluate(dataset, model, split, True, self._parts(), docs_DD)
         return model
 
     def _seen(self) -> SeenDocuments | None:
@@ -295,6 +302,12 @@ class Training:
                 torch.set_num_threads(threads)
 
         return here
+
+
+def _open(settings: TrainingSettings) -> Dataset:
+    """The data, without what is held out."""
+    dataset = Dataset.open(settings.data, exclude_self=settings.exclude_self, columns=settings.columns)
+    return dataset.holding_out(settings.hold_out) if settings.hold_out else dataset
 
 
 def _check_readable(folder: Path) -> None:

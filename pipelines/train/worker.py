@@ -1,4 +1,4 @@
-"""What every Ray Train worker of a training does: resident rows, the loop of smec_core, checkpoints and figures."""
+"""What every Ray Train worker of a training does: its rows, the loop of smec_core, checkpoints and figures."""
 
 import json
 import pickle
@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,13 +18,12 @@ from ray.train import CheckpointUploadMode
 from ray.util.queue import Queue
 
 from pipelines.data.source import Source
-from pipelines.data.stream import stream_of
 from pipelines.runtime.cluster import RayFailure, quiet_data
 from pipelines.runtime.prometheus import TrainMeters
 from pipelines.train.checkpoints import open_checkpoint, write_file_list
 from smec_core.config import TrainConfig
 from smec_core.distributed.group import Group
-from smec_core.distributed.resident import Node, Residency, ResidentRows, Rows, StreamedRows, Tier, choose_residency
+from smec_core.distributed.resident import Node, folder_for
 from smec_core.errors import SmecError
 from smec_core.model.adapter import FrozenStage
 from smec_core.training.checkpoint import Checkpoint
@@ -39,9 +37,6 @@ SEND_SECONDS = 0.5
 RESENT_AT_ONCE = 1000
 HISTORY_FILE = "history.jsonl"
 KEPT_CHECKPOINTS = 2
-# of the memory that Ray leaves to tasks and actors on a node
-BUDGET_SHARE = 0.4
-BUDGET_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -57,9 +52,7 @@ class WorkerTask:
         queue: takes figures and lines of progress to the driver.
         threads: torch threads.
         checkpoint_every: steps from one checkpoint to the next.
-        memory_budget: bytes of a node's memory for resident rows; None for a share of it.
         scratch: folder on a local disk of each node.
-        tier: where rows are kept, if the user insists.
         reports_stages: whether the driver wants to know what each stage reached.
     """
 
@@ -71,9 +64,7 @@ class WorkerTask:
     queue: Queue
     threads: int
     checkpoint_every: int
-    memory_budget: int | None
     scratch: str | None
-    tier: Tier | None
     reports_stages: bool
 
     def local_folder(self) -> Path:
@@ -230,9 +221,7 @@ def train_on_worker(loop: dict[str, WorkerTask]) -> None:
     checkpoints = RayCheckpoints(task.checkpoint_every, group, sender, number, task.local_folder())
     if ray.train.get_context().get_local_rank() == 0:
         checkpoints.remove_left_behind()
-    data = _load(task, group, sender)
-    if data is None:
-        return
+    data = _load(task, group)
     is_first = group.rank == 0
     on_stage = (sender.report if is_first else lambda reached: None) if task.reports_stages else None
     try:
@@ -258,54 +247,11 @@ def train_on_worker(loop: dict[str, WorkerTask]) -> None:
     checkpoints.save_last(lambda folder: trained.write(folder) if is_first else None)
 
 
-def _load(task: WorkerTask, group: Group, sender: Sender) -> TrainingData | None:
-    """Reads the rows of this node with its other ranks; None where one of the run's ranks met a bad row."""
+def _load(task: WorkerTask, group: Group) -> TrainingData:
+    """Takes the rows from the object store, and names this rank's place on its node."""
     here = ray.get_runtime_context().get_node_id()
     # not Ray's local rank: it counts by address, which several nodes can share
     nodes = group.gather_objects(here)
     rank, ranks = nodes[: group.rank].count(here), nodes.count(here)
-    # one for all nodes: how many rows are streamed at a time must be the same on all ranks
-    budget = min(group.gather_objects(_budget(task, here)))
-    residency = _agree(task, group, ranks, budget)
-    node = Node(group, here, rank, ranks, residency.folder, ray.train.torch.get_device())
-    if task.source.vectors is not None:
-        return task.source.fetch(node)
-    if group.rank == 0:
-        sender.say(f"{group.size} worker(s); rows are kept in tier {residency.tier!r}: {residency.reason}")
-    rows: list[Rows] = []
-    for table in (task.source.corpus, task.source.queries):
-        failure: SmecError | None = None
-        try:
-            if residency.tier == "streamed" and table is task.source.corpus:
-                # old and new rows are held at once while others are prepared
-                most = max(budget // (2 * 4 * table.dim), 1)
-                rows.append(StreamedRows(stream_of(table), table.rows, table.dim, node, most))
-            else:
-                rows.append(ResidentRows.filled(stream_of(table), table.rows, table.dim, node))
-        except RayFailure:
-            raise
-        except SmecError as error:
-            failure = error
-        failure = next((error for error in group.gather_objects(failure) if error is not None), None)
-        if failure is not None:
-            if group.rank == 0:
-                sender.fail(failure)
-            return None
-    return TrainingData(rows[0], rows[1], *task.source.labels, node)
-
-
-def _agree(task: WorkerTask, group: Group, ranks: int, budget: int) -> Residency:
-    """Where this node keeps its rows; streamed on all nodes where one of them has no room for them."""
-    rows = task.source.corpus.rows + task.source.queries.rows
-    dev_rows = task.config.copied_docs(task.source.corpus.rows)
-    choose = partial(choose_residency, rows, dev_rows, task.source.corpus.dim, budget, ranks, task.local_folder())
-    residency = choose(task.tier)
-    is_streamed = "streamed" in group.gather_objects(residency.tier)
-    return choose("streamed") if is_streamed and residency.tier != "streamed" else residency
-
-
-def _budget(task: WorkerTask, node: str) -> int:
-    if task.memory_budget is not None:
-        return task.memory_budget
-    resources: dict[str, float] = next((found["Resources"] for found in ray.nodes() if found["NodeID"] == node), {})
-    return int(BUDGET_SHARE * resources["memory"]) if "memory" in resources else BUDGET_BYTES
+    folder = folder_for(task.source.block_bytes, ranks, task.local_folder())
+    return task.source.fetch(Node(group, here, rank, ranks, folder, ray.train.torch.get_device()))

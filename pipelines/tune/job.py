@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.console import context, say
+from pipelines.data.source import scan_data
 from pipelines.storage.lease import Lease
 from pipelines.storage.model_folder import check_replaceable
 from pipelines.storage.run_folder import RunFolder, digest
@@ -57,6 +58,8 @@ def run(settings: TuneSettings) -> dict[str, Any]:
     prefixes = prefix_dims(dataset.dim, config.dims)
     if objective.dim is not None and objective.dim not in prefixes:
         raise InputError(f"objective: {objective.dim} is none of the dims {', '.join(map(str, prefixes))}")
+    # the best are compared on test among all documents
+    scanned = scan_data(dataset, config, settings.memory_budget, whole=bool(settings.confirm))
     identity = {
         "tune": config.model_dump(mode="json"),
         "space": describe(space),
@@ -74,7 +77,7 @@ def run(settings: TuneSettings) -> dict[str, Any]:
     study.create()
     with context(run=name), Lease(study, on_lost=interrupt_main) as lease:
         study.claim(identity)
-        summary = StudyStart(settings, config, dataset, space, objective, study, out, lease).run()
+        summary = StudyStart(settings, config, dataset, scanned, space, objective, study, out, lease).run()
     if settings.train_best:
         train_model(_best_settings(settings, out))
     return summary

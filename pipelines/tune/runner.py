@@ -18,7 +18,7 @@ from ray import tune
 from ray.tune import TuneError
 
 from pipelines.console import say, show
-from pipelines.data.source import Source, read_once
+from pipelines.data.source import ScannedData, Source
 from pipelines.runtime.cluster import connect, unwrap, use_gpus
 from pipelines.storage.files import new_file, read_record, write_record
 from pipelines.storage.lease import Lease
@@ -52,6 +52,7 @@ class StudyStart:
         settings: of the command.
         config: the settings of a trial, before those that are searched.
         dataset: what to learn from.
+        scanned: its rows.
         space: what to search.
         objective: what to search for.
         study: the study's run folder.
@@ -62,6 +63,7 @@ class StudyStart:
     settings: TuneSettings
     config: TrainConfig
     dataset: Dataset
+    scanned: ScannedData
     space: Space
     objective: Objective
     study: RunFolder
@@ -149,7 +151,7 @@ class StudyStart:
 
     @cached_property
     def _source(self) -> Source:
-        return read_once(self.dataset, self.config)
+        return self.scanned.store(self.config)
 
     @property
     def _measure(self) -> str:
@@ -169,24 +171,15 @@ class StudyStart:
             say("the defaults are the best: there is nothing to compare them with on test")
             return None
         one_worker = self.settings.cluster().model_copy(update={"workers": "1"})
-        resources = resources_of(one_worker, self._use_gpu, self._memory(self.dataset.corpus.rows))
+        resources = resources_of(one_worker, self._use_gpu, self._source.block_bytes)
         result = confirm(self.dataset, self._source, self.settings.method(), best.params, seeds, resources)
         self.study.write(CONFIRMED_FILE, {"key": key, "result": result})
         return result
 
-    def _memory(self, dev_rows: int) -> int:
-        """Bytes that a training needs beside the vectors that it shares: blocks that its stages keep, and copies."""
-        rows = self.dataset.corpus.rows + self.dataset.queries.rows
-        return int((1.5 * rows + dev_rows) * self.dataset.dim * 4)
-
-    @property
-    def _trial_memory(self) -> int:
-        return self._memory(self.config.copied_docs(self.dataset.corpus.rows))
-
     def _concurrent(self) -> int:
         """How many trials the nodes that are up have room for."""
         workers = self.settings.worker_range[0]
-        memory = self._trial_memory / workers
+        memory = self._source.block_bytes / workers
         need = {"CPU": self.settings.cpus_per_worker, "GPU": int(self._use_gpu), "memory": memory}
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         room = sum(min(int(node.get(name, 0) // one) for name, one in need.items() if one) for node in nodes)
@@ -222,7 +215,7 @@ class StudyStart:
         folder = f"{RAY_FOLDER}-{uuid.uuid4().hex[:8]}"
         tuner = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(run_trial, task=task), resources_of(cluster, use_gpu, self._trial_memory)
+                tune.with_parameters(run_trial, task=task), resources_of(cluster, use_gpu, self._source.block_bytes)
             ),
             tune_config=tune.TuneConfig(
                 search_alg=StudySearch(self.space, self.defaults, known, self.objective, self.config.seed),

@@ -4,6 +4,7 @@ Shapes: N rows, D dims, J judgements.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow.fs as pafs
 
 from smec_core.config import TrainConfig
 from smec_core.data.columns import DEFAULT_NAMES, ColumnNames
+from smec_core.data.fingerprint import check_of, content_fingerprint
 from smec_core.data.grades import score_figures
 from smec_core.data.judgements import Judgements
 from smec_core.data.parquet import EmbeddingTable
@@ -27,7 +29,6 @@ from smec_core.errors import InputError, SmecError
 
 HELD_OUT = "held_out"
 MIN_TRAIN_QUERIES = 20
-_HASH_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -97,19 +98,21 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash (16 hex digits) of the bytes of every file, and of what the columns are called where that was given."""
+        """Hash (16 hex digits) of ids, vectors and the files of judgements; reads every row where no scan has."""
+        return self.fingerprint_of(
+            [sum(check_of(b.ids, b.vectors_ND) for b in table.blocks()) for table in self.tables]
+        )
+
+    @property
+    def tables(self) -> tuple[EmbeddingTable, EmbeddingTable]:
+        """Corpus and queries."""
+        return self.corpus, self.queries
+
+    def fingerprint_of(self, checks: Sequence[int]) -> str:
+        """The fingerprint, where the sums of the hashes of all rows are known of corpus and queries."""
         filesystem, root = open_filesystem(self.uri.rstrip("/"))
-        files = [part.path for table in (self.corpus, self.queries) for part in table.files]
-        files += [path for table in self.qrels.values() for path in table.paths]
-        total = hashlib.blake2b(digest_size=8)
-        if self.corpus.names != DEFAULT_NAMES:
-            total.update(self.corpus.names.model_dump_json().encode())
-        for path in files:
-            total.update(path.removeprefix(root).encode() + b"\0")
-            with filesystem.open_input_stream(path, buffer_size=0) as stream:
-                while chunk := stream.read(_HASH_BYTES):
-                    total.update(chunk)
-        return total.hexdigest()
+        paths = [path for table in self.qrels.values() for path in table.paths]
+        return content_fingerprint(self.tables, checks, filesystem, root, paths)
 
     def check_unchanged(self) -> None:
         """Refuses data that were changed since they were opened; to be called before a result of theirs is kept.

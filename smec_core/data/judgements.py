@@ -83,6 +83,24 @@ class Judgements:
         )
         return replace(kept, repeated=self.repeated)
 
+    def renumbered(self, query_row_K: np.ndarray, doc_row_K: np.ndarray) -> "Judgements":
+        """The judgements by places among rows that were kept; those of others are left out.
+
+        Args:
+            query_row_K: kept rows of the queries table, in any order.
+            doc_row_K: kept rows of the corpus.
+        """
+        query_J, query_known_J = _places(self.query_row_Q[self.query_J], query_row_K)
+        doc_J, doc_known_J = _places(self.doc_row_J, doc_row_K)
+        own_doc_of = None
+        if self.own_doc_of is not None:
+            own_row = self.own_doc_of[query_row_K]
+            place, is_kept = _places(own_row, doc_row_K)
+            own_doc_of = np.where(is_kept & (own_row >= 0), place, -1)
+        known_J = query_known_J & doc_known_J
+        kept = Judgements.from_pairs(query_J[known_J], doc_J[known_J], self.score_J[known_J], own_doc_of)
+        return replace(kept, repeated=self.repeated)
+
     def merge(self, other: "Judgements") -> "Judgements":
         """Both sets of judgements together."""
         return Judgements.from_pairs(
@@ -91,3 +109,10 @@ class Judgements:
             np.concatenate([self.score_J, other.score_J]),
             self.own_doc_of,
         )
+
+
+def _places(row_J: np.ndarray, row_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where among the kept rows each row is, and whether it is one."""
+    order_K = np.argsort(row_K)
+    place_J = order_K[np.searchsorted(row_K, row_J, sorter=order_K).clip(max=len(row_K) - 1)]
+    return place_J, row_K[place_J] == row_J

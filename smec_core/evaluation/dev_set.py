@@ -125,17 +125,18 @@ def _on_top(apply: Callable[[Tensor], Tensor], z_ND: Tensor, d_in: int, top: int
     return torch.cat([apply(z_ND[:, :d_in]), z_ND[:, d_in:top]], dim=1)
 
 
-def held_out_docs(corpus_rows: int, config: TrainConfig) -> int:
+def held_out_docs(drawn: int, config: TrainConfig) -> int:
     """How many documents are held out where there are no judgements to choose by."""
-    return min(max(int(corpus_rows * config.dev_fraction), 2), HELD_OUT_DOCS)
+    return min(max(int(drawn * config.dev_fraction), 2), HELD_OUT_DOCS)
 
 
-def dev_rows(judgements: Judgements | None, held_out: np.ndarray, corpus_rows: int, config: TrainConfig) -> np.ndarray:
-    """Global rows of the documents that dev is scored against, ascending: at most config.dev_corpus and all judged."""
-    if corpus_rows <= config.dev_corpus:
-        return np.arange(corpus_rows)
+def dev_rows(judgements: Judgements | None, held_out: np.ndarray, drawn: int, config: TrainConfig) -> np.ndarray:
+    """Rows of the documents that dev is scored against, ascending: at most config.dev_corpus and all judged."""
     needed = held_out if judgements is None else np.unique(judgements.doc_row_J)
-    sample = np.random.default_rng((config.seed, 1)).choice(corpus_rows, config.dev_corpus, replace=False)
+    if drawn <= config.dev_corpus:
+        # what is judged lies behind the sample where that lacks it
+        return np.concatenate([np.arange(drawn), needed[needed >= drawn]])
+    sample = np.random.default_rng((config.seed, 1)).choice(drawn, config.dev_corpus, replace=False)
     others = sample[~np.isin(sample, needed)][: max(config.dev_corpus - len(needed), 0)]
     return np.sort(np.concatenate([needed, others]))
 
@@ -197,8 +198,7 @@ def make_dev_set(
         node: where copies are kept, and the ranks that share the documents.
         parts: of the dev queries.
     """
-    rows = dev_rows(judgements, held_out, docs.rows, config)
-    docs.prepare(rows)
+    rows = dev_rows(judgements, held_out, docs.drawn, config)
     row_L = torch.from_numpy(rows)
     own = slice(*rows_of_rank(len(rows), node.group.rank, node.group.size))
     d_LD, row_L = node.empty(len(rows), docs.dim)[own], row_L[own]

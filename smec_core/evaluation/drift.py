@@ -7,15 +7,14 @@ import json
 from dataclasses import dataclass
 from typing import Self
 
-import numpy as np
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load, save
 from torch import Tensor
 
 from smec_core.data.dataset import Dataset, hash_share
-from smec_core.evaluation.evaluate import unit_blocks
-from smec_core.model.pca import Gram
+from smec_core.data.scan import Scanned
 
 SAMPLE = 2000
 NEIGHBOURS = 10
@@ -45,34 +44,14 @@ class Reference:
     x_SD: Tensor
 
     @classmethod
-    def of(cls, dataset: Dataset) -> Self:
-        """Reads every row of corpus and queries, which validates them, too.
-
-        Raises:
-            InputError: a row breaks the data contract.
-        """
-        corpus = dataset.corpus
-        gram, sum_D = Gram(corpus.dim), torch.zeros(corpus.dim, dtype=torch.float64)
-        share = SAMPLE / corpus.rows
-        id_N = corpus.ids().to_pylist()
-        picked_S = np.flatnonzero([hash_share(name, b"drift") < share for name in id_N])
-        sampled = []
-        for row, x_ND in unit_blocks(corpus):
-            gram.add(x_ND)
-            sum_D += x_ND.double().sum(0)
-            low, high = np.searchsorted(picked_S, [row, row + len(x_ND)])
-            sampled.append(x_ND[picked_S[low:high] - row])
-        for _ in dataset.queries.blocks():
-            pass
-        ids = [id_N[row] for row in picked_S]
-        return cls(corpus.rows, sum_D / corpus.rows, gram.sum_DD / corpus.rows, ids, torch.cat(sampled))
-
-    @property
-    def gram(self) -> Gram:
-        """What PCA of the documents is found from."""
-        gram = Gram(len(self.mean_D))
-        gram.sum_DD = self.moment_DD * self.rows
-        return gram
+    def of(cls, dataset: Dataset, docs: Scanned) -> Self:
+        """What a scan of the corpus has found, and a sample of its sample."""
+        row_K, x_KD = docs.row_K[: docs.drawn], docs.x_KD[: docs.drawn]
+        ids = dataset.corpus.ids().take(pa.array(row_K)).to_pylist()
+        share = SAMPLE / docs.drawn
+        place_S = [place for place, name in enumerate(ids) if hash_share(name, b"drift") < share]
+        moments = torch.from_numpy(docs.mean_D), torch.from_numpy(docs.moment_DD)
+        return cls(dataset.corpus.rows, *moments, [ids[place] for place in place_S], torch.from_numpy(x_KD[place_S]))
 
     @property
     def covariance_DD(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Quality of a model on a dataset, beside truncation, PCA and the frozen embeddings, in two passes over the corpus.
+"""Quality of a model on a dataset, beside truncation, PCA and the frozen embeddings.
 
 Shapes: Q queries, N documents of a block, D dims.
 """
@@ -20,7 +20,7 @@ from smec_core.evaluation.dev_set import HELD_OUT_DOCS, NEIGHBOURS
 from smec_core.evaluation.metrics import SEARCH_DEPTH, Matrices, PrefixSearch, gains_of, measure_queries, ndcg, recall
 from smec_core.evaluation.significance import advice, query_interval, share_interval
 from smec_core.model.model import Model
-from smec_core.model.pca import Gram
+from smec_core.model.pca import Gram, block_rotation
 
 Encode = Callable[[Tensor], Tensor]
 Parts = Callable[[Callable[[int, int], Any], int], list[Any]]
@@ -55,6 +55,7 @@ def evaluate(
     split: str | None,
     baselines: bool = False,
     parts: Parts = in_one_part,
+    docs_DD: Tensor | None = None,
 ) -> dict[str, Any]:
     """Scores every usable prefix of a model.
 
@@ -65,6 +66,7 @@ def evaluate(
             original embeddings) of a sample of documents are also their ten nearest at the prefix.
         baselines: score truncation, PCA and the original embeddings too.
         parts: how the passes over the corpus are divided; their results are merged.
+        docs_DD: second moment (D, D) of the unit documents, where it is known: PCA then takes no pass of its own.
 
     Returns:
         `split` and `queries`, a dict of prefix to value for each measure, and `baselines`: the first measure of
@@ -82,7 +84,7 @@ def evaluate(
     check_fit(dataset, model, split)
     systems: dict[str, Encode] = {"model": model.encode}
     if baselines:
-        systems |= baseline_encoders(_corpus_gram(dataset, parts))
+        systems |= baseline_encoders(_corpus_moment(dataset, parts) if docs_DD is None else docs_DD)
     if split is None:
         values = _neighbour_values(dataset, systems, model.dims, parts)
         report = {"split": None} | _figures(values, model.input_dim)
@@ -192,9 +194,9 @@ def check_fit(dataset: Dataset, model: Model, split: str | None) -> None:
         raise InputError(f"{public_uri(dataset.uri)}: there is no qrels/{split}; splits present: {present}")
 
 
-def baseline_encoders(corpus: Gram) -> dict[str, Encode]:
-    """Truncation of the frozen embeddings, and PCA of the corpus, as encoders whose prefixes are to be compared."""
-    rotation_DD = corpus.rotation()
+def baseline_encoders(docs_DD: Tensor) -> dict[str, Encode]:
+    """Truncation of the frozen embeddings, and PCA of their second moment, as encoders whose prefixes are compared."""
+    rotation_DD = block_rotation(docs_DD)
     return {"truncation": lambda x_ND: x_ND, "pca": lambda x_ND: x_ND @ rotation_DD.T}
 
 
@@ -319,7 +321,7 @@ def _search_corpus(
                 search_of.merge(best[name])
 
 
-def _corpus_gram(dataset: Dataset, parts: Parts) -> Gram:
+def _corpus_moment(dataset: Dataset, parts: Parts) -> Tensor:
     def add(start: int, stop: int) -> Gram:
         gram = Gram(dataset.dim)
         for _, x_ND in unit_blocks(dataset.corpus, start, stop):
@@ -329,7 +331,7 @@ def _corpus_gram(dataset: Dataset, parts: Parts) -> Gram:
     first, *others = parts(add, dataset.corpus.rows)
     for gram in others:
         first.sum_DD += gram.sum_DD
-    return first
+    return first.sum_DD
 
 
 def unit_blocks(table: EmbeddingTable, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, Tensor]]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smec_core.distributed.group import Group, rows_of_rank
-from smec_core.distributed.resident import BLOCK_ROWS, Rows, rows_at_once
+from smec_core.distributed.resident import BLOCK_ROWS, Rows
 
 STRIP_DIMS = 192
 
@@ -33,10 +33,6 @@ class Gram:
             self.sum_DD[low:high, :high] += strip_SH
             self.sum_DD[:low, low:high] += strip_SH[:, :low].T
 
-    def rotation(self) -> Tensor:
-        """Principal directions (D, D) as rows, the strongest first."""
-        return spectrum(self.sum_DD)[1].float()
-
 
 def spectrum(moment_DD: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (D), the largest first, none below 0, and eigenvectors (D, D) as rows."""
@@ -56,19 +52,17 @@ def mean_of_squares(rows: Rows, group: Group, some_Q: np.ndarray | None = None) 
     Args:
         rows: the rows, of any scale.
         group: the ranks.
-        some_Q: numbers (Q) of the rows that count; None for all.
+        some_Q: numbers (Q) of the rows that count; None for the sample.
     """
     gram = Gram(rows.dim)
     for block_ND in rows.own_blocks() if some_Q is None else _own_blocks_of(rows, group, some_Q):
         gram.add(block_ND)
-    return group.sum_(gram.sum_DD) / (rows.rows if some_Q is None else len(some_Q))
+    return group.sum_(gram.sum_DD) / (rows.drawn if some_Q is None else len(some_Q))
 
 
 def _own_blocks_of(rows: Rows, group: Group, some_Q: np.ndarray) -> Iterator[Tensor]:
-    count = rows_at_once(rows)
-    for low in range(0, len(some_Q), count):
-        block_Q = some_Q[low : low + count]
-        rows.prepare(block_Q)
+    for low in range(0, len(some_Q), BLOCK_ROWS):
+        block_Q = some_Q[low : low + BLOCK_ROWS]
         own_Q = block_Q[slice(*rows_of_rank(len(block_Q), group.rank, group.size))]
         for part_Q in torch.from_numpy(own_Q).split(BLOCK_ROWS):
             yield rows.take(part_Q)

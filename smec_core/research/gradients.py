@@ -117,7 +117,7 @@ def gradient_by_dim(data: TrainingData, config: TrainConfig) -> list[dict[str, A
     assert data.train is not None
     dims = prefix_dims(data.docs.dim, config.dims)
     start_DD = torch.eye(data.docs.dim) if config.init == "identity" else principal_rotation(data.docs, data.node.group)
-    sampler = LabelledSampler(data.train, data.docs.rows, config)
+    sampler = LabelledSampler(data.train, data.docs.drawn, config)
     norms, deltas = dict.fromkeys(dims, 0.0), dict.fromkeys(dims, 0.0)
     batches = [batch for batch, _ in zip(sampler.epoch((config.seed, 0)), range(BATCHES), strict=False)]
     for batch in batches:

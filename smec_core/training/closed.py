@@ -62,7 +62,7 @@ class ClosedStart:
             forms: what to choose from.
         """
         self._data, self._config, self._dims, self._say, self._forms = data, config, dims, say, forms
-        self._sums = MomentSums(data.docs, data.queries, data.node.group)
+        self._sums = MomentSums(data.docs, data.queries, data.node.group, data.docs_DD)
         self.chosen: dict[str, Any] = {}
 
     @property
@@ -162,7 +162,6 @@ def try_forms(
         sets: list[tuple[DevSet, np.ndarray]] = []
         for part, left_out, is_new_Q in parts:
             if len(part):
-                queries.prepare(part.query_row_Q)
                 sets.append((whole.of(queries, part, left_out), is_new_Q))
         for form in forms:
             stage = FrozenStage(docs.dim, "linear", {"weight": form.matrix(moments).float().to(node.device)})

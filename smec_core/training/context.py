@@ -32,6 +32,7 @@ class TrainingData:
         train: judgements to learn from; None to train without judgements.
         dev: judgements to choose by; None without judgements, or where nothing is chosen.
         node: this rank's machine and device, and all ranks of the run.
+        docs_DD: mean of x x^T over all documents of the corpus, of which `docs` are a part; None where they are all.
     """
 
     docs: Rows
@@ -39,10 +40,11 @@ class TrainingData:
     train: Judgements | None
     dev: Judgements | None
     node: Node = field(default_factory=Node)
+    docs_DD: Tensor | None = None
 
     def shape(self, config: TrainConfig) -> TrainingShape:
         """The facts about the data that decide the plan."""
-        return TrainingShape.of(self.docs.dim, self.docs.rows, self.train, self.dev, config)
+        return TrainingShape.of(self.docs.dim, self.docs.drawn, self.train, self.dev, config)
 
 
 @dataclass
@@ -129,7 +131,7 @@ def pass_context(
         rows: rows that those steps were made of.
     """
     with_dev = config.guard and pass_name == "first"
-    sampler, held_out = make_sampler(config, data.docs.rows, data.train, data.dev, with_dev)
+    sampler, held_out = make_sampler(config, data.docs.drawn, data.train, data.dev, with_dev)
     dev = None
     if with_dev:
         parts = None

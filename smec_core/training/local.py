@@ -1,14 +1,11 @@
 """A dataset in the memory of this one process: training without a cluster, for tests, notebooks and single machines."""
 
-from collections.abc import Iterator
-
 import torch
-from torch import Tensor
 
 from smec_core.config import TrainConfig
 from smec_core.data.dataset import Dataset
 from smec_core.data.parquet import EmbeddingTable, unit_rows
-from smec_core.distributed.resident import Node, ResidentRows, Stream
+from smec_core.distributed.resident import Node, ResidentRows
 from smec_core.training.context import TrainingData
 
 
@@ -26,15 +23,7 @@ def load_training_data(dataset: Dataset, config: TrainConfig, device: torch.devi
 
 def read_resident(table: EmbeddingTable, node: Node) -> ResidentRows:
     """Reads a table's rows as unit vectors, and checks every one."""
-    return ResidentRows.filled(local_stream(table), table.rows, table.dim, node)
-
-
-def local_stream(table: EmbeddingTable) -> Stream:
-    """A table as a source of unit vectors, every row checked."""
-
-    def stream(start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for block in table.blocks(start, stop):
-            row_N = torch.arange(block.row, block.row + len(block.ids))
-            yield row_N, torch.from_numpy(unit_rows(block.vectors_ND))
-
-    return stream
+    matrix_ND = torch.empty(table.rows, table.dim)
+    for block in table.blocks():
+        matrix_ND[block.row : block.row + len(block.ids)] = torch.from_numpy(unit_rows(block.vectors_ND))
+    return ResidentRows(matrix_ND, node)

@@ -152,7 +152,6 @@ class CrossBatchMemory:
         live = seq_E >= self.pushed - self.slots
         seq_E, row_E = seq_E[live], row_E[live]
         self.row_M[(seq_E % self.slots).to(device)] = row_E.to(device)
-        x_docs.prepare(row_E.numpy())
         mine = seq_E % self._group.size == self._group.rank
         self._keep(seq_E[mine].to(device), x_docs.take(row_E[mine]).to(device))
 

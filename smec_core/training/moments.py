@@ -12,7 +12,7 @@ from torch import Tensor
 
 from smec_core.data.judgements import Judgements
 from smec_core.distributed.group import Group, rows_of_rank
-from smec_core.distributed.resident import BLOCK_ROWS, Rows, rows_at_once
+from smec_core.distributed.resident import BLOCK_ROWS, Rows
 from smec_core.model.closed_forms import Moments
 from smec_core.model.pca import mean_of_squares
 
@@ -20,14 +20,21 @@ from smec_core.model.pca import mean_of_squares
 class MomentSums:
     """Second moments of rows: of all documents once, and of any judgements."""
 
-    def __init__(self, docs: Rows, queries: Rows, group: Group) -> None:
-        """Takes the rows, and the ranks that read their share of them each."""
-        self._docs, self._queries, self._group = docs, queries, group
+    def __init__(self, docs: Rows, queries: Rows, group: Group, docs_DD: Tensor | None = None) -> None:
+        """Takes the rows, and the ranks that read their share of them each.
+
+        Args:
+            docs: documents.
+            queries: queries.
+            group: the ranks.
+            docs_DD: the documents' moment, where it is known.
+        """
+        self._docs, self._queries, self._group, self._docs_DD = docs, queries, group, docs_DD
 
     @cached_property
     def docs_DD(self) -> Tensor:
         """Of all documents. Collective the first time."""
-        return mean_of_squares(self._docs, self._group)
+        return mean_of_squares(self._docs, self._group) if self._docs_DD is None else self._docs_DD
 
     def queries_DD(self, judgements: Judgements) -> Tensor:
         """Of judged queries. Collective."""
@@ -45,15 +52,11 @@ class MomentSums:
         # the pairs of a query weigh 1 together
         weight_P = torch.from_numpy(1 / np.bincount(query_P, minlength=len(judgements))[query_P])
         sum_DD = torch.zeros(docs.dim, docs.dim, dtype=torch.float64)
-        # the queries are in memory
-        count = rows_at_once(docs)
-        for low in range(0, len(query_P), count):
-            pairs = slice(low, low + count)
+        for low in range(0, len(query_P), BLOCK_ROWS):
+            pairs = slice(low, low + BLOCK_ROWS)
             query_row_P, row_P = (
                 torch.from_numpy(rows) for rows in (judgements.query_row_Q[query_P[pairs]], doc_row_P[pairs])
             )
-            queries.prepare(query_row_P.numpy())
-            docs.prepare(row_P.numpy())
             own = slice(*rows_of_rank(len(row_P), group.rank, group.size))
             mine = zip(
                 query_row_P[own].split(BLOCK_ROWS),

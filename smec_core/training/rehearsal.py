@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,18 +38,13 @@ DEV_DOCS = 20_000
 class SampledRows:
     """A few rows that stand in for a whole table: a step takes as long on them as on the right rows."""
 
-    most_held: int | None = None
-
     def __init__(self, matrix_WD: Tensor, rows: int, node: Node) -> None:
-        self.matrix_WD, self.rows, self._node = matrix_WD, rows, node
+        self.matrix_WD, self.rows, self.drawn, self._node = matrix_WD, rows, rows, node
 
     @property
     def dim(self) -> int:
         """D."""
         return self.matrix_WD.shape[1]
-
-    def prepare(self, row_N: np.ndarray) -> None:
-        """Does nothing: all rows that there are are here."""
 
     def take(self, row_N: Tensor) -> Tensor:
         """A row (N, D) for each of those named."""

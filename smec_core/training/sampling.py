@@ -12,9 +12,7 @@ import numpy as np
 from smec_core.config import TrainConfig
 from smec_core.data.grades import loss_grades
 from smec_core.data.judgements import Judgements
-from smec_core.distributed.resident import Rows
 from smec_core.evaluation.dev_set import held_out_docs
-from smec_core.training.memory import CrossBatchMemory
 
 
 def steps_per_epoch(items: int, batch_size: int) -> int:
@@ -26,8 +24,8 @@ class Batch(NamedTuple):
     """One global step.
 
     Attributes:
-        query_row_B: rows of the queries in the queries table.
-        doc_row_N: rows of the documents in the corpus, none twice.
+        query_row_B: rows of the queries.
+        doc_row_N: rows of the documents, none twice.
         pair_query_P: place in `query_row_B` of each positive pair.
         pair_doc_P: place in `doc_row_N` of each positive pair.
         weight_PN: grade of the pair's document less the grade of document n for that query, at least 0; see
@@ -42,12 +40,12 @@ class Batch(NamedTuple):
 
 
 class LabelledSampler:
-    """Every judged query once an epoch, with some of its judged documents and documents from the whole corpus."""
+    """Every judged query once an epoch, with some of its judged documents and documents from the sample."""
 
-    def __init__(self, judgements: Judgements, corpus_rows: int, config: TrainConfig) -> None:
+    def __init__(self, judgements: Judgements, drawn: int, config: TrainConfig) -> None:
         self.judgements = judgements
         self.grade_J = loss_grades(judgements)
-        self.corpus_rows = corpus_rows
+        self.drawn = drawn
         self.config = config
         self.epoch_steps = steps_per_epoch(len(judgements), config.batch_size)
 
@@ -69,7 +67,7 @@ class LabelledSampler:
         lot_J = rng.random(len(owner_J))
         positive = _first_of_each(owner_J, lot_J, grade_J > 0, self.config.positives)
         hard = _first_of_each(owner_J, lot_J, grade_J <= 0, self.config.hard_negatives)
-        random_docs = rng.integers(0, self.corpus_rows, self.config.negatives)
+        random_docs = rng.integers(0, self.drawn, self.config.negatives)
         doc_row_N = np.unique(np.concatenate([doc_row_J[positive], doc_row_J[hard], random_docs]))
 
         place_J = np.searchsorted(doc_row_N, doc_row_J).clip(max=len(doc_row_N) - 1)
@@ -86,7 +84,7 @@ class LabelledSampler:
 
 
 class UnlabelledSampler:
-    """Every document of the corpus but the held-out ones once an epoch, as anchors of the unsupervised loss."""
+    """Every document of the sample but the held-out ones once an epoch, as anchors of the unsupervised loss."""
 
     def __init__(self, doc_row: np.ndarray, config: TrainConfig) -> None:
         self.doc_row = doc_row
@@ -103,13 +101,13 @@ class UnlabelledSampler:
 
 
 def make_sampler(
-    config: TrainConfig, docs: int, train: Judgements | None, dev: Judgements | None, with_dev: bool
+    config: TrainConfig, drawn: int, train: Judgements | None, dev: Judgements | None, with_dev: bool
 ) -> tuple[LabelledSampler | UnlabelledSampler, np.ndarray]:
     """What a pass learns from, and the rows of documents that it holds out.
 
     Args:
         config: settings of the method.
-        docs: rows of the corpus.
+        drawn: documents of the sample, see `Rows`.
         train: judgements to learn from; None to learn without judgements.
         dev: judgements to choose by.
         with_dev: whether dev is held out; otherwise the pass learns from it, too.
@@ -117,36 +115,12 @@ def make_sampler(
     nothing = np.empty(0, np.int64)
     if train is not None:
         labels = train if with_dev or dev is None else train.merge(dev)
-        return LabelledSampler(labels.with_positives(), docs, config), nothing
+        return LabelledSampler(labels.with_positives(), drawn, config), nothing
     held_out = nothing
     if with_dev:
         rng = np.random.default_rng((config.seed, 2))
-        held_out = np.sort(rng.choice(docs, held_out_docs(docs, config), replace=False))
-    return UnlabelledSampler(np.setdiff1d(np.arange(docs), held_out), config), held_out
-
-
-def in_reach(batches: Iterator[Batch], docs: Rows, memory: CrossBatchMemory) -> Iterator[Batch]:
-    """Hands on the steps, and before that prepares the rows of as many of them as can be held at a time. Collective.
-
-    A step reads its own documents and those in the memory.
-    """
-    if docs.most_held is None:
-        yield from batches
-        return
-    waiting: list[Batch] = []
-    held = memory.rows()
-    for batch in batches:
-        with_batch = np.union1d(held, batch.doc_row_N)
-        if waiting and len(with_batch) > docs.most_held:
-            docs.prepare(held)
-            yield from waiting
-            waiting = []
-            with_batch = np.union1d(memory.rows(), batch.doc_row_N)
-        waiting.append(batch)
-        held = with_batch
-    if waiting:
-        docs.prepare(held)
-        yield from waiting
+        held_out = np.sort(rng.choice(drawn, held_out_docs(drawn, config), replace=False))
+    return UnlabelledSampler(np.setdiff1d(np.arange(drawn), held_out), config), held_out
 
 
 def _first_of_each(owner_J: np.ndarray, lot_J: np.ndarray, eligible_J: np.ndarray, count: int) -> np.ndarray:

@@ -65,18 +65,18 @@ class TrainingShape:
 
     @classmethod
     def of(
-        cls, input_dim: int, docs: int, train: Judgements | None, dev: Judgements | None, config: TrainConfig
+        cls, input_dim: int, drawn: int, train: Judgements | None, dev: Judgements | None, config: TrainConfig
     ) -> "TrainingShape":
         """Counts the steps.
 
         Args:
             input_dim: D.
-            docs: rows of the corpus.
+            drawn: documents of the sample.
             train: judgements to learn from; None without.
             dev: judgements to choose by.
             config: settings of the method.
         """
-        steps = [make_sampler(config, docs, train, dev, with_dev)[0].epoch_steps for with_dev in (True, False)]
+        steps = [make_sampler(config, drawn, train, dev, with_dev)[0].epoch_steps for with_dev in (True, False)]
         return cls(input_dim, train is not None, *steps)
 
     def without_dev(self) -> "TrainingShape":

@@ -16,7 +16,7 @@ from smec_core.training.learner import Learner
 from smec_core.training.memory import CrossBatchMemory
 from smec_core.training.ordering import Orders
 from smec_core.training.plan import StagePlan
-from smec_core.training.sampling import Batch, in_reach
+from smec_core.training.sampling import Batch
 from smec_core.training.step import Clock, load_step
 from smec_core.training.warm import WarmStart
 
@@ -117,9 +117,8 @@ class StageTraining:
         context, plan = self.context, self.plan
         while self.epoch < plan.rhythm.last and not self.learner.guard.stopped:
             batches = context.sampler.epoch(context.key(plan.number, 1, self.epoch))
-            steps = in_reach(islice(batches, self.batch, None), context.x_docs, self.memory)
             clock = Clock()
-            for batch in steps:
+            for batch in islice(batches, self.batch, None):
                 self.train_step(batch, clock)
                 clock = Clock()
             self.epoch, self.batch = self.epoch + 1, 0

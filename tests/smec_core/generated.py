@@ -3,7 +3,6 @@
 Shapes: N documents, Q queries, D dims, S informative dims.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smec_core.data.judgements import Judgements
-from smec_core.distributed.resident import Node, ResidentRows, Stream
+from smec_core.distributed.resident import Node, ResidentRows
 from smec_core.evaluation.metrics import SEARCH_DEPTH, PrefixSearch, measure
 from smec_core.training.context import TrainingData
 from smec_core.training.tracker import Record
@@ -46,16 +45,6 @@ class Generated:
 def resident(x_ND: Tensor) -> ResidentRows:
     """A matrix as every rank of a run reads it."""
     return ResidentRows(x_ND, Node())
-
-
-def stream_of(x_ND: Tensor, piece_rows: int = 10) -> Stream:
-    """A source of rows, in pieces, the last first."""
-
-    def stream(start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for row_N in reversed(torch.arange(start, stop).split(piece_rows)):
-            yield row_N, x_ND[row_N]
-
-    return stream
 
 
 def generate(

@@ -1,7 +1,7 @@
 """Trainings that write checkpoints, end after one of them, and go on from one, in any number of processes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from smec_core.config import TrainConfig
 from smec_core.distributed.group import Group
-from smec_core.distributed.resident import Node, StreamedRows
+from smec_core.distributed.resident import Node
 from smec_core.model.adapter import FrozenStage, Stage
 from smec_core.training.checkpoint import Checkpoint
 from smec_core.training.context import TrainingData
@@ -19,7 +19,7 @@ from smec_core.training.tracker import Record
 from smec_core.training.trained import Trained
 from smec_core.training.trainer import Hooks, train
 from smec_core.training.warm import WarmStart
-from tests.smec_core.generated import Generated, Records, generate, stream_of
+from tests.smec_core.generated import Generated, Records, generate
 from tests.smec_core.ranks import Ranks
 
 DIM = 8
@@ -62,7 +62,6 @@ class Case:
         judged: whether it has judgements.
         has_base: whether it goes on from trained stages.
         has_champion: whether it starts at the weights of a champion.
-        most_held: documents that a node may hold; None for all.
         mapped: folder where its rows are mapped; None for memory.
     """
 
@@ -70,7 +69,6 @@ class Case:
     judged: bool = True
     has_base: bool = False
     has_champion: bool = False
-    most_held: int | None = None
     mapped: str | None = None
 
     @property
@@ -87,15 +85,10 @@ class Case:
         }
         return TrainConfig.model_validate(small | self.changes)
 
-    def data(self, group: Group, stream: Any = None) -> TrainingData:
-        made = generated()
+    def data(self, group: Group) -> TrainingData:
         # every rank is a node of its own, but where they share a folder
         node = Node(group) if self.mapped is None else Node(group, "one", group.rank, group.size, Path(self.mapped))
-        data = made.training_data(self.judged, node)
-        if self.most_held is None:
-            return data
-        stream = stream or stream_of(made.docs_ND)
-        return replace(data, docs=StreamedRows(stream, len(made.docs_ND), DIM, node, self.most_held))
+        return generated().training_data(self.judged, node)
 
     def base(self) -> list[FrozenStage]:
         if not self.has_base:

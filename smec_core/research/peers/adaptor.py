@@ -63,9 +63,9 @@ class AdaptorTraining:
         self.data, self.config, self.recipe = data, config, recipe
         self.temperature = config.temperature if recipe.temperature is None else recipe.temperature
         self.dev: DevSet = make_dev_set(data.queries, data.docs, data.dev, np.empty(0, np.int64), config, data.node)
-        self.first = LabelledSampler(data.train, data.docs.rows, config)
-        self.refit = LabelledSampler(data.train.merge(data.dev), data.docs.rows, config)
-        self.unlabelled = UnlabelledSampler(np.arange(data.docs.rows), config)
+        self.first = LabelledSampler(data.train, data.docs.drawn, config)
+        self.refit = LabelledSampler(data.train.merge(data.dev), data.docs.drawn, config)
+        self.unlabelled = UnlabelledSampler(np.arange(data.docs.drawn), config)
         self.steps = 0
 
     def seeded(self, make: Callable[[], nn.Module]) -> nn.Module:

@@ -20,7 +20,7 @@ from smec_core.training.step import own_pairs
 from smec_core.training.tracker import NullTracker
 from smec_core.training.trainer import train
 from smec_core.training.warm import WarmStart
-from tests.smec_core.generated import Generated, Records, generate, resident, stream_of
+from tests.smec_core.generated import Generated, Records, generate, resident
 from tests.smec_core.ranks import MOST, Ranks
 
 DIM = 24
@@ -62,18 +62,18 @@ def test_principal_directions_are_those_of_all_rows(ranks: Ranks, size: int) -> 
 def rows_of_a_node(group: Group, folder: str) -> Result:
     """All ranks as one machine, which holds its rows in files that they share."""
     node = Node(group, "here", group.rank, group.size, Path(folder))
-    rows: Rows = ResidentRows.filled(stream_of(small_data(docs=53).docs_ND), 53, DIM, node)
-    group.wait()
-    read = [rows.take(torch.arange(53)).tolist()]
+    rows: Rows = ResidentRows(small_data(docs=53).docs_ND, node)
     stage = FrozenStage(8, "linear", {"weight": torch.eye(DIM).flip(0), "logits": torch.zeros(DIM)})
-    read.append(rows.project(stage).take(torch.tensor([52, 0, 7])).tolist())
+    kept = rows.project(stage)
+    read = [kept.take(torch.tensor(some)).tolist() for some in (range(53), [52, 0, 7])]
     return {"read": read, "left": len(list(Path(folder).iterdir()))}
 
 
 @pytest.mark.parametrize("size", RANKS)
 def test_ranks_of_a_node_read_rows_that_others_filled(ranks: Ranks, size: int, tmp_path: Path) -> None:
     x_ND = small_data(docs=53).docs_ND
-    expected = {"read": [x_ND.tolist(), x_ND.flip(1)[[52, 0, 7], :8].tolist()], "left": 0}
+    kept_Nd = x_ND.flip(1)[:, :8]
+    expected = {"read": [kept_Nd.tolist(), kept_Nd[[52, 0, 7]].tolist()], "left": 0}
     assert ranks.run(size, rows_of_a_node, str(tmp_path)) == [expected] * size
 
 

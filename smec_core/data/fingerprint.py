@@ -1,0 +1,82 @@
+"""Hashes of what a dataset holds: of ids, of rows, and of all of it.
+
+Shapes: N rows, D dims, H pairs of dims.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from smec_core.data.columns import DEFAULT_NAMES
+from smec_core.data.parquet import EmbeddingTable
+
+_HASH_KEY = "smec row ids 001"
+_READ_BYTES = 1 << 22
+
+
+def hash_ids(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """64-bit hashes (N) of ids, the same everywhere."""
+    hashes: np.ndarray = pd.util.hash_array(ids.to_numpy(zero_copy_only=False), hash_key=_HASH_KEY, categorize=False)
+    return hashes
+
+
+def _mix(number_N: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64, which spreads neighbours over all 64-bit numbers."""
+    number_N = (number_N ^ (number_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    number_N = (number_N ^ (number_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: np.ndarray = number_N ^ (number_N >> np.uint64(31))
+    return mixed
+
+
+def lots_of(hash_N: np.ndarray, seed: int) -> np.ndarray:
+    """The lots (N) that rows of such hashes draw: those with the lowest ones are the sample."""
+    return _mix(hash_N + _mix(np.full(1, seed + 1, np.uint64)))
+
+
+def row_hashes(hash_N: np.ndarray, vectors_ND: np.ndarray) -> np.ndarray:
+    """64-bit hashes (N) of rows: of their ids' hashes, and of the bits of their vectors."""
+    if vectors_ND.shape[1] % 2:
+        vectors_ND = np.pad(vectors_ND, ((0, 0), (0, 1)))
+    pairs_NH = np.ascontiguousarray(vectors_ND).view(np.uint64)
+    weight_H = np.random.default_rng(0).integers(0, 2**64, pairs_NH.shape[1], np.uint64)
+    # the high bits, which are those that differ between numbers, count for the low ones, too
+    return _mix(hash_N + (pairs_NH ^ (pairs_NH >> np.uint64(32))) @ weight_H)
+
+
+def check_of(ids: pa.Array, vectors_ND: np.ndarray) -> int:
+    """Sum of the hashes of some rows, modulo 2^64."""
+    return int(row_hashes(hash_ids(ids), vectors_ND).sum(dtype=np.uint64))
+
+
+def content_fingerprint(
+    tables: Sequence[EmbeddingTable],
+    checks: Sequence[int],
+    filesystem: pafs.FileSystem,
+    root: str,
+    qrels: Sequence[str],
+) -> str:
+    """Hash (16 hex digits) of ids, vectors and judgements, and of what the columns are called where that was given.
+
+    Args:
+        tables: corpus and queries.
+        checks: sum of the hashes of all their rows.
+        filesystem: where the judgements lie.
+        root: folder of the dataset.
+        qrels: paths of the judgements.
+    """
+    total = hashlib.blake2b(digest_size=8)
+    for table, check in zip(tables, checks, strict=True):
+        if table.names != DEFAULT_NAMES:
+            total.update(table.names.model_dump_json().encode())
+        # the sum is the same in any order, which the ids tell
+        total.update(f"{table.rows} {table.dim} {check % 2**64} ".encode() + hash_ids(table.ids()).tobytes())
+    for path in qrels:
+        total.update(path.removeprefix(root).encode() + b"\0")
+        with filesystem.open_input_stream(path, buffer_size=0) as stream:
+            while chunk := stream.read(_READ_BYTES):
+                total.update(chunk)
+    return total.hexdigest()

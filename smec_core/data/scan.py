@@ -1,0 +1,199 @@
+"""One pass over a table: every row is checked, and what a training needs of them all is summed up or kept.
+
+A table is read in cuts, which may be any and come in any order: all sums are of whole numbers, so the result is the
+same, bit for bit.
+
+Shapes: N rows of a cut, K rows that are kept, M rows of the table, D dims.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from threadpoolctl import threadpool_limits
+
+from smec_core.data.fingerprint import hash_ids, lots_of, row_hashes
+from smec_core.data.parquet import EmbeddingTable, unit_rows
+from smec_core.errors import SmecError
+
+CUT_ROWS = 8192
+GRID = 2.0**18
+"""Unit vectors are rounded to multiples of 1 / GRID for their moment: an error of 2e-6 of a number that, over the rows,
+averages out."""
+MOST_CUT_ROWS = 1 << 17
+"""Rows whose products of such numbers float64 adds up without rounding."""
+LOTS = 2.0**64
+_MARGIN = 6.0
+_LOW_BITS = 32
+
+
+def cut_rows(dim: int) -> int:
+    """Rows to read at a time: their D x D sum takes a quarter of what their vectors take, or less."""
+    return min(max(CUT_ROWS, 8 * dim), MOST_CUT_ROWS)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which rows of a table are kept: a sample, and the judged ones.
+
+    Attributes:
+        rows: M.
+        sample: how many the sample has at most.
+        hashes: ascending hashes of the ids that are kept as well.
+        seed: of the sample.
+    """
+
+    rows: int
+    sample: int
+    hashes: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    seed: int = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all rows are kept."""
+        return self.sample >= self.rows
+
+    def of(self, hash_N: np.ndarray) -> np.ndarray:
+        """Which rows (K) of those with such hashes to keep: some more than the sample has, and the judged ones."""
+        if self.is_whole:
+            return np.arange(len(hash_N))
+        share = (self.sample + _MARGIN * (self.sample**0.5 + _MARGIN)) / self.rows
+        kept_N = lots_of(hash_N, self.seed) < min(share, 1.0) * LOTS
+        if len(self.hashes):
+            kept_N |= self.hashes[np.searchsorted(self.hashes, hash_N).clip(max=len(self.hashes) - 1)] == hash_N
+        return np.flatnonzero(kept_N)
+
+
+class Cut(NamedTuple):
+    """What is left of a cut.
+
+    Attributes:
+        rows: N.
+        check: sum of the hashes of its rows, modulo 2^64.
+        sum_D: sum of its unit rows in units of 1 / GRID, whole numbers.
+        moment_DD: sum of x x^T over them in units of 1 / GRID^2, whole numbers.
+        hash_K: hashes of the ids that are kept.
+        x_KD: their unit vectors.
+    """
+
+    rows: int
+    check: int
+    sum_D: np.ndarray
+    moment_DD: np.ndarray
+    hash_K: np.ndarray
+    x_KD: np.ndarray
+
+
+def scan_cut(ids: pa.Array, vectors_ND: np.ndarray, keep: Keep) -> Cut:
+    """Reduces a cut of at most MOST_CUT_ROWS rows.
+
+    Args:
+        ids: checked ids (N).
+        vectors_ND: checked vectors, float32, not normalised.
+        keep: which rows are kept.
+    """
+    hash_N = hash_ids(ids)
+    check = int(row_hashes(hash_N, vectors_ND).sum(dtype=np.uint64))
+    x_ND = unit_rows(vectors_ND)
+    whole_ND = np.rint(x_ND.astype(np.float64) * GRID)
+    place_K = keep.of(hash_N)
+    x_KD = x_ND if len(place_K) == len(x_ND) else x_ND[place_K]
+    sum_D, moment_DD = whole_ND.sum(0).astype(np.int64), (whole_ND.T @ whole_ND).astype(np.int64)
+    return Cut(len(x_ND), check, sum_D, moment_DD, hash_N[place_K], x_KD)
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """What a scan leaves of a table.
+
+    Attributes:
+        check: sum of the hashes of all rows, modulo 2^64.
+        mean_D: mean of the unit rows, float64.
+        moment_DD: mean of x x^T over them, float64.
+        row_K: rows of the table that are kept: a sample, ascending, and behind it the judged ones that it lacks.
+        x_KD: their unit vectors.
+        drawn: how many the sample has.
+    """
+
+    check: int
+    mean_D: np.ndarray
+    moment_DD: np.ndarray
+    row_K: np.ndarray
+    x_KD: np.ndarray
+    drawn: int
+
+
+class TableScan:
+    """Adds up the cuts of a table."""
+
+    def __init__(self, keep: Keep, dim: int) -> None:
+        """Takes what is kept, and D."""
+        self._keep = keep
+        self._rows = self._check = 0
+        self._sum_D = np.zeros(dim, np.int64)
+        # two halves of a sum that may be of more than 64 bits
+        self._high_DD, self._low_DD = np.zeros((dim, dim), np.int64), np.zeros((dim, dim), np.int64)
+        self._hashes, self._vectors = list[np.ndarray](), list[np.ndarray]()
+
+    def add(self, cut: Cut) -> None:
+        """Takes a cut."""
+        self._rows += cut.rows
+        self._check = (self._check + cut.check) % 2**64
+        self._sum_D += cut.sum_D
+        self._high_DD += cut.moment_DD >> _LOW_BITS
+        self._low_DD += cut.moment_DD & (2**_LOW_BITS - 1)
+        self._hashes.append(cut.hash_K)
+        self._vectors.append(cut.x_KD)
+
+    def finish(self, hash_M: np.ndarray) -> Scanned:
+        """The result, of all cuts.
+
+        Args:
+            hash_M: hashes of all ids, in the order of the table.
+
+        Raises:
+            SmecError: the rows are not those of these ids.
+        """
+        keep = self._keep
+        if self._rows != keep.rows:
+            raise SmecError(f"{self._rows} rows were read of a table of {keep.rows}, which was changed; run again")
+        order_M = np.argsort(hash_M)
+        hash_A = np.concatenate(self._hashes)
+        row_A = order_M[np.searchsorted(hash_M, hash_A, sorter=order_M).clip(max=len(hash_M) - 1)]
+        if not (hash_M[row_A] == hash_A).all() or len(np.unique(row_A)) != len(row_A):
+            raise SmecError("the ids of a table changed while it was read; run again")
+        is_sample_A = np.ones(len(row_A), bool)
+        if not keep.is_whole:
+            is_sample_A[np.lexsort((hash_A, lots_of(hash_A, keep.seed)))[keep.sample :]] = False
+        kept_A = is_sample_A | np.isin(hash_A, keep.hashes)
+        order_K = np.lexsort((row_A[kept_A], ~is_sample_A[kept_A]))
+        row_K = row_A[kept_A][order_K]
+        place_A = np.full(len(row_A), -1)
+        place_A[np.flatnonzero(kept_A)[order_K]] = np.arange(len(row_K))
+        x_KD = np.empty((len(row_K), len(self._low_DD)), np.float32)
+        start = 0
+        # part by part, each let go of: the vectors are not held twice
+        while self._vectors:
+            x_PD = self._vectors.pop(0)
+            place_P = place_A[start : start + len(x_PD)]
+            x_KD[place_P[place_P >= 0]] = x_PD[place_P >= 0]
+            start += len(x_PD)
+        mean_D = self._sum_D / GRID / self._rows
+        moment_DD = (self._high_DD * 2.0**_LOW_BITS + self._low_DD) / GRID**2 / self._rows
+        return Scanned(self._check, mean_D, moment_DD, row_K, x_KD, int(is_sample_A.sum()))
+
+
+def scan_table(table: EmbeddingTable, keep: Keep, hash_M: np.ndarray) -> Scanned:
+    """Scans a table in this process, on one thread.
+
+    Raises:
+        RowError: a row that is no sound vector.
+        SmecError: rows that cannot be read.
+    """
+    scan = TableScan(keep, table.dim)
+    # numpy's other threads wait for each other longer than so small products take
+    with threadpool_limits(1):
+        for block in table.blocks(batch_rows=cut_rows(table.dim)):
+            scan.add(scan_cut(block.ids, block.vectors_ND, keep))
+    return scan.finish(hash_M)

@@ -1,0 +1,83 @@
+"""The scan by Ray Data: the bits of the scan in one process, and errors that name the row."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.data import scan as scan_module
+from pipelines.data.scan import scan
+from smec_core.data.columns import ColumnNames
+from smec_core.data.fingerprint import hash_ids
+from smec_core.data.parquet import EmbeddingTable, embedding_column
+from smec_core.data.scan import Keep, scan_table
+from smec_core.errors import RowError
+
+pytestmark = pytest.mark.ray
+
+DIM = 6
+NAMES = ColumnNames(id="sku", embedding="vector")
+
+
+@pytest.fixture(autouse=True)
+def no_table_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan_module, "SMALL_BYTES", 0)
+
+
+def write(path: Path, first: int, rows: int, dtype: type = np.float32, as_list: bool = False) -> None:
+    """A file with row groups of 700 rows and a column of its own."""
+    x_ND = np.random.default_rng(first).standard_normal((rows, DIM)).astype(dtype)
+    column = embedding_column(x_ND)
+    vectors = column.cast(pa.list_(column.type.value_type)) if as_list else column
+    ids = pa.array(range(first, first + rows))
+    table = pa.table({"sku": ids if as_list else ids.cast(pa.string()), "path": ["here"] * rows, "vector": vectors})
+    pq.write_table(table, path, row_group_size=700)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Files of several types, whose names have no ending that Ray Data would look for, one of them empty."""
+    corpus = tmp_path / "corpus" / "year=2026"
+    corpus.mkdir(parents=True)
+    write(corpus / "a.parquet", 0, 10_000)
+    write(corpus / "b.parquet", 10_000, 1, np.float16)
+    write(corpus / "c.parquet", 10_001, 0)
+    write(corpus / "d.parquet", 10_001, 9_000, np.float64, as_list=True)
+    write(corpus / "e.parquet", 19_001, 8_193)
+    return corpus
+
+
+@pytest.mark.parametrize("sample", [500, 10**6])
+def test_the_cluster_gives_the_bits_of_one_process(ray_cluster: None, folder: Path, sample: int) -> None:
+    table = EmbeddingTable.open(str(folder), names=NAMES)
+    hash_M = hash_ids(table.ids())
+    keep = Keep(table.rows, sample, np.sort(hash_M[5::3000]), seed=3)
+    whole, found = scan_table(table, keep, hash_M), scan(table, keep, hash_M)
+    assert (found.check, found.drawn) == (whole.check, whole.drawn) == (whole.check, min(sample, table.rows))
+    for name in ("mean_D", "moment_DD", "row_K", "x_KD"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+
+
+def bad_number(table: pa.Table) -> pa.Table:
+    x_ND = np.stack(table["vector"].to_numpy())
+    x_ND[4321, 2] = np.nan
+    return table.set_column(2, "vector", embedding_column(x_ND))
+
+
+def null(table: pa.Table) -> pa.Table:
+    rows = table["vector"].to_pylist()
+    rows[4321] = None
+    return table.set_column(2, "vector", pa.array(rows, table["vector"].type))
+
+
+@pytest.mark.parametrize("damage", [bad_number, null])
+def test_a_bad_row_is_told_by_file_and_row(ray_cluster: None, folder: Path, damage: object) -> None:
+    path = folder / "a.parquet"
+    table = EmbeddingTable.open(str(folder), names=NAMES)
+    assert callable(damage)
+    pq.write_table(damage(pq.read_table(path, partitioning=None)), path, row_group_size=700)
+    hash_M = hash_ids(table.ids())
+    with pytest.raises(RowError, match=r"a\.parquet: row 4321, column vector: "):
+        scan(table, Keep(table.rows, 100), hash_M)
