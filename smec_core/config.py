@@ -246,8 +246,11 @@ class TrainConfig(Settings):
         return self.top_k if self.top_k is not None else 10 if labelled else 100
 
 
-SET_BY_DATA = tuple(name for name, field in TrainConfig.model_fields.items() if field.default is None)
-"""Settings whose default depends on the data."""
+SAMPLE_ROWS = "sample_rows"
+SET_BY_DATA = tuple(
+    name for name, field in TrainConfig.model_fields.items() if field.default is None and name != SAMPLE_ROWS
+)
+"""Settings whose default depends on the data, beside sample_rows, whose default depends on the memory, too."""
 
 PAPER_PRESET: dict[str, Any] = {
     "temperature": 1.0,

@@ -16,7 +16,7 @@ import torch
 from pipelines.console import say, warn
 from pipelines.data.scan import SMALL_BYTES, scan
 from pipelines.runtime.cluster import connect
-from smec_core.config import SET_BY_DATA, TrainConfig
+from smec_core.config import SAMPLE_ROWS, SET_BY_DATA, TrainConfig
 from smec_core.data.dataset import Dataset, hash_share
 from smec_core.data.fingerprint import hash_ids
 from smec_core.data.judgements import Judgements
@@ -58,7 +58,7 @@ class _Facts:
         """What the settings come to whose default depends on the data."""
         shape = TrainingShape.of(self.dim, self.drawn, *self.labels, config)
         found = settings_used(shape.without_dev() if is_warm else shape, config)
-        return {name: getattr(found, name) for name in SET_BY_DATA} | {"sample_rows": self.drawn}
+        return {name: getattr(found, name) for name in SET_BY_DATA} | {SAMPLE_ROWS: self.drawn}
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def scan_data(
         labels = _within(dataset, labels, most)
     judged = np.unique(np.concatenate([np.empty(0, np.int64), *(one.doc_row_J for one in labels if one is not None)]))
     sample = rows if whole else config.sample_rows or min(MOST_SAMPLED, rows if most is None else most - len(judged))
-    if most is not None and sample + len(judged) > max(most, rows):
+    if most is not None and min(sample + len(judged), rows) > most:
         raise InputError(
             f"sample_rows: {sample:,} documents, and {len(judged):,} judged ones, are more than the {most:,} that "
             "memory_budget has room for; set one lower, or the other higher"

@@ -6,7 +6,9 @@ import numpy as np
 
 from pipelines.console import say, warn
 from pipelines.retrain.ledger import Ledger, QueryScores, Release
+from pipelines.retrain.settings import RetrainSettings
 from pipelines.storage.files import read_record
+from smec_core.data.dataset import HELD_OUT, Dataset
 from smec_core.data.tables import find_manifest
 from smec_core.data.uri import open_filesystem, public_uri
 from smec_core.errors import InputError
@@ -25,6 +27,50 @@ def encoder_of(data: str) -> str | None:
     path = find_manifest(filesystem, root)
     manifest = read_record(filesystem, path, "ingest the dataset again") if path else None
     return manifest.get("encoder_fingerprint") if manifest else None
+
+
+def check_data(
+    settings: RetrainSettings, dataset: Dataset, dims: tuple[int, ...], champion: tuple[tuple[int, ...], float] | None
+) -> None:
+    """Refuses what would be trained in vain.
+
+    Args:
+        settings: of the series.
+        dataset: the data, without the gate queries, which are a split of their own.
+        dims: that are trained.
+        champion: its dims, and the share of gate queries that it was trained with; None before the first release.
+
+    Raises:
+        InputError: judgements, or settings that do not fit the data or the champion.
+    """
+    if dataset.train_judgements() is None:
+        raise InputError(f"{public_uri(settings.data)}: there is no qrels/train; retraining needs judgements")
+    queries = len(dataset.splits[HELD_OUT])
+    if queries < settings.gate.min_queries:
+        raise InputError(
+            f"gate: {queries} judged queries are kept out for it (gate.fraction {settings.gate.fraction}), too few "
+            f"to decide (gate.min_queries {settings.gate.min_queries}); judge more, or give it a larger share"
+        )
+    told = ", ".join(map(str, dims))
+    if untrained := sorted(set(settings.publish.dim) - set(dims), reverse=True):
+        raise InputError(
+            f"publish.dim: {untrained[0]} is none of the trained dims, {told}, so no gate looks at it; add it to "
+            "train.dims"
+        )
+    if champion is None:
+        return
+    theirs, fraction = champion
+    if settings.gate.fraction > fraction:
+        raise InputError(
+            f"gate.fraction: {settings.gate.fraction} takes queries that the champion has learnt from, which was "
+            f"trained with {fraction}; leave it at that, or begin a new series (another `name`)"
+        )
+    # data of other dims count as another embedding model
+    if settings.train.start == "warm" and dims[0] == theirs[0] and dims != theirs:
+        raise InputError(
+            f"train.dims: {told}, but a warm start keeps those of the champion, {', '.join(map(str, theirs))}; set "
+            "train.start: fresh for this change"
+        )
 
 
 def drift_since(ledger: Ledger, champion: Release, data: str, encoder: str | None, now: Reference) -> Drift:

@@ -19,7 +19,7 @@ import numpy as np
 from pipelines.compress import CompressSettings, compress
 from pipelines.console import context, say
 from pipelines.data.source import ScannedData, scan_data
-from pipelines.retrain.drift import drift_since, encoder_of, known_queries
+from pipelines.retrain.drift import check_data, drift_since, encoder_of, known_queries
 from pipelines.retrain.ledger import Ledger, QueryScores, Release
 from pipelines.retrain.releases import NOTHING_NEW, PROMOTED, REFUSED, UNCHANGED, ReleaseManager, export_figures
 from pipelines.retrain.settings import RetrainSettings
@@ -31,7 +31,7 @@ from pipelines.train import Training, TrainingSettings
 from smec_core.data.dataset import HELD_OUT, Dataset, dataset_stamp
 from smec_core.data.seen import joined
 from smec_core.data.uri import join_uri, public_uri
-from smec_core.errors import GateError, InputError, SmecError
+from smec_core.errors import GateError, SmecError
 from smec_core.evaluation import gate
 from smec_core.evaluation.drift import Reference
 from smec_core.evaluation.evaluate import Sides, baseline_encoders, query_scores
@@ -141,7 +141,7 @@ class _Cycle:
         if last is None or last["identity"] != self.identity:
             return None
         if last["stamp"] != self.stamp:
-            self._check()
+            self._refuse_in_vain()
             if last["data"] != self.fingerprint:
                 return None
         say(
@@ -157,7 +157,7 @@ class _Cycle:
             The cycle's record.
         """
         settings, champion = self.settings, self.champion
-        self._check()
+        self._refuse_in_vain()
         dataset = self.learnt
         reference, encoder = Reference.of(dataset, self.scanned.docs), encoder_of(settings.data)
         drift = known = None
@@ -188,42 +188,12 @@ class _Cycle:
             return self._close(record, REFUSED, problem, None)
         return self._challenge(dataset, record, reference, scores)
 
-    def _check(self) -> None:
-        """Refuses what would be trained in vain.
-
-        Raises:
-            InputError: judgements, or settings that do not fit the data or the champion.
-        """
-        settings, dataset = self.settings, self.learnt
-        if dataset.train_judgements() is None:
-            raise InputError(f"{public_uri(settings.data)}: there is no qrels/train; retraining needs judgements")
-        queries = len(dataset.splits[HELD_OUT])
-        if queries < settings.gate.min_queries:
-            raise InputError(
-                f"gate: {queries} judged queries are kept out for it (gate.fraction {settings.gate.fraction}), too few "
-                f"to decide (gate.min_queries {settings.gate.min_queries}); judge more, or give it a larger share"
-            )
-        dims = ", ".join(map(str, self.dims))
-        if untrained := sorted(set(settings.publish.dim) - set(self.dims), reverse=True):
-            raise InputError(
-                f"publish.dim: {untrained[0]} is none of the trained dims, {dims}, so no gate looks at it; add it to "
-                "train.dims"
-            )
-        if self.champion is None:
-            return
-        fraction = self.ledger.cycle(self.champion.release.trained_in)["gate_fraction"]
-        if settings.gate.fraction > fraction:
-            raise InputError(
-                f"gate.fraction: {settings.gate.fraction} takes queries that the champion has learnt from, which was "
-                f"trained with {fraction}; leave it at that, or begin a new series (another `name`)"
-            )
-        theirs = self.champion.model.dims
-        # data of other dims count as another embedding model
-        if settings.train.start == "warm" and self.dims[0] == theirs[0] and self.dims != theirs:
-            raise InputError(
-                f"train.dims: {dims}, but a warm start keeps those of the champion, {', '.join(map(str, theirs))}; set "
-                "train.start: fresh for this change"
-            )
+    def _refuse_in_vain(self) -> None:
+        champion = None
+        if self.champion is not None:
+            fraction = self.ledger.cycle(self.champion.release.trained_in)["gate_fraction"]
+            champion = self.champion.model.dims, fraction
+        check_data(self.settings, self.learnt, self.dims, champion)
 
     def _score(self, dataset: Dataset, sides: Mapping[str, Sides]) -> dict[str, dict[int, np.ndarray]]:
         parts = on_cluster(self.settings.train.worker_range[0], self.settings.train.cpus_per_worker)

@@ -25,6 +25,7 @@ from pipelines.train.checkpoints import remove_checkpoints
 from pipelines.train.driver import RayRun
 from pipelines.train.dry_run import dry_run
 from pipelines.train.settings import TrainingSettings, TrainSettings
+from smec_core.config import SAMPLE_ROWS
 from smec_core.data.dataset import Dataset
 from smec_core.data.seen import SeenDocuments, joined
 from smec_core.data.uri import public_uri
@@ -54,10 +55,11 @@ def run(settings: TrainSettings) -> dict[str, Any]:
         LeaseError: another process trains this run.
         SmecError: the training failed.
     """
-    training, out = Training(settings), Path(settings.out)
+    out = Path(settings.out)
+    check_replaceable(out)
+    training = Training(settings)
     if training.dataset.unsupervised:
         say(training.dataset.unsupervised)
-    check_replaceable(out)
     beside = out.absolute().parent / ".smec-runs"
     run_folder = RunFolder(settings.storage or str(beside), training.name)
     if run_folder.local_path is not None and run_folder.local_path.resolve().is_relative_to(out.resolve()):
@@ -134,7 +136,7 @@ class Training:
             self.identity["hold_out"] = settings.hold_out
         if not self.scanned.is_whole:
             # what a node has room for is not the same everywhere
-            self.identity["sample_rows"] = self.scanned.drawn
+            self.identity[SAMPLE_ROWS] = self.scanned.drawn
         self.name = settings.name or f"{series}-{digest(self.identity)}"
 
     @property

@@ -58,6 +58,12 @@ def run(settings: TuneSettings) -> dict[str, Any]:
     prefixes = prefix_dims(dataset.dim, config.dims)
     if objective.dim is not None and objective.dim not in prefixes:
         raise InputError(f"objective: {objective.dim} is none of the dims {', '.join(map(str, prefixes))}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out: {out} cannot be made ({one_line(error)})") from error
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise InputError(f"out: {out} may not be written to; name another folder")
     # the best are compared on test among all documents
     scanned = scan_data(dataset, config, settings.memory_budget, whole=bool(settings.confirm))
     identity = {
@@ -66,12 +72,6 @@ def run(settings: TuneSettings) -> dict[str, Any]:
         "objective": objective.model_dump(mode="json"),
         "data": dataset.fingerprint,
     }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"out: {out} cannot be made ({one_line(error)})") from error
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise InputError(f"out: {out} may not be written to; name another folder")
     name = settings.name or f"study-{digest(identity)}"
     study = RunFolder(settings.storage or str(out.absolute() / ".smec-study"), name)
     study.create()

@@ -28,7 +28,7 @@ def no_table_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write(path: Path, first: int, rows: int, dtype: type = np.float32, as_list: bool = False) -> None:
     """A file with row groups of 700 rows and a column of its own."""
-    x_ND = np.random.default_rng(first).standard_normal((rows, DIM)).astype(dtype)
+    x_ND: np.ndarray = np.random.default_rng(first).standard_normal((rows, DIM)).astype(dtype)
     column = embedding_column(x_ND)
     vectors = column.cast(pa.list_(column.type.value_type)) if as_list else column
     ids = pa.array(range(first, first + rows))
