@@ -28,17 +28,19 @@ def sample_dataset(folder: Path, size: int | None) -> str:
     return str(folder)
 
 
-def write_corpus(folder: Path, rows: int, dim: int, files: int, row_group_rows: int) -> None:
+def write_corpus(
+    folder: Path, rows: int, dim: int, files: int, row_group_rows: int, dtype: type[np.floating] = np.float32
+) -> None:
     """Writes `rows` random vectors in so many files of equal size."""
     folder.mkdir()
     rng = np.random.default_rng(0)
-    schema = pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.float32(), dim))])
+    schema = pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.from_numpy_dtype(dtype), dim))])
     for file in range(files):
         with pq.ParquetWriter(folder / f"{file}.parquet", schema, use_dictionary=["id"]) as writer:
             for start in range(0, rows // files, row_group_rows):
                 stop = min(start + row_group_rows, rows // files)
                 ids = pa.array([f"document-{file}-{row}" for row in range(start, stop)])
-                vectors_ND = rng.standard_normal((stop - start, dim), dtype=np.float32)
+                vectors_ND = rng.standard_normal((stop - start, dim), dtype=np.float32).astype(dtype)
                 writer.write_table(pa.table([ids, embedding_column(vectors_ND)], schema=schema))
 
 
