@@ -5,7 +5,7 @@ Shapes: K rows that are kept, D dims.
 
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ LEAST_DOCS = 1000
 Labels = tuple[Judgements | None, Judgements | None]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Facts:
     """What is known of data without their vectors.
 
@@ -61,7 +61,7 @@ class _Facts:
         return {name: getattr(found, name) for name in SET_BY_DATA} | {SAMPLE_ROWS: self.drawn}
 
 
-@dataclass(frozen=True)
+@dataclass
 class ScannedData(_Facts):
     """What one scan leaves of a dataset.
 
@@ -78,7 +78,7 @@ class ScannedData(_Facts):
     seconds: float
 
     def store(self, config: TrainConfig) -> "Source":
-        """Puts the rows where all nodes find them; may be called once.
+        """Puts the rows where all nodes find them.
 
         Raises:
             InputError: there is no room for them, or no node can train.
@@ -91,12 +91,16 @@ class ScannedData(_Facts):
                 "sample_rows lower"
             )
         moment = None if self.is_whole else ray.put(self.docs.moment_DD)
-        refs = (ray.put(self.docs.x_KD), ray.put(self.queries.x_KD), moment)
+        docs, queries = ray.put(self.docs.x_KD), ray.put(self.queries.x_KD)
+        # this process needs no copy of its own
+        self.docs, self.queries = (
+            replace(table, x_KD=ray.get(ref)) for table, ref in ((self.docs, docs), (self.queries, queries))
+        )
         copies = 4 * self.dim * config.copied_docs(self.drawn)
-        return Source(self.dim, self.drawn, self.labels, refs, int((BLOCKS - 1) * need + copies))
+        return Source(self.dim, self.drawn, self.labels, (docs, queries, moment), int((BLOCKS - 1) * need + copies))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Source(_Facts):
     """What a training learns from.
 

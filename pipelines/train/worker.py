@@ -222,6 +222,8 @@ def train_on_worker(loop: dict[str, WorkerTask]) -> None:
     if ray.train.get_context().get_local_rank() == 0:
         checkpoints.remove_left_behind()
     data = _load(task, group)
+    if group.rank == 0:
+        sender.say(f"{group.size} worker(s) share the steps from here on")
     is_first = group.rank == 0
     on_stage = (sender.report if is_first else lambda reached: None) if task.reports_stages else None
     try:

@@ -44,7 +44,7 @@ def undisturbed(data_dir: Callable[[str], Path], ray_cluster: None, tmp_path_fac
 
 def sizes(training: Training) -> list[int]:
     """Numbers of workers that the training has had so far."""
-    return [int(size) for size in re.findall(r"^(\d+) worker\(s\); rows are kept", training.said, re.MULTILINE)]
+    return [int(size) for size in re.findall(r"^(\d+) worker\(s\) share the steps", training.said, re.MULTILINE)]
 
 
 def wait_for_sizes(training: Training, count: int) -> list[int]:
