@@ -32,7 +32,6 @@ import numpy as np
 
 from benchmarks.generated import write_corpus
 from benchmarks.processes import cpu_seconds, peak_mib
-from smec_core.data.fingerprint import hash_ids
 from smec_core.data.parquet import EmbeddingTable
 from smec_core.data.scan import Keep, scan_table
 
@@ -58,7 +57,6 @@ def plain(table: EmbeddingTable) -> None:
 def work(job: str, folder: str) -> None:
     """Runs one job in this process, and prints its rates."""
     table = EmbeddingTable.open(str(Path(folder) / "corpus"))
-    hash_M = hash_ids(table.ids())
     keep = Keep(table.rows, SAMPLE)
     if job.startswith("ray"):
         import ray
@@ -71,14 +69,14 @@ def work(job: str, folder: str) -> None:
         quiet_data()
         scan.SMALL_BYTES = 0
         small = EmbeddingTable.open(str(Path(folder) / "small"))
-        scan.scan(small, Keep(small.rows, SAMPLE), hash_ids(small.ids()))
+        scan.scan(small, Keep(small.rows, SAMPLE))
     before, started = cpu_seconds(os.getpid()), time.perf_counter()
     if job == "plain":
         plain(table)
     elif job == "local":
-        scan_table(table, keep, hash_M)
+        scan_table(table, keep)
     else:
-        scan.scan(table, keep, hash_M)
+        scan.scan(table, keep)
     seconds, cpu = time.perf_counter() - started, cpu_seconds(os.getpid()) - before
     print(json.dumps({"whole": table.rows / seconds, "core": table.rows / cpu}))
 

@@ -17,17 +17,18 @@ from smec_core.data.columns import ColumnNames
 from smec_core.data.parquet import Batch, Block, EmbeddingTable, ParquetPart
 from smec_core.data.scan import Cut, Keep, Scanned, TableScan, cut_rows, scan_cut, scan_table
 
+ARRAYS = ("sum_D", "moment_DD", "x_KD")
 SMALL_BYTES = 128 << 20
 """Vectors of so many bytes are read before Ray Data would have started."""
 
 
-def scan(table: EmbeddingTable, keep: Keep, hash_M: np.ndarray) -> Scanned:
+def scan(table: EmbeddingTable, keep: Keep, hash_M: np.ndarray | None = None) -> Scanned:
     """Reads every row of a table once.
 
     Args:
         table: the table.
         keep: which rows are kept.
-        hash_M: hashes of all ids, in the order of the table.
+        hash_M: hashes of all ids, in the order of the table; needed where all rows are kept.
 
     Raises:
         RowError: a row that is no sound vector.
@@ -86,15 +87,14 @@ def reduce_batch(batch: pa.Table, dim: int, names: ColumnNames, keep: Keep) -> p
     block = Block.of(Batch(ParquetPart("", len(rows), 0), 0, rows.to_batches()[0], names), dim)
     cut = scan_cut(block.ids, block.vectors_ND, keep)
     record = {"rows": pa.array([cut.rows]), "check": pa.array([cut.check], pa.uint64())}
-    for name in ("sum_D", "moment_DD", "hash_K", "x_KD"):
-        values = pa.array(np.ascontiguousarray(getattr(cut, name)).reshape(-1))
+    arrays = {name: pa.array(np.ascontiguousarray(getattr(cut, name)).reshape(-1)) for name in ARRAYS}
+    for name, values in (arrays | {"id_K": cut.id_K}).items():
         record[name] = pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values)
     return pa.table(record)
 
 
 def _cut(record: pa.Table, dim: int) -> Cut:
-    sum_D, moment, hash_K, x = (
-        record[name].combine_chunks().flatten().to_numpy() for name in ("sum_D", "moment_DD", "hash_K", "x_KD")
-    )
+    sum_D, moment, x = (record[name].combine_chunks().flatten().to_numpy() for name in ARRAYS)
     rows, check = record["rows"][0].as_py(), record["check"][0].as_py()
-    return Cut(rows, check, sum_D, moment.reshape(dim, dim), hash_K, x.reshape(-1, dim))
+    ids = record["id_K"].combine_chunks().flatten()
+    return Cut(rows, check, sum_D, moment.reshape(dim, dim), ids, x.reshape(-1, dim))

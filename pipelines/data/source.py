@@ -19,7 +19,9 @@ from pipelines.runtime.cluster import connect
 from smec_core.config import SAMPLE_ROWS, SET_BY_DATA, TrainConfig
 from smec_core.data.dataset import Dataset, hash_share
 from smec_core.data.fingerprint import hash_ids
+from smec_core.data.ids import TableIds
 from smec_core.data.judgements import Judgements
+from smec_core.data.parquet import EmbeddingTable
 from smec_core.data.scan import Keep, Scanned
 from smec_core.distributed.resident import Node, ResidentRows
 from smec_core.errors import InputError
@@ -143,7 +145,7 @@ def scan_data(
         SmecError: the data were changed since they were opened, or cannot be read.
     """
     started = time.perf_counter()
-    hash_N, hash_Q = (hash_ids(table.ids()) for table in dataset.tables)
+    doc_ids, query_ids = dataset.ids
     rows, labels = dataset.corpus.rows, dataset.training_split(config)
     most = None if whole else _most_docs(dataset, config, memory_budget)
     if most is not None:
@@ -155,32 +157,52 @@ def scan_data(
             f"sample_rows: {sample:,} documents, and {len(judged):,} judged ones, are more than the {most:,} that "
             "memory_budget has room for; set one lower, or the other higher"
         )
-    keep = Keep(rows, sample, np.sort(hash_N[judged]), config.seed)
-    docs = scan(dataset.corpus, keep, hash_N)
-    queries = scan(dataset.queries, _judged_queries(dataset, labels, hash_Q, whole), hash_Q)
+    keep = Keep(rows, sample, _hashes(doc_ids, judged), config.seed)
+    keep_queries = _judged_queries(dataset, labels, whole)
+    docs = scan(dataset.corpus, keep, _all_hashes(dataset.corpus, doc_ids) if keep.is_whole else None)
+    queries_hashes = _all_hashes(dataset.queries, query_ids) if keep_queries.is_whole else None
+    queries = scan(dataset.queries, keep_queries, queries_hashes)
     dataset.check_unchanged()
     dataset.__dict__["fingerprint"] = dataset.fingerprint_of([docs.check, queries.check])
-    if not keep.is_whole or queries.drawn < dataset.queries.rows:
-        train, dev = (None if one is None else one.renumbered(queries.row_K, docs.row_K) for one in labels)
+    if not (keep.is_whole and keep_queries.is_whole):
+        rows_of = _rows_of(queries, keep_queries, query_ids), _rows_of(docs, keep, doc_ids)
+        train, dev = (None if one is None else one.renumbered(*rows_of) for one in labels)
         labels = train, dev
     seconds = time.perf_counter() - started
     found = ScannedData(dataset.dim, docs.drawn, labels, docs, queries, keep.is_whole, seconds)
     told = f"{rows:,} documents and {dataset.queries.rows:,} queries read in {found.seconds:.1f} s"
     if not keep.is_whole:
-        told += (
-            f"; of the documents {docs.drawn:,} are the sample, and {len(docs.row_K) - docs.drawn:,} more are judged"
-        )
+        told += f"; of the documents {docs.drawn:,} are the sample, and {len(docs.id_K) - docs.drawn:,} more are judged"
     say(told)
     return found
 
 
-def _judged_queries(dataset: Dataset, labels: Labels, hash_Q: np.ndarray, whole: bool) -> Keep:
+def _hashes(ids: TableIds, rows: np.ndarray) -> np.ndarray:
+    """Hashes of the ids of judged rows, ascending."""
+    return np.unique(hash_ids(pa.array(ids.ids_of(rows), pa.string())))
+
+
+def _all_hashes(table: EmbeddingTable, ids: TableIds) -> np.ndarray:
+    """Hashes of all ids of a table."""
+    if ids.hash_M is not None:
+        return ids.hash_M
+    return np.concatenate([hash_ids(some) for _, some in table.id_chunks()])
+
+
+def _rows_of(scanned: Scanned, keep: Keep, ids: TableIds) -> np.ndarray:
+    """Rows in the table of those that are kept (K); of a sample, only those of rows that judgements name, else -1."""
+    if keep.is_whole:
+        return np.arange(keep.rows)
+    return ids.rows_of(scanned.id_K)
+
+
+def _judged_queries(dataset: Dataset, labels: Labels, whole: bool) -> Keep:
     """All queries, or where they are many those of the labels."""
     table = dataset.queries
     if whole or 4 * table.rows * table.dim <= SMALL_BYTES:
         return Keep(table.rows, table.rows)
     rows = [one.query_row_Q for one in labels if one is not None]
-    return Keep(table.rows, 0, np.unique(hash_Q[np.concatenate([np.empty(0, np.int64), *rows])]))
+    return Keep(table.rows, 0, _hashes(dataset.ids[1], np.unique(np.concatenate([np.empty(0, np.int64), *rows]))))
 
 
 def _most_docs(dataset: Dataset, config: TrainConfig, memory_budget: float | None) -> int | None:
@@ -210,8 +232,7 @@ def _within(dataset: Dataset, labels: Labels, most: int) -> Labels:
     found = []
     for judged in labels:
         if judged is not None and len(judged.doc_row_J) > most // 4 and len(np.unique(judged.doc_row_J)) > most // 4:
-            ids = dataset.queries.ids().take(pa.array(judged.query_row_Q)).to_pylist()
-            order_Q = np.argsort([hash_share(name) for name in ids])
+            order_Q = np.argsort([hash_share(name) for name in dataset.ids[1].ids_of(judged.query_row_Q)])
             fits_Q = np.cumsum(np.diff(judged.offset_Q1)[order_Q]) <= most // 4
             keep_Q = np.zeros(len(judged), bool)
             keep_Q[order_Q[fits_Q]] = True

@@ -76,9 +76,8 @@ def run(settings: ExperimentSettings) -> dict[str, Any]:
         kept = Kept(out / TRAININGS, {"data": dataset.fingerprint, "version": __version__})
         if methods:
             judgements = dataset.splits["test"].with_positives()
-            doc_ids = dataset.corpus.ids()
-            learnt = SeenDocuments.of(_learnt(source), doc_ids, dataset.queries.ids())
-            seen[name] = learnt.seen_queries(judgements, doc_ids)
+            learnt = SeenDocuments.of(_learnt(source), *dataset.ids)
+            seen[name] = learnt.seen_queries(judgements, dataset.ids[0])
             found[name] = train_and_score(source, methods, config, seeds, judgements, {"cpu": 1}, kept)
         else:
             measures = MEASURED[settings.experiment]

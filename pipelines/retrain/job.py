@@ -159,7 +159,7 @@ class _Cycle:
         settings, champion = self.settings, self.champion
         self._refuse_in_vain()
         dataset = self.learnt
-        reference, encoder = Reference.of(dataset, self.scanned.docs), encoder_of(settings.data)
+        reference, encoder = Reference.of(dataset.corpus.rows, self.scanned.docs), encoder_of(settings.data)
         drift = known = None
         sides = {name: Sides.same(encode) for name, encode in baseline_encoders(reference.moment_DD).items()}
         if champion is not None:
@@ -250,7 +250,7 @@ class _Cycle:
         """Whether champion or challenger has learnt from a relevant document of each gate query; None: not known."""
         champion = [] if self.champion is None else [self.champion.model.seen]
         seen = joined([challenger.seen, *champion])
-        return None if seen is None else seen.seen_queries(dataset.splits[HELD_OUT], dataset.corpus.ids())
+        return None if seen is None else seen.seen_queries(dataset.splits[HELD_OUT], dataset.ids[0])
 
     def _close(self, record: dict[str, Any], outcome: str, reason: str, release: Release | None) -> dict[str, Any]:
         """Writes the decision. From here on it stands, whatever happens."""
@@ -323,7 +323,7 @@ class _Cycle:
 
 def _by_query(dataset: Dataset, by_dim: Mapping[int, np.ndarray]) -> QueryScores:
     """The score of each gate query, by its id and dim."""
-    query_ids = dataset.queries.ids().take(dataset.splits[HELD_OUT].query_row_Q).to_pylist()
+    query_ids = dataset.ids[1].ids_of(dataset.splits[HELD_OUT].query_row_Q)
     return {
         name: {str(dim): float(value_Q[row]) for dim, value_Q in by_dim.items()} for row, name in enumerate(query_ids)
     }

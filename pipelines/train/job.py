@@ -278,7 +278,7 @@ class Training:
         train, dev = self.dataset.training_split(self._config)
         if train is not None and dev is not None and (self._config.refit or self.warm_start is not None):
             train = train.merge(dev)
-        own = SeenDocuments.of(train, self.dataset.corpus.ids(), self.dataset.queries.ids())
+        own = SeenDocuments.of(train, *self.dataset.ids)
         older = [model.seen for model in (self._base, self._champion) if model is not None]
         seen = joined([own, *older])
         if seen is None:

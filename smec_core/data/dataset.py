@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from smec_core.config import TrainConfig
 from smec_core.data.columns import DEFAULT_NAMES, ColumnNames
 from smec_core.data.fingerprint import check_of, content_fingerprint
 from smec_core.data.grades import score_figures
+from smec_core.data.ids import TableIds
 from smec_core.data.judgements import Judgements
 from smec_core.data.parquet import EmbeddingTable
 from smec_core.data.parquet_files import stamp_of
-from smec_core.data.qrels import QrelsFile, read_qrels
+from smec_core.data.qrels import distinct, judgements_of, read_qrels
 from smec_core.data.seen import SeenDocuments
 from smec_core.data.tables import TABLES, Table, check_names, find_manifest, find_qrels, find_table
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
@@ -42,6 +42,7 @@ class Dataset:
         splits: judgements of each split present.
         unknown_judgements: judgements left out of each split, because their query or document is not in the data.
         qrels: files of each split.
+        ids: those of the documents, and of the queries, that judgements name.
         stamp: of all files when it was opened; see `dataset_stamp`.
     """
 
@@ -51,6 +52,7 @@ class Dataset:
     splits: dict[str, Judgements]
     unknown_judgements: dict[str, int]
     qrels: dict[str, Table]
+    ids: tuple[TableIds, TableIds]
     stamp: str = ""
 
     @classmethod
@@ -81,15 +83,17 @@ class Dataset:
         corpus, queries = (EmbeddingTable.open(join_uri(uri, name), names=columns) for name in TABLES)
         if corpus.dim != queries.dim:
             raise InputError(f"{public_uri(uri)}: queries have {queries.dim} dims, the corpus has {corpus.dim}")
-        doc_ids, query_ids = corpus.ids(), queries.ids()
-        own_doc_of = None
-        if exclude_self:
-            own_doc_of = pc.fill_null(pc.index_in(query_ids, value_set=doc_ids), -1).to_numpy().astype(np.int64)
-        splits, unknown, qrels = {}, {}, find_qrels(filesystem, root)
-        for split, table in qrels.items():
-            files = read_qrels(filesystem, table, columns)
-            splits[split], unknown[split] = _judgements(files, query_ids, doc_ids, max_unknown, own_doc_of)
-        return cls(uri, corpus, queries, splits, unknown, qrels, stamp)
+        qrels = find_qrels(filesystem, root)
+        files = {split: read_qrels(filesystem, table, columns) for split, table in qrels.items()}
+        read = [file for some in files.values() for file in some]
+        queries_too = queries.ids() if exclude_self else pa.chunked_array([], pa.string())
+        doc_ids = TableIds.read(corpus, distinct([file.doc_id for file in read] + [queries_too]))
+        query_ids = TableIds.read(queries, distinct([file.query_id for file in read]))
+        own_doc_of = doc_ids.rows_of(queries_too) if exclude_self else None
+        splits, unknown = {}, {}
+        for split, some in files.items():
+            splits[split], unknown[split] = judgements_of(some, query_ids, doc_ids, max_unknown, own_doc_of)
+        return cls(uri, corpus, queries, splits, unknown, qrels, (doc_ids, query_ids), stamp)
 
     @property
     def dim(self) -> int:
@@ -112,7 +116,10 @@ class Dataset:
         """The fingerprint, where the sums of the hashes of all rows are known of corpus and queries."""
         filesystem, root = open_filesystem(self.uri.rstrip("/"))
         paths = [path for table in self.qrels.values() for path in table.paths]
-        return content_fingerprint(self.tables, checks, filesystem, root, paths)
+        # a sum is the same in any order, which the ids tell
+        told = [f"{ids.digest} {check % 2**64}" for ids, check in zip(self.ids, checks, strict=True)]
+        names = "" if self.corpus.names == DEFAULT_NAMES else self.corpus.names.model_dump_json()
+        return content_fingerprint([names, str(self.dim), *told], filesystem, root, paths)
 
     def check_unchanged(self) -> None:
         """Refuses data that were changed since they were opened; to be called before a result of theirs is kept.
@@ -138,9 +145,11 @@ class Dataset:
         """
         splits: dict[str, Judgements] = {}
         own_doc_of = None
-        if any(judged.own_doc_of is not None for judged in self.splits.values()):
-            index = pc.index_in(self.corpus.ids(), value_set=self.queries.ids())
-            own_doc_of = pc.fill_null(index, -1).to_numpy().astype(np.int64)
+        known = [judged.own_doc_of for judged in self.splits.values() if judged.own_doc_of is not None]
+        if known:
+            own_doc_of = np.full(self.corpus.rows, -1)
+            is_doc_Q = known[0] >= 0
+            own_doc_of[known[0][is_doc_Q]] = np.flatnonzero(is_doc_Q)
         seen = np.empty(0, np.int64)
         for name, judged in self.splits.items():
             turned = Judgements.from_pairs(
@@ -153,7 +162,7 @@ class Dataset:
                     "splits before it do not have"
                 )
             seen = np.union1d(seen, turned.query_row_Q)
-        return replace(self, corpus=self.queries, queries=self.corpus, splits=splits)
+        return replace(self, corpus=self.queries, queries=self.corpus, splits=splits, ids=self.ids[::-1])
 
     def holding_out(self, share: float) -> "Dataset":
         """The same data with a share of its judged queries, of all splits, kept apart in a split of their own.
@@ -167,13 +176,12 @@ class Dataset:
         Raises:
             InputError: no query is held out.
         """
-        id_Q = self.queries.ids().to_pylist()
-        out_Q = np.array([hash_share(name, b"held out") < share for name in id_Q])
-        held_out = [judged.select(out_Q[judged.query_row_Q]) for judged in self.splits.values()]
-        kept = {
-            name: judged if name == "test" else judged.select(~out_Q[judged.query_row_Q])
-            for name, judged in self.splits.items()
-        }
+        held_out, kept = [], {}
+        for name, judged in self.splits.items():
+            ids = self.ids[1].ids_of(judged.query_row_Q)
+            out_Q = np.array([hash_share(one, b"held out") < share for one in ids], bool)
+            held_out.append(judged.select(out_Q))
+            kept[name] = judged if name == "test" else judged.select(~out_Q)
         merged = reduce(Judgements.merge, held_out).with_positives() if held_out else None
         if not merged:
             raise InputError(f"{public_uri(self.uri)}: none of the judged queries is held out by a share of {share}")
@@ -249,8 +257,7 @@ class Dataset:
 
     def _hash_shares(self, judgements: Judgements) -> np.ndarray:
         """What decides of each judged query whether it is dev."""
-        ids = self.queries.ids().take(pa.array(judgements.query_row_Q)).to_pylist()
-        return np.array([hash_share(name) for name in ids])
+        return np.array([hash_share(name) for name in self.ids[1].ids_of(judgements.query_row_Q)])
 
     def summary(self) -> dict[str, Any]:
         """What the dataset holds, for people and for --json."""
@@ -280,7 +287,7 @@ class Dataset:
         learnt, found = self.splits.get("train"), {}
         if learnt is None:
             return {}
-        doc_ids, query_ids = self.corpus.ids(), self.queries.ids()
+        doc_ids, query_ids = self.ids
         for name in self.splits.keys() - {"train"}:
             judged = self.splits[name].with_positives()
             # a training learns from dev in the end, too
@@ -311,38 +318,3 @@ def _is_draft(filesystem: pafs.FileSystem, root: str) -> bool:
     except OSError:
         # a role that may not read beside this dataset cannot have begun one here
         return False
-
-
-def _judgements(
-    files: list[QrelsFile],
-    query_ids: pa.ChunkedArray,
-    doc_ids: pa.ChunkedArray,
-    max_unknown: float,
-    own_doc_of: np.ndarray | None,
-) -> tuple[Judgements, int]:
-    """The judgements of a split by rows, and how many were left out since their ids are not in the data."""
-    query_row = [pc.index_in(file.query_id, value_set=query_ids) for file in files]
-    doc_row = [pc.index_in(file.doc_id, value_set=doc_ids) for file in files]
-    known = [
-        pc.and_(pc.is_valid(query), pc.is_valid(doc)).to_numpy() for query, doc in zip(query_row, doc_row, strict=True)
-    ]
-    total = sum(len(known_J) for known_J in known)
-    unknown = total - sum(int(known_J.sum()) for known_J in known)
-    if unknown > max_unknown * total:
-        number = next(number for number, known_J in enumerate(known) if not known_J.all())
-        file, row = files[number], int(known[number].argmin())
-        column = "doc_id" if query_row[number][row].is_valid else "query_id"
-        raise InputError(
-            f"{file.path}: {unknown} of {total} judgements name ids that the data does not hold, more than a share of "
-            f"{max_unknown}, first {file.locate(row).removeprefix(f'{file.path}: ')}, column {column}: "
-            f"{getattr(file, column)[row].as_py()!r}"
-        )
-    query_row_J, doc_row_J = (
-        np.concatenate([pc.fill_null(rows, -1).to_numpy()[keep] for rows, keep in zip(found, known, strict=True)])
-        for found in (query_row, doc_row)
-    )
-    score_J = np.concatenate([file.score_J[keep] for file, keep in zip(files, known, strict=True)])
-    judged = Judgements.from_pairs(query_row_J, doc_row_J, score_J.astype(np.float32), own_doc_of)
-    if not len(judged.with_positives()):
-        raise InputError(f"{files[0].path}: no judgement has a score above 0; the split is empty")
-    return judged, unknown

@@ -11,9 +11,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from smec_core.data.columns import DEFAULT_NAMES
-from smec_core.data.parquet import EmbeddingTable
-
 _HASH_KEY = "smec row ids 001"
 _READ_BYTES = 1 << 22
 
@@ -52,28 +49,16 @@ def check_of(ids: pa.Array, vectors_ND: np.ndarray) -> int:
     return int(row_hashes(hash_ids(ids), vectors_ND).sum(dtype=np.uint64))
 
 
-def content_fingerprint(
-    tables: Sequence[EmbeddingTable],
-    checks: Sequence[int],
-    filesystem: pafs.FileSystem,
-    root: str,
-    qrels: Sequence[str],
-) -> str:
-    """Hash (16 hex digits) of ids, vectors and judgements, and of what the columns are called where that was given.
+def content_fingerprint(told: Sequence[str], filesystem: pafs.FileSystem, root: str, qrels: Sequence[str]) -> str:
+    """Hash (16 hex digits) of what is told of the tables, and of the files of judgements.
 
     Args:
-        tables: corpus and queries.
-        checks: sum of the hashes of all their rows.
+        told: of the tables.
         filesystem: where the judgements lie.
         root: folder of the dataset.
         qrels: paths of the judgements.
     """
-    total = hashlib.blake2b(digest_size=8)
-    for table, check in zip(tables, checks, strict=True):
-        if table.names != DEFAULT_NAMES:
-            total.update(table.names.model_dump_json().encode())
-        # the sum is the same in any order, which the ids tell
-        total.update(f"{table.rows} {table.dim} {check % 2**64} ".encode() + hash_ids(table.ids()).tobytes())
+    total = hashlib.blake2b("\n".join(told).encode(), digest_size=8)
     for path in qrels:
         total.update(path.removeprefix(root).encode() + b"\0")
         with filesystem.open_input_stream(path, buffer_size=0) as stream:

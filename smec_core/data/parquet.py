@@ -20,6 +20,7 @@ from smec_core.errors import InputError, RowError, one_line
 
 ROW_GROUP_ROWS = 65_536
 READ_ROWS = 8192
+ID_ROWS = 1 << 18
 
 
 class ParquetPart(NamedTuple):
@@ -133,34 +134,33 @@ class EmbeddingTable:
         return {"id": self.names.id, "embedding": self.names.embedding}.get(name, name)
 
     def ids(self) -> pa.ChunkedArray:
-        """All ids in global row order.
+        """All ids in global row order; those of a large table take much memory.
 
         Raises:
-            InputError: a null or a repeated id.
+            InputError: a null, or a column that cannot be read.
         """
-        chunks = []
-        for part in self.files:
-            with open_parquet(self.filesystem, part.path) as parquet:
-                name = self.names.id
-                try:
-                    ids = parquet.read(columns=[name])[name]
-                except (pa.ArrowException, OSError) as error:
-                    raise InputError(f"{part.path}: column {name} cannot be read ({one_line(error)})") from error
-            chunks.extend(strings_of(ids, part.path, name).chunks)
-        ids = pa.chunked_array(chunks, pa.string())
-        if pc.count_distinct(ids).as_py() < len(ids):
-            self._raise_repeated_id(ids)
-        return ids
+        return pa.chunked_array([ids for _, ids in self.id_chunks()], pa.string())
 
-    def _raise_repeated_id(self, ids: pa.ChunkedArray) -> None:
-        first: dict[str, int] = {}
-        for row, name in enumerate(ids.to_pylist()):
-            if name in first:
-                raise InputError(
-                    f"{self.locate(row)}, column {self.names.id}: {name!r} was seen before in "
-                    f"{self.locate(first[name])}; remove one"
-                )
-            first[name] = row
+    def id_chunks(self) -> Iterator[tuple[int, pa.Array]]:
+        """All ids in global row order, some at a time: the global row of the first, and the ids.
+
+        Raises:
+            InputError: a null, or a column that cannot be read.
+        """
+        name = self.names.id
+        for part in self.files:
+            row = 0
+            with open_parquet(self.filesystem, part.path) as parquet:
+                batches = parquet.iter_batches(ID_ROWS, columns=[name])
+                while True:
+                    try:
+                        batch = next(batches, None)
+                    except (pa.ArrowException, OSError) as error:
+                        raise InputError(f"{part.path}: column {name} cannot be read ({one_line(error)})") from error
+                    if batch is None:
+                        break
+                    yield part.start + row, strings_of(batch[name], part.path, name, row)
+                    row += len(batch)
 
     def locate(self, row: int) -> str:
         """Names the file and the row in it of a global row."""

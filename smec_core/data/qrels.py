@@ -5,15 +5,18 @@ Shapes: J judgements.
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from smec_core.data.columns import DEFAULT_NAMES, MAX_SCORE, ColumnNames, judge_schema, scores_of, strings_of
+from smec_core.data.ids import TableIds
+from smec_core.data.judgements import Judgements
 from smec_core.data.tables import Table
 from smec_core.errors import InputError, SmecError, one_line
 
@@ -125,3 +128,42 @@ def as_table(files: list[QrelsFile]) -> pa.Table:
         for name in ("query_id", "doc_id")
     }
     return pa.table({**ids, "score": score_J.astype(np.int32) if whole else score_J})
+
+
+def distinct(columns: Sequence[pa.ChunkedArray]) -> pa.Array:
+    """The ids of some columns, each once."""
+    return pc.unique(pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string()))
+
+
+def judgements_of(
+    files: list[QrelsFile],
+    query_ids: TableIds,
+    doc_ids: TableIds,
+    max_unknown: float,
+    own_doc_of: np.ndarray | None,
+) -> tuple[Judgements, int]:
+    """The judgements of a split by rows, and how many were left out since their ids are not in the data."""
+    query_row, doc_row = (
+        [ids.rows_of(getattr(file, name)) for file in files]
+        for ids, name in ((query_ids, "query_id"), (doc_ids, "doc_id"))
+    )
+    known = [(query_J >= 0) & (doc_J >= 0) for query_J, doc_J in zip(query_row, doc_row, strict=True)]
+    total = sum(len(known_J) for known_J in known)
+    unknown = total - sum(int(known_J.sum()) for known_J in known)
+    if unknown > max_unknown * total:
+        number = next(number for number, known_J in enumerate(known) if not known_J.all())
+        file, row = files[number], int(known[number].argmin())
+        column = "doc_id" if query_row[number][row] >= 0 else "query_id"
+        raise InputError(
+            f"{file.path}: {unknown} of {total} judgements name ids that the data does not hold, more than a share of "
+            f"{max_unknown}, first {file.locate(row).removeprefix(f'{file.path}: ')}, column {column}: "
+            f"{getattr(file, column)[row].as_py()!r}"
+        )
+    query_row_J, doc_row_J = (
+        np.concatenate([rows[keep] for rows, keep in zip(found, known, strict=True)]) for found in (query_row, doc_row)
+    )
+    score_J = np.concatenate([file.score_J[keep] for file, keep in zip(files, known, strict=True)])
+    judged = Judgements.from_pairs(query_row_J, doc_row_J, score_J.astype(np.float32), own_doc_of)
+    if not len(judged.with_positives()):
+        raise InputError(f"{files[0].path}: no judgement has a score above 0; the split is empty")
+    return judged, unknown

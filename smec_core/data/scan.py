@@ -73,7 +73,7 @@ class Cut(NamedTuple):
         check: sum of the hashes of its rows, modulo 2^64.
         sum_D: sum of its unit rows in units of 1 / GRID, whole numbers.
         moment_DD: sum of x x^T over them in units of 1 / GRID^2, whole numbers.
-        hash_K: hashes of the ids that are kept.
+        id_K: ids of the rows that are kept.
         x_KD: their unit vectors.
     """
 
@@ -81,7 +81,7 @@ class Cut(NamedTuple):
     check: int
     sum_D: np.ndarray
     moment_DD: np.ndarray
-    hash_K: np.ndarray
+    id_K: pa.Array
     x_KD: np.ndarray
 
 
@@ -100,7 +100,7 @@ def scan_cut(ids: pa.Array, vectors_ND: np.ndarray, keep: Keep) -> Cut:
     place_K = keep.of(hash_N)
     x_KD = x_ND if len(place_K) == len(x_ND) else x_ND[place_K]
     sum_D, moment_DD = whole_ND.sum(0).astype(np.int64), (whole_ND.T @ whole_ND).astype(np.int64)
-    return Cut(len(x_ND), check, sum_D, moment_DD, hash_N[place_K], x_KD)
+    return Cut(len(x_ND), check, sum_D, moment_DD, ids.take(pa.array(place_K)), x_KD)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ class Scanned:
         check: sum of the hashes of all rows, modulo 2^64.
         mean_D: mean of the unit rows, float64.
         moment_DD: mean of x x^T over them, float64.
-        row_K: rows of the table that are kept: a sample, ascending, and behind it the judged ones that it lacks.
+        id_K: ids of the rows that are kept: a sample, and behind it the judged ones that it lacks. Where all are kept
+            they are in the order of the table, else in that of their hashes.
         x_KD: their unit vectors.
         drawn: how many the sample has.
     """
@@ -119,7 +120,7 @@ class Scanned:
     check: int
     mean_D: np.ndarray
     moment_DD: np.ndarray
-    row_K: np.ndarray
+    id_K: pa.Array
     x_KD: np.ndarray
     drawn: int
 
@@ -134,7 +135,7 @@ class TableScan:
         self._sum_D = np.zeros(dim, np.int64)
         # two halves of a sum that may be of more than 64 bits
         self._high_DD, self._low_DD = np.zeros((dim, dim), np.int64), np.zeros((dim, dim), np.int64)
-        self._hashes, self._vectors = list[np.ndarray](), list[np.ndarray]()
+        self._ids, self._vectors = list[pa.Array](), list[np.ndarray]()
 
     def add(self, cut: Cut) -> None:
         """Takes a cut."""
@@ -143,35 +144,36 @@ class TableScan:
         self._sum_D += cut.sum_D
         self._high_DD += cut.moment_DD >> _LOW_BITS
         self._low_DD += cut.moment_DD & (2**_LOW_BITS - 1)
-        self._hashes.append(cut.hash_K)
+        self._ids.append(cut.id_K)
         self._vectors.append(cut.x_KD)
 
-    def finish(self, hash_M: np.ndarray) -> Scanned:
+    def finish(self, hash_M: np.ndarray | None = None) -> Scanned:
         """The result, of all cuts.
 
         Args:
-            hash_M: hashes of all ids, in the order of the table.
+            hash_M: hashes of all ids, in the order of the table; needed where all rows are kept.
 
         Raises:
-            SmecError: the rows are not those of these ids.
+            SmecError: the rows are not those of the table.
         """
-        keep = self._keep
+        keep, id_A = self._keep, pa.concat_arrays(self._ids)
+        hash_A = order_A = hash_ids(id_A)
+        is_sample_A = np.ones(len(hash_A), bool)
+        if keep.is_whole:
+            assert hash_M is not None
+            by_hash_M = np.argsort(hash_M)
+            order_A = by_hash_M[np.searchsorted(hash_M, hash_A, sorter=by_hash_M).clip(max=len(hash_M) - 1)]
+            if len(hash_A) != len(hash_M) or not (hash_M[order_A] == hash_A).all():
+                raise SmecError("a table was changed while it was read; run again")
+        else:
+            is_sample_A[np.lexsort((hash_A, lots_of(hash_A, keep.seed)))[keep.sample :]] = False
         if self._rows != keep.rows:
             raise SmecError(f"{self._rows} rows were read of a table of {keep.rows}, which was changed; run again")
-        order_M = np.argsort(hash_M)
-        hash_A = np.concatenate(self._hashes)
-        row_A = order_M[np.searchsorted(hash_M, hash_A, sorter=order_M).clip(max=len(hash_M) - 1)]
-        if not (hash_M[row_A] == hash_A).all() or len(np.unique(row_A)) != len(row_A):
-            raise SmecError("the ids of a table changed while it was read; run again")
-        is_sample_A = np.ones(len(row_A), bool)
-        if not keep.is_whole:
-            is_sample_A[np.lexsort((hash_A, lots_of(hash_A, keep.seed)))[keep.sample :]] = False
-        kept_A = is_sample_A | np.isin(hash_A, keep.hashes)
-        order_K = np.lexsort((row_A[kept_A], ~is_sample_A[kept_A]))
-        row_K = row_A[kept_A][order_K]
-        place_A = np.full(len(row_A), -1)
-        place_A[np.flatnonzero(kept_A)[order_K]] = np.arange(len(row_K))
-        x_KD = np.empty((len(row_K), len(self._low_DD)), np.float32)
+        kept = np.flatnonzero(is_sample_A | np.isin(hash_A, keep.hashes))
+        kept = kept[np.lexsort((order_A[kept], ~is_sample_A[kept]))]
+        place_A = np.full(len(hash_A), -1)
+        place_A[kept] = np.arange(len(kept))
+        x_KD = np.empty((len(kept), len(self._low_DD)), np.float32)
         start = 0
         # part by part, each let go of: the vectors are not held twice
         while self._vectors:
@@ -181,10 +183,10 @@ class TableScan:
             start += len(x_PD)
         mean_D = self._sum_D / GRID / self._rows
         moment_DD = (self._high_DD * 2.0**_LOW_BITS + self._low_DD) / GRID**2 / self._rows
-        return Scanned(self._check, mean_D, moment_DD, row_K, x_KD, int(is_sample_A.sum()))
+        return Scanned(self._check, mean_D, moment_DD, id_A.take(pa.array(kept)), x_KD, int(is_sample_A.sum()))
 
 
-def scan_table(table: EmbeddingTable, keep: Keep, hash_M: np.ndarray) -> Scanned:
+def scan_table(table: EmbeddingTable, keep: Keep, hash_M: np.ndarray | None = None) -> Scanned:
     """Scans a table in this process, on one thread.
 
     Raises:

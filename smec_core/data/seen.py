@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
+from smec_core.data.ids import TableIds
 from smec_core.data.judgements import Judgements
 
 LEAST_QUERIES = 30
@@ -42,30 +42,30 @@ class SeenDocuments(NamedTuple):
     hash_S: np.ndarray
 
     @classmethod
-    def of(cls, learnt: Judgements | None, doc_ids: pa.ChunkedArray, query_ids: pa.ChunkedArray) -> "SeenDocuments":
+    def of(cls, learnt: Judgements | None, doc_ids: TableIds, query_ids: TableIds) -> "SeenDocuments":
         """The relevant documents of some judgements; none without.
 
         Args:
             learnt: what is learnt from. Where its queries are documents themselves, these are seen, too.
-            doc_ids: of the corpus.
-            query_ids: of the queries.
+            doc_ids: those of the corpus that judgements name.
+            query_ids: those of the queries.
         """
         if learnt is None:
             return cls(np.empty(0, np.uint64))
-        hashes = _hashes(doc_ids.take(pa.array(np.unique(learnt.doc_row_J[learnt.score_J > 0]))).to_pylist())
+        hashes = _hashes(doc_ids.ids_of(np.unique(learnt.doc_row_J[learnt.score_J > 0])))
         if learnt.own_doc_of is not None:
-            hashes = np.append(hashes, _hashes(query_ids.take(pa.array(learnt.query_row_Q)).to_pylist()))
+            hashes = np.append(hashes, _hashes(query_ids.ids_of(learnt.query_row_Q)))
         return cls(np.unique(hashes))
 
     def has(self, ids: Iterable[str]) -> np.ndarray:
         """Whether the document of each id (N) is seen."""
         return np.isin(_hashes(ids), self.hash_S, kind="sort")
 
-    def seen_queries(self, judgements: Judgements, doc_ids: pa.ChunkedArray) -> np.ndarray:
+    def seen_queries(self, judgements: Judgements, doc_ids: TableIds) -> np.ndarray:
         """Whether each judged query (Q) is seen."""
         is_relevant_J = judgements.score_J > 0
         row_U, place_P = np.unique(judgements.doc_row_J[is_relevant_J], return_inverse=True)
-        seen_P = self.has(doc_ids.take(pa.array(row_U)).to_pylist())[place_P]
+        seen_P = self.has(doc_ids.ids_of(row_U))[place_P]
         return np.bincount(judgements.query_J[is_relevant_J][seen_P], minlength=len(judgements)) > 0
 
 

@@ -7,13 +7,12 @@ import json
 from dataclasses import dataclass
 from typing import Self
 
-import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load, save
 from torch import Tensor
 
-from smec_core.data.dataset import Dataset, hash_share
+from smec_core.data.dataset import hash_share
 from smec_core.data.scan import Scanned
 
 SAMPLE = 2000
@@ -44,14 +43,13 @@ class Reference:
     x_SD: Tensor
 
     @classmethod
-    def of(cls, dataset: Dataset, docs: Scanned) -> Self:
-        """What a scan of the corpus has found, and a sample of its sample."""
-        row_K, x_KD = docs.row_K[: docs.drawn], docs.x_KD[: docs.drawn]
-        ids = dataset.corpus.ids().take(pa.array(row_K)).to_pylist()
+    def of(cls, rows: int, docs: Scanned) -> Self:
+        """What a scan of a corpus of so many rows has found, and a sample of its sample."""
+        ids, x_KD = docs.id_K[: docs.drawn].to_pylist(), docs.x_KD[: docs.drawn]
         share = SAMPLE / docs.drawn
         place_S = [place for place, name in enumerate(ids) if hash_share(name, b"drift") < share]
         moments = torch.from_numpy(docs.mean_D), torch.from_numpy(docs.moment_DD)
-        return cls(dataset.corpus.rows, *moments, [ids[place] for place in place_S], torch.from_numpy(x_KD[place_S]))
+        return cls(rows, *moments, [ids[place] for place in place_S], torch.from_numpy(x_KD[place_S]))
 
     @property
     def covariance_DD(self) -> Tensor:

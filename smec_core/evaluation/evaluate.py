@@ -92,7 +92,7 @@ def evaluate(
     judgements = dataset.splits[split].with_positives()
     seen_Q, unseen = None, None
     if model.seen is not None:
-        seen_Q = model.seen.seen_queries(judgements, dataset.corpus.ids())
+        seen_Q = model.seen.seen_queries(judgements, dataset.ids[0])
         if seen_Q.any() and np.count_nonzero(~seen_Q) < LEAST_QUERIES:
             unseen = _among_unseen(dataset, judgements, model.seen)
     values, *others = _judged_values(dataset, systems, model.dims, judgements, parts, unseen)
@@ -105,25 +105,25 @@ def evaluate(
 
 
 class _Among(NamedTuple):
-    """A search among some of the documents only.
+    """A search among the documents that are not seen.
 
     Attributes:
         judgements: of these documents.
-        has_N: whether each document of the corpus is one of them.
+        seen: the others.
     """
 
     judgements: Judgements
-    has_N: np.ndarray
+    seen: SeenDocuments
 
 
 def _among_unseen(dataset: Dataset, judgements: Judgements, seen: SeenDocuments) -> _Among | None:
     """The search for unseen documents among themselves; None where no query has a relevant one."""
-    has_N = ~seen.has(dataset.corpus.ids().to_pylist())
-    keep_J = has_N[judgements.doc_row_J]
+    row_U, place_J = np.unique(judgements.doc_row_J, return_inverse=True)
+    keep_J = ~seen.has(dataset.ids[0].ids_of(row_U))[place_J]
     row_J = judgements.query_row_Q[judgements.query_J][keep_J]
     pairs = (row_J, judgements.doc_row_J[keep_J], judgements.score_J[keep_J])
     left = Judgements.from_pairs(*pairs, judgements.own_doc_of).with_positives()
-    return _Among(left, has_N) if len(left) else None
+    return _Among(left, seen) if len(left) else None
 
 
 def _figures(
@@ -252,10 +252,10 @@ def _judged_results(
     among: _Among | None = None,
 ) -> list[dict[str, dict[int, Tensor]]]:
     """Rows (Q, SEARCH_DEPTH) of the documents that each judged query finds, by system and prefix; see above."""
-    whole, *others = [judgements] if among is None else [judgements, among.judgements]
-    searches = [_searches(dataset, systems, dims, judged) for judged in (whole, *others)]
-    has_N = None if among is None else torch.from_numpy(among.has_N)
-    _search_corpus(dataset, {name: sides.documents for name, sides in systems.items()}, searches, parts, has_N)
+    some = [judgements] if among is None else [judgements, among.judgements]
+    searches = [_searches(dataset, systems, dims, judged) for judged in some]
+    documents = {name: sides.documents for name, sides in systems.items()}
+    _search_corpus(dataset, documents, searches, parts, None if among is None else among.seen)
     return [{name: search.results() for name, search in by_name.items()} for by_name in searches]
 
 
@@ -297,21 +297,21 @@ def _search_corpus(
     systems: Mapping[str, Encode],
     searches: Sequence[Mapping[str, PrefixSearch]],
     parts: Parts,
-    has_N: Tensor | None = None,
+    seen: SeenDocuments | None = None,
 ) -> None:
-    """Searches all documents; the second searches, where there are any, only those that `has_N` names."""
+    """Searches all documents; the second searches, where there are any, only those that are not seen."""
 
     def search(start: int, stop: int) -> list[dict[str, dict[int, tuple[Tensor, ...]]]]:
         matrices = Matrices()
         whole, *others = [{name: one.fresh(matrices) for name, one in some.items()} for some in searches]
-        for row, x_ND in unit_blocks(dataset.corpus, start, stop):
-            row_N = torch.arange(row, row + len(x_ND))
+        for block in dataset.corpus.blocks(start, stop):
+            row_N, x_ND = torch.arange(len(block.ids)) + block.row, torch.from_numpy(unit_rows(block.vectors_ND))
+            keep_N = None if seen is None else torch.from_numpy(~seen.has(block.ids.to_pylist()))
             for name, one in whole.items():
                 d_ND = systems[name](x_ND)
                 one.add(row_N, d_ND)
                 for some in others:
-                    assert has_N is not None
-                    keep_N = has_N[row_N]
+                    assert keep_N is not None
                     some[name].add(row_N[keep_N], d_ND[keep_N])
         return [{name: one.best for name, one in some.items()} for some in (whole, *others)]
 

@@ -54,9 +54,11 @@ def test_the_cluster_gives_the_bits_of_one_process(ray_cluster: None, folder: Pa
     table = EmbeddingTable.open(str(folder), names=NAMES)
     hash_M = hash_ids(table.ids())
     keep = Keep(table.rows, sample, np.sort(hash_M[5::3000]), seed=3)
+    assert keep.is_whole == (sample > table.rows)
     whole, found = scan_table(table, keep, hash_M), scan(table, keep, hash_M)
     assert (found.check, found.drawn) == (whole.check, whole.drawn) == (whole.check, min(sample, table.rows))
-    for name in ("mean_D", "moment_DD", "row_K", "x_KD"):
+    assert found.id_K == whole.id_K
+    for name in ("mean_D", "moment_DD", "x_KD"):
         np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
 
 
@@ -78,6 +80,5 @@ def test_a_bad_row_is_told_by_file_and_row(ray_cluster: None, folder: Path, dama
     table = EmbeddingTable.open(str(folder), names=NAMES)
     assert callable(damage)
     pq.write_table(damage(pq.read_table(path, partitioning=None)), path, row_group_size=700)
-    hash_M = hash_ids(table.ids())
     with pytest.raises(RowError, match=r"a\.parquet: row 4321, column vector: "):
-        scan(table, Keep(table.rows, 100), hash_M)
+        scan(table, Keep(table.rows, 100))

@@ -325,16 +325,6 @@ def test_missing_and_wrongly_typed_columns_are_refused(
     assert message in str(refused.value)
 
 
-def test_repeated_ids_are_refused_with_both_places(tmp_path: Path) -> None:
-    write(tmp_path / "same.parquet", ["a", "b", "c", "b"], embedding_column(vectors(4)))
-    with pytest.raises(InputError, match=r"same\.parquet: row 3, column id: 'b' was seen before in .*: row 1"):
-        EmbeddingTable.open(str(tmp_path / "same")).ids()
-    write(tmp_path / "two" / "0.parquet", ["a", "b"], embedding_column(vectors(2)))
-    write(tmp_path / "two" / "1.parquet", ["c", "a"], embedding_column(vectors(2)))
-    with pytest.raises(InputError, match=r"1\.parquet: row 1, column id: 'a' was seen before in .*0\.parquet: row 0"):
-        EmbeddingTable.open(str(tmp_path / "two")).ids()
-
-
 def test_a_null_id_is_refused(tmp_path: Path) -> None:
     ids = pa.array(["a", None, "c"], pa.string())
     pq.write_table(pa.table({"id": ids, "embedding": embedding_column(vectors(3))}), tmp_path / "corpus.parquet")

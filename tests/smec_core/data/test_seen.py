@@ -6,11 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smec_core.data.ids import TableIds
 from smec_core.data.judgements import Judgements
 from smec_core.data.seen import SeenDocuments, joined, parts_of
 
-DOCS = pa.chunked_array([[f"d{row}" for row in range(6)], [f"ä{row}" for row in range(6, 10)]])
-QUERIES = pa.chunked_array([[f"q{row}" for row in range(6)]])
+
+def known(*names: str) -> TableIds:
+    """A table of these ids, all of which judgements name."""
+    return TableIds(np.arange(len(names)), pa.array(names), "", None)
+
+
+DOCS = known(*(f"d{row}" for row in range(6)), *(f"ä{row}" for row in range(6, 10)))
+QUERIES = known(*(f"q{row}" for row in range(6)))
 JUDGED = st.dictionaries(st.tuples(st.integers(0, 5), st.integers(0, 9)), st.sampled_from([-1, 0, 1, 2]), min_size=1)
 
 
@@ -32,13 +39,13 @@ def test_a_query_is_seen_where_a_relevant_document_of_it_was_relevant_in_trainin
         for row in judgements.query_row_Q
     ]
     assert seen.seen_queries(judgements, DOCS).tolist() == expected
-    assert seen.has(DOCS.to_pylist()).tolist() == [doc in learnt for doc in range(10)]
+    assert seen.has(DOCS.id_U.to_pylist()).tolist() == [doc in learnt for doc in range(10)]
 
 
 def test_queries_that_are_documents_are_seen_too() -> None:
     own_doc_of = np.array([5, -1, -1, -1, -1, -1])
     train = Judgements.from_pairs(np.array([0]), np.array([1]), np.array([1], np.float32), own_doc_of)
-    seen = SeenDocuments.of(train, DOCS, pa.chunked_array([["d5", "q1"]]))
+    seen = SeenDocuments.of(train, DOCS, known("d5", "q1"))
     assert seen.has(["d1", "d5", "d0"]).tolist() == [True, True, False]
 
 

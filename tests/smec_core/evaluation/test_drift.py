@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from smec_core.data.dataset import Dataset
-from smec_core.data.fingerprint import hash_ids
 from smec_core.data.parquet import write_embeddings
 from smec_core.data.scan import Keep, scan_table
 from smec_core.evaluation.drift import SAMPLE, Drift, Reference
@@ -21,8 +20,8 @@ def reference(folder: Path, docs_ND: np.ndarray, first: int = 0) -> Reference:
     write_embeddings(str(folder / "corpus.parquet"), ids, docs_ND)
     write_embeddings(str(folder / "queries.parquet"), ["q"], docs_ND[:1])
     dataset = Dataset.open(str(folder))
-    docs = scan_table(dataset.corpus, Keep(len(ids), len(ids)), hash_ids(dataset.corpus.ids()))
-    return Reference.from_bytes(Reference.of(dataset, docs).to_bytes())
+    docs = scan_table(dataset.corpus, Keep(len(ids), len(ids)), dataset.ids[0].hash_M)
+    return Reference.from_bytes(Reference.of(len(ids), docs).to_bytes())
 
 
 def test_nothing_changed(tmp_path: Path) -> None:

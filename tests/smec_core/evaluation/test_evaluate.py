@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from smec_core.data.dataset import Dataset
+from smec_core.data.ids import TableIds
 from smec_core.data.judgements import Judgements
 from smec_core.data.parquet import write_embeddings
 from smec_core.data.seen import SeenDocuments
@@ -53,7 +54,10 @@ def stored(data: Generated, tmp_path_factory: pytest.TempPathFactory) -> Dataset
     for name, judged in (("train", data.train), ("test", data.test)):
         rows = zip(judged.query_row_Q, judged.doc_row_J, strict=True)
         write_qrels(folder, name, [(f"d{query}", f"d{doc}", 1) for query, doc in rows])
-    return Dataset.open(str(folder))
+    dataset = Dataset.open(str(folder))
+    # some tests make judgements of rows that no file names
+    docs, queries = (TableIds.read(table, table.ids().combine_chunks()) for table in dataset.tables)
+    return replace(dataset, ids=(docs, queries))
 
 
 def test_every_prefix_and_baseline_is_scored(data: Generated, stored: Dataset) -> None:
@@ -169,9 +173,9 @@ def test_seen_and_unseen_queries_are_told_apart(stored: Dataset) -> None:
     learnt = test.select(np.arange(len(test)) % 2 == 0)
     model = identity([DIM, 4])
     assert not {"seen", "unseen"} & evaluate(stored, model, "test").keys()
-    model.seen = SeenDocuments.of(learnt, stored.corpus.ids(), stored.queries.ids())
+    model.seen = SeenDocuments.of(learnt, *stored.ids)
     report = evaluate(stored, model, "test", baselines=True)
-    seen_Q = model.seen.seen_queries(test, stored.corpus.ids())
+    seen_Q = model.seen.seen_queries(test, stored.ids[0])
     value_Q = query_scores(stored, {"model": Sides.same(model.encode)}, [DIM, 4], test)["model"][4]
     for name, keep_Q in (("seen", seen_Q), ("unseen", ~seen_Q)):
         part = report[name]
@@ -192,7 +196,7 @@ def test_where_nearly_all_queries_are_seen_unseen_documents_are_searched_alone(s
     )
     dense = replace(stored, splits={**stored.splits, "test": both})
     model = identity([DIM, 4])
-    model.seen = SeenDocuments.of(test, stored.corpus.ids(), stored.queries.ids())
+    model.seen = SeenDocuments.of(test, *stored.ids)
     report = evaluate(dense, model, "test")
     assert report["unseen"] == {"queries": 0}
     is_new = ~model.seen.has(stored.corpus.ids().to_pylist())
