@@ -56,9 +56,7 @@ def main() -> None:
     connect(1)
     seeds = [int(seed) for seed in args.seeds.split(",")]
     judgements = dataset.splits["test"].with_positives()
-    found = train_and_score(
-        scan_data(dataset, base, whole=True).store(base), methods, base, seeds, judgements, {"cpu": 1}
-    )
+    found = train_and_score(scan_data(dataset, base).store(base), methods, base, seeds, judgements, {"cpu": 1})
     dims = list(base.dims)
     print(f"{args.data}: test nDCG@10, mean gain over the defaults, seeds {args.seeds}")
     print(f"{'':>18} {'mean over dims':>16} " + " ".join(f"{dim:>8}" for dim in dims) + f" {'seconds':>8}")

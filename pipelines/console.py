@@ -187,3 +187,25 @@ class Progress:
         elif time.monotonic() - self._printed > self.EVERY_SECONDS:
             say(text, **{name: record[name] for name in (*PLACE, "loss", "rows_per_s")})
             self._printed = time.monotonic()
+
+
+class RowProgress:
+    """Says every few seconds how far a job is, and how long it still takes."""
+
+    EVERY_SECONDS = 5.0
+
+    def __init__(self, verb: str, total: int) -> None:
+        self.verb = verb
+        self.total = total
+        self.rows = 0
+        self._started = self._said = time.perf_counter()
+
+    def add(self, rows: int) -> None:
+        """Counts rows, and says so when it is time."""
+        self.rows += rows
+        now = time.perf_counter()
+        if now - self._said >= self.EVERY_SECONDS and self.rows < self.total:
+            self._said = now
+            rate = self.rows / (now - self._started)
+            left = (self.total - self.rows) / max(rate, 1)
+            say(f"{self.verb} {self.rows:,} of {self.total:,} rows, {rate:,.0f} rows/s, {left:,.0f} s to go")

@@ -123,9 +123,9 @@ class TrainConfig(Settings):
     negatives: int = Field(128, ge=0)
     """Documents drawn at random per step, shared by all queries."""
     sample_rows: int | None = Field(None, ge=100)
-    """Most documents that negatives, the memory and dev are drawn from, those whose ids have the lowest hashes; judged
-    documents come on top, and second moments are those of the whole corpus. Default: as many as memory_budget has room
-    for, a million at most."""
+    """Most documents that negatives, the memory and dev are drawn from, and that a training without judgements learns
+    from: a sample by hashes of ids. Judged documents come on top, and the first second moments are those of the whole
+    corpus. Default: as many as memory_budget has room for, a million at most."""
     epochs: int | None = Field(None, ge=0)
     """Most epochs of a stage; default: as many as make 500 steps, and at least 2. In a chain that starts from a closed
     form the map of all dims may take four times as many where dev stops it, the first rotation a fifth, and later ones
@@ -250,7 +250,7 @@ SAMPLE_ROWS = "sample_rows"
 SET_BY_DATA = tuple(
     name for name, field in TrainConfig.model_fields.items() if field.default is None and name != SAMPLE_ROWS
 )
-"""Settings whose default depends on the data, beside sample_rows, whose default depends on the memory, too."""
+"""Settings whose default depends on the data, beside sample_rows, whose default goes by memory_budget, too."""
 
 PAPER_PRESET: dict[str, Any] = {
     "temperature": 1.0,

@@ -31,7 +31,17 @@ from smec_core.yaml_file import read_entries
 Space = dict[str, BaseDistribution]
 
 KINDS = ("uniform", "loguniform", "int", "logint", "choice")
-FIXED = ("dims", "seed", "guard", "guard_tolerance", "dev_fraction", "dev_queries", "dev_corpus", "refit")
+FIXED = (
+    "dims",
+    "seed",
+    "guard",
+    "guard_tolerance",
+    "dev_fraction",
+    "dev_queries",
+    "dev_corpus",
+    "refit",
+    "sample_rows",
+)
 """Settings that decide what is measured, and how: trials that differ in them cannot be compared."""
 
 

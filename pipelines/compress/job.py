@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from pipelines.compress.actor import QUARANTINE, CompressPiece, Job, Piece, cut, too_many_bad_rows
 from pipelines.compress.settings import CompressSettings
 from pipelines.compress.upgrade import check_stored, stored_type, vectors_of_version
-from pipelines.console import say, warn
-from pipelines.runtime.file_tasks import RowProgress, actor_pool, run_file_tasks
+from pipelines.console import RowProgress, say, warn
+from pipelines.runtime.file_tasks import actor_pool, run_file_tasks
 from pipelines.storage.manifest import StoredFile
 from pipelines.storage.publish import (
     CURRENT,

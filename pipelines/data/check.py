@@ -5,6 +5,7 @@ from typing import Any
 from rich.table import Table
 
 from pipelines.console import say, show, warn
+from pipelines.data.scan import read_all
 from pipelines.data.settings import CheckSettings
 from smec_core.data.dataset import Dataset
 from smec_core.data.grades import HEAVY_TAIL, shown
@@ -13,9 +14,7 @@ from smec_core.data.grades import HEAVY_TAIL, shown
 def run(settings: CheckSettings) -> dict[str, Any]:
     """Validates every row and prints a summary."""
     dataset = Dataset.open(settings.data, settings.max_unknown, columns=settings.columns)
-    for part in (dataset.corpus, dataset.queries):
-        for _ in part.blocks():
-            pass
+    read_all(dataset)
     dataset.train_judgements()
     summary = dataset.summary()
     table = Table(title=f"{summary['uri']}: {dataset.dim} dims, fingerprint {dataset.fingerprint}")

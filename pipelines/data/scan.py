@@ -9,12 +9,15 @@ from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as pds
 import pyarrow.parquet as pq
 
+from pipelines.console import RowProgress
 from pipelines.runtime.cluster import connect, unwrap
-from pipelines.runtime.file_tasks import RowProgress
 from smec_core.data.columns import ColumnNames
+from smec_core.data.dataset import Dataset
 from smec_core.data.parquet import Batch, Block, EmbeddingTable, ParquetPart
+from smec_core.data.parquet_files import READ_BUFFER_BYTES
 from smec_core.data.scan import Cut, Keep, Scanned, TableScan, cut_rows, scan_cut, scan_table
 
 ARRAYS = ("sum_D", "moment_DD", "x_KD")
@@ -22,46 +25,84 @@ SMALL_BYTES = 128 << 20
 """Vectors of so many bytes are read before Ray Data would have started."""
 
 
-def scan(table: EmbeddingTable, keep: Keep, hash_M: np.ndarray | None = None) -> Scanned:
+def is_small(table: EmbeddingTable) -> bool:
+    """Whether this process reads a table by itself."""
+    return 4 * table.rows * table.dim <= SMALL_BYTES
+
+
+def scan(table: EmbeddingTable, keep: Keep, hash_M: np.ndarray | None = None, cpus: float = 1) -> Scanned:
     """Reads every row of a table once.
 
     Args:
         table: the table.
         keep: which rows are kept.
         hash_M: hashes of all ids, in the order of the table; needed where all rows are kept.
+        cpus: that the job needs at once, should a cluster have to be started.
 
     Raises:
         RowError: a row that is no sound vector.
         SmecError: rows that cannot be read.
     """
-    if 4 * table.rows * table.dim <= SMALL_BYTES:
+    if is_small(table):
         return scan_table(table, keep, hash_M)
-    connect(1)
+    connect(cpus)
     found, progress = TableScan(keep, table.dim), RowProgress("read", table.rows)
     try:
         for cut in _cuts(table, keep):
             found.add(cut)
             progress.add(cut.rows)
     except Exception as error:
-        # one after another: what is wrong is then told by file and row
-        for _ in table.blocks():
-            pass
+        if not _is_loss(error):
+            # one after another: what is wrong is then told by file and row
+            for _ in table.blocks():
+                pass
         raise unwrap(error) from error
     return found.finish(hash_M)
+
+
+def read_all(dataset: Dataset) -> None:
+    """Reads every row of a dataset, which then has its fingerprint.
+
+    Raises:
+        InputError: a row is bad.
+        SmecError: rows that cannot be read.
+    """
+    checks = [scan(table, Keep(table.rows, 0)).check for table in dataset.tables]
+    dataset.__dict__["fingerprint"] = dataset.fingerprint_of(checks)
+
+
+def _is_loss(error: Exception) -> bool:
+    """Whether it is a worker or a node that is gone, and not the data that are wrong."""
+    from pipelines.runtime.file_tasks import WORKER_DIED
+
+    return isinstance(error, WORKER_DIED)
 
 
 def _cuts(table: EmbeddingTable, keep: Keep) -> Iterator[Cut]:
     """One execution of Ray Data over all files."""
     import ray.data
 
+    # Ray Data's newer reader does not verify checksums of pages
+    context = ray.data.DataContext.get_current()
+    before, context.use_datasource_v2 = context.use_datasource_v2, False
+    checked = pds.ParquetFragmentScanOptions(
+        use_buffered_stream=True, buffer_size=READ_BUFFER_BYTES, page_checksum_verification=True
+    )
     columns, rows = [table.names.id, table.names.embedding], cut_rows(table.dim)
     reduce = partial(reduce_batch, dim=table.dim, names=table.names, keep=keep)
     reads = [
-        ray.data.read_parquet(paths, filesystem=table.filesystem, partitioning=None, file_extensions=None)
+        ray.data.read_parquet(
+            paths,
+            filesystem=table.filesystem,
+            partitioning=None,
+            file_extensions=None,
+            fragment_scan_options=checked,
+        )
         .select_columns(columns)
         .map_batches(reduce, batch_size=rows, batch_format="pyarrow", zero_copy_batch=True)
         for paths in _of_one_type(table)
     ]
+    context.use_datasource_v2 = before
     dataset = reads[0].union(*reads[1:]) if reads[1:] else reads[0]
     for records in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         assert isinstance(records, pa.Table)

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.console import say, warn
+from pipelines.console import RowProgress, say, warn
 from pipelines.ingest.actor import EncodeShard, Job
 from pipelines.ingest.draft import JOB, DatasetDraft, digest_of
 from pipelines.ingest.encoder import Encoder
 from pipelines.ingest.readers import Place, Texts
 from pipelines.ingest.settings import IngestSettings
 from pipelines.ingest.text import Scan, Shard, find_texts, qrels_fingerprint, read_judgements, scan
-from pipelines.runtime.file_tasks import RowProgress, actor_pool, run_file_tasks
+from pipelines.runtime.file_tasks import actor_pool, run_file_tasks
 from pipelines.storage.files import new_file
 from pipelines.storage.lease import Lease
 from pipelines.storage.manifest import StoredFile, describe

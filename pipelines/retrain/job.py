@@ -115,7 +115,7 @@ class _Cycle:
     def scanned(self) -> ScannedData:
         """The rows to learn from, read when they are first needed."""
         say(f"{self.settings.name}, cycle {self.number}: reading {self.dataset.corpus.rows:,} documents")
-        return scan_data(self.learnt, self.settings.train.method(), self.settings.train.memory_budget)
+        return scan_data(self.learnt, self.settings.train.method(), self.settings.train)
 
     @cached_property
     def champion(self) -> _Champion | None:
@@ -126,8 +126,7 @@ class _Cycle:
     @property
     def fingerprint(self) -> str:
         """That of the data."""
-        # the scan knows it
-        assert self.scanned
+        self.scanned  # noqa: B018 it has the fingerprint
         return self.learnt.fingerprint
 
     @property

@@ -1,7 +1,6 @@
 """Jobs of one task per file on a pool of Ray Data actors: what compressing and encoding have in common."""
 
 import json
-import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -12,13 +11,12 @@ import ray.data
 from joblib import cpu_count
 from ray.util.annotations import RayDeprecationWarning
 
-from pipelines.console import say, warn
+from pipelines.console import warn
 from pipelines.runtime.cluster import connect, unwrap
 from pipelines.storage.files import first_line
 from pipelines.storage.manifest import StoredFile
 from smec_core.errors import InputError, SmecError
 
-PROGRESS_SECONDS = 5.0
 # a lost node takes with it what its workers have made
 WORKER_DIED = (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ray.exceptions.OutOfMemoryError)
 DEATHS_IN_A_ROW = 3
@@ -131,22 +129,3 @@ def actor_pool(tasks: int, workers: int | None, gpu: str, share_gpus: bool) -> t
     # Ray counts GPUs in steps of 1/10000
     sharers = -(-workers // found) if found else 1
     return workers, 10_000 // sharers / 10_000 if found else 0.0
-
-
-class RowProgress:
-    """Says every few seconds how far a job is."""
-
-    def __init__(self, verb: str, total: int) -> None:
-        self.verb = verb
-        self.total = total
-        self.rows = 0
-        self._started = self._said = time.perf_counter()
-
-    def add(self, rows: int) -> None:
-        """Counts rows, and says so when it is time."""
-        self.rows += rows
-        now = time.perf_counter()
-        if now - self._said >= PROGRESS_SECONDS and self.rows < self.total:
-            self._said = now
-            rate = self.rows / (now - self._started)
-            say(f"{self.verb} {self.rows:,} of {self.total:,} rows, {rate:,.0f} rows/s")

@@ -28,9 +28,9 @@ class ClusterSettings(Settings):
     """How often lost workers are replaced before the run fails. Nodes that the cluster takes away do not count."""
     resize_seconds: float = Field(60.0, ge=0)
     """With workers=MIN:MAX, how often to look whether there is room for more."""
-    memory_budget: float | None = Field(None, gt=0)
-    """GiB of each node's memory for the vectors that a training holds; default: two fifths of what Ray leaves to tasks.
-    What has no room is not in the sample (sample_rows)."""
+    memory_budget: float = Field(8.0, gt=0)
+    """GiB of each node's memory for the vectors that a training holds. Documents that have no room are not in the
+    sample (sample_rows)."""
     scratch: str | None = None
     """Folder on a local disk of every node, for what shared memory has no room for; default: the temporary folder."""
 

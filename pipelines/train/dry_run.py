@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from itertools import groupby, pairwise
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 from joblib import cpu_count
@@ -19,6 +18,7 @@ from pipelines.storage.run_folder import RunFolder
 from pipelines.train.checkpoints import has_checkpoint
 from pipelines.train.worker import KEPT_CHECKPOINTS
 from smec_core.config import TrainConfig
+from smec_core.data.scan import Scanned
 from smec_core.data.uri import public_uri
 from smec_core.distributed.resident import Node
 from smec_core.errors import InputError
@@ -28,7 +28,7 @@ from smec_core.training.plan import StagePlan, plan_training
 from smec_core.training.rehearsal import SampledRows, StageTime, rehearse
 from smec_core.training.warm import WarmStart
 
-SAMPLE_ROWS = 16_384
+FIRST_ROWS = 16_384
 
 
 def dry_run(
@@ -64,7 +64,7 @@ def dry_run(
         say(f"run {run_folder.name} is finished already in {public_uri(run_folder.uri)}; nothing will be trained")
         return {"run": run_folder.name, "finished": True}
     node = _node(settings)
-    docs, queries = (_first(table.x_KD, node) for table in (scanned.docs, scanned.queries))
+    docs, queries = (_first(table, node) for table in (scanned.docs, scanned.queries))
     data = TrainingData(docs, queries, *scanned.labels, node)
     plan = plan_training(data.shape(config), config, base, warm_start)
     before = torch.get_num_threads()
@@ -102,9 +102,9 @@ def _node(settings: ClusterSettings) -> Node:
     return Node(device=torch.device("cpu" if settings.gpu == "off" or gpus < workers else "cuda"))
 
 
-def _first(x_KD: np.ndarray, node: Node) -> SampledRows:
+def _first(table: Scanned, node: Node) -> SampledRows:
     """The first rows, which stand in for all."""
-    return SampledRows(torch.from_numpy(x_KD[:SAMPLE_ROWS]), len(x_KD), node)
+    return SampledRows(torch.from_numpy(table.x_KD[:FIRST_ROWS]), table.drawn or len(table.x_KD), node)
 
 
 def _as_json(stage: StageTime) -> dict[str, Any]:

@@ -25,7 +25,6 @@ from pipelines.train.checkpoints import remove_checkpoints
 from pipelines.train.driver import RayRun
 from pipelines.train.dry_run import dry_run
 from pipelines.train.settings import TrainingSettings, TrainSettings
-from smec_core.config import SAMPLE_ROWS
 from smec_core.data.dataset import Dataset
 from smec_core.data.seen import SeenDocuments, joined
 from smec_core.data.uri import public_uri
@@ -120,7 +119,7 @@ class Training:
         self.warm_start = None if self._champion is None else WarmStart.of(self._champion, str(settings.warm_start))
         labelled = self.dataset.train_judgements() is not None
         plan_training(TrainingShape(dim, labelled), self._config, self.base_stages, self.warm_start)
-        self.scanned = read[1] if read else scan_data(self.dataset, self._config, settings.memory_budget)
+        self.scanned = read[1] if read else scan_data(self.dataset, self._config, settings)
         self.identity: dict[str, Any] = {
             "train": self._config.model_dump(mode="json"),
             "data": self.dataset.fingerprint,
@@ -134,9 +133,7 @@ class Training:
             }
         if settings.hold_out:
             self.identity["hold_out"] = settings.hold_out
-        if not self.scanned.is_whole:
-            # what a node has room for is not the same everywhere
-            self.identity[SAMPLE_ROWS] = self.scanned.drawn
+        self.identity |= self.scanned.identity
         self.name = settings.name or f"{series}-{digest(self.identity)}"
 
     @property
@@ -275,7 +272,7 @@ class Training:
 
     def _seen(self) -> SeenDocuments | None:
         """What the model has learnt from; None where one that it builds on does not know its own."""
-        train, dev = self.dataset.training_split(self._config)
+        train, dev = self.scanned.learnt
         if train is not None and dev is not None and (self._config.refit or self.warm_start is not None):
             train = train.merge(dev)
         own = SeenDocuments.of(train, *self.dataset.ids)

@@ -137,6 +137,8 @@ def train_and_score(
     Raises:
         SmecError: a training failed.
     """
+    # judgements are by rows of the tables
+    assert source.is_whole
     cpus, gpus, memory = (resources.get(name, 0) for name in ("cpu", "gpu", "memory"))
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, memory=memory)(_train_and_score)
     device = "cuda" if gpus else "cpu"

@@ -255,5 +255,9 @@ def _load(task: WorkerTask, group: Group) -> TrainingData:
     # not Ray's local rank: it counts by address, which several nodes can share
     nodes = group.gather_objects(here)
     rank, ranks = nodes[: group.rank].count(here), nodes.count(here)
+    # they take of shared memory what the blocks then cannot have
+    held = task.source.pull()
     folder = folder_for(task.source.block_bytes, ranks, task.local_folder())
-    return task.source.fetch(Node(group, here, rank, ranks, folder, ray.train.torch.get_device()))
+    data = task.source.fetch(Node(group, here, rank, ranks, folder, ray.train.torch.get_device()))
+    del held
+    return data

@@ -65,13 +65,13 @@ def run(settings: TuneSettings) -> dict[str, Any]:
     if not os.access(out, os.W_OK | os.X_OK):
         raise InputError(f"out: {out} may not be written to; name another folder")
     # the best are compared on test among all documents
-    scanned = scan_data(dataset, config, settings.memory_budget, whole=bool(settings.confirm))
+    scanned = scan_data(dataset, config, None if settings.confirm else settings.cluster())
     identity = {
         "tune": config.model_dump(mode="json"),
         "space": describe(space),
         "objective": objective.model_dump(mode="json"),
         "data": dataset.fingerprint,
-    }
+    } | scanned.identity
     name = settings.name or f"study-{digest(identity)}"
     study = RunFolder(settings.storage or str(out.absolute() / ".smec-study"), name)
     study.create()

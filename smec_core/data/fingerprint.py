@@ -29,9 +29,10 @@ def _mix(number_N: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def lots_of(hash_N: np.ndarray, seed: int) -> np.ndarray:
-    """The lots (N) that rows of such hashes draw: those with the lowest ones are the sample."""
-    return _mix(hash_N + _mix(np.full(1, seed + 1, np.uint64)))
+def keys_of(hash_N: np.ndarray) -> np.ndarray:
+    """Random keys (N) of rows with such hashes: those with the lowest keys are the sample."""
+    # not the hashes themselves, by which much else may be chosen
+    return _mix(hash_N + np.uint64(1))
 
 
 def row_hashes(hash_N: np.ndarray, vectors_ND: np.ndarray) -> np.ndarray:

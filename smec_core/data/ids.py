@@ -49,15 +49,18 @@ class TableIds(NamedTuple):
         Raises:
             InputError: a null, or an id that is there twice.
         """
-        digest = hashlib.sha256()
+        digest, wanted_hashes = hashlib.sha256(), np.unique(hash_ids(wanted_W))
         rows, found, held = [np.empty(0, np.int64)], [pa.array([], pa.string())], list[np.ndarray]()
         with _Ranges() as ranges:
             for first, ids in table.id_chunks():
                 hash_N = hash_ids(ids)
                 digest.update(hash_N.tobytes())
-                is_wanted = pc.is_in(ids, value_set=wanted_W)
-                rows.append(first + np.flatnonzero(is_wanted.to_numpy(zero_copy_only=False)))
-                found.append(ids.filter(is_wanted))
+                # by hash first: to look up strings, all that are wanted would be hashed for every chunk
+                maybe = np.flatnonzero(_are_in(hash_N, wanted_hashes))
+                some = ids.take(pa.array(maybe))
+                is_wanted = pc.is_in(some, value_set=wanted_W) if len(maybe) else pa.array([], pa.bool_())
+                rows.append(first + maybe[is_wanted.to_numpy(zero_copy_only=False)])
+                found.append(some.filter(is_wanted))
                 if table.rows <= MOST_HELD:
                     held.append(hash_N)
                 else:
@@ -111,6 +114,15 @@ class _Ranges:
             file.seek(0)
             found.append(_repeated(np.frombuffer(file.read(), np.uint64)))
         return np.concatenate(found)
+
+
+def _are_in(hash_N: np.ndarray, sorted_S: np.ndarray) -> np.ndarray:
+    """Whether each hash is one of some, which are ascending."""
+    if not len(sorted_S):
+        return np.zeros(len(hash_N), bool)
+    place_N = np.searchsorted(sorted_S, hash_N).clip(max=len(sorted_S) - 1)
+    are_in: np.ndarray = sorted_S[place_N] == hash_N
+    return are_in
 
 
 def _repeated(hash_N: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """One pass over a table: every row is checked, and what a training needs of them all is summed up or kept.
 
-A table is read in cuts, which may be any and come in any order: all sums are of whole numbers, so the result is the
+A table is read in cuts of any size and in any order: all sums are of whole numbers, so the result is the
 same, bit for bit.
 
 Shapes: N rows of a cut, K rows that are kept, M rows of the table, D dims.
@@ -13,24 +13,23 @@ import numpy as np
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
-from smec_core.data.fingerprint import hash_ids, lots_of, row_hashes
+from smec_core.data.fingerprint import hash_ids, keys_of, row_hashes
 from smec_core.data.parquet import EmbeddingTable, unit_rows
 from smec_core.errors import SmecError
 
 CUT_ROWS = 8192
 GRID = 2.0**18
-"""Unit vectors are rounded to multiples of 1 / GRID for their moment: an error of 2e-6 of a number that, over the rows,
-averages out."""
-MOST_CUT_ROWS = 1 << 17
-"""Rows whose products of such numbers float64 adds up without rounding."""
-LOTS = 2.0**64
+"""Unit vectors are rounded to multiples of 1 / GRID for their sums: by 2e-6 a number at most, which averages out."""
+PIECE_ROWS = 4096
+"""Rows to multiply at a time; over 2^17, the sums are exact in float64."""
+KEYS = 2.0**64
 _MARGIN = 6.0
 _LOW_BITS = 32
 
 
 def cut_rows(dim: int) -> int:
-    """Rows to read at a time: their D x D sum takes a quarter of what their vectors take, or less."""
-    return min(max(CUT_ROWS, 8 * dim), MOST_CUT_ROWS)
+    """Rows to read at a time: their D x D sum takes half of what their vectors take, or less."""
+    return max(CUT_ROWS, 4 * dim)
 
 
 @dataclass(frozen=True)
@@ -41,13 +40,11 @@ class Keep:
         rows: M.
         sample: how many the sample has at most.
         hashes: ascending hashes of the ids that are kept as well.
-        seed: of the sample.
     """
 
     rows: int
     sample: int
     hashes: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
-    seed: int = 0
 
     @property
     def is_whole(self) -> bool:
@@ -59,7 +56,7 @@ class Keep:
         if self.is_whole:
             return np.arange(len(hash_N))
         share = (self.sample + _MARGIN * (self.sample**0.5 + _MARGIN)) / self.rows
-        kept_N = lots_of(hash_N, self.seed) < min(share, 1.0) * LOTS
+        kept_N = keys_of(hash_N) < min(share, 1.0) * KEYS
         if len(self.hashes):
             kept_N |= self.hashes[np.searchsorted(self.hashes, hash_N).clip(max=len(self.hashes) - 1)] == hash_N
         return np.flatnonzero(kept_N)
@@ -86,7 +83,7 @@ class Cut(NamedTuple):
 
 
 def scan_cut(ids: pa.Array, vectors_ND: np.ndarray, keep: Keep) -> Cut:
-    """Reduces a cut of at most MOST_CUT_ROWS rows.
+    """Reduces a cut.
 
     Args:
         ids: checked ids (N).
@@ -95,12 +92,15 @@ def scan_cut(ids: pa.Array, vectors_ND: np.ndarray, keep: Keep) -> Cut:
     """
     hash_N = hash_ids(ids)
     check = int(row_hashes(hash_N, vectors_ND).sum(dtype=np.uint64))
-    x_ND = unit_rows(vectors_ND)
-    whole_ND = np.rint(x_ND.astype(np.float64) * GRID)
+    x_ND, dim = unit_rows(vectors_ND), vectors_ND.shape[1]
+    sum_D, moment_DD = np.zeros(dim, np.int64), np.zeros((dim, dim), np.int64)
+    for low in range(0, len(x_ND), PIECE_ROWS):
+        whole_PD = np.rint(x_ND[low : low + PIECE_ROWS].astype(np.float64) * GRID)
+        sum_D += whole_PD.sum(0).astype(np.int64)
+        moment_DD += (whole_PD.T @ whole_PD).astype(np.int64)
     place_K = keep.of(hash_N)
     x_KD = x_ND if len(place_K) == len(x_ND) else x_ND[place_K]
-    sum_D, moment_DD = whole_ND.sum(0).astype(np.int64), (whole_ND.T @ whole_ND).astype(np.int64)
-    return Cut(len(x_ND), check, sum_D, moment_DD, ids.take(pa.array(place_K)), x_KD)
+    return Cut(len(x_ND), check, sum_D, moment_DD, ids.take(pa.array(place_K)).cast(pa.large_string()), x_KD)
 
 
 @dataclass(frozen=True)
@@ -163,10 +163,11 @@ class TableScan:
             assert hash_M is not None
             by_hash_M = np.argsort(hash_M)
             order_A = by_hash_M[np.searchsorted(hash_M, hash_A, sorter=by_hash_M).clip(max=len(hash_M) - 1)]
-            if len(hash_A) != len(hash_M) or not (hash_M[order_A] == hash_A).all():
+            is_same = len(hash_A) == len(hash_M) and bool((hash_M[order_A] == hash_A).all())
+            if not is_same or len(np.unique(order_A)) != len(order_A):
                 raise SmecError("a table was changed while it was read; run again")
         else:
-            is_sample_A[np.lexsort((hash_A, lots_of(hash_A, keep.seed)))[keep.sample :]] = False
+            is_sample_A[np.lexsort((hash_A, keys_of(hash_A)))[keep.sample :]] = False
         if self._rows != keep.rows:
             raise SmecError(f"{self._rows} rows were read of a table of {keep.rows}, which was changed; run again")
         kept = np.flatnonzero(is_sample_A | np.isin(hash_A, keep.hashes))

@@ -65,6 +65,7 @@ class PassContext:
         is_pooled: whether outputs that start in order of importance are ordered by documents and train queries alike;
             else by documents.
         closed_DD: the closed form that a stage of all dims starts from; None where none does.
+        docs_DD: mean of x x^T over all documents of the corpus; None where `x_docs` are all.
         teacher: documents as the teacher of the stage in training has them, for unsupervised=listwise.
         step: steps taken in the run so far.
         rows: queries and documents that those steps were made of.
@@ -82,6 +83,7 @@ class PassContext:
     is_pooled: bool = False
     closed_DD: Tensor | None = None
     references: References = field(default_factory=References)
+    docs_DD: Tensor | None = None
     teacher: Rows | None = None
     step: int = 0
     rows: int = 0
@@ -148,6 +150,7 @@ def pass_context(
         sampler=sampler,
         dev=dev,
         labelled=data.train is not None,
+        docs_DD=data.docs_DD,
         step=step,
         rows=rows,
     )

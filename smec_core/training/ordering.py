@@ -42,7 +42,8 @@ class Orders:
             cuts: ascending; PCA rotates dims between two of them among themselves only.
         """
         self._context, self._cuts, self._dim = context, cuts, y_docs.dim
-        self._sums = MomentSums(y_docs, y_queries, context.group)
+        is_first = y_docs is context.x_docs
+        self._sums = MomentSums(y_docs, y_queries, context.group, context.docs_DD if is_first else None)
 
     def rotation(self, order: ClosedForm) -> Tensor:
         """The rotation (I, I) whose prefixes span what those of a closed form of the block span. Collective."""

@@ -1,5 +1,6 @@
 """The scan by Ray Data: the bits of the scan in one process, and errors that name the row."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from smec_core.data.columns import ColumnNames
 from smec_core.data.fingerprint import hash_ids
 from smec_core.data.parquet import EmbeddingTable, embedding_column
 from smec_core.data.scan import Keep, scan_table
-from smec_core.errors import RowError
+from smec_core.errors import SmecError
 
 pytestmark = pytest.mark.ray
 
@@ -53,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
 def test_the_cluster_gives_the_bits_of_one_process(ray_cluster: None, folder: Path, sample: int) -> None:
     table = EmbeddingTable.open(str(folder), names=NAMES)
     hash_M = hash_ids(table.ids())
-    keep = Keep(table.rows, sample, np.sort(hash_M[5::3000]), seed=3)
+    keep = Keep(table.rows, sample, np.sort(hash_M[5::3000]))
     assert keep.is_whole == (sample > table.rows)
     whole, found = scan_table(table, keep, hash_M), scan(table, keep, hash_M)
     assert (found.check, found.drawn) == (whole.check, whole.drawn) == (whole.check, min(sample, table.rows))
@@ -62,23 +63,41 @@ def test_the_cluster_gives_the_bits_of_one_process(ray_cluster: None, folder: Pa
         np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
 
 
-def bad_number(table: pa.Table) -> pa.Table:
+def bad_number(path: Path) -> None:
+    table = pq.read_table(path, partitioning=None)
     x_ND = np.stack(table["vector"].to_numpy())
     x_ND[4321, 2] = np.nan
-    return table.set_column(2, "vector", embedding_column(x_ND))
+    pq.write_table(table.set_column(2, "vector", embedding_column(x_ND)), path, row_group_size=700)
 
 
-def null(table: pa.Table) -> pa.Table:
+def null(path: Path) -> None:
+    table = pq.read_table(path, partitioning=None)
     rows = table["vector"].to_pylist()
     rows[4321] = None
-    return table.set_column(2, "vector", pa.array(rows, table["vector"].type))
+    pq.write_table(table.set_column(2, "vector", pa.array(rows, table["vector"].type)), path, row_group_size=700)
 
 
-@pytest.mark.parametrize("damage", [bad_number, null])
-def test_a_bad_row_is_told_by_file_and_row(ray_cluster: None, folder: Path, damage: object) -> None:
-    path = folder / "a.parquet"
+def flipped_bit(path: Path) -> None:
+    table = pq.read_table(path, partitioning=None)
+    options = {"row_group_size": 4300, "compression": "none", "use_dictionary": False}
+    pq.write_table(table, path, write_page_checksum=True, **options)
+    content, number = bytearray(path.read_bytes()), np.float32(table["vector"][5000].as_py()[3]).tobytes()
+    content[content.index(number)] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (bad_number, r"a\.parquet: row 4321, column vector: holds NaN"),
+        (null, r"a\.parquet: row 4321, column vector: is null"),
+        (flipped_bit, r"a\.parquet: rows from \d+ on cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_told_by_file_and_row(
+    ray_cluster: None, folder: Path, damage: Callable[[Path], None], told: str
+) -> None:
+    damage(folder / "a.parquet")
     table = EmbeddingTable.open(str(folder), names=NAMES)
-    assert callable(damage)
-    pq.write_table(damage(pq.read_table(path, partitioning=None)), path, row_group_size=700)
-    with pytest.raises(RowError, match=r"a\.parquet: row 4321, column vector: "):
+    with pytest.raises(SmecError, match=told):
         scan(table, Keep(table.rows, 100))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smec_core.data.fingerprint import check_of, hash_ids, lots_of
+from smec_core.data.fingerprint import check_of, hash_ids, keys_of
 from smec_core.data.parquet import EmbeddingTable, unit_rows, write_embeddings
 from smec_core.data.scan import Keep, Scanned, TableScan, scan_cut, scan_table
 from smec_core.errors import SmecError
@@ -35,7 +35,7 @@ def rows_of(found: Scanned) -> list[int]:
 @settings(deadline=None, derandomize=True)
 @given(st.data(), st.sampled_from([0, 1, 40, ROWS - 1, ROWS, 10 * ROWS]), st.sets(st.integers(0, ROWS - 1), max_size=9))
 def test_any_cuts_in_any_order_give_the_same_bits(data: st.DataObject, sample: int, judged: set[int]) -> None:
-    keep = Keep(ROWS, sample, np.sort(HASH_N[sorted(judged)]), seed=7)
+    keep = Keep(ROWS, sample, np.sort(HASH_N[sorted(judged)]))
     edges = sorted(data.draw(st.sets(st.integers(1, ROWS - 1), max_size=6)))
     order = data.draw(st.permutations(range(len(edges) + 1)))
     whole, found = scan(keep, [], [0]), scan(keep, edges, order)
@@ -47,18 +47,17 @@ def test_any_cuts_in_any_order_give_the_same_bits(data: st.DataObject, sample: i
     np.testing.assert_array_equal(found.x_KD, unit_ND[row_K])
     np.testing.assert_allclose(found.moment_DD, unit_ND.T.astype(float) @ unit_ND / ROWS, atol=1e-6)
     np.testing.assert_allclose(found.mean_D, unit_ND.mean(0), atol=1e-6)
-    lowest = np.argsort(lots_of(HASH_N, 7))[:sample]
+    lowest = np.argsort(keys_of(HASH_N))[:sample]
     assert sorted(row_K[: found.drawn]) == sorted(lowest.tolist())
     assert sorted(row_K[found.drawn :]) == sorted(judged - set(lowest.tolist()))
     if sample >= ROWS:
         assert row_K == list(range(ROWS))
 
 
-def test_another_seed_is_another_sample_of_any_corner() -> None:
-    samples = [rows_of(scan(Keep(ROWS, 100, seed=seed), [], [0])) for seed in range(20)]
-    shares = np.bincount(np.concatenate(samples), minlength=ROWS) / len(samples)
-    assert len({tuple(rows) for rows in samples}) == len(samples)
-    assert 0.25 < shares[:50].mean() < 0.42 and 0.25 < shares[-50:].mean() < 0.42
+def test_a_sample_is_of_any_corner_and_grows_with_its_size() -> None:
+    small, large = (set(rows_of(scan(Keep(ROWS, size), [], [0]))) for size in (100, 200))
+    assert small < large
+    assert 20 < sum(row < 100 for row in small) < 47 and 20 < sum(row >= 200 for row in small) < 47
 
 
 @pytest.mark.parametrize("dim", [DIM - 1, DIM])
@@ -80,6 +79,10 @@ def test_rows_that_are_not_those_of_the_ids_are_refused(tmp_path: Path) -> None:
     assert scan_table(table, keep, HASH_N).drawn == ROWS
     with pytest.raises(SmecError, match="changed while it was read"):
         scan_table(table, keep, HASH_N[::-1][1:])
+    twice = HASH_N.copy()
+    twice[3] = twice[4]
+    with pytest.raises(SmecError, match="changed while it was read"):
+        scan_table(table, keep, twice)
     with pytest.raises(SmecError, match="changed while it was read"):
         scan_table(table, keep, hash_ids(pa.array([f"other {row}" for row in range(ROWS)])))
     with pytest.raises(SmecError, match="300 rows were read of a table of 299"):
