@@ -1,1 +1,1 @@
-"""Data of a job: streams of vectors into workers, the check of a dataset, and the sample."""
+"""Data of a job: the one pass over a dataset, what a training takes of it, its check, and the sample dataset."""

@@ -159,7 +159,7 @@ class RayRun:
         )
         return lean_trainer(
             train_on_worker,
-            # the workers read by themselves; a cluster of this process's own ends with it, placement groups and all
+            # the rows are in the object store; a cluster of this process's own ends with it, placement groups and all
             needless={"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if is_own() else set()),
             train_loop_config={"task": task},
             # resident rows and their reductions stay on the CPU, gradients on the GPU

@@ -1,4 +1,4 @@
-"""`smec train`: streams a dataset into Ray Train workers, trains the chain there, evaluates and stores the model."""
+"""`smec train`: scans a dataset, trains the chain in Ray Train workers, evaluates and stores the model."""
 
 import platform
 import shutil

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +21,7 @@ class Neighbours(NamedTuple):
     """The nearest memory items of a step's anchors, in ascending order of `row_AK`.
 
     Attributes:
-        row_AK: global row of each neighbour.
+        row_AK: row of each neighbour.
         target_AK: cosine of anchor and neighbour by their frozen embeddings.
         live_AK: whether there is a neighbour; false where the memory held fewer than K.
     """
@@ -34,12 +33,12 @@ class Neighbours(NamedTuple):
 
 @dataclass(frozen=True)
 class MemoryShard:
-    """What a checkpoint keeps of one rank's share of the memory; embeddings are read again from the resident rows.
+    """What a checkpoint keeps of one rank's share of the memory; embeddings are read again from the documents.
 
     Attributes:
         pushed: documents pushed so far on all ranks: the next sequence number.
         seq_E: sequence numbers of this rank's live entries, ascending.
-        row_E: their global rows.
+        row_E: their rows.
     """
 
     pushed: int
@@ -57,7 +56,7 @@ class CrossBatchMemory:
     Attributes:
         slots: M.
         pushed: how many documents were ever pushed: the next sequence number.
-        row_M: global row of the document in slot (s mod M), -1 where empty.
+        row_M: row of the document in slot (s mod M), -1 where empty.
         x_LD: frozen unit embeddings of this rank's entries, at (s div R) mod L.
     """
 
@@ -92,7 +91,7 @@ class CrossBatchMemory:
 
         Args:
             x_AD: frozen unit embeddings of the anchors.
-            row_A: global row of an anchor that is a document, -1 for a query. An item is never its own neighbour.
+            row_A: row of an anchor that is a document, -1 for a query. An item is never its own neighbour.
             top_k: K.
         """
         seq_L, row_L = self._own_entries()
@@ -112,7 +111,7 @@ class CrossBatchMemory:
         return Neighbours(row_AK, target_AK.gather(1, order_AK), live_AK.gather(1, order_AK))
 
     def _own_entries(self) -> tuple[Tensor, Tensor]:
-        """Sequence number and global row of this rank's slots that were ever filled; row -1 where the entry is dead."""
+        """Sequence number and row of this rank's slots that were ever filled; row -1 where the entry is dead."""
         rank, size, slots = self._group.rank, self._group.size, len(self.x_LD)
         newest = (self.pushed - 1 - rank) // size
         place_L = torch.arange(min(newest + 1, slots), device=self.row_M.device)
@@ -132,10 +131,6 @@ class CrossBatchMemory:
     def fill(self) -> Tensor:
         """Share of the slots that hold a document, on the device: reading it waits for that."""
         return (self.row_M >= 0).float().mean()
-
-    def rows(self) -> np.ndarray:
-        """Global rows of all live entries."""
-        return self.row_M[self.row_M >= 0].cpu().numpy()
 
     def shard(self) -> MemoryShard:
         """This rank's entries, for a checkpoint."""
