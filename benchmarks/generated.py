@@ -1,8 +1,14 @@
 """Data and models to measure with, where none are given.
 
+    python -m benchmarks.generated FOLDER
+
+writes a dataset with dense judgements: each query has a dozen relevant documents, each document several queries, so
+that nearly all test queries are seen.
+
 Shapes: N rows of a piece, R rank, D dims.
 """
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -127,3 +133,43 @@ def _write_piece(
     x_ND += meaning_NR @ basis_RD
     ids = pa.array([f"{prefix}{row}" for row in range(start, start + len(x_ND))])
     writer.write_table(pa.table([ids, embedding_column(x_ND)], schema=writer.schema))
+
+
+def write_dense(
+    folder: Path, rows: int = 4000, queries: int = 900, tested: int = 300, dim: int = 256, relevant: int = 12
+) -> None:
+    """Writes a dataset with dense judgements.
+
+    Documents have a meaning in 48 dims and noise. Queries are made like them, and the documents that are nearest in the
+    first half of the meaning are relevant, so that neither the noise nor the other half should count.
+
+    Args:
+        folder: where to; holds no corpus yet.
+        rows: documents.
+        queries: queries.
+        tested: queries of the test split; the others are to learn from.
+        dim: D.
+        relevant: documents that are relevant to a query.
+    """
+    rng, rank = np.random.default_rng(0), 48
+    basis_RD = rng.standard_normal((rank, dim), dtype=np.float32)
+    meanings = [rng.standard_normal((count, rank), dtype=np.float32) for count in (rows, queries)]
+    (folder / "qrels").mkdir(parents=True)
+    for name, prefix, meaning_NR in zip(("corpus", "queries"), "dq", meanings, strict=True):
+        with _writer(folder / f"{name}.parquet", dim) as writer:
+            _write_piece(writer, prefix, 0, meaning_NR, basis_RD, rng)
+    shared = [
+        part_NR[:, : rank // 2] / np.linalg.norm(part_NR[:, : rank // 2], axis=1)[:, None] for part_NR in meanings
+    ]
+    nearest_QK = np.argsort(-(shared[1] @ shared[0].T), axis=1)[:, :relevant]
+    for split, chosen in (("train", range(tested, queries)), ("test", range(tested))):
+        pairs = [(f"q{query}", f"d{doc}") for query in chosen for doc in nearest_QK[query]]
+        query_id, doc_id = zip(*pairs, strict=True)
+        judged = pa.table({"query_id": query_id, "doc_id": doc_id, "score": np.ones(len(pairs), np.int32)})
+        pq.write_table(judged, folder / f"qrels/{split}.parquet")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    write_dense(parser.parse_args().folder)

@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 import smec_core
 from pipelines.compress import job as compress
 from pipelines.compress.settings import CompressSettings
+from pipelines.data import scan
 from pipelines.evaluate import job as evaluate
 from pipelines.evaluate.settings import EvaluateSettings
 from pipelines.report import job as report
@@ -94,6 +95,29 @@ def test_one_and_two_workers_learn_the_same(model_folder: Path, dataset: Path, t
     first = [(a["loss"], b["loss"]) for a, b in zip(one, two, strict=True) if "loss" in a][:20]
     for alone, together in first:
         assert alone == pytest.approx(together, abs=1e-4)
+
+
+def test_a_training_on_a_sample_is_one_of_the_whole_data_in_all_else(
+    dataset: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = _settings(dataset, tmp_path / "here", sample_rows=100, name="sampled")
+    here = train.run(settings)
+    model, whole = smec_core.load(tmp_path / "here"), smec_core.load(model_folder)
+    assert (model.config["used"]["sample_rows"], whole.config["used"]["sample_rows"]) == (100, 400)
+    assert model.fingerprint != whole.fingerprint
+    # learnt from the same judgements, and scored by a search of the whole corpus beside the same PCA
+    assert model.seen is not None and whole.seen is not None
+    assert np.array_equal(model.seen.hash_S, whole.seen.hash_S)
+    for name, value in here["evaluation"]["baselines"]["pca"].items():
+        assert value == pytest.approx(whole.metrics["evaluation"]["baselines"]["pca"][name], abs=1e-3)
+    assert here["evaluation"]["ndcg@10"]["32"] > 0.9 * whole.metrics["evaluation"]["ndcg@10"]["32"]
+    # the cluster reads what this process did
+    monkeypatch.setattr(scan, "SMALL_BYTES", 0)
+    elsewhere = settings.model_copy(update={"out": str(tmp_path / "there"), "name": "sampled-there"})
+    train.run(elsewhere)
+    assert smec_core.load(tmp_path / "there").fingerprint == model.fingerprint
+    with pytest.raises(InputError, match="other settings or data; choose another --name"):
+        train.run(settings.model_copy(update={"sample_rows": 120}))
 
 
 def _history(folder: Path) -> list[str]:
