@@ -40,8 +40,9 @@ class ClosedStart:
 
     Attributes:
         chosen: the form by the names of its fields, and as `recurring` and `new` the mean nDCG@10 that it has reached
-            on the folds; `orders` are the forms that put what each prefix holds in order; `kept` is `closed` or `pca`
-            where no training was better. Empty before the choice. What a checkpoint has kept may be put here.
+            on the folds; `start` is `identity` where the stage of all dims is better from the vectors as they are;
+            `orders` are the forms that put what each prefix holds in order; `kept` is `closed` or `pca` where no
+            training was better. Empty before the choice. What a checkpoint has kept may be put here.
     """
 
     def __init__(
@@ -88,6 +89,8 @@ class ClosedStart:
             self._choose(data.train if data.dev is None else data.train.merge(data.dev))
         if self.chosen.get("kept") == "pca":
             return context.group.from_first_(block_rotation(self.docs_DD)), False
+        if self.starts_plain:
+            return torch.eye(data.docs.dim), False
         form = ClosedForm(**{name: self.chosen[name] for name in ClosedForm._fields})
         moments = self._sums.of(context.judgements)
         matrix_DD = context.group.from_first_(scaled(form.matrix(moments)))
@@ -95,6 +98,11 @@ class ClosedStart:
         matrix_DD, orders = put_in_order(context, matrix_DD, self._dims, orders)
         self.chosen["orders"] = [order._asdict() for order in orders]
         return context.group.from_first_(matrix_DD), form.moment == "pooled"
+
+    @property
+    def starts_plain(self) -> bool:
+        """Whether the stage of all dims starts from the vectors as they are, which has proved better."""
+        return self.chosen.get("start") == "identity" and "kept" not in self.chosen
 
     def _choose(self, judgements: Judgements) -> None:
         config = self._config

@@ -21,6 +21,8 @@ from smec_core.training.schedule import Rhythm, TrainingShape, chain_dims, prefi
 from smec_core.training.warm import WarmStart, warm_epochs
 
 Start = Literal["closed", "ordered", "pca", "identity", "random"]
+CLOSED_TIMES = 4
+"""Full stages that a map of all dims may take from a closed form, where dev stops it."""
 Prefixes = tuple[tuple[int, float], ...]
 """Dims of each prefix, and the weight of its loss; none twice."""
 
@@ -237,7 +239,7 @@ def _rhythm(shape: TrainingShape, config: TrainConfig, d_in: int, dim: int) -> R
     """How long a stage takes in a chain that starts from a closed form."""
     if d_in == dim:
         # few judgements are soon learnt, as dev tells; many are worth many steps
-        return Rhythm.of(shape, config, times=4 if config.guard else 1, waits=1)
+        return Rhythm.of(shape, config, times=CLOSED_TIMES if config.guard else 1, waits=1)
     # there is less to learn; the steps of the first rotation cost most
     return Rhythm.of(shape, config, times=0.2 if d_in == shape.input_dim else 0.4)
 

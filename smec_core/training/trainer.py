@@ -8,6 +8,7 @@ Shapes: D input dims.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ from smec_core.training.guard import References
 from smec_core.training.ordering import Orders
 from smec_core.training.plan import StagePlan, plan_training
 from smec_core.training.schedule import TrainingShape, chain_dims, prefix_dims
+from smec_core.training.second_start import from_better_start
 from smec_core.training.stage import Callback, StageTraining, teacher_at_start
 from smec_core.training.tracker import Tracker
 from smec_core.training.trained import StageOutcome, Trained
@@ -210,7 +212,13 @@ class _Training:
             if number == len(outcomes):
                 if is_taught and number == 0 and not self.base and planned.alpha:
                     context.teacher = teacher_at_start(context, planned, y_docs)
-                outcomes.append(self._train_stage(context, replace(planned, floors=floors), y_docs, y_queries))
+                train_stage = partial(self._train_stage, context, y_docs=y_docs, y_queries=y_queries)
+                planned = replace(planned, floors=floors)
+                outcomes.append(
+                    from_better_start(context, planned, self.closed, self.passes, train_stage, self.hooks.say)
+                    if planned.is_closed
+                    else train_stage(planned)
+                )
                 self.steps, self.rows = context.step, context.rows
                 self._report(pass_name, number, len(plan), outcomes[-1])
             outcome = outcomes[number]

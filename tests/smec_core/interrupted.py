@@ -13,6 +13,7 @@ from smec_core.config import TrainConfig
 from smec_core.distributed.group import Group
 from smec_core.distributed.resident import Node
 from smec_core.model.adapter import FrozenStage, Stage
+from smec_core.training import second_start
 from smec_core.training.checkpoint import Checkpoint
 from smec_core.training.context import TrainingData
 from smec_core.training.tracker import Record
@@ -62,6 +63,8 @@ class Case:
         judged: whether it has judgements.
         has_base: whether it goes on from trained stages.
         has_champion: whether it starts at the weights of a champion.
+        much_gain: by how much a stage of all dims must gain on the closed form to be trained from another start, too;
+            None for the usual.
         mapped: folder where its rows are mapped; None for memory.
     """
 
@@ -69,6 +72,7 @@ class Case:
     judged: bool = True
     has_base: bool = False
     has_champion: bool = False
+    much_gain: float | None = None
     mapped: str | None = None
 
     @property
@@ -156,6 +160,8 @@ def run_case(group: Group, case: Case, root: str, resume: int | None = None, int
         resume: number of the checkpoint to go on from.
         interrupt: end after the first checkpoint that this process writes.
     """
+    if case.much_gain is not None:
+        second_start.MUCH_GAIN = case.much_gain
     torch.manual_seed(torch.seed())  # no process starts with the random numbers of another
     records = Records()
     resumed = None if resume is None else Checkpoint.read(Path(root) / str(resume))

@@ -37,6 +37,7 @@ CASES = {
     "defaults": Case(dict(dims=(4, 2), alpha=None)),
     # too small steps to gain anything
     "start_is_kept": Case(dict(dims=(DIM,), lr=1e-12)),
+    "another_start": Case(much_gain=-1.0),
     "pca": Case(PCA),
     "stops_early": Case(PCA | dict(epochs=8, patience=1, refit=False, lr=0.2)),
     "residual_mlp": Case(dict(projection="residual_mlp", hidden_dim=4)),
