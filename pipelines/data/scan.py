@@ -68,7 +68,7 @@ def read_all(dataset: Dataset) -> None:
         SmecError: rows that cannot be read.
     """
     checks = [scan(table, Keep(table.rows, 0)).check for table in dataset.tables]
-    dataset.__dict__["fingerprint"] = dataset.fingerprint_of(checks)
+    dataset.take_checks(checks)
 
 
 def _is_loss(error: Exception) -> bool:
@@ -90,19 +90,21 @@ def _cuts(table: EmbeddingTable, keep: Keep) -> Iterator[Cut]:
     )
     columns, rows = [table.names.id, table.names.embedding], cut_rows(table.dim)
     reduce = partial(reduce_batch, dim=table.dim, names=table.names, keep=keep)
-    reads = [
-        ray.data.read_parquet(
-            paths,
-            filesystem=table.filesystem,
-            partitioning=None,
-            file_extensions=None,
-            fragment_scan_options=checked,
-        )
-        .select_columns(columns)
-        .map_batches(reduce, batch_size=rows, batch_format="pyarrow", zero_copy_batch=True)
-        for paths in _of_one_type(table)
-    ]
-    context.use_datasource_v2 = before
+    try:
+        reads = [
+            ray.data.read_parquet(
+                paths,
+                filesystem=table.filesystem,
+                partitioning=None,
+                file_extensions=None,
+                fragment_scan_options=checked,
+            )
+            .select_columns(columns)
+            .map_batches(reduce, batch_size=rows, batch_format="pyarrow", zero_copy_batch=True)
+            for paths in _of_one_type(table)
+        ]
+    finally:
+        context.use_datasource_v2 = before
     dataset = reads[0].union(*reads[1:]) if reads[1:] else reads[0]
     for records in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         assert isinstance(records, pa.Table)
@@ -123,9 +125,10 @@ def _of_one_type(table: EmbeddingTable) -> list[list[str]]:
 
 def reduce_batch(batch: pa.Table, dim: int, names: ColumnNames, keep: Keep) -> pa.Table:
     """A cut as a record of one row."""
-    rows = batch.select([names.id, names.embedding]).rename_columns(["id", "embedding"]).combine_chunks()
+    columns = [batch[name].combine_chunks() for name in (names.id, names.embedding)]
+    rows = pa.RecordBatch.from_arrays(columns, ["id", "embedding"])
     # of which file these are is not known here
-    block = Block.of(Batch(ParquetPart("", len(rows), 0), 0, rows.to_batches()[0], names), dim)
+    block = Block.of(Batch(ParquetPart("", len(rows), 0), 0, rows, names), dim)
     cut = scan_cut(block.ids, block.vectors_ND, keep)
     record = {"rows": pa.array([cut.rows]), "check": pa.array([cut.check], pa.uint64())}
     arrays = {name: pa.array(np.ascontiguousarray(getattr(cut, name)).reshape(-1)) for name in ARRAYS}

@@ -171,15 +171,16 @@ def scan_data(dataset: Dataset, config: TrainConfig, cluster: ClusterSettings | 
         _check_store(4 * kept * dataset.dim)
     docs = scan(dataset.corpus, keep, _order(dataset.corpus, doc_ids, keep), cpus)
     queries = scan(dataset.queries, keep_queries, _order(dataset.queries, query_ids, keep_queries), cpus)
-    dataset.__dict__["fingerprint"] = dataset.fingerprint_of([docs.check, queries.check])
+    dataset.take_checks([docs.check, queries.check])
     dataset.check_unchanged()
     places = labels
     if not (keep.is_whole and keep_queries.is_whole):
         of_queries, of_docs = _rows_of(queries, keep_queries, query_ids), _rows_of(docs, keep, doc_ids)
         # an epoch goes by their order, which is that of the table whether all are kept or not
         order_K = np.argsort(of_queries)
-        of_queries = of_queries[order_K]
-        queries = replace(queries, id_K=queries.id_K.take(pa.array(order_K)), x_KD=queries.x_KD[order_K])
+        if not keep_queries.is_whole:
+            of_queries = of_queries[order_K]
+            queries = replace(queries, id_K=queries.id_K.take(pa.array(order_K)), x_KD=queries.x_KD[order_K])
         train, dev = (None if one is None else one.renumbered(of_queries, of_docs) for one in labels)
         places = train, dev
     seconds = time.perf_counter() - started

@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 
 from smec_core.config import TrainConfig
 from smec_core.data.columns import DEFAULT_NAMES, ColumnNames
-from smec_core.data.fingerprint import check_of, content_fingerprint
+from smec_core.data.fingerprint import check_of, content_fingerprint, hash_ids
 from smec_core.data.grades import score_figures
 from smec_core.data.ids import TableIds
 from smec_core.data.judgements import Judgements
@@ -103,20 +103,23 @@ class Dataset:
     @cached_property
     def fingerprint(self) -> str:
         """Hash (16 hex digits) of ids, vectors and the files of judgements; reads every row where no scan has."""
-        return self.fingerprint_of(
-            [sum(check_of(b.ids, b.vectors_ND) for b in table.blocks()) for table in self.tables]
+        return self._fingerprint_of(
+            [sum(check_of(hash_ids(b.ids), b.vectors_ND) for b in table.blocks()) for table in self.tables]
         )
+
+    def take_checks(self, checks: Sequence[int]) -> None:
+        """Makes the fingerprint of the sums of the hashes of all rows, of corpus and queries, that a scan has found."""
+        self.__dict__["fingerprint"] = self._fingerprint_of(checks)
 
     @property
     def tables(self) -> tuple[EmbeddingTable, EmbeddingTable]:
         """Corpus and queries."""
         return self.corpus, self.queries
 
-    def fingerprint_of(self, checks: Sequence[int]) -> str:
-        """The fingerprint, where the sums of the hashes of all rows are known of corpus and queries."""
+    def _fingerprint_of(self, checks: Sequence[int]) -> str:
         filesystem, root = open_filesystem(self.uri.rstrip("/"))
         paths = [path for table in self.qrels.values() for path in table.paths]
-        # a sum is the same in any order, which the ids tell
+        # the sum ignores order; the digest of ids does not
         told = [f"{ids.digest} {check % 2**64}" for ids, check in zip(self.ids, checks, strict=True)]
         names = "" if self.corpus.names == DEFAULT_NAMES else self.corpus.names.model_dump_json()
         return content_fingerprint([names, str(self.dim), *told], filesystem, root, paths)

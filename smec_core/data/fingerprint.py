@@ -45,16 +45,24 @@ def row_hashes(hash_N: np.ndarray, vectors_ND: np.ndarray) -> np.ndarray:
     return _mix(hash_N + (pairs_NH ^ (pairs_NH >> np.uint64(32))) @ weight_H)
 
 
-def check_of(ids: pa.Array, vectors_ND: np.ndarray) -> int:
-    """Sum of the hashes of some rows, modulo 2^64."""
-    return int(row_hashes(hash_ids(ids), vectors_ND).sum(dtype=np.uint64))
+def check_of(hash_N: np.ndarray, vectors_ND: np.ndarray) -> int:
+    """Sum of the hashes of some rows, modulo 2^64; their ids have such hashes."""
+    return int(row_hashes(hash_N, vectors_ND).sum(dtype=np.uint64))
+
+
+def are_in(hash_N: np.ndarray, sorted_S: np.ndarray) -> np.ndarray:
+    """Whether each hash is one of some, which are ascending."""
+    if not len(sorted_S):
+        return np.zeros(len(hash_N), bool)
+    found: np.ndarray = sorted_S[np.searchsorted(sorted_S, hash_N).clip(max=len(sorted_S) - 1)] == hash_N
+    return found
 
 
 def content_fingerprint(told: Sequence[str], filesystem: pafs.FileSystem, root: str, qrels: Sequence[str]) -> str:
-    """Hash (16 hex digits) of what is told of the tables, and of the files of judgements.
+    """Hash (16 hex digits) of descriptions of the tables, and of the files of judgements.
 
     Args:
-        told: of the tables.
+        told: the descriptions.
         filesystem: where the judgements lie.
         root: folder of the dataset.
         qrels: paths of the judgements.

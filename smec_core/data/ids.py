@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from smec_core.data.fingerprint import hash_ids
+from smec_core.data.fingerprint import are_in, hash_ids
 from smec_core.data.parquet import EmbeddingTable
 from smec_core.errors import InputError
 
@@ -56,7 +56,7 @@ class TableIds(NamedTuple):
                 hash_N = hash_ids(ids)
                 digest.update(hash_N.tobytes())
                 # by hash first: to look up strings, all that are wanted would be hashed for every chunk
-                maybe = np.flatnonzero(_are_in(hash_N, wanted_hashes))
+                maybe = np.flatnonzero(are_in(hash_N, wanted_hashes))
                 some = ids.take(pa.array(maybe))
                 is_wanted = pc.is_in(some, value_set=wanted_W) if len(maybe) else pa.array([], pa.bool_())
                 rows.append(first + maybe[is_wanted.to_numpy(zero_copy_only=False)])
@@ -82,7 +82,8 @@ class TableIds(NamedTuple):
         """Rows of ids that were looked for; -1 of those that the table does not have."""
         place = pc.index_in(ids, value_set=self.id_U)
         place_N = pc.fill_null(place, -1).to_numpy()
-        rows: np.ndarray = np.where(place_N >= 0, np.append(self.row_U, -1)[place_N], -1)
+        # a place of -1 is the last
+        rows: np.ndarray = np.append(self.row_U, -1)[place_N]
         return rows
 
 
@@ -114,15 +115,6 @@ class _Ranges:
             file.seek(0)
             found.append(_repeated(np.frombuffer(file.read(), np.uint64)))
         return np.concatenate(found)
-
-
-def _are_in(hash_N: np.ndarray, sorted_S: np.ndarray) -> np.ndarray:
-    """Whether each hash is one of some, which are ascending."""
-    if not len(sorted_S):
-        return np.zeros(len(hash_N), bool)
-    place_N = np.searchsorted(sorted_S, hash_N).clip(max=len(sorted_S) - 1)
-    are_in: np.ndarray = sorted_S[place_N] == hash_N
-    return are_in
 
 
 def _repeated(hash_N: np.ndarray) -> np.ndarray:

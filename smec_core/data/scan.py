@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
-from smec_core.data.fingerprint import hash_ids, keys_of, row_hashes
+from smec_core.data.fingerprint import are_in, check_of, hash_ids, keys_of
 from smec_core.data.parquet import EmbeddingTable, unit_rows
 from smec_core.errors import SmecError
 
@@ -21,7 +21,7 @@ CUT_ROWS = 8192
 GRID = 2.0**18
 """Unit vectors are rounded to multiples of 1 / GRID for their sums: by 2e-6 a number at most, which averages out."""
 PIECE_ROWS = 4096
-"""Rows to multiply at a time; over 2^17, the sums are exact in float64."""
+"""Rows to multiply at a time; up to 2^17 rows, the sums are exact in float64."""
 KEYS = 2.0**64
 _MARGIN = 6.0
 _LOW_BITS = 32
@@ -56,10 +56,7 @@ class Keep:
         if self.is_whole:
             return np.arange(len(hash_N))
         share = (self.sample + _MARGIN * (self.sample**0.5 + _MARGIN)) / self.rows
-        kept_N = keys_of(hash_N) < min(share, 1.0) * KEYS
-        if len(self.hashes):
-            kept_N |= self.hashes[np.searchsorted(self.hashes, hash_N).clip(max=len(self.hashes) - 1)] == hash_N
-        return np.flatnonzero(kept_N)
+        return np.flatnonzero((keys_of(hash_N) < min(share, 1.0) * KEYS) | are_in(hash_N, self.hashes))
 
 
 class Cut(NamedTuple):
@@ -91,7 +88,7 @@ def scan_cut(ids: pa.Array, vectors_ND: np.ndarray, keep: Keep) -> Cut:
         keep: which rows are kept.
     """
     hash_N = hash_ids(ids)
-    check = int(row_hashes(hash_N, vectors_ND).sum(dtype=np.uint64))
+    check = check_of(hash_N, vectors_ND)
     x_ND, dim = unit_rows(vectors_ND), vectors_ND.shape[1]
     sum_D, moment_DD = np.zeros(dim, np.int64), np.zeros((dim, dim), np.int64)
     for low in range(0, len(x_ND), PIECE_ROWS):

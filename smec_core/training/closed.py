@@ -89,8 +89,6 @@ class ClosedStart:
             self._choose(data.train if data.dev is None else data.train.merge(data.dev))
         if self.chosen.get("kept") == "pca":
             return context.group.from_first_(block_rotation(self.docs_DD)), False
-        if self.starts_plain:
-            return torch.eye(data.docs.dim), False
         form = ClosedForm(**{name: self.chosen[name] for name in ClosedForm._fields})
         moments = self._sums.of(context.judgements)
         matrix_DD = context.group.from_first_(scaled(form.matrix(moments)))

@@ -210,8 +210,6 @@ class _Training:
         floors: Scores = {}
         for number, planned in enumerate(plan):
             if number == len(outcomes):
-                if is_taught and number == 0 and not self.base and planned.alpha:
-                    context.teacher = teacher_at_start(context, planned, y_docs)
                 train_stage = partial(self._train_stage, context, y_docs=y_docs, y_queries=y_queries)
                 planned = replace(planned, floors=floors)
                 outcomes.append(
@@ -245,6 +243,8 @@ class _Training:
             self._refer_to(context, context.group.from_first_(block_rotation(self.closed.docs_DD)))
         context.closed_DD, context.is_pooled = self.closed.make(context)
         self._refer_to(context, context.closed_DD)
+        if self.closed.starts_plain:
+            context.closed_DD, context.is_pooled = torch.eye(self.data.docs.dim), False
 
     def _refer_to(self, context: PassContext, matrix_DD: Tensor) -> None:
         if context.dev is None:
@@ -267,6 +267,8 @@ class _Training:
         return tried[best]
 
     def _train_stage(self, context: PassContext, plan: StagePlan, y_docs: Rows, y_queries: Rows) -> StageOutcome:
+        if context.teacher is not None and plan.number == 0 and not self.base and plan.alpha:
+            context.teacher = teacher_at_start(context, plan, y_docs)
         resumed, self._resumed = self._resumed, None
         progress = None if resumed is None else resumed.progress
         before, started = 0.0 if progress is None else progress.stage_seconds, time.perf_counter()

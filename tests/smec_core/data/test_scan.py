@@ -63,12 +63,12 @@ def test_a_sample_is_of_any_corner_and_grows_with_its_size() -> None:
 @pytest.mark.parametrize("dim", [DIM - 1, DIM])
 def test_any_change_of_a_number_or_an_id_changes_the_check(dim: int) -> None:
     x_ND = X_ND[:20, :dim].copy()
-    seen = {check_of(IDS[:20], x_ND), check_of(IDS[1:21], x_ND), check_of(IDS[:20], x_ND[::-1].copy())}
+    seen = {check_of(HASH_N[:20], x_ND), check_of(HASH_N[1:21], x_ND), check_of(HASH_N[:20], x_ND[::-1].copy())}
     for row in range(20):
         for place in range(dim):
             changed_ND = x_ND.copy()
             changed_ND[row, place] = np.nextafter(changed_ND[row, place], np.float32(9))
-            seen.add(check_of(IDS[:20], changed_ND))
+            seen.add(check_of(HASH_N[:20], changed_ND))
     assert len(seen) == 3 + 20 * dim
 
 
