@@ -1,4 +1,4 @@
-"""A second training of the stage of all dims, from the unchanged vectors, where the first leaves its start far behind."""
+"""A second training of the all-dims stage, from the unchanged vectors, where the first leaves its start far behind."""
 
 from collections.abc import Callable
 from dataclasses import replace
