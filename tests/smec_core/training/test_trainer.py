@@ -160,8 +160,9 @@ def test_the_replay_repeats_what_dev_chose(run: tuple[Trained, Records]) -> None
 def test_dev_never_falls_below_the_start(run: tuple[Trained, Records]) -> None:
     trained, records = run
     for stage in trained.metrics["stages"]:
-        [start] = [r for r in records.epochs if r["stage"] == stage["dim"] and r["epoch"] == 0]
-        assert stage["dev_score"] >= float(start["dev_score"])
+        # that of all dims may be trained from two starts
+        starts = [float(r["dev_score"]) for r in records.epochs if r["stage"] == stage["dim"] and r["epoch"] == 0]
+        assert stage["dev_score"] >= max(starts)
 
 
 def test_counts_of_clicks_as_scores_cost_no_quality(data: Generated, run: tuple[Trained, Records]) -> None:
