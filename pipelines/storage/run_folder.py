@@ -206,3 +206,14 @@ def _describe(file: Path) -> dict[str, Any]:
 def digest(identity: dict[str, Any]) -> str:
     """A short name for what decides a result."""
     return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=5).hexdigest()
+
+
+def check_storage(uri: str | None) -> None:
+    """Refuses a place of runs that cannot be reached, before the data are read.
+
+    Raises:
+        InputError: it is none.
+        SmecError: it cannot be read.
+    """
+    if uri is not None:
+        RunFolder(uri, "smec").read(IDENTITY_FILE)

@@ -20,7 +20,7 @@ from pipelines.runtime.cluster import connect, is_own
 from pipelines.runtime.evaluation import on_cluster, quality_tables
 from pipelines.storage.lease import Lease
 from pipelines.storage.model_folder import check_replaceable, replace_folder
-from pipelines.storage.run_folder import RunFolder, digest
+from pipelines.storage.run_folder import RunFolder, check_storage, digest
 from pipelines.train.checkpoints import remove_checkpoints
 from pipelines.train.driver import RayRun
 from pipelines.train.dry_run import dry_run
@@ -56,6 +56,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     """
     out = Path(settings.out)
     check_replaceable(out)
+    check_storage(settings.storage)
     training = Training(settings)
     if training.dataset.unsupervised:
         say(training.dataset.unsupervised)

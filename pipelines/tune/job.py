@@ -9,7 +9,7 @@ from pipelines.console import context, say
 from pipelines.data.source import scan_data
 from pipelines.storage.lease import Lease
 from pipelines.storage.model_folder import check_replaceable
-from pipelines.storage.run_folder import RunFolder, digest
+from pipelines.storage.run_folder import RunFolder, check_storage, digest
 from pipelines.storage.study import Objective
 from pipelines.train import TrainSettings
 from pipelines.train import run as train_model
@@ -64,6 +64,7 @@ def run(settings: TuneSettings) -> dict[str, Any]:
         raise InputError(f"out: {out} cannot be made ({one_line(error)})") from error
     if not os.access(out, os.W_OK | os.X_OK):
         raise InputError(f"out: {out} may not be written to; name another folder")
+    check_storage(settings.storage)
     # the best are compared on test among all documents
     scanned = scan_data(dataset, config, None if settings.confirm else settings.cluster())
     identity = {
