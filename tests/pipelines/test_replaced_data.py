@@ -23,7 +23,7 @@ RESULTS |= {"best.yaml", "summary.json", "README.md", "figures.json"}
 
 BETWEEN = {
     "train": "pipelines.train.job.connect",
-    "tune": "pipelines.tune.runner.connect",
+    "tune": "pipelines.tune.job.scan_data",
     "experiment": "pipelines.experiment.job.connect",
     "evaluate": "pipelines.evaluate.job.evaluate",
     "evaluate --index": "pipelines.evaluate.index.run",
