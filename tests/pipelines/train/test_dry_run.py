@@ -98,7 +98,6 @@ def test_the_run_has_the_name_that_it_would_have(dataset: Path, tmp_path: Path) 
         ["--set", "projection=residual_mlp"],
         ["--set", "hold_out=0.2"],
         ["--set", "sample_rows=100"],
-        ["--set", "scratch=not/there/yet"],
         ["--set", "epochs=100000"],
     ],
     ids=" ".join,
