@@ -137,7 +137,7 @@ def trained(code: Path, folders: dict[str, str], name: str) -> str:
     adapter = model / "adapter.safetensors"
     if not adapter.exists():
         arguments = ["train", *TRAININGS[name].format(**folders).split(), "--out", str(model)]
-        arguments += ["--set", f"storage={model}-runs"]
+        arguments += ["--set", f"storage={model}-runs", "--set", "cpus_per_worker=1"]
         started = time.monotonic()
         if name.endswith("-killed"):
             _kill_at_second_checkpoint(smec(code, *arguments), Path(f"{model}-runs"))

@@ -43,7 +43,7 @@ def run(data: str, folder: Path, workers: int, memory: str, projection: str, arg
         "projection": projection,
         "memory": memory,
     }
-    command = [*SMEC, "train", "--data", data, "--dims", args.dims, "--out", str(out)]
+    command = [*SMEC, "train", "--data", data, "--dims", args.dims, "--set", "cpus_per_worker=1", "--out", str(out)]
     # a state of its own: the number of workers does not make another run
     command += ["--storage", f"{out}-state"]
     command += ["--workers", str(workers), *(w for key, value in settings.items() for w in ("--set", f"{key}={value}"))]

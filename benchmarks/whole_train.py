@@ -4,9 +4,9 @@
 
 `before` is from the start of the process to the first training step (imports, Ray, reading), `training` what
 metrics.json says, `after` from the last step to the end of the process (evaluation, MLflow, the model on disk). Each
-round trains once here and once there, in turn, on one thread. `ratio` is the plain implementation's seconds over our
-`training`: start-up and reading are left out on both sides, dev and test scores as each takes them are in. nDCG@10 is
-the mean over the dims on test. Without --data the sample dataset is built first.
+round trains once here and, with --reference, once there, in turn; both then on one thread. `ratio` is the plain
+implementation's seconds over our `training`: start-up and reading are left out on both sides, dev and test scores as
+each takes them are in. nDCG@10 is the mean over the dims on test. Without --data the sample dataset is built first.
 
 The plain implementation is called as PLAIN.py DATA --dims DIMS --threads 1; of its last line that reads
 `nested, replayed on all labels: 768: 0.7551  384: 0.7480  total 220.1 s`, scores and seconds are taken.
@@ -86,7 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="settings of smec train")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
-    os.environ |= ONE_THREAD
+    threads = "threads as by default"
+    if args.reference:
+        os.environ |= ONE_THREAD
+        args.set.append("cpus_per_worker=1")
+        threads = "one thread"
     ours, theirs = [], []
     with tempfile.TemporaryDirectory(prefix="smec-") as made:
         data = args.data or sample_dataset(Path(made) / "sample", args.size)
@@ -102,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         plain = median(run["training"] for run in theirs)
         rows.append({"": "plain", "training": plain, "nDCG@10": theirs[0]["ndcg"]})
         rows[0]["ratio"] = median(p["training"] / o["training"] for p, o in zip(theirs, ours, strict=True))
-    print(f"dims {args.dims}, one thread, {args.rounds} rounds in turn; medians of seconds")
+    print(f"dims {args.dims}, {threads}, {args.rounds} rounds in turn; medians of seconds")
     print(f"{'':>10} " + " ".join(f"{name:>9}" for name, _ in COLUMNS))
     for row in rows:
         cells = [f"{row[name]:>9.{places}f}" if row.get(name) is not None else " " * 9 for name, places in COLUMNS]

@@ -164,7 +164,7 @@ def scan_data(dataset: Dataset, config: TrainConfig, cluster: ClusterSettings | 
     if cluster is not None and not is_small(dataset.queries):
         asked = _distinct(one.query_row_Q for one in labels if one is not None)
         keep_queries = Keep(dataset.queries.rows, 0, _hashes(query_ids, asked))
-    cpus = 1 if cluster is None else cluster.worker_range[1] * cluster.cpus_per_worker
+    cpus = 1 if cluster is None else cluster.worker_range[1] * (cluster.cpus_per_worker or 1)
     if not (is_small(dataset.corpus) and is_small(dataset.queries)):
         connect(cpus)
         kept = min(rows, sample + len(judged)) + min(keep_queries.rows, keep_queries.sample + len(keep_queries.hashes))

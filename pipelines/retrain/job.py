@@ -23,6 +23,7 @@ from pipelines.retrain.drift import check_data, drift_since, encoder_of, known_q
 from pipelines.retrain.ledger import Ledger, QueryScores, Release
 from pipelines.retrain.releases import NOTHING_NEW, PROMOTED, REFUSED, UNCHANGED, ReleaseManager, export_figures
 from pipelines.retrain.settings import RetrainSettings
+from pipelines.runtime.cluster import threads_of
 from pipelines.runtime.evaluation import on_cluster
 from pipelines.storage.lease import Lease
 from pipelines.storage.run_folder import RunFolder, digest
@@ -195,7 +196,7 @@ class _Cycle:
         check_data(self.settings, self.learnt, self.dims, champion)
 
     def _score(self, dataset: Dataset, sides: Mapping[str, Sides]) -> dict[str, dict[int, np.ndarray]]:
-        parts = on_cluster(self.settings.train.worker_range[0], self.settings.train.cpus_per_worker)
+        parts = on_cluster(self.settings.train.worker_range[0], threads_of(self.settings.train))
         return query_scores(dataset, sides, self.dims, dataset.splits[HELD_OUT], parts)
 
     def _challenge(

@@ -67,6 +67,15 @@ def is_own() -> bool:
     return ray.is_initialized() and ray.get_runtime_context().gcs_address in _started
 
 
+def threads_of(settings: ClusterSettings) -> int:
+    """CPUs, and torch threads, of each worker of a training."""
+    if settings.cpus_per_worker is not None:
+        return settings.cpus_per_worker
+    is_alone = is_own() or not (ray.is_initialized() or os.environ.get("RAY_ADDRESS"))
+    # no more where there are more: the last bits depend on it, and machines should agree
+    return 2 if settings.is_one_process and is_alone and cpu_count() > 1 else 1
+
+
 def quiet_data() -> None:
     """Keeps Ray Data, Train and Tune, in this process, from printing what a user cannot act on."""
     # here and not above: not every process that imports this module uses Ray Data

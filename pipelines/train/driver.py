@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.console import Progress, say, warn
 from pipelines.data.source import Source
-from pipelines.runtime.cluster import connect, is_own, unwrap, use_gpus
+from pipelines.runtime.cluster import connect, is_own, threads_of, unwrap, use_gpus
 from pipelines.runtime.ray_private import lean_trainer, run_id_of, start_coordinator, withdraw_claim
 from pipelines.runtime.settings import ClusterSettings
 from pipelines.storage.run_folder import RunFolder
@@ -130,16 +130,16 @@ class RayRun:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))
         if least < most:
             os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACEMENT_SECONDS))
-        connect(most * settings.cpus_per_worker)
+        connect(most * threads_of(settings))
         if is_own():
             # a process that looks out for nodes that are to be taken away; this machine is none
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         use_gpu = use_gpus(settings, least)
-        found, needed = ray.cluster_resources().get("CPU", 0), least * settings.cpus_per_worker
+        found, needed = ray.cluster_resources().get("CPU", 0), least * threads_of(settings)
         if found < needed:
             warn(f"{least} worker(s) need {needed} CPUs, the cluster has {found:g} now; waiting")
         count = str(least) if least == most else f"{least} to {most}"
-        say(f"{count} worker(s) on {'GPU' if use_gpu else 'CPU'}, {settings.cpus_per_worker} CPU(s) each")
+        say(f"{count} worker(s) on {'GPU' if use_gpu else 'CPU'}, {threads_of(settings)} CPU(s) each")
         return use_gpu
 
     def _trainer(self, start: Start, queue: Queue, use_gpu: bool) -> ray.train.torch.TorchTrainer:
@@ -152,7 +152,7 @@ class RayRun:
             warm_start=self.warm_start,
             checkpoint=start.checkpoint,
             queue=queue,
-            threads=settings.cpus_per_worker,
+            threads=threads_of(settings),
             checkpoint_every=settings.checkpoint_every,
             scratch=settings.scratch,
             reports_stages=self.listener is not None,
@@ -167,7 +167,7 @@ class RayRun:
             scaling_config=ScalingConfig(
                 num_workers=least if least == most else (least, most),
                 use_gpu=use_gpu,
-                resources_per_worker={"CPU": settings.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
+                resources_per_worker={"CPU": threads_of(settings)} | ({"GPU": 1} if use_gpu else {}),
                 elastic_resize_monitor_interval_s=settings.resize_seconds,
             ),
             run_config=RunConfig(

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from pipelines.console import say, show, warn
 from pipelines.data.source import ScannedData
+from pipelines.runtime.cluster import threads_of
 from pipelines.runtime.settings import ClusterSettings
 from pipelines.storage.run_folder import RunFolder
 from pipelines.train.checkpoints import has_checkpoint
@@ -68,7 +69,7 @@ def dry_run(
     data = TrainingData(docs, queries, *scanned.labels, node)
     plan = plan_training(data.shape(config), config, base, warm_start)
     before = torch.get_num_threads()
-    torch.set_num_threads(settings.cpus_per_worker)
+    torch.set_num_threads(threads_of(settings))
     try:
         times = rehearse(data, config, plan, base, warm_start)
     finally:
@@ -144,15 +145,15 @@ def _space(config: TrainConfig, scanned: ScannedData, plan: Sequence[StagePlan])
 
 def _warnings(settings: ClusterSettings, run_folder: RunFolder, memory: dict[str, Any]) -> list[str]:
     """What the figures do not tell."""
-    workers, cores = settings.worker_range[0], cpu_count()
+    workers, threads, cores = settings.worker_range[0], threads_of(settings), cpu_count()
     texts = []
     if has_checkpoint(run_folder):
         texts.append("the run goes on from a checkpoint, so it takes less than this")
     if os.environ.get("RAY_ADDRESS"):
         return [*texts, "times are those of this machine; the cluster of RAY_ADDRESS may have others"]
-    if workers * settings.cpus_per_worker > cores:
+    if workers * threads > cores:
         texts.append(
-            f"workers: {workers} of {settings.cpus_per_worker} CPU(s) take turns on {cores} cores, and wait for each "
+            f"workers: {workers} of {threads} CPU(s) take turns on {cores} cores, and wait for each "
             "other; fewer are faster"
         )
     if memory["rows_of_a_node"] > memory["available"]:

@@ -16,7 +16,7 @@ import torch
 import smec_core
 from pipelines.console import adopt_loggers, context, say, show
 from pipelines.data.source import ScannedData, scan_data
-from pipelines.runtime.cluster import connect, is_own
+from pipelines.runtime.cluster import connect, is_own, threads_of
 from pipelines.runtime.evaluation import on_cluster, quality_tables
 from pipelines.storage.lease import Lease
 from pipelines.storage.model_folder import check_replaceable, replace_folder
@@ -225,7 +225,7 @@ class Training:
         with ThreadPoolExecutor(1) as pool:
             started = pool.submit(start)
             try:
-                connect(settings.worker_range[1] * settings.cpus_per_worker)
+                connect(settings.worker_range[1] * threads_of(settings))
                 return started.result()
             except BaseException as error:
                 # what is wrong with MLflow, too, is not what is told
@@ -290,12 +290,12 @@ class Training:
         """How the corpus is searched: by as many tasks as there are workers, here where that is one on this machine."""
         settings = self._settings
         if not (settings.is_one_process and is_own()):
-            return on_cluster(settings.worker_range[0], settings.cpus_per_worker)
+            return on_cluster(settings.worker_range[0], threads_of(settings))
 
         def here(work: Callable[[int, int], Any], rows: int) -> list[Any]:
             threads = torch.get_num_threads()
             # figures do not depend on how many cores this machine has
-            torch.set_num_threads(settings.cpus_per_worker)
+            torch.set_num_threads(threads_of(settings))
             try:
                 return in_one_part(work, rows)
             finally:

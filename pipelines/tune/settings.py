@@ -25,6 +25,8 @@ class TuneSettings(JobSettings):
     """Study name; default: a hash of space, settings and data. A study of this name goes on."""
     workers: str = Field("1", coerce_numbers_to_str=True, json_schema_extra={"metavar": "N"})
     """Workers of each trial; with 1 a trial trains in its own process."""
+    cpus_per_worker: int = Field(1, ge=1)
+    """CPUs, and torch threads, of each worker."""
     trials: int = Field(20, ge=1)
     """Trials of the study, those of earlier starts included."""
     hours: float | None = Field(None, gt=0)

@@ -12,7 +12,7 @@ import torch
 from ray import tune
 
 from pipelines.data.source import Source
-from pipelines.runtime.cluster import quiet_data
+from pipelines.runtime.cluster import quiet_data, threads_of
 from pipelines.runtime.settings import ClusterSettings
 from pipelines.storage.run_folder import RunFolder
 from pipelines.storage.study import METRIC, PLACE, PLACED_FILE, Objective, trial_folder
@@ -116,7 +116,7 @@ def run_trial(params: dict[str, Any], task: TrialTask) -> None:
 
 
 def _train_here(config: TrainConfig, task: TrialTask, reporter: _Reporter) -> dict[str, Any]:
-    torch.set_num_threads(task.settings.cpus_per_worker)
+    torch.set_num_threads(threads_of(task.settings))
     node = Node(device=torch.device("cuda" if task.use_gpu else "cpu"))
     return train(task.source.fetch(node), config, reporter, Hooks(on_stage=reporter.on_stage)).metrics
 
@@ -140,4 +140,4 @@ def resources_of(settings: ClusterSettings, use_gpu: bool, memory: int) -> dict[
     if not settings.is_one_process:
         # Tune reserves something or other
         return {"cpu": 0.0, "memory": float(memory)}
-    return {"cpu": float(settings.cpus_per_worker), "gpu": float(use_gpu), "memory": float(memory)}
+    return {"cpu": float(threads_of(settings)), "gpu": float(use_gpu), "memory": float(memory)}

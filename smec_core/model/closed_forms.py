@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple, get_args
 
+import torch
 from torch import Tensor
 
 from smec_core.model.pca import signed, spectrum
@@ -35,6 +36,10 @@ class Moments:
     queries_DD: Tensor
     differences_DD: Tensor
     _along: dict[MomentName, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def to(self, dtype: torch.dtype) -> "Moments":
+        """The same in another precision."""
+        return Moments(self.docs_DD.to(dtype), self.queries_DD.to(dtype), self.differences_DD.to(dtype))
 
     @property
     def pooled_DD(self) -> Tensor:
