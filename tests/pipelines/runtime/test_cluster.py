@@ -20,7 +20,7 @@ from pipelines.runtime.settings import ClusterSettings
 def test_one_worker_takes_two_cpus_of_a_machine_that_is_its_own(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], cores: int, address: str, expected: int
 ) -> None:
-    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr(cluster, "cpu_count", lambda: cores)
     monkeypatch.setenv("RAY_ADDRESS", address)
     assert cluster.threads_of(ClusterSettings(**changes)) == expected
