@@ -28,7 +28,7 @@ from smec_core.config import COMPATIBLE, TrainConfig
 from smec_core.data.dataset import Dataset
 from smec_core.data.uri import public_uri
 from smec_core.errors import SmecError
-from smec_core.evaluation.evaluate import Encode, Sides, query_scores, unit_blocks
+from smec_core.evaluation.corpus_search import Encode, Sides, query_scores, unit_blocks
 from smec_core.model.files import load
 from smec_core.model.model import Model
 from smec_core.training.local import load_training_data

@@ -19,7 +19,8 @@ from smec_core.data.dataset import Dataset
 from smec_core.data.judgements import Judgements
 from smec_core.data.uri import public_uri
 from smec_core.errors import InputError
-from smec_core.evaluation.evaluate import check_fit, read_rows, unit_blocks
+from smec_core.evaluation.corpus_search import read_rows, unit_blocks
+from smec_core.evaluation.evaluate import check_fit
 from smec_core.evaluation.metrics import SEARCH_DEPTH, measure
 from smec_core.model.model import Model
 

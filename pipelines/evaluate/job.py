@@ -7,7 +7,8 @@ from pipelines.evaluate.settings import EvaluateSettings
 from pipelines.runtime.evaluation import on_cluster, quality_tables
 from smec_core.data.dataset import HELD_OUT, Dataset
 from smec_core.errors import InputError
-from smec_core.evaluation.evaluate import default_split, evaluate, in_one_part
+from smec_core.evaluation.corpus_search import in_one_part
+from smec_core.evaluation.evaluate import default_split, evaluate
 from smec_core.model.files import load
 from smec_core.model.model import Model
 

@@ -140,3 +140,14 @@ def known_queries(ledger: Ledger, champion: Release, now: QueryScores) -> dict[s
         "fresh_queries": len(fresh),
         "fresh": mean(now, fresh) if fresh else None,
     }
+
+
+def problem_of_known(known: dict[str, Any] | None, max_drop: float) -> str | None:
+    """Why the data are refused, where the champion loses more on known queries than a share of `max_drop`."""
+    if known is None or known["now"] >= (1 - max_drop) * known["then"]:
+        return None
+    return (
+        f"REFUSED: the champion itself reaches {known['now']:.4f} nDCG@10 on {known['queries']} gate queries on which "
+        f"it reached {known['then']:.4f}, more than a share of gate.max_drop, {max_drop}, less; look at the new "
+        "judgements and embeddings"
+    )

@@ -19,7 +19,7 @@ import numpy as np
 from pipelines.compress import CompressSettings, compress
 from pipelines.console import context, say
 from pipelines.data.source import ScannedData, scan_data
-from pipelines.retrain.drift import check_data, drift_since, encoder_of, known_queries
+from pipelines.retrain.drift import check_data, drift_since, encoder_of, known_queries, problem_of_known
 from pipelines.retrain.ledger import Ledger, QueryScores, Release
 from pipelines.retrain.releases import NOTHING_NEW, PROMOTED, REFUSED, UNCHANGED, ReleaseManager, export_figures
 from pipelines.retrain.settings import RetrainSettings
@@ -34,8 +34,9 @@ from smec_core.data.seen import joined
 from smec_core.data.uri import join_uri, public_uri
 from smec_core.errors import GateError, SmecError
 from smec_core.evaluation import gate
+from smec_core.evaluation.corpus_search import JudgedSearch, Sides, search_judged
 from smec_core.evaluation.drift import Reference
-from smec_core.evaluation.evaluate import Sides, baseline_encoders, query_scores
+from smec_core.evaluation.evaluate import baseline_encoders
 from smec_core.model.files import load
 from smec_core.model.model import Model
 from smec_core.training.schedule import prefix_dims
@@ -160,14 +161,10 @@ class _Cycle:
         self._refuse_in_vain()
         dataset = self.learnt
         reference, encoder = Reference.of(dataset.corpus.rows, self.scanned.docs), encoder_of(settings.data)
-        drift = known = None
-        sides = {name: Sides.same(encode) for name, encode in baseline_encoders(reference.moment_DD).items()}
+        drift = None
         if champion is not None:
             drift = drift_since(self.ledger, champion.release, settings.data, encoder, reference)
-            sides[gate.CHAMPION] = Sides.same(champion.model.encode)
-        scores = self._score(dataset, sides)
-        if champion is not None:
-            known = known_queries(self.ledger, champion.release, _by_query(dataset, scores[gate.CHAMPION]))
+        run_folder, challenger, scores = self._train(reference)
         record: dict[str, Any] = {
             "cycle": self.number,
             "identity": self.identity,
@@ -177,16 +174,16 @@ class _Cycle:
             "gate_fraction": settings.gate.fraction,
             "champion": None if champion is None else champion.release.fingerprint,
             "drift": None if drift is None else asdict(drift),
-            "known_queries": known,
+            "known_queries": None,
+            "run": run_folder.name,
+            "challenger": challenger.fingerprint,
         }
-        if known is not None and known["now"] < (1 - settings.gate.max_drop) * known["then"]:
-            problem = (
-                f"REFUSED: the champion itself reaches {known['now']:.4f} nDCG@10 on {known['queries']} gate queries "
-                f"on which it reached {known['then']:.4f}, more than a share of gate.max_drop, "
-                f"{settings.gate.max_drop}, less; look at the new judgements and embeddings"
-            )
-            return self._close(record, REFUSED, problem, None)
-        return self._challenge(dataset, record, reference, scores)
+        if champion is not None:
+            known = known_queries(self.ledger, champion.release, _by_query(dataset, scores[gate.CHAMPION]))
+            record["known_queries"] = known
+            if problem := problem_of_known(known, settings.gate.max_drop):
+                return self._close(record, REFUSED, problem, None)
+        return self._challenge(record, run_folder, challenger, reference, scores)
 
     def _refuse_in_vain(self) -> None:
         champion = None
@@ -195,20 +192,16 @@ class _Cycle:
             champion = self.champion.model.dims, fraction
         check_data(self.settings, self.learnt, self.dims, champion)
 
-    def _score(self, dataset: Dataset, sides: Mapping[str, Sides]) -> dict[str, dict[int, np.ndarray]]:
-        parts = on_cluster(self.settings.train.worker_range[0], threads_of(self.settings.train))
-        return query_scores(dataset, sides, self.dims, dataset.splits[HELD_OUT], parts)
-
     def _challenge(
         self,
-        dataset: Dataset,
         record: dict[str, Any],
+        run_folder: RunFolder,
+        challenger: Model,
         reference: Reference,
         scores: dict[str, dict[int, np.ndarray]],
     ) -> dict[str, Any]:
-        champion = self.champion
-        run_folder, challenger = self._train()
-        record |= {"run": run_folder.name, "challenger": challenger.fingerprint}
+        """The gate, and what follows from it."""
+        dataset, champion = self.learnt, self.champion
         if champion is not None and challenger.fingerprint == champion.release.fingerprint:
             reason = "unchanged: the new data give the champion again"
             return self._close(record, UNCHANGED, reason, self._refresh(reason))
@@ -219,10 +212,6 @@ class _Cycle:
         registry_version = self.registry.register(run_folder, challenger.fingerprint, tags)
         self.registry.challenge(registry_version)
         say(f"{self.settings.name} version {registry_version} in MLflow's registry is the challenger")
-        sides = {gate.CHALLENGER: Sides.same(challenger.encode)}
-        if champion is not None and self.settings.train.compatible:
-            sides[gate.OLD_DOCUMENTS] = Sides(queries=challenger.encode, documents=champion.model.encode)
-        scores |= self._score(dataset, sides)
         verdict = gate.judge(scores, self.settings.gate, self._seen_queries(dataset, challenger))
         record |= {"gate": verdict.as_json(), "registry_version": registry_version}
         figures = [metric(f"gate/{name}", mean, dim) for name, dim, mean in verdict.figures()]
@@ -269,8 +258,23 @@ class _Cycle:
         self.ledger.write_cycle(record)
         return record
 
-    def _train(self) -> tuple[RunFolder, Model]:
-        """Trains the challenger, or takes the one that an interrupted cycle has trained."""
+    def _gate_search(self, reference: Reference, challenger: Model) -> JudgedSearch:
+        """Challenger, champion and baselines, by the gate queries."""
+        champion = self.champion
+        systems = baseline_encoders(reference.moment_DD) | {gate.CHALLENGER: challenger.encode}
+        if champion is not None:
+            systems[gate.CHAMPION] = champion.model.encode
+        sides = {name: Sides.same(encode) for name, encode in systems.items()}
+        if champion is not None and self.settings.train.compatible:
+            sides[gate.OLD_DOCUMENTS] = Sides(queries=challenger.encode, documents=champion.model.encode)
+        return JudgedSearch(self.learnt.splits[HELD_OUT], sides, self.dims)
+
+    def _train(self, reference: Reference) -> tuple[RunFolder, Model, dict[str, dict[int, np.ndarray]]]:
+        """Trains the challenger, or takes the one that an interrupted cycle has trained.
+
+        Returns:
+            Its run, the model, and the nDCG@10 of each gate query by system and dim.
+        """
         settings = self.settings
         values = {name: getattr(settings.train, name) for name in type(settings.train).model_fields if name != "start"}
         if settings.train.start == "warm" and self.champion is not None:
@@ -281,12 +285,23 @@ class _Cycle:
             # nor are there old documents
             values["compatible"] = 0.0
         values |= {"data": settings.data, "storage": settings.storage, "hold_out": settings.gate.fraction}
-        training = Training(TrainingSettings(**values), settings.name, (self.learnt, self.scanned))
+        searches: list[JudgedSearch] = []
+
+        def beside(model: Model) -> list[JudgedSearch]:
+            searches.append(self._gate_search(reference, model))
+            return searches
+
+        training = Training(TrainingSettings(**values), settings.name, (self.learnt, self.scanned), beside)
         run_folder = RunFolder(settings.storage, training.name)
         self.ledger.begin_training(run_folder)
         with TemporaryDirectory() as scratch:
             training.finish(run_folder, Path(scratch))
-        return run_folder, load(run_folder.model_uri)
+        challenger = load(run_folder.model_uri)
+        if not searches:
+            # an interrupted cycle has evaluated it, and did not come to compare
+            parts = on_cluster(settings.train.worker_range[0], threads_of(settings.train))
+            search_judged(self.learnt, beside(challenger), parts)
+        return run_folder, challenger, searches[0].scores()
 
     def _run_folder(self, release: Release) -> RunFolder:
         return RunFolder(self.settings.storage, release.run)

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from smec_core.data.seen import parts_of
 from smec_core.distributed.group import rows_of_rank
-from smec_core.evaluation.evaluate import Parts
+from smec_core.evaluation.corpus_search import Parts
 
 
 def on_cluster(workers: int, cpus: int = 1) -> Parts:

@@ -29,7 +29,8 @@ from smec_core.data.dataset import Dataset
 from smec_core.data.seen import SeenDocuments, joined
 from smec_core.data.uri import public_uri
 from smec_core.errors import InputError, SmecError
-from smec_core.evaluation.evaluate import Parts, default_split, evaluate, in_one_part
+from smec_core.evaluation.corpus_search import JudgedSearch, Parts, in_one_part
+from smec_core.evaluation.evaluate import default_split, evaluate
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.files import load
 from smec_core.model.model import Model
@@ -100,7 +101,11 @@ class Training:
     """
 
     def __init__(
-        self, settings: TrainingSettings, series: str = "smec", read: tuple[Dataset, ScannedData] | None = None
+        self,
+        settings: TrainingSettings,
+        series: str = "smec",
+        read: tuple[Dataset, ScannedData] | None = None,
+        beside: Callable[[Model], list[JudgedSearch]] = lambda model: [],
     ) -> None:
         """Opens the data and the models that it builds on.
 
@@ -108,11 +113,12 @@ class Training:
             settings: of the training.
             series: what the name begins with, where the settings give none.
             read: the dataset of the settings, without what is held out, and its scan, where it is read already.
+            beside: gives searches that share the pass over the corpus by which a trained model is evaluated.
 
         Raises:
             InputError: bad settings or data.
         """
-        self._settings, self._config = settings, settings.method()
+        self._settings, self._config, self._beside = settings, settings.method(), beside
         self.dataset = _open(settings) if read is None else read[0]
         dim = self.dataset.dim
         self._base = None if settings.base is None else _read_base(settings.base, dim)
@@ -268,7 +274,7 @@ class Training:
         split = default_split(dataset)
         say(f"evaluating on {'nearest documents' if split is None else split}")
         docs_DD = torch.from_numpy(self.scanned.docs.moment_DD)
-        model.metrics["evaluation"] = evaluate(dataset, model, split, True, self._parts(), docs_DD)
+        model.metrics["evaluation"] = evaluate(dataset, model, split, True, self._parts(), docs_DD, self._beside(model))
         return model
 
     def _seen(self) -> SeenDocuments | None:

@@ -3,8 +3,8 @@
 Shapes: Q queries, N documents of a block, D dims.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,36 +12,26 @@ from torch import Tensor
 
 from smec_core.data.dataset import HELD_OUT, Dataset
 from smec_core.data.judgements import Judgements
-from smec_core.data.parquet import EmbeddingTable, unit_rows
 from smec_core.data.seen import LEAST_QUERIES, SeenDocuments
 from smec_core.data.uri import public_uri
 from smec_core.errors import InputError
+from smec_core.evaluation.corpus_search import (
+    CorpusSearch,
+    Encode,
+    JudgedSearch,
+    Parts,
+    Sides,
+    in_one_part,
+    read_rows,
+    search_corpus,
+    search_judged,
+    unit_blocks,
+)
 from smec_core.evaluation.dev_set import HELD_OUT_DOCS, NEIGHBOURS
-from smec_core.evaluation.metrics import SEARCH_DEPTH, Matrices, PrefixSearch, gains_of, measure_queries, ndcg, recall
+from smec_core.evaluation.metrics import gains_of, measure_queries, recall
 from smec_core.evaluation.significance import advice, query_interval, share_interval
 from smec_core.model.model import Model
 from smec_core.model.pca import Gram, block_rotation
-
-Encode = Callable[[Tensor], Tensor]
-Parts = Callable[[Callable[[int, int], Any], int], list[Any]]
-"""Runs some work on ranges of so many rows, which together are all of them; gives its results in order."""
-
-
-class Sides(NamedTuple):
-    """What embeds the two sides of a search; cosines between the two must mean something at every prefix."""
-
-    queries: Encode
-    documents: Encode
-
-    @classmethod
-    def same(cls, encode: Encode) -> "Sides":
-        """One encoder for both."""
-        return cls(encode, encode)
-
-
-def in_one_part(work: Callable[[int, int], Any], rows: int) -> list[Any]:
-    """All rows at once, in this process."""
-    return [work(0, rows)]
 
 
 def default_split(dataset: Dataset) -> str | None:
@@ -56,6 +46,7 @@ def evaluate(
     baselines: bool = False,
     parts: Parts = in_one_part,
     docs_DD: Tensor | None = None,
+    beside: Sequence[JudgedSearch] = (),
 ) -> dict[str, Any]:
     """Scores every usable prefix of a model.
 
@@ -67,6 +58,7 @@ def evaluate(
         baselines: score truncation, PCA and the original embeddings too.
         parts: how the passes over the corpus are divided; their results are merged.
         docs_DD: second moment (D, D) of the unit documents, where it is known: PCA then takes no pass of its own.
+        beside: other searches of the same corpus, which share the pass over it where there is a split.
 
     Returns:
         `split` and `queries`, a dict of prefix to value for each measure, and `baselines`: the first measure of
@@ -90,12 +82,16 @@ def evaluate(
         report = {"split": None} | _figures(values, model.input_dim)
         return report | {"advice": advice(report)}
     judgements = dataset.splits[split].with_positives()
-    seen_Q, unseen = None, None
+    sides = {name: Sides.same(encode) for name, encode in systems.items()}
+    searches = [JudgedSearch(judgements, sides, model.dims)]
+    seen_Q = None
     if model.seen is not None:
         seen_Q = model.seen.seen_queries(judgements, dataset.ids[0])
         if seen_Q.any() and np.count_nonzero(~seen_Q) < LEAST_QUERIES:
-            unseen = _among_unseen(dataset, judgements, model.seen)
-    values, *others = _judged_values(dataset, systems, model.dims, judgements, parts, unseen)
+            left = _of_unseen(dataset, judgements, model.seen)
+            searches += [JudgedSearch(left, sides, model.dims, model.seen)] if len(left) else []
+    search_judged(dataset, [*searches, *beside], parts)
+    values, *others = map(_judged_values, searches)
     report = {"split": split} | _figures(values, model.input_dim)
     if seen_Q is not None:
         report["seen"], report["unseen"] = (_figures(values, model.input_dim, keep) for keep in (seen_Q, ~seen_Q))
@@ -104,26 +100,13 @@ def evaluate(
     return report | {"advice": advice(report)}
 
 
-class _Among(NamedTuple):
-    """A search among the documents that are not seen.
-
-    Attributes:
-        judgements: of these documents.
-        seen: the others.
-    """
-
-    judgements: Judgements
-    seen: SeenDocuments
-
-
-def _among_unseen(dataset: Dataset, judgements: Judgements, seen: SeenDocuments) -> _Among | None:
-    """The search for unseen documents among themselves; None where no query has a relevant one."""
+def _of_unseen(dataset: Dataset, judgements: Judgements, seen: SeenDocuments) -> Judgements:
+    """The judgements of documents that are not seen."""
     row_U, place_J = np.unique(judgements.doc_row_J, return_inverse=True)
     keep_J = ~seen.has(dataset.ids[0].ids_of(row_U))[place_J]
     row_J = judgements.query_row_Q[judgements.query_J][keep_J]
     pairs = (row_J, judgements.doc_row_J[keep_J], judgements.score_J[keep_J])
-    left = Judgements.from_pairs(*pairs, judgements.own_doc_of).with_positives()
-    return _Among(left, seen) if len(left) else None
+    return Judgements.from_pairs(*pairs, judgements.own_doc_of).with_positives()
 
 
 def _figures(
@@ -200,84 +183,27 @@ def baseline_encoders(docs_DD: Tensor) -> dict[str, Encode]:
     return {"truncation": lambda x_ND: x_ND, "pca": lambda x_ND: x_ND @ rotation_DD.T}
 
 
-def query_scores(
-    dataset: Dataset,
-    systems: Mapping[str, Sides],
-    dims: Sequence[int],
-    judgements: Judgements,
-    parts: Parts = in_one_part,
-) -> dict[str, dict[int, np.ndarray]]:
-    """nDCG@10 (Q) of each judged query, by system and prefix.
-
-    Args:
-        dataset: what to search and with what.
-        systems: the systems to compare, by name; the two sides may be embedded by different models.
-        dims: prefixes to score.
-        judgements: those of the queries.
-        parts: how the pass over the corpus is divided.
-    """
-    [found] = _judged_results(dataset, systems, dims, judgements, parts)
-    return {
-        name: {dim: ndcg(gains_of(row_Qk, judgements), judgements).numpy() for dim, row_Qk in by_dim.items()}
-        for name, by_dim in found.items()
-    }
-
-
-def _judged_values(
-    dataset: Dataset,
-    systems: Mapping[str, Encode],
-    dims: tuple[int, ...],
-    judgements: Judgements,
-    parts: Parts,
-    among: _Among | None,
-) -> list[dict[str, dict[str, dict[int, Tensor]]]]:
-    """Value (Q) of each query, by system, measure and prefix; then the same of the search among some documents."""
-    sides = {name: Sides.same(encode) for name, encode in systems.items()}
-    some = [judgements] if among is None else [judgements, among.judgements]
-    values: list[dict[str, dict[str, dict[int, Tensor]]]] = []
-    for judged, results in zip(some, _judged_results(dataset, sides, dims, judgements, parts, among), strict=True):
-        values.append({})
-        for name, found in results.items():
-            by_dim = {dim: measure_queries(rows, judged) for dim, rows in found.items()}
-            values[-1][name] = {key: {dim: by_dim[dim][key] for dim in dims} for key in by_dim[dims[0]]}
+def _judged_values(search: JudgedSearch) -> dict[str, dict[str, dict[int, Tensor]]]:
+    """Value (Q) of each query, by system, measure and prefix."""
+    values = {}
+    for name, found in search.results().items():
+        by_dim = {dim: measure_queries(rows, search.judgements) for dim, rows in found.items()}
+        measures = next(iter(by_dim.values()))
+        values[name] = {key: {dim: by_dim[dim][key] for dim in sorted(by_dim, reverse=True)} for key in measures}
     return values
-
-
-def _judged_results(
-    dataset: Dataset,
-    systems: Mapping[str, Sides],
-    dims: Sequence[int],
-    judgements: Judgements,
-    parts: Parts,
-    among: _Among | None = None,
-) -> list[dict[str, dict[int, Tensor]]]:
-    """Rows (Q, SEARCH_DEPTH) of the documents that each judged query finds, by system and prefix; see above."""
-    some = [judgements] if among is None else [judgements, among.judgements]
-    searches = [_searches(dataset, systems, dims, judged) for judged in some]
-    documents = {name: sides.documents for name, sides in systems.items()}
-    _search_corpus(dataset, documents, searches, parts, None if among is None else among.seen)
-    return [{name: search.results() for name, search in by_name.items()} for by_name in searches]
-
-
-def _searches(
-    dataset: Dataset, systems: Mapping[str, Sides], dims: Sequence[int], judgements: Judgements
-) -> dict[str, PrefixSearch]:
-    x_QD = read_rows(dataset.queries, judgements.query_row_Q)
-    own = judgements.own_doc_row_Q
-    own_row_Q = None if own is None else torch.from_numpy(own)
-    return {name: PrefixSearch(sides.queries(x_QD), dims, SEARCH_DEPTH, own_row_Q) for name, sides in systems.items()}
 
 
 def _neighbour_values(
     dataset: Dataset, systems: Mapping[str, Encode], dims: tuple[int, ...], parts: Parts
 ) -> dict[str, dict[str, dict[int, Tensor]]]:
     rows = np.random.default_rng(0).permutation(dataset.corpus.rows)[:HELD_OUT_DOCS]
-    own_row_Q = torch.from_numpy(rows)
     x_QD = read_rows(dataset.corpus, rows)
-    searches = {name: PrefixSearch(encode(x_QD), dims, NEIGHBOURS, own_row_Q) for name, encode in systems.items()}
-    full = PrefixSearch(x_QD, [dataset.dim], NEIGHBOURS, own_row_Q)
-    _search_corpus(dataset, {**systems, "": lambda x_ND: x_ND}, [{**searches, "": full}], parts)
-    nearest_Qk = full.results()[dataset.dim].numpy()
+    some = CorpusSearch({name: Sides.same(encode) for name, encode in systems.items()}, dims)
+    full = CorpusSearch({"full": Sides.same(lambda x_ND: x_ND)}, [dataset.dim])
+    for search in (some, full):
+        search.begin(x_QD, NEIGHBOURS, torch.from_numpy(rows))
+    search_corpus(dataset.corpus, [some, full], parts)
+    nearest_Qk = full.results()["full"][dataset.dim].numpy()
     query = np.repeat(np.arange(len(nearest_Qk)), nearest_Qk.shape[1])
     found = nearest_Qk.reshape(-1) >= 0
     truth = Judgements.from_pairs(query[found], nearest_Qk.reshape(-1)[found], np.ones(found.sum(), np.float32))
@@ -285,40 +211,11 @@ def _neighbour_values(
         name: {
             f"neighbour_recall@{NEIGHBOURS}": {
                 dim: recall(gains_of(row_Qk, truth), truth, NEIGHBOURS)
-                for dim, row_Qk in sorted(search.results().items(), reverse=True)
+                for dim, row_Qk in sorted(by_dim.items(), reverse=True)
             }
         }
-        for name, search in searches.items()
+        for name, by_dim in some.results().items()
     }
-
-
-def _search_corpus(
-    dataset: Dataset,
-    systems: Mapping[str, Encode],
-    searches: Sequence[Mapping[str, PrefixSearch]],
-    parts: Parts,
-    seen: SeenDocuments | None = None,
-) -> None:
-    """Searches all documents; the second searches, where there are any, only those that are not seen."""
-
-    def search(start: int, stop: int) -> list[dict[str, dict[int, tuple[Tensor, ...]]]]:
-        matrices = Matrices()
-        whole, *others = [{name: one.fresh(matrices) for name, one in some.items()} for some in searches]
-        for block in dataset.corpus.blocks(start, stop):
-            row_N, x_ND = torch.arange(len(block.ids)) + block.row, torch.from_numpy(unit_rows(block.vectors_ND))
-            keep_N = None if seen is None else torch.from_numpy(~seen.has(block.ids.to_pylist()))
-            for name, one in whole.items():
-                d_ND = systems[name](x_ND)
-                one.add(row_N, d_ND)
-                for some in others:
-                    assert keep_N is not None
-                    some[name].add(row_N[keep_N], d_ND[keep_N])
-        return [{name: one.best for name, one in some.items()} for some in (whole, *others)]
-
-    for found in parts(search, dataset.corpus.rows):
-        for some, best in zip(searches, found, strict=True):
-            for name, search_of in some.items():
-                search_of.merge(best[name])
 
 
 def _corpus_moment(dataset: Dataset, parts: Parts) -> Tensor:
@@ -332,19 +229,3 @@ def _corpus_moment(dataset: Dataset, parts: Parts) -> Tensor:
     for gram in others:
         first.sum_DD += gram.sum_DD
     return first.sum_DD
-
-
-def unit_blocks(table: EmbeddingTable, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, Tensor]]:
-    """Blocks of unit vectors of a table, each with the global row of its first."""
-    for block in table.blocks(start, stop):
-        yield block.row, torch.from_numpy(unit_rows(block.vectors_ND))
-
-
-def read_rows(table: EmbeddingTable, row_Q: np.ndarray) -> Tensor:
-    """Unit vectors (Q, D) of the named global rows, in that order, in one pass over the table."""
-    found_QD = torch.empty(len(row_Q), table.dim)
-    order = np.argsort(row_Q)
-    for row, x_ND in unit_blocks(table):
-        low, high = np.searchsorted(row_Q[order], [row, row + len(x_ND)])
-        found_QD[order[low:high]] = x_ND[row_Q[order[low:high]] - row]
-    return found_QD

@@ -15,7 +15,7 @@ from psycopg import sql
 from pipelines.compress.job import run
 from pipelines.compress.settings import CompressSettings
 from smec_core.data.dataset import Dataset
-from smec_core.evaluation.evaluate import read_rows
+from smec_core.evaluation.corpus_search import read_rows
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.files import load
 from smec_core.model.model import Model

@@ -16,7 +16,8 @@ from smec_core.data.parquet import write_embeddings
 from smec_core.data.seen import SeenDocuments
 from smec_core.distributed.group import Group, rows_of_rank
 from smec_core.errors import InputError
-from smec_core.evaluation.evaluate import Sides, default_split, evaluate, in_one_part, query_scores, read_rows
+from smec_core.evaluation.corpus_search import Sides, in_one_part, query_scores, read_rows
+from smec_core.evaluation.evaluate import default_split, evaluate
 from smec_core.evaluation.metrics import PrefixSearch, gains_of, ndcg
 from smec_core.evaluation.significance import query_interval
 from smec_core.model.adapter import FrozenStage
