@@ -35,7 +35,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "installing into $(VENV): some minutes"
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev,export,ingest,serve,stores]'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev,export,ingest,serve,sources,stores]'
 	touch $@
 
 # Starts from nothing every time, so that what it prints was made by this tree; on a part of the sample, to take minutes.

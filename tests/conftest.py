@@ -12,11 +12,15 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from threading import Thread
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.hub import Hub
 
 # Ray reads these once, when it is first imported; its workers and the processes that tests start inherit them.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -186,6 +190,22 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return str(tmp_path / "storage")
     s3: Callable[[str], str] = request.getfixturevalue("s3")
     return s3("deep/storage")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator["Hub"]:
+    """A Hub of the tests' own, to which HF_ENDPOINT points."""
+    from tests.hub import Hub
+
+    server = Hub()
+    thread = Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
 
 
 @pytest.fixture(scope="session")

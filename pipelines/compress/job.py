@@ -6,6 +6,7 @@ same name, so that rows keep their order and memory depends neither on the corpu
 With --upgrade the shards hold what the model's base encoded, and only the stages added since are applied.
 """
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +40,8 @@ from smec_core.errors import InputError, SmecError, StoreError
 from smec_core.model.files import load
 from smec_core.model.model import Model
 from smec_core.model.vector_types import vector_bytes
+
+_PARTITION = re.compile(r"(?<=/)([^/=]+)=[^/]*(?=/)")
 
 
 def run(settings: CompressSettings) -> dict[str, Any]:
@@ -80,6 +83,7 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
     quarantine = settings.on_bad_row == "quarantine"
     known_dim = model.input_dim if quarantine and not settings.upgrade else None
     table = EmbeddingTable.open(source, known_dim, settings.columns)
+    _warn_of_folders(table, path, source)
     if settings.upgrade:
         check_stored(model, settings.model, table)
         dims = settings.dim or (table.dim,)
@@ -122,6 +126,14 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
         batch_rows=settings.batch_rows,
     )
     return _make(job, draft, pieces, workers, gpus, check_input)
+
+
+def _warn_of_folders(table: EmbeddingTable, path: str, source: str) -> None:
+    """Says which columns are not kept: a Delta table keeps those by which it is partitioned in names of folders."""
+    found = (_PARTITION.findall(part.path.removeprefix(path.rstrip("/"))) for part in table.files)
+    if names := {name for some in found for name in some} - set(table.schema_of(table.files[0]).names):
+        told = ", ".join(sorted(names))
+        warn(f"{public_uri(source)}: column {told} is in the names of its folders, not in its files, and is not kept")
 
 
 def _make(

@@ -85,6 +85,11 @@ def judge_schema(file: str, schema: pa.Schema, wanted: Mapping[str, Wanted]) -> 
     for what, (choices, kind) in wanted.items():
         name = next((choice for choice in choices if choice in names), None)
         if name is None:
+            if kept := next((choice for choice in choices if f"/{choice}=" in file), None):
+                raise InputError(
+                    f"{file}: column {kept} is in the name of a folder only, since the table is partitioned by it; "
+                    "write the table without that partition"
+                )
             holds = ", ".join(names) or "no columns"
             cure = f" (another name: --set columns.{what}=NAME)" if what in ColumnNames.model_fields else ""
             raise InputError(f"{file}: column {' or '.join(choices)} is missing; it holds {holds}{cure}")

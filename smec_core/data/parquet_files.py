@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from smec_core.data.hub import HubFiles
 from smec_core.errors import InputError, RowError, SmecError, one_line
 
 READ_BUFFER_BYTES = 8 << 20
@@ -19,7 +20,7 @@ NULL_VECTOR = "is null; every row needs a vector"
 
 
 def stamp_of_file(filesystem: pafs.FileSystem, path: str) -> str:
-    """What changes whenever a file is written anew, without reading it: inode and time of change, or the store's ETag.
+    """What changes whenever a file is written anew, without reading it: inode and time of change, ETag, or git's hash.
 
     Unlike the time of modification, no program sets these; they change with a file's owner, permissions and hard links,
     too. Empty where the file system has no such thing.
@@ -30,6 +31,8 @@ def stamp_of_file(filesystem: pafs.FileSystem, path: str) -> str:
     if isinstance(filesystem, pafs.LocalFileSystem):
         found = os.stat(path)
         return f"{found.st_ino}-{found.st_ctime_ns}"
+    if isinstance(filesystem, pafs.PyFileSystem) and isinstance(filesystem.handler, HubFiles):
+        return filesystem.handler.stamp_of_file(path)
     with filesystem.open_input_stream(path, compression=None) as source:
         told = {key.lower(): value for key, value in (source.metadata() or {}).items()}
     return bytes(told.get("etag", b"")).decode()

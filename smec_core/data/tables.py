@@ -5,6 +5,8 @@
     validation) and test likewise
     text also: corpus.jsonl, data/corpus-*.parquet
 
+A folder that is a Delta or an Iceberg table stands for the files of its newest version.
+
 Anything else that could be data is refused by name: nothing is skipped silently. Names that begin with `.` or `_` are
 ignored, as in Spark and Hive.
 """
@@ -19,6 +21,7 @@ from typing import NamedTuple
 
 import pyarrow.fs as pafs
 
+from smec_core.data.table_formats import files_in_force
 from smec_core.errors import InputError, SmecError, StoreError, one_line
 
 TABLES = ("corpus", "queries")
@@ -31,7 +34,9 @@ _QRELS_FOLDER = re.compile(rf"({_SPLIT})(\.parquet)?")
 _NOTE = re.compile(r".+\.md|(readme|license|licence|notice)(\..+)?", re.IGNORECASE)
 # what a table may be called by mistake
 _PART = r"\d+(-of-\d+)?|train|dev|validation|test"
-_NEARLY = re.compile(rf"(corpus|queries|qrels)([-_.]({_PART}))?(\.(parquet|parq|pq|tsv|csv|jsonl|txt))?", re.IGNORECASE)
+_NEARLY = re.compile(
+    rf"(corpus|queries|qrels)([-_.]({_PART}))?(\.(parquet|parq|pq|tsv|csv|jsonl|txt|lance|delta))?", re.IGNORECASE
+)
 _DATA_ENDINGS = {".parquet", ".parq", ".pq", ".tsv", ".csv", ".jsonl", ".ndjson", ".arrow", ".feather", ".ipc"}
 _DATA_ENDINGS |= {".orc", ".avro", ".npy", ".npz", ".safetensors", ".gz", ".bz2", ".zst", ".xz", ".zip"}
 _PARQUET_MAGIC = (b"PAR1", b"PARE")
@@ -160,13 +165,18 @@ def _only(folder: str, found: dict[str, list[str]], what: str) -> Table | None:
 
 
 def _files_in(filesystem: pafs.FileSystem, folder: str) -> list[str]:
-    """The Parquet files of a folder, sorted.
+    """The Parquet files of a folder, or of the newest version of the table that it is, sorted.
 
     Raises:
-        InputError: data that would not be read: in a subfolder, or under another name.
+        InputError: data that would not be read: in a subfolder, or under another name; or a table that cannot be.
     """
     paths = []
-    for info in _entries(filesystem, folder):
+    infos = _listed(filesystem, folder)
+    subfolders = {info.base_name for info in infos if info.type == pafs.FileType.Directory}
+    with _asking(folder):
+        if (in_force := files_in_force(filesystem, folder, subfolders)) is not None:
+            return in_force
+    for info in _not_hidden(infos):
         if info.type == pafs.FileType.File and info.base_name.endswith(".parquet"):
             paths.append(info.path)
         else:
@@ -193,7 +203,7 @@ def _refuse_data(filesystem: pafs.FileSystem, info: pafs.FileInfo, why: str) -> 
 
 def _files_below(filesystem: pafs.FileSystem, folder: str) -> Iterator[pafs.FileInfo]:
     """Files of a folder, and then those of its subfolders."""
-    infos = list(_entries(filesystem, folder))
+    infos = _entries(filesystem, folder)
     yield from (info for info in infos if info.type == pafs.FileType.File)
     for info in infos:
         if info.type == pafs.FileType.Directory:
@@ -221,8 +231,21 @@ def _asking(path: str) -> Iterator[None]:
         raise InputError(f"{path}: cannot be read ({one_line(error)})") from error
 
 
-def _entries(filesystem: pafs.FileSystem, folder: str) -> Iterator[pafs.FileInfo]:
+def _entries(filesystem: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:
     """What lies in a folder, sorted, but for hidden names; nothing where there is no such folder.
+
+    Raises:
+        InputError: the folder cannot be listed, or has a broken link.
+    """
+    return _not_hidden(_listed(filesystem, folder))
+
+
+def _not_hidden(infos: list[pafs.FileInfo]) -> list[pafs.FileInfo]:
+    return [info for info in infos if not _is_hidden(info.base_name)]
+
+
+def _listed(filesystem: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:
+    """What lies in a folder, sorted, also under hidden names; nothing where there is no such folder.
 
     Raises:
         InputError: the folder cannot be listed, or has a broken link.
@@ -234,7 +257,7 @@ def _entries(filesystem: pafs.FileSystem, folder: str) -> Iterator[pafs.FileInfo
             for path in sorted(posixpath.join(folder, name) for name in os.listdir(folder) if not _is_hidden(name)):
                 if os.path.islink(path) and not os.path.exists(path):
                     raise InputError(f"{path}: is a broken link; fix or remove it")
-    yield from (info for info in sorted(infos, key=lambda info: str(info.path)) if not _is_hidden(info.base_name))
+    return sorted(infos, key=lambda info: str(info.path))
 
 
 def _meant(name: str) -> str:

@@ -9,11 +9,12 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from smec_core.data.hub import open_hub
 from smec_core.data.object_store import ToldErrors
 from smec_core.errors import InputError, one_line
 
 # a URI that has lost a slash would pass for the name of a local folder
-HALF_A_URI = re.compile(r"(?i)(file|s3a?|gs|gcs|abfss?|hdfs|https?):(?!//)")
+HALF_A_URI = re.compile(r"(?i)(file|s3a?|gs|gcs|abfss?|hdfs|https?|hf):(?!//)")
 
 
 class UriParts(NamedTuple):
@@ -34,7 +35,7 @@ def split_uri(uri: str) -> UriParts:
 
 
 def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Resolves a local path or a URI (s3://, gs://, file://) to a file system and a path on it.
+    """Resolves a local path or a URI (s3://, gs://, hf://, file://) to a file system and a path on it.
 
     The only place that opens one. A key of an object store is what the user wrote, character by character, as its own
     tools have it: `#`, `%` and spaces are themselves. In file:// they are escaped (%20), as everywhere.
@@ -57,6 +58,8 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     shown, parts = public_uri(uri), split_uri(uri)
     if problem := _ambiguity(parts):
         raise InputError(f"{shown if shown.isprintable() else repr(shown)}: {problem}")
+    if parts.scheme == "hf":
+        return open_hub(shown)
     path = parts.path if parts.scheme == "file" else quote(parts.path)
     try:
         filesystem, found = pafs.FileSystem.from_uri(f"{parts.scheme}://{parts.host}{path}{parts.options}")
@@ -76,6 +79,8 @@ def _ambiguity(parts: UriParts) -> str | None:
         return "has a control character in it; write the name as it is"
     if parts.scheme == "file" and (parts.options or "#" in parts.path):
         return "'?' and '#' end the path of a file:// URI; write %3F and %23, or give the path without file://"
+    if parts.scheme == "hf" and parts.options:
+        return "has '?' in it, and hf:// has no options; the token is read from HF_TOKEN"
     if "#" in parts.host + parts.options:
         return "has '#' outside the path; remove it and what follows"
     names = parts.path.strip("/").split("/") if parts.path.strip("/") else []
