@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 
 from smec_core.data.judgements import Judgements
-from smec_core.data.parquet import embedding_column, write_embeddings
+from smec_core.data.parquet import EmbeddingTable, embedding_column, write_embeddings
 from smec_core.data.uri import open_filesystem
 from tests.smec_core.generated import generate
 
@@ -47,6 +47,11 @@ def write_vectors(uri: str, ids: Sequence[str], x_ND: np.ndarray) -> None:
     filesystem.create_dir(path.rpartition("/")[0])
     table = pa.table({"id": ids, "embedding": embedding_column(x_ND)})
     pq.write_table(table, path, filesystem=filesystem, compression="none", use_dictionary=False)
+
+
+def all_vectors(table: EmbeddingTable) -> np.ndarray:
+    """All vectors of a table."""
+    return np.concatenate([block.vectors_ND for block in table.blocks()])
 
 
 def replace_vectors(uri: str) -> None:

@@ -269,12 +269,13 @@ class Training:
             model = Model(trained.stages, dataset.dim, record, trained.metrics)
         else:
             model = base.extended(trained.stages[len(base.stages) :], record, trained.metrics)
-        model.seen = self._seen()
-        model.config["int8_scales"] = learn_int8_scales(model, dataset.corpus)
+        model.seen, docs = self._seen(), self.scanned.docs
+        model.config["int8_scales"] = learn_int8_scales(model, docs.x_KD[: docs.drawn or None])
         split = default_split(dataset)
         say(f"evaluating on {'nearest documents' if split is None else split}")
-        docs_DD = torch.from_numpy(self.scanned.docs.moment_DD)
-        model.metrics["evaluation"] = evaluate(dataset, model, split, True, self._parts(), docs_DD, self._beside(model))
+        model.metrics["evaluation"] = evaluate(
+            dataset, model, split, True, self._parts(), torch.from_numpy(docs.moment_DD), self._beside(model)
+        )
         return model
 
     def _seen(self) -> SeenDocuments | None:

@@ -264,6 +264,9 @@ def write_embeddings(
 
 
 def _first_dim(parquet: pq.ParquetFile, file: str, name: str) -> int:
+    kind = parquet.schema_arrow.field(name).type
+    if pa.types.is_fixed_size_list(kind) and kind.list_size:
+        return int(kind.list_size)
     first = next(read_batches(parquet, file, 1, [name], name, row_groups(parquet, 0, 1)[0]))[name]
     dim = int(_row_dims(first)[0])
     if not first[0].is_valid or not dim:

@@ -12,29 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smec_core.data.parquet import EmbeddingTable
-
 if TYPE_CHECKING:
     from smec_core.model.model import Model
 
 LIMIT = 127
 QUANTILE = 0.9999
 """Share of the numbers that int8 holds without clipping: a scale up to the largest is coarser for all the others."""
-SAMPLE_RANGES, SAMPLE_ROWS = 16, 512
+SCALE_ROWS = 8192
 
 
-def learn_int8_scales(model: "Model", table: EmbeddingTable) -> dict[str, float]:
-    """What 1 is worth in an int8 vector at each of a model's dims, by rows from all over a table."""
-    starts = np.linspace(0, max(0, table.rows - SAMPLE_ROWS), SAMPLE_RANGES).astype(int)
-    x_ND = np.concatenate(
-        [
-            # a copy: a view would keep the whole batch that it was read with
-            block.vectors_ND.copy()
-            for start in np.unique(starts)
-            for block in table.blocks(int(start), min(int(start) + SAMPLE_ROWS, table.rows))
-        ]
-    )
-    z_ND = model.encode(x_ND)
+def learn_int8_scales(model: "Model", x_ND: np.ndarray) -> dict[str, float]:
+    """What 1 is worth in an int8 vector at each dim of a model, by vectors (N, D) of a corpus or a sample of it."""
+    some = np.linspace(0, len(x_ND) - 1, min(SCALE_ROWS, len(x_ND))).astype(int)
+    z_ND = model.encode(x_ND[some])
     scales = {}
     for dim in model.dims:
         z_Nd = z_ND[:, :dim] / np.linalg.norm(z_ND[:, :dim], axis=1, keepdims=True).clip(1e-12)

@@ -10,13 +10,13 @@ from smec_core.data.dataset import Dataset
 from smec_core.evaluation.evaluate import evaluate
 from smec_core.model.model import Model
 from smec_core.model.quantize import learn_int8_scales
-from tests.builders import write_dataset
+from tests.builders import all_vectors, write_dataset
 
 
 def test_the_page_holds_every_way_at_every_size(tmp_path: Path) -> None:
     dataset = Dataset.open(str(write_dataset(tmp_path / "data", docs=300, queries=120, dim=96)))
     model = Model([], 96, {"dims": [96, 24]}, {})
-    model.config["int8_scales"] = learn_int8_scales(model, dataset.corpus)
+    model.config["int8_scales"] = learn_int8_scales(model, all_vectors(dataset.corpus))
     model.save(tmp_path / "model")
     main(["--data", dataset.uri, "--model", str(tmp_path / "model"), "--out", str(tmp_path / "page")])
 

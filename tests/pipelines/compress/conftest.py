@@ -10,6 +10,7 @@ from smec_core.data.parquet import EmbeddingTable
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.model import Model
 from smec_core.model.quantize import learn_int8_scales
+from tests.builders import all_vectors
 from tests.pipelines.compress.corpora import DIM, write_corpus
 
 
@@ -24,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     corpus = EmbeddingTable.open(str(write_corpus(folder / "calibration", [2000])))
     made = Model(stages, DIM, {"dims": [16, 8, 4]}, {})
-    made.config["int8_scales"] = learn_int8_scales(made, corpus)
+    made.config["int8_scales"] = learn_int8_scales(made, all_vectors(corpus))
     made.save(folder / "model")
     return folder / "model"
 

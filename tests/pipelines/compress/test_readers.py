@@ -17,6 +17,7 @@ from smec_core.data.parquet import EmbeddingTable, embedding_column
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.model import Model
 from smec_core.model.quantize import learn_int8_scales
+from tests.builders import all_vectors
 from tests.pipelines.compress.corpora import compress, vectors, write_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -99,7 +100,7 @@ def test_small_numbers_take_their_bytes_on_disk(
     corpus = data_dir("scifact") / "corpus.parquet"
     identity = {"weight": torch.eye(768), "logits": torch.linspace(1, 0, 768)}
     model = Model([FrozenStage(96, "linear", identity)], 768, {"dims": [768, 96]}, {})
-    model.config["int8_scales"] = learn_int8_scales(model, EmbeddingTable.open(str(corpus)))
+    model.config["int8_scales"] = learn_int8_scales(model, all_vectors(EmbeddingTable.open(str(corpus))))
     model.save(tmp_path / "model")
     sizes = {}
     for kind in ("float16", dtype):

@@ -18,7 +18,7 @@ from smec_core.data.parquet import write_embeddings
 from smec_core.evaluation.evaluate import evaluate
 from smec_core.model.model import Model
 from smec_core.model.quantize import learn_int8_scales
-from tests.builders import write_dataset
+from tests.builders import all_vectors, write_dataset
 
 DIM = 32
 
@@ -32,7 +32,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(data: Path) -> Path:
     """Cuts the vectors, nothing else; with int8 scales."""
     made = Model([], DIM, {"dims": [32, 16, 8]}, {})
-    made.config["int8_scales"] = learn_int8_scales(made, Dataset.open(str(data)).corpus)
+    made.config["int8_scales"] = learn_int8_scales(made, all_vectors(Dataset.open(str(data)).corpus))
     made.save(data.parent / "model")
     return data.parent / "model"
 

@@ -46,9 +46,11 @@ class Series:
     `output` and `storage` are on disk; `published` and `stored` say where they are, also on S3.
     """
 
-    def __init__(self, folder: Path, kept: Path | None = None, s3: Callable[[str], str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, kept: Path | None = None, s3: Callable[[str], str] | None = None, **size: int
+    ) -> None:
         self.folder, self.name = folder, f"series-{uuid.uuid4().hex[:8]}"
-        self.data, self.output = write_dataset(folder / "data"), (kept or folder) / "vectors"
+        self.data, self.output = write_dataset(folder / "data", **size), (kept or folder) / "vectors"
         self.storage = (kept or folder) / "storage"
         self.published, self.stored = (s3(path.name) if s3 else str(path) for path in (self.output, self.storage))
         self.config = folder / "retrain.yaml"

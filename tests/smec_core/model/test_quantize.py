@@ -1,7 +1,5 @@
 """int8 and bits: how near they are to the vectors, what a store sees, what clipping does."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from smec_core.data.parquet import EmbeddingTable, write_embeddings
 from smec_core.errors import InputError
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.model import Model
@@ -26,16 +23,14 @@ def model() -> Model:
     )
 
 
-def table(folder: Path, rows: int) -> tuple[EmbeddingTable, np.ndarray]:
-    vectors = np.random.default_rng(0).standard_normal((rows, DIM), dtype=np.float32)
-    write_embeddings(str(folder / "corpus.parquet"), [str(row) for row in range(rows)], vectors)
-    return EmbeddingTable.open(str(folder / "corpus")), vectors
+def random_vectors(rows: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((rows, DIM), dtype=np.float32)
 
 
 @pytest.mark.parametrize("rows", [1, 700, 20_000])
-def test_int8_keeps_directions_at_every_dim(model: Model, tmp_path: Path, rows: int) -> None:
-    corpus, vectors = table(tmp_path, rows)
-    scales = learn_int8_scales(model, corpus)
+def test_int8_keeps_directions_at_every_dim(model: Model, rows: int) -> None:
+    vectors = random_vectors(rows)
+    scales = learn_int8_scales(model, vectors)
     model.config["int8_scales"] = scales
     for dim in model.dims:
         z_Nd = model.encode(torch.from_numpy(vectors), dim)
@@ -48,18 +43,18 @@ def test_int8_keeps_directions_at_every_dim(model: Model, tmp_path: Path, rows: 
         assert (norms - 1).abs().mean() < 0.01
 
 
-def test_a_prefix_of_int8_is_int8_of_the_prefix_but_for_rounding(model: Model, tmp_path: Path) -> None:
-    corpus, vectors = table(tmp_path, 500)
-    scales = learn_int8_scales(model, corpus)
+def test_a_prefix_of_int8_is_int8_of_the_prefix_but_for_rounding(model: Model) -> None:
+    vectors = random_vectors(500)
+    scales = learn_int8_scales(model, vectors)
     long_Nd = to_int8(model.encode(torch.from_numpy(vectors)), scales[str(DIM)]).float()[:, :8]
     z_Nd = model.encode(torch.from_numpy(vectors), 8)
     assert torch.nn.functional.cosine_similarity(long_Nd, z_Nd).min() > 0.99
 
 
-def test_dims_without_a_scale_are_refused(model: Model, tmp_path: Path) -> None:
+def test_dims_without_a_scale_are_refused(model: Model) -> None:
     with pytest.raises(InputError, match=r"scales for none, because an earlier version trained it"):
         model.int8_scale(8)
-    model.config["int8_scales"] = learn_int8_scales(model, table(tmp_path, 100)[0])
+    model.config["int8_scales"] = learn_int8_scales(model, random_vectors(100))
     with pytest.raises(InputError, match=r"dim is 9, but for int8 vectors this model has scales for 32, 8"):
         model.int8_scale(9)
 
