@@ -200,6 +200,11 @@ class RowProgress:
         self.rows = 0
         self._started = self._said = time.perf_counter()
 
+    def leave_out(self, rows: int) -> None:
+        """Rows that are done already."""
+        self.total -= rows
+        say(f"{rows:,} rows were {self.verb} by an earlier start")
+
     def add(self, rows: int) -> None:
         """Counts rows, and says so when it is time."""
         self.rows += rows

@@ -3,7 +3,7 @@
 Shapes: K rows that are kept, M rows of the table, D dims.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import groupby
 
@@ -13,6 +13,7 @@ import pyarrow.dataset as pds
 import pyarrow.parquet as pq
 
 from pipelines.console import RowProgress
+from pipelines.data.scan_state import ScanState
 from pipelines.runtime.cluster import connect, unwrap
 from smec_core.data.columns import ColumnNames
 from smec_core.data.dataset import Dataset
@@ -23,6 +24,8 @@ from smec_core.data.scan import Cut, Keep, Scanned, TableScan, cut_rows, scan_cu
 ARRAYS = ("sum_D", "moment_DD", "x_KD")
 SMALL_BYTES = 128 << 20
 """Vectors of so many bytes are read before Ray Data would have started."""
+SAVE_BYTES, MOST_PIECES = 16 << 30, 16
+"""Vectors of so many bytes, or a share of a large table, are read again where a scan is killed."""
 
 
 def is_small(table: EmbeddingTable) -> bool:
@@ -30,7 +33,13 @@ def is_small(table: EmbeddingTable) -> bool:
     return 4 * table.rows * table.dim <= SMALL_BYTES
 
 
-def scan(table: EmbeddingTable, keep: Keep, hash_M: np.ndarray | None = None, cpus: float = 1) -> Scanned:
+def scan(
+    table: EmbeddingTable,
+    keep: Keep,
+    hash_M: np.ndarray | None = None,
+    cpus: float = 1,
+    storage: str | None = None,
+) -> Scanned:
     """Reads every row of a table once.
 
     Args:
@@ -38,6 +47,7 @@ def scan(table: EmbeddingTable, keep: Keep, hash_M: np.ndarray | None = None, cp
         keep: which rows are kept.
         hash_M: hashes of all ids, in the order of the table; needed where all rows are kept.
         cpus: that the job needs at once, should a cluster have to be started.
+        storage: folder or URI where a large table's finished pieces wait, should this process be killed.
 
     Raises:
         RowError: a row that is no sound vector.
@@ -47,17 +57,47 @@ def scan(table: EmbeddingTable, keep: Keep, hash_M: np.ndarray | None = None, cp
         return scan_table(table, keep, hash_M)
     connect(cpus)
     found, progress = TableScan(keep, table.dim), RowProgress("read", table.rows)
+    pieces = pieces_of(table)
+    state = ScanState.of(storage, table, keep, len(pieces)) if storage and len(pieces) > 1 else None
     try:
-        for cut in _cuts(table, keep):
-            found.add(cut)
-            progress.add(cut.rows)
+        for number, files in enumerate(pieces):
+            piece = None if state is None else state.take(number, keep, table.dim)
+            if piece is not None:
+                progress.leave_out(sum(part.rows for part in files))
+            else:
+                piece = TableScan(keep, table.dim)
+                for cut in _cuts(table, files, keep):
+                    piece.add(cut)
+                    progress.add(cut.rows)
+                if state is not None:
+                    state.put(number, piece)
+            found.merge(piece)
     except Exception as error:
         if not _is_loss(error):
             # one after another: what is wrong is then told by file and row
             for _ in table.blocks():
                 pass
         raise unwrap(error) from error
-    return found.finish(hash_M)
+    scanned = found.finish(hash_M)
+    if state is not None:
+        state.remove()
+    return scanned
+
+
+def pieces_of(table: EmbeddingTable) -> list[list[ParquetPart]]:
+    """Consecutive files that are read in one execution each: all together, unless reading them takes long.
+
+    They are a matter of the table alone, so that a start on another cluster finds those of an earlier one.
+    """
+    files = [part for part in table.files if part.rows]
+    row_bytes = 4 * table.dim
+    least = max(SAVE_BYTES, -(-table.rows * row_bytes // MOST_PIECES))
+    pieces: list[list[ParquetPart]] = [[]]
+    for part in files:
+        if sum(one.rows for one in pieces[-1]) * row_bytes >= least:
+            pieces.append([])
+        pieces[-1].append(part)
+    return pieces
 
 
 def read_all(dataset: Dataset) -> None:
@@ -78,8 +118,8 @@ def _is_loss(error: Exception) -> bool:
     return isinstance(error, WORKER_DIED)
 
 
-def _cuts(table: EmbeddingTable, keep: Keep) -> Iterator[Cut]:
-    """One execution of Ray Data over all files."""
+def _cuts(table: EmbeddingTable, files: Sequence[ParquetPart], keep: Keep) -> Iterator[Cut]:
+    """One execution of Ray Data over some files."""
     import ray.data
 
     # Ray Data's newer reader does not verify checksums of pages
@@ -101,7 +141,7 @@ def _cuts(table: EmbeddingTable, keep: Keep) -> Iterator[Cut]:
             )
             .select_columns(columns)
             .map_batches(reduce, batch_size=rows, batch_format="pyarrow", zero_copy_batch=True)
-            for paths in _of_one_type(table)
+            for paths in _of_one_type(table, files)
         ]
     finally:
         context.use_datasource_v2 = before
@@ -112,14 +152,14 @@ def _cuts(table: EmbeddingTable, keep: Keep) -> Iterator[Cut]:
             yield _cut(records.slice(row, 1), table.dim)
 
 
-def _of_one_type(table: EmbeddingTable) -> list[list[str]]:
+def _of_one_type(table: EmbeddingTable, files: Sequence[ParquetPart]) -> list[list[str]]:
     """Files whose columns have the same types: Ray Data casts all files of a read to those of one."""
 
     def types(part: ParquetPart) -> tuple[str, ...]:
         schema = pq.read_schema(part.path, filesystem=table.filesystem)
         return tuple(str(schema.field(name).type) for name in (table.names.id, table.names.embedding))
 
-    found = sorted((types(part), part.path) for part in table.files if part.rows)
+    found = sorted((types(part), part.path) for part in files)
     return [[path for _, path in some] for _, some in groupby(found, key=lambda one: one[0])]
 
 

@@ -133,7 +133,9 @@ def _tensor(x_ND: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(x_ND)
 
 
-def scan_data(dataset: Dataset, config: TrainConfig, cluster: ClusterSettings | None = None) -> ScannedData:
+def scan_data(
+    dataset: Dataset, config: TrainConfig, cluster: ClusterSettings | None = None, storage: str | None = None
+) -> ScannedData:
     """Reads a dataset once, for trainings; it then has its fingerprint.
 
     Args:
@@ -141,6 +143,7 @@ def scan_data(dataset: Dataset, config: TrainConfig, cluster: ClusterSettings | 
         config: settings of the method.
         cluster: how much of a node's memory rows may take, and the CPUs that the trainings need at once; None keeps
             every row, since models are scored on these, too.
+        storage: folder or URI where a large scan's finished pieces wait, should this process be killed.
 
     Raises:
         InputError: a row is bad, or there is too little memory.
@@ -169,8 +172,8 @@ def scan_data(dataset: Dataset, config: TrainConfig, cluster: ClusterSettings | 
         connect(cpus)
         kept = min(rows, sample + len(judged)) + min(keep_queries.rows, keep_queries.sample + len(keep_queries.hashes))
         _check_store(4 * kept * dataset.dim)
-    docs = scan(dataset.corpus, keep, _order(dataset.corpus, doc_ids, keep), cpus)
-    queries = scan(dataset.queries, keep_queries, _order(dataset.queries, query_ids, keep_queries), cpus)
+    docs = scan(dataset.corpus, keep, _order(dataset.corpus, doc_ids, keep), cpus, storage)
+    queries = scan(dataset.queries, keep_queries, _order(dataset.queries, query_ids, keep_queries), cpus, storage)
     dataset.take_checks([docs.check, queries.check])
     dataset.check_unchanged()
     places = labels

@@ -117,7 +117,7 @@ class _Cycle:
     def scanned(self) -> ScannedData:
         """The rows to learn from, read when they are first needed."""
         say(f"{self.settings.name}, cycle {self.number}: reading {self.dataset.corpus.rows:,} documents")
-        return scan_data(self.learnt, self.settings.train.method(), self.settings.train)
+        return scan_data(self.learnt, self.settings.train.method(), self.settings.train, self.settings.storage)
 
     @cached_property
     def champion(self) -> _Champion | None:
@@ -291,7 +291,7 @@ class _Cycle:
             searches.append(self._gate_search(reference, model))
             return searches
 
-        training = Training(TrainingSettings(**values), settings.name, (self.learnt, self.scanned), beside)
+        training = Training(TrainingSettings(**values), settings.name, (self.learnt, self.scanned), beside=beside)
         run_folder = RunFolder(settings.storage, training.name)
         self.ledger.begin_training(run_folder)
         with TemporaryDirectory() as scratch:

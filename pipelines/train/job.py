@@ -58,10 +58,10 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     out = Path(settings.out)
     check_replaceable(out)
     check_storage(settings.storage)
-    training = Training(settings)
+    beside = out.absolute().parent / ".smec-runs"
+    training = Training(settings, storage=settings.storage or str(beside))
     if training.dataset.unsupervised:
         say(training.dataset.unsupervised)
-    beside = out.absolute().parent / ".smec-runs"
     run_folder = RunFolder(settings.storage or str(beside), training.name)
     if run_folder.local_path is not None and run_folder.local_path.resolve().is_relative_to(out.resolve()):
         raise InputError(
@@ -105,6 +105,7 @@ class Training:
         settings: TrainingSettings,
         series: str = "smec",
         read: tuple[Dataset, ScannedData] | None = None,
+        storage: str | None = None,
         beside: Callable[[Model], list[JudgedSearch]] = lambda model: [],
     ) -> None:
         """Opens the data and the models that it builds on.
@@ -113,6 +114,7 @@ class Training:
             settings: of the training.
             series: what the name begins with, where the settings give none.
             read: the dataset of the settings, without what is held out, and its scan, where it is read already.
+            storage: where runs keep their state.
             beside: gives searches that share the pass over the corpus by which a trained model is evaluated.
 
         Raises:
@@ -126,7 +128,7 @@ class Training:
         self.warm_start = None if self._champion is None else WarmStart.of(self._champion, str(settings.warm_start))
         labelled = self.dataset.train_judgements() is not None
         plan_training(TrainingShape(dim, labelled), self._config, self.base_stages, self.warm_start)
-        self.scanned = read[1] if read else scan_data(self.dataset, self._config, settings)
+        self.scanned = read[1] if read else scan_data(self.dataset, self._config, settings, storage)
         self.identity: dict[str, Any] = {
             "train": self._config.model_dump(mode="json"),
             "data": self.dataset.fingerprint,

@@ -65,8 +65,9 @@ def run(settings: TuneSettings) -> dict[str, Any]:
     if not os.access(out, os.W_OK | os.X_OK):
         raise InputError(f"out: {out} may not be written to; name another folder")
     check_storage(settings.storage)
+    storage = settings.storage or str(out.absolute() / ".smec-study")
     # the best are compared on test among all documents
-    scanned = scan_data(dataset, config, None if settings.confirm else settings.cluster())
+    scanned = scan_data(dataset, config, None if settings.confirm else settings.cluster(), storage)
     identity = {
         "tune": config.model_dump(mode="json"),
         "space": describe(space),
@@ -74,7 +75,7 @@ def run(settings: TuneSettings) -> dict[str, Any]:
         "data": dataset.fingerprint,
     } | scanned.identity
     name = settings.name or f"study-{digest(identity)}"
-    study = RunFolder(settings.storage or str(out.absolute() / ".smec-study"), name)
+    study = RunFolder(storage, name)
     study.create()
     with context(run=name), Lease(study, on_lost=interrupt_main) as lease:
         study.claim(identity)

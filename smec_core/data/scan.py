@@ -144,6 +144,31 @@ class TableScan:
         self._ids.append(cut.id_K)
         self._vectors.append(cut.x_KD)
 
+    def merge(self, other: "TableScan") -> None:
+        """Takes what another has added up, of other rows."""
+        self._rows += other._rows
+        self._check = (self._check + other._check) % 2**64
+        self._sum_D += other._sum_D
+        self._high_DD += other._high_DD
+        self._low_DD += other._low_DD
+        self._ids += other._ids
+        self._vectors += other._vectors
+
+    def state(self) -> tuple[dict[str, np.ndarray], pa.Array, np.ndarray]:
+        """All of it, to be stored: sums by name, ids of the rows that are kept, and their vectors."""
+        counts = np.array([self._rows, self._check], np.uint64)
+        sums = {"counts": counts, "sum_D": self._sum_D, "high_DD": self._high_DD, "low_DD": self._low_DD}
+        return sums, pa.concat_arrays(self._ids), np.concatenate(self._vectors)
+
+    @classmethod
+    def restored(cls, keep: Keep, sums: dict[str, np.ndarray], id_K: pa.Array, x_KD: np.ndarray) -> "TableScan":
+        """What had that state."""
+        scan = cls(keep, len(sums["sum_D"]))
+        scan._rows, scan._check = map(int, sums["counts"])
+        scan._sum_D, scan._high_DD, scan._low_DD = sums["sum_D"], sums["high_DD"], sums["low_DD"]
+        scan._ids, scan._vectors = [id_K], [x_KD]
+        return scan
+
     def finish(self, hash_M: np.ndarray | None = None) -> Scanned:
         """The result, of all cuts.
 

@@ -1,10 +1,14 @@
 """The scan by Ray Data: the bits of the scan in one process, and errors that name the row."""
 
-from collections.abc import Callable
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
@@ -12,8 +16,9 @@ from pipelines.data import scan as scan_module
 from pipelines.data.scan import scan
 from smec_core.data.columns import ColumnNames
 from smec_core.data.fingerprint import hash_ids
-from smec_core.data.parquet import EmbeddingTable, embedding_column
-from smec_core.data.scan import Keep, scan_table
+from smec_core.data.parquet import EmbeddingTable, ParquetPart, embedding_column
+from smec_core.data.scan import Cut, Keep, scan_table
+from smec_core.data.uri import open_filesystem
 from smec_core.errors import SmecError
 
 pytestmark = pytest.mark.ray
@@ -61,6 +66,60 @@ def test_the_cluster_gives_the_bits_of_one_process(ray_cluster: None, folder: Pa
     assert found.id_K == whole.id_K
     for name in ("mean_D", "moment_DD", "x_KD"):
         np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+
+
+KILLED = """
+import os, signal, sys
+from pipelines.data import scan, scan_state
+from smec_core.data.columns import ColumnNames
+from smec_core.data.parquet import EmbeddingTable
+from smec_core.data.scan import Keep
+
+scan.SMALL_BYTES, scan.SAVE_BYTES = 0, 1000
+put = scan_state.ScanState.put
+def put_and_die(state, number, piece):
+    put(state, number, piece)
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+scan_state.ScanState.put = put_and_die
+table = EmbeddingTable.open(sys.argv[1], names=ColumnNames(id="sku", embedding="vector"))
+scan.scan(table, Keep(table.rows, 500), storage=sys.argv[2])
+"""
+
+
+def test_a_killed_scan_goes_on_from_its_finished_files(
+    ray_cluster: None, folder: Path, storage: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(folder), storage], check=False)
+    assert killed.returncode == -signal.SIGKILL
+
+    # one of the three pieces is not as it was written
+    filesystem, root = open_filesystem(storage)
+    [kept] = [info.path for info in filesystem.get_file_info(pafs.FileSelector(f"{root}/_scans"))]
+    with filesystem.open_output_stream(f"{kept}/00001.safetensors") as sink:
+        sink.write(b"cut short")
+
+    read, cuts = [], scan_module._cuts
+
+    def noted(table: EmbeddingTable, files: Sequence[ParquetPart], keep: Keep) -> Iterator[Cut]:
+        read.append([Path(part.path).name for part in files])
+        return cuts(table, files, keep)
+
+    monkeypatch.setattr(scan_module, "_cuts", noted)
+    monkeypatch.setattr(scan_module, "SAVE_BYTES", 1000)
+    table = EmbeddingTable.open(str(folder), names=NAMES)
+    keep = Keep(table.rows, 500)
+    found, whole = scan(table, keep, storage=storage), scan_table(table, keep)
+    assert read == [["b.parquet", "d.parquet"]]
+    told = capfd.readouterr().err
+    assert "10,000 rows were read by an earlier start" in told and "8,193 rows were" in told
+    assert (found.check, found.id_K) == (whole.check, whole.id_K)
+    for name in ("mean_D", "moment_DD", "x_KD"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+    assert filesystem.get_file_info(kept).type == pafs.FileType.NotFound
+    # nothing of it is taken for another sample
+    scan(table, Keep(table.rows, 501), storage=storage)
+    assert len(read) == 1 + len(scan_module.pieces_of(table))
 
 
 def bad_number(path: Path) -> None:
