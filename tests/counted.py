@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -11,6 +11,8 @@ import pytest
 
 from smec_core.data import uri as data_uri
 from smec_core.data.object_store import ToldErrors
+
+NOTES = "reads"
 
 
 class _Noted:
@@ -24,7 +26,7 @@ class _Noted:
         found: bytes = self._file.read(None if size is None or size < 0 else size)
         # one write of one line: processes do not mix theirs
         descriptor = os.open(self._notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.write(descriptor, f"{len(found)} {os.getpid()} {self._path}\n".encode())
+        os.write(descriptor, f"{len(found)} {os.environ.get('RAY_RAYLET_PID', '-')} {self._path}\n".encode())
         os.close(descriptor)
         return found
 
@@ -71,11 +73,26 @@ class NotedReads(ToldErrors):
         return pa.PythonFile(_Noted(super().open_input_file(path), path, self._notes), mode="r")
 
 
+class Read(NamedTuple):
+    """Bytes of a file that were read, and the process id of the raylet whose worker did so; empty elsewhere."""
+
+    size: int
+    raylet: str
+    path: str
+
+
+def noted_reads(folder: Path) -> list[Read]:
+    """What has been noted in a folder."""
+    notes = folder / NOTES
+    found = [line.split(maxsplit=2) for line in notes.read_text().splitlines()] if notes.exists() else []
+    return [Read(int(size), raylet.strip("-"), path) for size, raylet, path in found]
+
+
 class Counter:
     """Makes `counted://` URIs of local paths, and says what of them was read."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-        self._notes = folder / "reads"
+        self._notes = folder / NOTES
 
         def from_uri(uri: str) -> tuple[pafs.FileSystem, str]:
             if not uri.startswith("counted://"):
@@ -93,16 +110,5 @@ class Counter:
 
     def passes(self, folder: Path) -> float:
         """How often the bytes of a folder of files have been read."""
-        read = sum(int(line.split()[0]) for line in self._lines() if f"{folder}/" in line)
+        read = sum(read.size for read in noted_reads(self._notes.parent) if read.path.startswith(f"{folder}/"))
         return read / sum(path.stat().st_size for path in folder.rglob("*.parquet"))
-
-    def processes(self) -> dict[str, int]:
-        """Bytes by process."""
-        found: dict[str, int] = {}
-        for line in self._lines():
-            size, process, _ = line.split(maxsplit=2)
-            found[process] = found.get(process, 0) + int(size)
-        return found
-
-    def _lines(self) -> list[str]:
-        return self._notes.read_text().splitlines() if self._notes.exists() else []
