@@ -68,6 +68,7 @@ def write_dataset(
     rank: int = 48,
     noise: float = 0.0,
     seed: int = 0,
+    dtype: type[np.floating] = np.float32,
 ) -> None:
     """Writes a dataset of a low-rank part and noise, a piece at a time: memory does not grow with it.
 
@@ -86,6 +87,7 @@ def write_dataset(
         noise: how much a query differs from its document in what they share, as a standard deviation over that of the
             documents; with 0, every query can be answered.
         seed: of all numbers; the same one gives the same files.
+        dtype: of the numbers in the files.
     """
     (folder / "corpus").mkdir(parents=True)
     (folder / "qrels").mkdir()
@@ -94,7 +96,7 @@ def write_dataset(
     meanings = []
     for number in range(files):
         first, last = rows * number // files, rows * (number + 1) // files
-        with _writer(folder / f"corpus/{number}.parquet", dim) as writer:
+        with _writer(folder / f"corpus/{number}.parquet", dim, dtype) as writer:
             for start in range(first, last, PIECE_ROWS):
                 stop = min(start + PIECE_ROWS, last)
                 rng = np.random.default_rng((seed, 1, start))
@@ -102,7 +104,7 @@ def write_dataset(
                 _write_piece(writer, "d", start, meaning_NR, basis_RD, rng)
                 low, high = np.searchsorted(asked, [start, stop])
                 meanings.append(meaning_NR[asked[low:high] - start])
-    with _writer(folder / "queries.parquet", dim) as writer:
+    with _writer(folder / "queries.parquet", dim, dtype) as writer:
         meaning_QR = np.concatenate(meanings)
         for start in range(0, queries, PIECE_ROWS):
             rng = np.random.default_rng((seed, 2, start))
@@ -116,8 +118,8 @@ def write_dataset(
     pq.write_table(judged[:tested], folder / "qrels/test.parquet")
 
 
-def _writer(path: Path, dim: int) -> pq.ParquetWriter:
-    schema = pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.float32(), dim))])
+def _writer(path: Path, dim: int, dtype: type[np.floating]) -> pq.ParquetWriter:
+    schema = pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.from_numpy_dtype(dtype), dim))])
     return pq.ParquetWriter(path, schema, use_dictionary=False)
 
 
@@ -132,7 +134,8 @@ def _write_piece(
     x_ND = rng.standard_normal((len(meaning_NR), basis_RD.shape[1]), dtype=np.float32)
     x_ND += meaning_NR @ basis_RD
     ids = pa.array([f"{prefix}{row}" for row in range(start, start + len(x_ND))])
-    writer.write_table(pa.table([ids, embedding_column(x_ND)], schema=writer.schema))
+    column = embedding_column(x_ND.astype(writer.schema.field("embedding").type.value_type.to_pandas_dtype()))
+    writer.write_table(pa.table([ids, column], schema=writer.schema))
 
 
 def write_dense(
@@ -156,7 +159,7 @@ def write_dense(
     meanings = [rng.standard_normal((count, rank), dtype=np.float32) for count in (rows, queries)]
     (folder / "qrels").mkdir(parents=True)
     for name, prefix, meaning_NR in zip(("corpus", "queries"), "dq", meanings, strict=True):
-        with _writer(folder / f"{name}.parquet", dim) as writer:
+        with _writer(folder / f"{name}.parquet", dim, np.float32) as writer:
             _write_piece(writer, prefix, 0, meaning_NR, basis_RD, rng)
     shared = [
         part_NR[:, : rank // 2] / np.linalg.norm(part_NR[:, : rank // 2], axis=1)[:, None] for part_NR in meanings
