@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 
 from pipelines.compress.job import run
 from pipelines.compress.settings import CompressSettings
+from pipelines.storage.publish import manifest_of, plan_of
 from smec_core.data.parquet import EmbeddingTable, embedding_column
+from smec_core.data.uri import open_filesystem
 
 DIM = 16
 
@@ -35,6 +37,11 @@ def write_corpus(folder: Path, rows: list[int], **columns: Callable[[int], pa.Ar
 def read(folder: str | Path) -> tuple[list[str], np.ndarray]:
     blocks = list(EmbeddingTable.open(str(folder)).blocks())
     return [name for block in blocks for name in block.ids.to_pylist()], np.concatenate([b.vectors_ND for b in blocks])
+
+
+def plan_at(version: Path) -> dict[str, Any]:
+    """The plan by which a version on disk was made."""
+    return plan_of(manifest_of(*open_filesystem(str(version))) or {})
 
 
 def compress(model: Path, source: str | Path, out: str | Path, **more: Any) -> dict[str, Any]:

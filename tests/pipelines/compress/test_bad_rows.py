@@ -12,7 +12,7 @@ import pytest
 import smec_core
 from smec_core.data.parquet import embedding_column
 from smec_core.errors import InputError
-from tests.pipelines.compress.corpora import DIM, compress, read, vectors, write_corpus
+from tests.pipelines.compress.corpora import DIM, compress, plan_at, read, vectors, write_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -42,8 +42,6 @@ def test_null_id_is_named(tmp_path: Path, model: Path) -> None:
         compress(model, tmp_path / "corpus", tmp_path / "out")
 
 
-PUBLISHED = {"format", "version", "created", "rows", "quarantined", "files"}
-"""What a manifest says beside its plan."""
 BAD_ROWS: dict[int, list[float | None] | None] = {
     3: None,
     40: [np.nan] * DIM,
@@ -125,7 +123,7 @@ def test_a_kill_between_the_files_of_a_piece_is_mended(tmp_path: Path, model: Pa
     whole = compress(model, source, out, **options)
     version = Path(whole["path"])
     manifest = json.loads((version / "_manifest.json").read_text())
-    plan = {name: manifest[name] for name in manifest if name not in PUBLISHED}
+    plan = plan_at(version)
     for lost in ("_quarantine", "8", "4"):
         (version / lost / "part-01.parquet").unlink()
         (version / "_manifest.json").unlink()
