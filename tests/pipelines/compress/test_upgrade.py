@@ -15,7 +15,7 @@ from pipelines.storage.files import as_record
 from pipelines.storage.publish import current
 from smec_core.data.parquet import embedding_column
 from smec_core.errors import InputError
-from tests.pipelines.compress.corpora import compress, plan_at, read, upgrade, vectors, write_corpus
+from tests.pipelines.compress.corpora import compress, read, unfinish, upgrade, vectors, write_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -112,8 +112,7 @@ def test_interrupted_upgrade_is_taken_up_again(tmp_path: Path, model: Path, exte
     compress(model, write_corpus(tmp_path / "in", [300, 300]), out, dim=8)
     upgrade(extended, out, out)
     # as a run leaves it that is killed after its first file
-    (out / "v0002/plan.json").write_text(json.dumps(plan_at(out / "v0002")))
-    (out / "v0002/_manifest.json").unlink()
+    unfinish(out / "v0002")
     (out / "v0002/part-01.parquet").unlink()
     (out / "CURRENT").write_text("v0001\n")
     stamp = (out / "v0002/part-00.parquet").stat().st_mtime_ns
