@@ -8,7 +8,6 @@ Shapes: N rows, D input dims (with upgrade: dims stored), d dims kept.
 """
 
 import posixpath
-import warnings
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,17 +16,15 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-import torch
 
 from pipelines.runtime.file_tasks import record, report_errors
 from pipelines.storage.files import new_file
 from pipelines.storage.manifest import describe, finish_task, finished_task
 from smec_core.config import VectorType
 from smec_core.data.parquet import ROW_GROUP_ROWS, Batch, Block, EmbeddingTable, ParquetPart
-from smec_core.data.vectors import unit_prefix
 from smec_core.errors import InputError, RowError, SmecError
 from smec_core.model.model import Model
-from smec_core.model.vector_types import RESCORE, vector_columns, vector_fields
+from smec_core.model.vector_types import check_columns, nested_columns, vector_fields
 
 ROW_GROUP_BYTES = 32 << 20
 QUARANTINE = "_quarantine"
@@ -120,8 +117,6 @@ class CompressPiece:
     def __init__(self, job: Job, gpu: bool) -> None:
         self.job = job
         self.device = "cuda" if gpu else "cpu"
-        # Arrow's memory is read-only, and nothing here writes to it
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
     def __call__(self, task: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Takes a piece as a dict, gives records as `run_file_tasks` reads them."""
@@ -143,8 +138,7 @@ class CompressPiece:
         """Writes the piece's files; returns the rows of each."""
         job, path = self.job, part.path
         schema = job.table.schema_of(part)
-        if job.dtype == "binary" and RESCORE in schema.names:
-            raise InputError(f"{path}: column {RESCORE}: binary vectors need this name; rename it")
+        check_columns(schema.names, job.dtype, path)
         if job.max_bad_rows is not None and (taken := {"file", "row", "reason"} & set(schema.names)):
             raise InputError(f"{path}: column {min(taken)}: bad rows that are set apart need this name; rename it")
         at = schema.get_field_index("embedding")
@@ -190,15 +184,19 @@ class CompressPiece:
 
     def _encode(self, block: Block, schemas: dict[int, pa.Schema], outputs: dict[int, "RowGroups"], path: str) -> None:
         job = self.job
-        x_ND = torch.from_numpy(block.vectors_ND).to(self.device)
-        z_Nd = job.model.upgrade(x_ND, job.dims[0]) if job.upgrade else job.model.encode(x_ND, job.dims[0])
-        if not (finite_N := z_Nd.isfinite().all(dim=1)).all():
-            row = int(finite_N.logical_not().nonzero()[0])
-            raise SmecError(f"{path}: the model gives NaN or infinity for id {block.ids[row]}; nothing is published")
-        for dim, schema in schemas.items():
-            columns = vector_columns(unit_prefix(z_Nd, dim), job.dtype, job.model)
-            stored = [columns[name] if name in columns else block.table[name] for name in schema.names]
-            outputs[dim].add(pa.table(stored, schema=schema))
+        by_dim = nested_columns(
+            block.vectors_ND,
+            block.ids,
+            job.dims,
+            job.dtype,
+            job.model,
+            path,
+            upgrade=job.upgrade,
+            device=self.device,
+        )
+        for dim, columns in by_dim.items():
+            stored = [columns[name] if name in columns else block.table[name] for name in schemas[dim].names]
+            outputs[dim].add(pa.table(stored, schema=schemas[dim]))
 
 
 class RowGroups:

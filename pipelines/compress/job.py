@@ -4,17 +4,19 @@ A task is one input file, or a piece of a large one, streamed through an actor i
 same name, so that rows keep their order and memory depends neither on the corpus nor on a file's size.
 
 With --upgrade the shards hold what the model's base encoded, and only the stages added since are applied.
+
+What the version in force has made of the same input file by the same plan is copied, not made again.
 """
 
 import re
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from pipelines.compress.actor import QUARANTINE, CompressPiece, Job, Piece, cut, too_many_bad_rows
+from pipelines.compress.reuse import Earlier, find_earlier, inputs_of, take_over
 from pipelines.compress.settings import CompressSettings
 from pipelines.compress.upgrade import check_stored, stored_type, vectors_of_version
 from pipelines.console import RowProgress, say, warn
@@ -33,7 +35,7 @@ from pipelines.storage.publish import (
 )
 from smec_core.data.columns import DEFAULT_NAMES
 from smec_core.data.parquet import EmbeddingTable
-from smec_core.data.parquet_files import stamp_of
+from smec_core.data.parquet_files import stamp_of, states_of
 from smec_core.data.tables import find_table
 from smec_core.data.uri import open_filesystem, public_uri
 from smec_core.errors import InputError, SmecError, StoreError
@@ -58,8 +60,8 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
     """Compresses every input file into a new version, which is not in force yet.
 
     Returns:
-        rows, quarantined, files, bytes_per_vector, seconds (from the first task to the finished version), rows_per_s
-        (rows compressed in that time), version, path.
+        rows, reused (of these, taken from the version in force), quarantined, files, bytes_per_vector, seconds (from
+        the first task to the finished version), rows_per_s (rows compressed in that time), version, path.
 
     Raises:
         InputError: settings, model and data do not fit together, or a row cannot be compressed; there is no version.
@@ -79,7 +81,8 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
         source = vectors_of_version(source)
     # before the rows are counted: a file that is replaced meanwhile is then new to the next run
     filesystem, path = open_filesystem(source)
-    stamp = stamp_of(filesystem, find_table(filesystem, path.rstrip("/")))
+    states = states_of(filesystem, find_table(filesystem, path.rstrip("/")))
+    stamp = stamp_of(states)
     quarantine = settings.on_bad_row == "quarantine"
     known_dim = model.input_dim if quarantine and not settings.upgrade else None
     table = EmbeddingTable.open(source, known_dim, settings.columns)
@@ -107,7 +110,7 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
 
     def check_input() -> None:
         try:
-            is_same = stamp_of(filesystem, find_table(filesystem, path.rstrip("/"))) == stamp
+            is_same = states_of(filesystem, find_table(filesystem, path.rstrip("/"))) == states
         except (FileNotFoundError, InputError):
             is_same = False
         if not is_same:
@@ -125,7 +128,20 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
         max_bad_rows=allowed if quarantine else None,
         batch_rows=settings.batch_rows,
     )
-    return _make(job, draft, pieces, workers, gpus, check_input)
+    inputs = inputs_of(table, pieces, states)
+    earlier = find_earlier(settings.output, plan, inputs, job, pieces)
+    started = time.perf_counter()
+    try:
+        made = _make(job, pieces, earlier, workers, gpus)
+    except InputError:
+        # the input must change first, and then this is another job
+        draft.discard()
+        raise
+    check_input()
+    manifest = draft.finish(made.files, {"rows": table.rows - made.bad, "quarantined": made.bad, "inputs": inputs})
+    seconds = time.perf_counter() - started
+    _say_made(job, made, earlier.version, _bytes_per_vector(manifest), public_uri(draft.uri))
+    return _figures(manifest, draft.uri, seconds, made.rows, made.reused)
 
 
 def _warn_of_folders(table: EmbeddingTable, path: str, source: str) -> None:
@@ -134,27 +150,6 @@ def _warn_of_folders(table: EmbeddingTable, path: str, source: str) -> None:
     if names := {name for some in found for name in some} - set(table.schema_of(table.files[0]).names):
         told = ", ".join(sorted(names))
         warn(f"{public_uri(source)}: column {told} is in the names of its folders, not in its files, and is not kept")
-
-
-def _make(
-    job: Job, draft: Draft, pieces: list[Piece], workers: int, gpus: float, check_input: Callable[[], None]
-) -> dict[str, Any]:
-    started = time.perf_counter()
-    try:
-        files, rows, bad = _compress_pieces(job, pieces, workers, gpus)
-    except InputError:
-        # the input must change first, and then this is another job
-        draft.discard()
-        raise
-    check_input()
-    manifest = draft.finish(files, {"rows": job.table.rows - bad, "quarantined": bad})
-    seconds = time.perf_counter() - started
-    verb = "upgraded" if job.upgrade else "compressed"
-    size, kept = _bytes_per_vector(manifest), ", ".join(map(str, job.dims))
-    say(f"{verb} {manifest['rows']:,} rows to {kept} dims, {size} bytes a vector: {public_uri(draft.uri)}")
-    if bad:
-        warn(f"{bad:,} rows are no sound vectors; they lie in {public_uri(draft.uri)}/{QUARANTINE}, with the reasons")
-    return _figures(manifest, draft.uri, seconds, rows)
 
 
 def _encoded_dims(settings: CompressSettings, model: Model, table: EmbeddingTable) -> tuple[int, ...]:
@@ -196,28 +191,36 @@ def _upgraded(settings: CompressSettings, model: Model, source: str) -> dict[str
 
 def _nothing_to_do(uri: str, manifest: dict[str, Any]) -> dict[str, Any]:
     say(f"{public_uri(uri)} holds these vectors already; there is nothing to do")
-    return _figures(manifest, uri, 0.0, 0)
+    return _figures(manifest, uri, 0.0, 0, 0)
 
 
-def _compress_pieces(job: Job, pieces: list[Piece], workers: int, gpus: float) -> tuple[list[StoredFile], int, int]:
+class Made(NamedTuple):
+    """All files of a version by name; rows compressed (not found finished), taken from an earlier one, set apart."""
+
+    files: list[StoredFile]
+    rows: int
+    reused: int
+    bad: int
+
+
+def _make(job: Job, pieces: list[Piece], earlier: Earlier, workers: int, gpus: float) -> Made:
     """Runs the tasks.
-
-    Returns:
-        The files by name, how many rows were compressed (not found finished), and how many were set apart.
 
     Raises:
         InputError: more rows were set apart than may be.
         SmecError: rows are missing.
     """
+    files, reused = take_over(earlier, job, workers)
     # the largest first: the last task to end decides when all end
     order = sorted(pieces, key=lambda piece: piece.start - piece.stop)
-    tasks = [piece._asdict() for piece in order]
-    files: dict[str, StoredFile] = {}
-    progress = RowProgress("compressed", job.table.rows)
-    for rows, done in run_file_tasks(CompressPiece, {"job": job, "gpu": gpus > 0}, tasks, workers, gpus):
-        progress.add(rows)
-        if done:
-            files[done.name] = done
+    left = [piece for piece in order if job.targets(piece)[job.dims[0]] not in files]
+    progress = RowProgress("compressed", sum(piece.stop - piece.start for piece in left))
+    if left:
+        tasks, workers = [piece._asdict() for piece in left], min(workers, len(left))
+        for rows, done in run_file_tasks(CompressPiece, {"job": job, "gpu": gpus > 0}, tasks, workers, gpus):
+            progress.add(rows)
+            if done:
+                files[done.name] = done
     apart = [file for file in files.values() if file.name.startswith(f"{QUARANTINE}/")]
     bad = sum(file.rows for file in apart)
     for dim in job.dims:
@@ -229,7 +232,16 @@ def _compress_pieces(job: Job, pieces: list[Piece], workers: int, gpus: float) -
         path, columns = f"{job.folder}/{min(apart).name}", ["file", "row", "reason"]
         first = pq.read_table(path, columns=columns, filesystem=job.filesystem).slice(0, 1).to_pylist()[0]
         raise too_many_bad_rows(job, bad, **first)
-    return sorted(files.values()), progress.rows, bad
+    return Made(sorted(files.values()), progress.rows, reused, bad)
+
+
+def _say_made(job: Job, made: Made, earlier: str, size: int, uri: str) -> None:
+    verb, kept = "upgraded" if job.upgrade else "compressed", ", ".join(map(str, job.dims))
+    taken = f", {made.reused:,} taken from {earlier}" if made.reused else ""
+    rows = job.table.rows - made.bad - made.reused
+    say(f"{verb} {rows:,} rows to {kept} dims{taken}, {size} bytes a vector: {uri}")
+    if made.bad:
+        warn(f"{made.bad:,} rows are no sound vectors; they lie in {uri}/{QUARANTINE}, with the reasons")
 
 
 def _plan(
@@ -268,9 +280,10 @@ def _stored_dims(manifest: dict[str, Any]) -> tuple[int, ...]:
     return tuple(map(int, manifest["folders"])) or (manifest["dim"],)
 
 
-def _figures(manifest: dict[str, Any], uri: str, seconds: float, rows: int) -> dict[str, Any]:
+def _figures(manifest: dict[str, Any], uri: str, seconds: float, rows: int, reused: int) -> dict[str, Any]:
     return {
         "rows": manifest["rows"],
+        "reused": reused,
         "quarantined": manifest["quarantined"],
         "files": len(manifest["files"]),
         "bytes_per_vector": _bytes_per_vector(manifest),

@@ -15,7 +15,7 @@ from pipelines.storage.files import new_file, read_bytes, remove_folder
 from pipelines.storage.manifest import describe, finish_task, finished_task
 from pipelines.storage.run_folder import digest
 from smec_core.data.parquet import EmbeddingTable, embedding_column
-from smec_core.data.parquet_files import stamp_of
+from smec_core.data.parquet_files import stamp_of, states_of
 from smec_core.data.scan import Keep, TableScan
 from smec_core.data.uri import open_filesystem
 
@@ -34,7 +34,7 @@ class ScanState:
     def of(cls, storage: str, table: EmbeddingTable, keep: Keep, pieces: int) -> Self:
         """That of a table as it is now, cut into so many pieces, and of what is kept of it."""
         key = {
-            "stamp": stamp_of(table.filesystem, [part.path for part in table.files]),
+            "stamp": stamp_of(states_of(table.filesystem, [part.path for part in table.files])),
             "names": table.names.model_dump(),
             "shape": [table.rows, table.dim, keep.sample, pieces],
             "hashes": hashlib.sha256(keep.hashes.tobytes()).hexdigest(),

@@ -23,13 +23,19 @@ DEATHS_IN_A_ROW = 3
 """How often workers may die without a new file in between, before the job is given up."""
 
 
-def record(rows: int = 0, done: StoredFile | None = None, error: SmecError | None = None) -> dict[str, Any]:
-    """What a file task hands back as it goes: rows since its last record, its finished file, or why it cannot go on."""
+def record(
+    rows: int = 0, done: StoredFile | None = None, error: SmecError | None = None, warning: str = ""
+) -> dict[str, Any]:
+    """What a file task hands back as it goes: rows since its last record, its finished file, or why it cannot go on.
+
+    A warning is what the user is to know meanwhile.
+    """
     return {
         "rows": rows,
         "done": json.dumps(done) if done else "",
         "error": str(error) if error else "",
         "input_error": isinstance(error, InputError),
+        "warning": warning,
     }
 
 
@@ -101,6 +107,8 @@ def _run(
     for item in records.iter_rows():
         if item["error"]:
             raise (InputError if item["input_error"] else SmecError)(item["error"])
+        if item["warning"]:
+            warn(item["warning"])
         yield item["rows"], StoredFile(*json.loads(item["done"])) if item["done"] else None
 
 

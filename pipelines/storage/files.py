@@ -1,6 +1,7 @@
 """Files on any file system: they appear whole and synced, hold checksums of themselves, and are compared when read.
 
 new_file, write_record     a file appears under its name when it is whole, and a power cut does not take it back
+copy_file                  so does a copy
 read_record                JSON with its own sha256: a changed byte is found, and the file is named
 swap                       replaces a small file only where it still is what the caller has seen
 """
@@ -131,6 +132,17 @@ def new_file(filesystem: pafs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
     except BaseException:
         Path(target).unlink(missing_ok=True)
         raise
+
+
+def copy_file(filesystem: pafs.FileSystem, source: str, target: str) -> None:
+    """Copies a file within a file system; the copy appears as a new file does. An object store copies by itself."""
+    if not isinstance(filesystem, pafs.LocalFileSystem):
+        # none copies objects of any size: S3 those up to 5 GiB
+        with suppress(OSError):
+            filesystem.copy_file(source, target)
+            return
+    with filesystem.open_input_stream(source, compression=None) as content, new_file(filesystem, target) as sink:
+        sink.upload(content)
 
 
 def sync(path: str | Path) -> None:

@@ -51,6 +51,8 @@ FORMAT = 2
 VERSION = re.compile(r"v(\d{4,})")
 _CURRENT = re.compile(r"(v\d{4,})\n?(?:([0-9a-f]{64})\n)?")
 PUBLISH = "publish again"
+BESIDE_PLAN = ("format", "version", "created", "rows", "quarantined", "inputs", "files")
+"""What the manifest of a version says beside its plan."""
 
 
 class InForce(NamedTuple):
@@ -180,9 +182,14 @@ def finished_version(out: str, plan: dict[str, Any]) -> tuple[str, dict[str, Any
         # one that is damaged is written again by this run
         with suppress(DamagedError):
             found = manifest_of(filesystem, f"{root}/{name}") if _is_finished(filesystem, root, name) else None
-            if found is not None and _holds(found, {**plan, "version": name}):
+            if found is not None and found["version"] == name and plan_of(found) == json.loads(json.dumps(plan)):
                 return join_uri(out, name), check_version(out, name)
     return None
+
+
+def plan_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan by which a finished version was made."""
+    return {key: value for key, value in manifest.items() if key not in BESIDE_PLAN}
 
 
 def plans(out: str) -> dict[str, dict[str, Any]]:
@@ -210,11 +217,6 @@ def remove_version(out: str, name: str) -> None:
     while (manifest := find_manifest(filesystem, folder)) is not None:
         remove_file(filesystem, manifest)
     remove_folder(filesystem, folder)
-
-
-def _holds(manifest: dict[str, Any], plan: dict[str, Any]) -> bool:
-    """Whether a version was made by this plan."""
-    return all(manifest.get(key) == value for key, value in json.loads(json.dumps(plan)).items())
 
 
 class Draft:
@@ -262,12 +264,12 @@ class Draft:
             return read_record(self.filesystem, f"{self.folder}/{PLAN}") == self._plan
         return False
 
-    def finish(self, files: Sequence[StoredFile], counts: Mapping[str, int]) -> dict[str, Any]:
+    def finish(self, files: Sequence[StoredFile], facts: Mapping[str, Any]) -> dict[str, Any]:
         """Writes the manifest, which makes it a version, and removes what the manifest does not list.
 
         Args:
             files: all files of the version.
-            counts: row counts for the manifest.
+            facts: what the manifest says beside plan and files: row counts, and the input of each piece.
 
         Returns:
             The manifest.
@@ -284,7 +286,7 @@ class Draft:
             "version": self.name,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             **self._plan,
-            **counts,
+            **facts,
         }
         return seal(self.uri, head, files)
 

@@ -20,7 +20,7 @@ from smec_core.data.grades import score_figures
 from smec_core.data.ids import TableIds
 from smec_core.data.judgements import Judgements
 from smec_core.data.parquet import EmbeddingTable
-from smec_core.data.parquet_files import stamp_of
+from smec_core.data.parquet_files import stamp_of, states_of
 from smec_core.data.qrels import distinct, judgements_of, read_qrels
 from smec_core.data.seen import SeenDocuments
 from smec_core.data.tables import TABLES, Table, check_names, find_manifest, find_qrels, find_table
@@ -304,7 +304,7 @@ def dataset_stamp(uri: str) -> str:
     filesystem, root = open_filesystem(uri.rstrip("/"))
     paths = [path for name in TABLES for path in find_table(filesystem, f"{root}/{name}")]
     paths += [path for table in find_qrels(filesystem, root).values() for path in table.paths]
-    return stamp_of(filesystem, paths)
+    return stamp_of(states_of(filesystem, paths))
 
 
 def hash_share(name: str, what_for: bytes = b"") -> float:

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -38,16 +39,27 @@ def stamp_of_file(filesystem: pafs.FileSystem, path: str) -> str:
     return bytes(told.get("etag", b"")).decode()
 
 
-def stamp_of(filesystem: pafs.FileSystem, paths: Sequence[str]) -> str:
-    """Hash (hex) that changes when one of some files does; nothing is read.
+class FileState(NamedTuple):
+    """A file as it is now; a number as its stamp is its time of modification, where the file system has no stamps."""
 
-    Where a file system has no stamps, sizes and times of modification stand in for them.
-    """
+    name: str
+    bytes: int
+    stamp: str | int
+
+
+def states_of(filesystem: pafs.FileSystem, paths: Sequence[str]) -> list[FileState]:
+    """The states of some files; nothing is read."""
     infos = filesystem.get_file_info(list(paths))
     with ThreadPoolExecutor(8) as pool:
         stamps = list(pool.map(lambda path: stamp_of_file(filesystem, path), paths))
-    told = [(info.base_name, info.size, stamp or info.mtime_ns) for info, stamp in zip(infos, stamps, strict=True)]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    return [
+        FileState(info.base_name, info.size, stamp or info.mtime_ns) for info, stamp in zip(infos, stamps, strict=True)
+    ]
+
+
+def stamp_of(states: Sequence[FileState]) -> str:
+    """Hash (hex) that changes when one of some files does."""
+    return hashlib.sha256(json.dumps(states).encode()).hexdigest()
 
 
 def open_parquet(filesystem: pafs.FileSystem, path: str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:

@@ -1,5 +1,6 @@
 """Small corpora, and compression of them by one worker."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ import pyarrow.parquet as pq
 
 from pipelines.compress.job import run
 from pipelines.compress.settings import CompressSettings
+from pipelines.storage.manifest import files_of, finish_task
+from pipelines.storage.publish import manifest_of, plan_of
 from smec_core.data.parquet import EmbeddingTable, embedding_column
+from smec_core.data.uri import open_filesystem
 
 DIM = 16
 
@@ -35,6 +39,21 @@ def write_corpus(folder: Path, rows: list[int], **columns: Callable[[int], pa.Ar
 def read(folder: str | Path) -> tuple[list[str], np.ndarray]:
     blocks = list(EmbeddingTable.open(str(folder)).blocks())
     return [name for block in blocks for name in block.ids.to_pylist()], np.concatenate([b.vectors_ND for b in blocks])
+
+
+def plan_at(version: Path) -> dict[str, Any]:
+    """The plan by which a version on disk was made."""
+    return plan_of(manifest_of(*open_filesystem(str(version))) or {})
+
+
+def unfinish(version: Path) -> None:
+    """Leaves a version on disk as a run does that is killed when all of its tasks are done."""
+    filesystem, folder = open_filesystem(str(version))
+    plan, manifest = plan_at(version), manifest_of(filesystem, folder) or {}
+    for piece in manifest["inputs"]:
+        finish_task(filesystem, folder, piece, [file for file in files_of(manifest) if file.name.endswith(piece)])
+    (version / "plan.json").write_text(json.dumps(plan))
+    (version / "_manifest.json").unlink()
 
 
 def compress(model: Path, source: str | Path, out: str | Path, **more: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pipelines.storage.files import as_record
 from pipelines.storage.publish import current
 from smec_core.data.parquet import embedding_column
 from smec_core.errors import InputError
-from tests.pipelines.compress.corpora import compress, read, upgrade, vectors, write_corpus
+from tests.pipelines.compress.corpora import compress, read, unfinish, upgrade, vectors, write_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -112,11 +112,7 @@ def test_interrupted_upgrade_is_taken_up_again(tmp_path: Path, model: Path, exte
     compress(model, write_corpus(tmp_path / "in", [300, 300]), out, dim=8)
     upgrade(extended, out, out)
     # as a run leaves it that is killed after its first file
-    plan = json.loads((out / "v0002/_manifest.json").read_text())
-    for key in ("format", "version", "created", "rows", "quarantined", "files"):
-        del plan[key]
-    (out / "v0002/plan.json").write_text(json.dumps(plan))
-    (out / "v0002/_manifest.json").unlink()
+    unfinish(out / "v0002")
     (out / "v0002/part-01.parquet").unlink()
     (out / "CURRENT").write_text("v0001\n")
     stamp = (out / "v0002/part-00.parquet").stat().st_mtime_ns
@@ -138,6 +134,13 @@ def test_upgrade_in_place_that_runs_again_has_nothing_to_do(tmp_path: Path, mode
     assert not (out / "v0003").exists()
     with pytest.raises(InputError, match="made these vectors itself; there is nothing to upgrade"):
         upgrade(extended, out, out, dim=4)
+
+
+def test_vectors_that_were_upgraded_are_no_others(tmp_path: Path, model: Path, extended: Path) -> None:
+    source = write_corpus(tmp_path / "in", [30])
+    upgrade(extended, source, tmp_path / "out")
+    assert compress(extended, source, tmp_path / "out", dim=16)["version"] == "v0002"
+    np.testing.assert_allclose(read(tmp_path / "out/v0002")[1], smec_core.load(extended).encode(vectors(30)), atol=1e-6)
 
 
 @pytest.mark.parametrize("manifest", ["_manifest.json", pytest.param("manifest.json", marks=pytest.mark.slow)])
