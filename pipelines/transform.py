@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pyarrow as pa
 
 from smec_core.config import VectorType
@@ -85,12 +86,15 @@ class Compress:
         if not isinstance(batch, pa.Table):
             raise InputError(f'{BATCH}: is a {type(batch).__name__}, not an Arrow table; say batch_format="pyarrow"')
         names = self._names
-        judge_schema(BATCH, batch.schema, names.of_vectors)
+        judge_schema(BATCH, batch.schema, names.of_vectors, 'columns={"%s": NAME}')
         check_columns(batch.column_names, self._dtype, BATCH)
         model = self._model if isinstance(self._model, Model) else _load_once(str(self._model), self._key)
         fields = vector_fields(self._dim, self._dtype)
         chunks: dict[str, list[pa.Array]] = {field.name: [] for field in fields}
         row = 0
+        if not len(batch):
+            # a schema may be taken from it
+            nested_columns(np.empty((0, model.input_dim), np.float32), [], (self._dim,), self._dtype, model, BATCH)
         # in one piece first: batches of whole files are then multiplied as `smec compress` does
         for rows in batch.select([names.id, names.embedding]).combine_chunks().to_batches(READ_ROWS):
             for name, column in self._encode(model, rows, row).items():

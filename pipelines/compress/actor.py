@@ -94,6 +94,11 @@ class Job(NamedTuple):
 def cut(table: EmbeddingTable, rows_per_file: int) -> list[Piece]:
     """Files as pieces; one of more rows is cut between its row groups, so that no worker gets much more than others."""
     pieces: list[Piece] = []
+    names = [posixpath.basename(part.path) for part in table.files]
+    if len({*names}) < len(names):
+        # of a table whose files lie in folders: by these, too
+        folder = posixpath.commonpath([posixpath.dirname(part.path) for part in table.files])
+        names = [part.path.removeprefix(f"{folder}/").replace("/", "-") for part in table.files]
     for number, part in enumerate(table.files):
         bounds = [0]
         row = 0
@@ -101,7 +106,7 @@ def cut(table: EmbeddingTable, rows_per_file: int) -> list[Piece]:
             if row - bounds[-1] and row + rows - bounds[-1] > rows_per_file:
                 bounds.append(row)
             row += rows
-        stem = posixpath.basename(part.path).removesuffix(".parquet")
+        stem = names[number].removesuffix(".parquet")
         for count, (start, stop) in enumerate(zip(bounds, [*bounds[1:], part.rows], strict=True)):
             name = f"{stem}.parquet" if len(bounds) == 1 else f"{stem}.{count:05d}.parquet"
             pieces.append(Piece(number, part.start + start, part.start + stop, name))

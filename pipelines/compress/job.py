@@ -13,6 +13,7 @@ import time
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pipelines.compress.actor import QUARANTINE, CompressPiece, Job, Piece, cut, too_many_bad_rows
@@ -86,7 +87,8 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
     quarantine = settings.on_bad_row == "quarantine"
     known_dim = model.input_dim if quarantine and not settings.upgrade else None
     table = EmbeddingTable.open(source, known_dim, settings.columns)
-    _warn_of_folders(table, path, source)
+    if filesystem.get_file_info(f"{path.rstrip('/')}/_delta_log").type == pafs.FileType.Directory:
+        _warn_of_folders(table, path, source)
     if settings.upgrade:
         check_stored(model, settings.model, table)
         dims = settings.dim or (table.dim,)
@@ -110,7 +112,9 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
 
     def check_input() -> None:
         try:
-            is_same = states_of(filesystem, find_table(filesystem, path.rstrip("/"))) == states
+            # opened again: what was opened of the Hub stays at its commit
+            latest, place = open_filesystem(source)
+            is_same = states_of(latest, find_table(latest, place.rstrip("/"))) == states
         except (FileNotFoundError, InputError):
             is_same = False
         if not is_same:

@@ -1,6 +1,7 @@
 """Files that a new version takes over from the version in force: those made of input that has not changed since."""
 
 import posixpath
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from pipelines.console import RowProgress
 from pipelines.runtime.file_tasks import record, report_errors, run_file_tasks
 from pipelines.storage.files import copy_file
 from pipelines.storage.manifest import StoredFile, describe, files_of, finish_task, finished_task
-from pipelines.storage.publish import current, manifest_of, plan_of
+from pipelines.storage.publish import FORMAT, current, manifest_of, plan_of
 from smec_core.data.parquet import EmbeddingTable
 from smec_core.data.parquet_files import FileState
 from smec_core.data.uri import open_filesystem
@@ -41,15 +42,24 @@ def inputs_of(table: EmbeddingTable, pieces: Sequence[Piece], states: Sequence[F
         states: of its files, from before they were read.
     """
     found = {}
-    known = {state.name: state for state in states}
+    # not the whole path: a dataset on the Hub has its commit in that
+    folder = posixpath.commonpath([posixpath.dirname(part.path) for part in table.files])
+    # names that are there twice tell of no file
+    counts = Counter(state.name for state in states)
+    known = {state.name: state for state in states if counts[state.name] == 1}
     for piece in pieces:
         part = table.files[piece.part]
-        # one that has come since makes the run fail at its end
+        # a file that was added since makes the run fail at its end
         state = known.get(posixpath.basename(part.path), FileState("", 0, 0))
         rows = [piece.start - part.start, piece.stop - part.start]
-        # a time of modification is none: programs set it
+        # a time of modification is no stamp: programs can set it
         stamp = state.stamp if isinstance(state.stamp, str) else ""
-        found[piece.name] = {"file": part.path, "rows": rows, "bytes": state.bytes, "stamp": stamp}
+        found[piece.name] = {
+            "file": part.path.removeprefix(f"{folder}/"),
+            "rows": rows,
+            "bytes": state.bytes,
+            "stamp": stamp,
+        }
     return found
 
 
@@ -69,14 +79,13 @@ def find_earlier(
         uri = current(out)
         filesystem, folder = open_filesystem(uri)
         manifest = manifest_of(filesystem, folder) or {}
+        listed = {file.name: file for file in files_of(manifest)} if manifest.get("format") == FORMAT else {}
     except InputError:
         # nothing is in force, or it is damaged
         return Earlier()
-    before = plan_of(manifest)
     # manifests of earlier versions lack the inputs
-    if before | {"input_fingerprint": ""} != {**plan, "input_fingerprint": ""} or "inputs" not in manifest:
+    if plan_of(manifest) | {"input_fingerprint": ""} != {**plan, "input_fingerprint": ""} or "inputs" not in manifest:
         return Earlier()
-    listed = {file.name: file for file in files_of(manifest)}
     files = {}
     for piece in pieces:
         names = [*job.targets(piece).values()]

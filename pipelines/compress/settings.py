@@ -24,7 +24,7 @@ class CompressSettings(Settings):
     they are id and embedding."""
     output: str
     """Published folder or URI: every run adds a version (v0001, ...) and points CURRENT at it, unless the one in force
-    is the same already. What that has of input files that have not changed is copied, not made again."""
+    is the same already. The output for unchanged input files is copied from that."""
     dim: Dims | None = Field(None, json_schema_extra={"metavar": "D,D,..."})
     """Dims to keep, one or several, as 384,96; the model's dims keep their measured quality. Vectors of one dim are
     nested: cut them to a smaller one and normalise. Several have a folder of files each, 384/ and 96/. With `upgrade`

@@ -20,6 +20,7 @@ from smec_core.data.dataset import Dataset
 from smec_core.data.parquet import Batch, Block, EmbeddingTable, ParquetPart
 from smec_core.data.parquet_files import READ_BUFFER_BYTES
 from smec_core.data.scan import Cut, Keep, Scanned, TableScan, cut_rows, scan_cut, scan_table
+from smec_core.errors import StoreError, StoreUnreachable
 
 ARRAYS = ("sum_D", "moment_DD", "x_KD")
 SMALL_BYTES = 128 << 20
@@ -58,30 +59,40 @@ def scan(
     connect(cpus)
     found, progress = TableScan(keep, table.dim), RowProgress("read", table.rows)
     pieces = pieces_of(table)
-    state = ScanState.of(storage, table, keep, len(pieces)) if storage and len(pieces) > 1 else None
+    # where all rows are kept, they would be as much as the table itself
+    state = ScanState(storage, table, keep, pieces) if storage and len(pieces) > 1 and not keep.is_whole else None
+    for number, files in enumerate(pieces):
+        piece = None if state is None else state.take(number)
+        if piece is not None:
+            progress.leave_out(sum(part.rows for part in files))
+        else:
+            piece = _read(table, files, keep, progress)
+            if state is not None:
+                state.put(number, piece)
+        found.merge(piece)
     try:
-        for number, files in enumerate(pieces):
-            piece = None if state is None else state.take(number, keep, table.dim)
-            if piece is not None:
-                progress.leave_out(sum(part.rows for part in files))
-            else:
-                piece = TableScan(keep, table.dim)
-                for cut in _cuts(table, files, keep):
-                    piece.add(cut)
-                    progress.add(cut.rows)
-                if state is not None:
-                    state.put(number, piece)
-            found.merge(piece)
+        return found.finish(hash_M)
+    finally:
+        # also where the rows do not add up: then it is of no use to the next start
+        if state is not None:
+            state.remove()
+
+
+def _read(table: EmbeddingTable, files: Sequence[ParquetPart], keep: Keep, progress: RowProgress) -> TableScan:
+    """One piece, by Ray Data."""
+    piece = TableScan(keep, table.dim)
+    try:
+        for cut in _cuts(table, files, keep):
+            piece.add(cut)
+            progress.add(cut.rows)
     except Exception as error:
-        if not _is_loss(error):
+        told = unwrap(error)
+        if not _is_loss(error) and not isinstance(told, StoreError | StoreUnreachable):
             # one after another: what is wrong is then told by file and row
-            for _ in table.blocks():
+            for _ in table.blocks(files[0].start, files[-1].start + files[-1].rows):
                 pass
-        raise unwrap(error) from error
-    scanned = found.finish(hash_M)
-    if state is not None:
-        state.remove()
-    return scanned
+        raise told from error
+    return piece
 
 
 def pieces_of(table: EmbeddingTable) -> list[list[ParquetPart]]:

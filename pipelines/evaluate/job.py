@@ -8,7 +8,7 @@ from pipelines.runtime.evaluation import on_cluster, quality_tables
 from smec_core.data.dataset import HELD_OUT, Dataset
 from smec_core.errors import InputError
 from smec_core.evaluation.corpus_search import in_one_part
-from smec_core.evaluation.evaluate import default_split, evaluate
+from smec_core.evaluation.evaluate import check_fit, corpus_baselines, default_split, evaluate
 from smec_core.model.files import load
 from smec_core.model.model import Model
 
@@ -28,7 +28,9 @@ def run(settings: EvaluateSettings) -> dict[str, Any]:
         dataset.check_unchanged()
         return figures
     parts = in_one_part if settings.workers == 1 else on_cluster(settings.workers)
-    report = evaluate(dataset, model, split, settings.baselines, parts)
+    # before a pass over the corpus
+    check_fit(dataset, model, split)
+    report = evaluate(dataset, model, split, corpus_baselines(dataset, parts) if settings.baselines else None, parts)
     dataset.check_unchanged()
     for table in quality_tables(report):
         show(table)

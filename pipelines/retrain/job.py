@@ -34,7 +34,7 @@ from smec_core.data.seen import joined
 from smec_core.data.uri import join_uri, public_uri
 from smec_core.errors import GateError, SmecError
 from smec_core.evaluation import gate
-from smec_core.evaluation.corpus_search import JudgedSearch, Sides, search_judged
+from smec_core.evaluation.corpus_search import Encode, JudgedSearch, Sides, search_judged
 from smec_core.evaluation.drift import Reference
 from smec_core.evaluation.evaluate import baseline_encoders
 from smec_core.model.files import load
@@ -258,10 +258,10 @@ class _Cycle:
         self.ledger.write_cycle(record)
         return record
 
-    def _gate_search(self, reference: Reference, challenger: Model) -> JudgedSearch:
+    def _gate_search(self, challenger: Model, baselines: dict[str, Encode]) -> JudgedSearch:
         """Challenger, champion and baselines, by the gate queries."""
         champion = self.champion
-        systems = baseline_encoders(reference.moment_DD) | {gate.CHALLENGER: challenger.encode}
+        systems = baselines | {gate.CHALLENGER: challenger.encode}
         if champion is not None:
             systems[gate.CHAMPION] = champion.model.encode
         sides = {name: Sides.same(encode) for name, encode in systems.items()}
@@ -287,8 +287,8 @@ class _Cycle:
         values |= {"data": settings.data, "storage": settings.storage, "hold_out": settings.gate.fraction}
         searches: list[JudgedSearch] = []
 
-        def beside(model: Model) -> list[JudgedSearch]:
-            searches.append(self._gate_search(reference, model))
+        def beside(model: Model, baselines: dict[str, Encode]) -> list[JudgedSearch]:
+            searches.append(self._gate_search(model, baselines))
             return searches
 
         training = Training(TrainingSettings(**values), settings.name, (self.learnt, self.scanned), beside=beside)
@@ -300,7 +300,7 @@ class _Cycle:
         if not searches:
             # an interrupted cycle has evaluated it, and did not come to compare
             parts = on_cluster(settings.train.worker_range[0], threads_of(settings.train))
-            search_judged(self.learnt, beside(challenger), parts)
+            search_judged(self.learnt, beside(challenger, baseline_encoders(reference.moment_DD)), parts)
         return run_folder, challenger, searches[0].scores()
 
     def _run_folder(self, release: Release) -> RunFolder:

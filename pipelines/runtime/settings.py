@@ -19,8 +19,8 @@ class ClusterSettings(Settings):
     """Ray Train workers; they share every step, so the result does not depend on their number but for rounding. MIN:MAX
     takes as many as the cluster has room for, goes on with fewer when a node is lost, and grows when there are more."""
     cpus_per_worker: int | None = Field(None, ge=1)
-    """CPUs, and torch threads, of each worker; default: 2 where one worker trains on a machine that is its own and has
-    them, else 1. Another number changes the last bits of a model."""
+    """CPUs, and torch threads, of each worker; default: 2 where one worker trains on a machine on which smec starts Ray
+    and that has two, else 1. Another number changes the last bits of a model; a run that goes on keeps its own."""
     gpu: Literal["auto", "on", "wait", "off"] = "auto"
     """Train on GPUs, one a worker: auto where the cluster has enough now; wait asks its autoscaler for them."""
     checkpoint_every: int = Field(100, ge=1)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import posixpath
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipelines.storage import objects
+from smec_core.checksums import READ_BYTES
 from smec_core.data.uri import open_filesystem
 from smec_core.errors import DamagedError, one_line
 
@@ -142,7 +144,8 @@ def copy_file(filesystem: pafs.FileSystem, source: str, target: str) -> None:
             filesystem.copy_file(source, target)
             return
     with filesystem.open_input_stream(source, compression=None) as content, new_file(filesystem, target) as sink:
-        sink.upload(content)
+        # not by NativeFile.upload, which keeps errors of the sink to itself
+        shutil.copyfileobj(content, sink, READ_BYTES)
 
 
 def sync(path: str | Path) -> None:

@@ -26,6 +26,7 @@ from pipelines.runtime.ray_private import lean_trainer, run_id_of, start_coordin
 from pipelines.runtime.settings import ClusterSettings
 from pipelines.storage.run_folder import RunFolder
 from pipelines.train.checkpoints import Start, begin_start, open_checkpoint
+from pipelines.train.settings import TrainingSettings
 from pipelines.train.worker import (
     HISTORY_FILE,
     KEPT_CHECKPOINTS,
@@ -43,7 +44,7 @@ from smec_core.training.trained import Trained
 from smec_core.training.trainer import StageReached
 from smec_core.training.warm import WarmStart
 
-RAY_RUN_FILE = "ray_run.json"
+RAY_RUN_FILE, THREADS_FILE = "ray_run.json", "threads.json"
 LEAVE_SECONDS = 10.0
 # how often Ray Train looks after its workers, and takes in one checkpoint: its 2 s would let them queue up
 POLL_SECONDS = 0.25
@@ -57,6 +58,17 @@ class Listener(Protocol):
 
     def take(self, item: StageReached | Placed) -> None:
         """Takes where the workers run, or what a stage reached."""
+
+
+def with_threads(settings: TrainingSettings, run_folder: RunFolder) -> TrainingSettings:
+    """The settings with the CPUs of each worker that the run began with: another number changes a model's last bits."""
+    if settings.cpus_per_worker is not None:
+        return settings
+    kept = run_folder.read(THREADS_FILE, {"cpus_per_worker"}, "remove it")
+    if kept is None:
+        kept = {"cpus_per_worker": threads_of(settings)}
+        run_folder.write(THREADS_FILE, kept)
+    return settings.model_copy(update={"cpus_per_worker": kept["cpus_per_worker"]})
 
 
 @dataclass(frozen=True)

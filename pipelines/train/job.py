@@ -22,15 +22,15 @@ from pipelines.storage.lease import Lease
 from pipelines.storage.model_folder import check_replaceable, replace_folder
 from pipelines.storage.run_folder import RunFolder, check_storage, digest
 from pipelines.train.checkpoints import remove_checkpoints
-from pipelines.train.driver import RayRun
+from pipelines.train.driver import RayRun, with_threads
 from pipelines.train.dry_run import dry_run
 from pipelines.train.settings import TrainingSettings, TrainSettings
 from smec_core.data.dataset import Dataset
 from smec_core.data.seen import SeenDocuments, joined
 from smec_core.data.uri import public_uri
 from smec_core.errors import InputError, SmecError
-from smec_core.evaluation.corpus_search import JudgedSearch, Parts, in_one_part
-from smec_core.evaluation.evaluate import default_split, evaluate
+from smec_core.evaluation.corpus_search import Encode, JudgedSearch, Parts, in_one_part
+from smec_core.evaluation.evaluate import baseline_encoders, default_split, evaluate
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.files import load
 from smec_core.model.model import Model
@@ -59,10 +59,12 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     check_replaceable(out)
     check_storage(settings.storage)
     beside = out.absolute().parent / ".smec-runs"
-    training = Training(settings, storage=settings.storage or str(beside))
+    storage = settings.storage or str(beside)
+    # a dry run makes nothing
+    training = Training(settings, storage=None if settings.dry_run else storage)
     if training.dataset.unsupervised:
         say(training.dataset.unsupervised)
-    run_folder = RunFolder(settings.storage or str(beside), training.name)
+    run_folder = RunFolder(storage, training.name)
     if run_folder.local_path is not None and run_folder.local_path.resolve().is_relative_to(out.resolve()):
         raise InputError(
             f"storage: {run_folder.storage_path} lies in the model folder {out}, which is replaced as a whole; "
@@ -106,7 +108,7 @@ class Training:
         series: str = "smec",
         read: tuple[Dataset, ScannedData] | None = None,
         storage: str | None = None,
-        beside: Callable[[Model], list[JudgedSearch]] = lambda model: [],
+        beside: Callable[[Model, dict[str, Encode]], list[JudgedSearch]] = lambda model, systems: [],
     ) -> None:
         """Opens the data and the models that it builds on.
 
@@ -115,7 +117,7 @@ class Training:
             series: what the name begins with, where the settings give none.
             read: the dataset of the settings, without what is held out, and its scan, where it is read already.
             storage: where runs keep their state.
-            beside: gives searches that share the pass over the corpus by which a trained model is evaluated.
+            beside: gives searches that share the pass over the corpus in which a model and baselines are evaluated.
 
         Raises:
             InputError: bad settings or data.
@@ -167,6 +169,7 @@ class Training:
             if run_folder.is_finished:
                 say(f"run {self.name} is finished already; its model is taken from {public_uri(run_folder.uri)}")
             else:
+                self._settings = with_threads(self._settings, run_folder)
                 self._train_on_ray(run_folder, run_folder.local_path or scratch, lease)
 
     def _train_on_ray(self, run_folder: RunFolder, scratch: Path, lease: Lease) -> None:
@@ -275,9 +278,9 @@ class Training:
         model.config["int8_scales"] = learn_int8_scales(model, docs.x_KD[: docs.drawn or None])
         split = default_split(dataset)
         say(f"evaluating on {'nearest documents' if split is None else split}")
-        model.metrics["evaluation"] = evaluate(
-            dataset, model, split, True, self._parts(), torch.from_numpy(docs.moment_DD), self._beside(model)
-        )
+        systems = baseline_encoders(torch.from_numpy(docs.moment_DD))
+        beside = self._beside(model, systems)
+        model.metrics["evaluation"] = evaluate(dataset, model, split, systems, self._parts(), beside)
         return model
 
     def _seen(self) -> SeenDocuments | None:
@@ -303,7 +306,6 @@ class Training:
 
         def here(work: Callable[[int, int], Any], rows: int) -> list[Any]:
             threads = torch.get_num_threads()
-            # figures do not depend on how many cores this machine has
             torch.set_num_threads(threads_of(settings))
             try:
                 return in_one_part(work, rows)

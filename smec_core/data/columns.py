@@ -63,13 +63,16 @@ class Wanted(NamedTuple):
     kind: Kind
 
 
-def judge_schema(file: str, schema: pa.Schema, wanted: Mapping[str, Wanted]) -> dict[str, str]:
+def judge_schema(
+    file: str, schema: pa.Schema, wanted: Mapping[str, Wanted], cure: str = "--set columns.%s=NAME"
+) -> dict[str, str]:
     """Finds the columns of a table and judges them.
 
     Args:
         file: for messages.
         schema: of the file.
         wanted: by the name that the columns have here.
+        cure: how to give one of them another name.
 
     Returns:
         What each of them is called in the file.
@@ -91,8 +94,8 @@ def judge_schema(file: str, schema: pa.Schema, wanted: Mapping[str, Wanted]) -> 
                     "write the table without that partition"
                 )
             holds = ", ".join(names) or "no columns"
-            cure = f" (another name: --set columns.{what}=NAME)" if what in ColumnNames.model_fields else ""
-            raise InputError(f"{file}: column {' or '.join(choices)} is missing; it holds {holds}{cure}")
+            other = f" (another name: {cure % what})" if what in ColumnNames.model_fields else ""
+            raise InputError(f"{file}: column {' or '.join(choices)} is missing; it holds {holds}{other}")
         fits, must_be = _KINDS[kind]
         if not fits(schema.field(name).type):
             raise InputError(f"{file}: column {name} is {schema.field(name).type}; it must be {must_be}")

@@ -117,12 +117,12 @@ class Dataset:
         return self.corpus, self.queries
 
     def _fingerprint_of(self, checks: Sequence[int]) -> str:
-        filesystem, root = open_filesystem(self.uri.rstrip("/"))
+        filesystem, _ = open_filesystem(self.uri.rstrip("/"))
         paths = [path for table in self.qrels.values() for path in table.paths]
         # the sum ignores order; the digest of ids does not
         told = [f"{ids.digest} {check % 2**64}" for ids, check in zip(self.ids, checks, strict=True)]
         names = "" if self.corpus.names == DEFAULT_NAMES else self.corpus.names.model_dump_json()
-        return content_fingerprint([names, str(self.dim), *told], filesystem, root, paths)
+        return content_fingerprint([names, str(self.dim), *told], filesystem, paths)
 
     def check_unchanged(self) -> None:
         """Refuses data that were changed since they were opened; to be called before a result of theirs is kept.

@@ -58,18 +58,18 @@ def are_in(hash_N: np.ndarray, sorted_S: np.ndarray) -> np.ndarray:
     return found
 
 
-def content_fingerprint(told: Sequence[str], filesystem: pafs.FileSystem, root: str, qrels: Sequence[str]) -> str:
+def content_fingerprint(told: Sequence[str], filesystem: pafs.FileSystem, qrels: Sequence[str]) -> str:
     """Hash (16 hex digits) of descriptions of the tables, and of the files of judgements.
 
     Args:
         told: the descriptions.
         filesystem: where the judgements lie.
-        root: folder of the dataset.
-        qrels: paths of the judgements.
+        qrels: paths of the judgements, in the folder of that name.
     """
     total = hashlib.blake2b("\n".join(told).encode(), digest_size=8)
     for path in qrels:
-        total.update(path.removeprefix(root).encode() + b"\0")
+        # where the dataset lies does not count
+        total.update(path[path.rindex("/qrels/") :].encode() + b"\0")
         with filesystem.open_input_stream(path, buffer_size=0) as stream:
             while chunk := stream.read(_READ_BYTES):
                 total.update(chunk)

@@ -26,7 +26,7 @@ def open_hub(uri: str) -> tuple[pafs.FileSystem, str]:
         StoreUnreachable: the Hub does not answer.
     """
     if not uri.startswith("hf://datasets/"):
-        raise InputError(f"{uri}: is not read; of the Hub it is datasets that are, as {FORM}")
+        raise InputError(f"{uri}: only datasets are read from the Hub: {FORM}")
     try:
         from huggingface_hub import HfApi
     except ImportError as error:
@@ -35,14 +35,15 @@ def open_hub(uri: str) -> tuple[pafs.FileSystem, str]:
     files = HubFiles(endpoint, token)
     try:
         with _told(uri):
-            place = files.fs.resolve_path(uri)
+            try:
+                place = files.fs.resolve_path(uri)
+            except ValueError as error:
+                raise InputError(f"{uri}: is not of the form {FORM} ({one_line(error)})") from error
             api = HfApi(endpoint=endpoint, token=token or False)
             commit = api.dataset_info(place.repo_id, revision=place.revision, timeout=_TIMEOUT_S).sha
     except FileNotFoundError as error:
         cure = "check the name" if token else "check the name, or set HF_TOKEN if it is private"
         raise InputError(f"{uri}: the Hub has no such dataset, or no such revision of it; {cure}") from error
-    except ValueError as error:
-        raise InputError(f"{uri}: is not of the form {FORM} ({one_line(error)})") from error
     return pafs.PyFileSystem(files), f"datasets/{place.repo_id}@{commit}/{place.path_in_repo}".rstrip("/")
 
 
@@ -51,13 +52,13 @@ def _told(path: str) -> Iterator[None]:
     """Turns what the Hub's client raises into errors that name the file; a missing file stays what it is."""
     try:
         yield
-    except (FileNotFoundError, NotADirectoryError, ValueError, SmecError):
+    except (FileNotFoundError, NotADirectoryError, SmecError):
         raise
     except Exception as error:
         # of its HTTP library, which differs between versions, some are no OSError
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status is None or status == 429 or status >= 500:
-            raise StoreUnreachable(f"{path}: the Hub does not give it now ({one_line(error)}); run again") from error
+            raise StoreUnreachable(f"{path}: the Hub cannot serve it now ({one_line(error)}); run again") from error
         raise StoreError(f"{path}: the Hub refuses it ({one_line(error)}); check the name and HF_TOKEN") from error
 
 

@@ -92,7 +92,9 @@ def scan_cut(ids: pa.Array, vectors_ND: np.ndarray, keep: Keep) -> Cut:
     x_ND, dim = unit_rows(vectors_ND), vectors_ND.shape[1]
     sum_D, moment_DD = np.zeros(dim, np.int64), np.zeros((dim, dim), np.int64)
     for low in range(0, len(x_ND), PIECE_ROWS):
-        whole_PD = np.rint(x_ND[low : low + PIECE_ROWS].astype(np.float64) * GRID)
+        # in place: as much memory again for each would take longer than the sums
+        whole_PD = np.multiply(x_ND[low : low + PIECE_ROWS], GRID, dtype=np.float64)
+        np.rint(whole_PD, out=whole_PD)
         sum_D += whole_PD.sum(0).astype(np.int64)
         moment_DD += (whole_PD.T @ whole_PD).astype(np.int64)
     place_K = keep.of(hash_N)

@@ -30,8 +30,9 @@ _DELTA_FEATURES = {"columnMapping", "deletionVectors", "timestampNtz", "typeWide
 _DELTA_FEATURES |= {"v2Checkpoint", "vacuumProtocolCheck"}
 """What a Delta table may ask of its readers: of those that matter here, each table is looked at."""
 _DELTA_VERSION = re.compile(r"(\d{20})\..+")
-_ICEBERG_VERSION = re.compile(r"v?(\d+)(-.+)?(\.gz)?\.metadata\.json")
+_ICEBERG_VERSION = re.compile(r"v?(\d+)(-.+)?(\.gz)?\.metadata\.json(\.gz)?")
 _ICEBERG_HINT = "version-hint.text"
+_GZIP = (".gz.metadata.json", ".metadata.json.gz")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?")
 _SCHEMES = {"local": ("", "file"), "py::s3": ("s3", "s3a", "s3n"), "py::gcs": ("gs",)}
 """What a place on a file system may be called in a table."""
@@ -103,12 +104,14 @@ def _copy_log(filesystem: pafs.FileSystem, log: str, copy: Path) -> None:
 
     deltalake cannot read through a file system of pyarrow, and would need credentials of its own.
     """
-    start = 0
+    # before the files are listed: a checkpoint that is made meanwhile comes with files of its own
+    hint = _last_checkpoint(filesystem, log)
     infos = {info.base_name: info for info in filesystem.get_file_info(pafs.FileSelector(log))}
-    if "_last_checkpoint" in infos:
-        with filesystem.open_input_stream(f"{log}/_last_checkpoint", compression=None) as source:
-            start = int(json.loads(source.read())["version"])
-    names = [name for name in infos if (match := _DELTA_VERSION.fullmatch(name)) and int(match[1]) >= start]
+    versions = {name: int(match[1]) for name in infos if (match := _DELTA_VERSION.fullmatch(name))}
+    start = hint if any(hint == version and ".checkpoint." in name for name, version in versions.items()) else 0
+    names = [name for name, version in versions.items() if version >= start]
+    if hint and start:
+        names.append("_last_checkpoint")
     if "_sidecars" in infos:
         sidecars = filesystem.get_file_info(pafs.FileSelector(f"{log}/_sidecars"))
         names += [f"_sidecars/{info.base_name}" for info in sidecars]
@@ -123,10 +126,21 @@ def _copy_log(filesystem: pafs.FileSystem, log: str, copy: Path) -> None:
         list(pool.map(fetch, names))
 
 
+def _last_checkpoint(filesystem: pafs.FileSystem, log: str) -> int:
+    """Version of the last checkpoint; 0 where that is not known, since this is no more than a hint."""
+    try:
+        with filesystem.open_input_stream(f"{log}/_last_checkpoint", compression=None) as source:
+            return int(json.loads(source.read())["version"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return 0
+
+
 def _refuse_delta(folder: str, table: Any, delta_error: type[Exception]) -> None:
     features = set(table.protocol().reader_features or ())
     if unknown := sorted(features - _DELTA_FEATURES):
-        raise InputError(f"{folder}: the Delta table asks its readers for {unknown[0]}; write it without")
+        raise InputError(
+            f"{folder}: the Delta table asks its readers for {unknown[0]}; rewrite it without that feature"
+        )
     if table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none":
         raise InputError(
             f"{folder}: the Delta table has column mapping, so that its files may call columns otherwise; write it "
@@ -174,6 +188,11 @@ def _newest_version(filesystem: pafs.FileSystem, folder: str, infos: dict[str, p
             number += 1
         if number not in named:
             raise InputError(f"{path}: names version {hint}, which is not there; restore the table")
+    elif len(_uuids(filesystem, [infos[name].path for some in named.values() for name in some])) > 1:
+        raise InputError(
+            f"{folder}/{_ICEBERG_METADATA}: holds metadata of several tables, as of one that was dropped; remove what "
+            f"is not in force, or write the name of the newest version into {_ICEBERG_HINT} there"
+        )
     if len(named[number]) > 1:
         several = " and ".join(sorted(named[number]))
         raise InputError(
@@ -181,6 +200,22 @@ def _newest_version(filesystem: pafs.FileSystem, folder: str, infos: dict[str, p
             f"that one into {_ICEBERG_HINT} there"
         )
     return str(infos[named[number][0]].path)
+
+
+def _uuids(filesystem: pafs.FileSystem, paths: list[str]) -> set[str]:
+    """The tables that some files of metadata are of."""
+
+    def uuid_of(path: str) -> str:
+        with filesystem.open_input_stream(path, compression="gzip" if path.endswith(_GZIP) else None) as source:
+            return str(json.loads(source.read()).get("table-uuid"))
+
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            return set(pool.map(uuid_of, paths))
+    except (OSError, ValueError, AttributeError) as error:
+        if isinstance(error, SmecError):
+            raise
+        raise InputError(f"{paths[0]}, or one beside it: cannot be read ({one_line(error)}); restore it") from error
 
 
 def _iceberg_files(filesystem: pafs.FileSystem, folder: str, infos: dict[str, pafs.FileInfo]) -> list[str]:
@@ -266,8 +301,10 @@ def _refuse_renamed(filesystem: pafs.FileSystem, paths: list[str], metadata: "Ta
 
     if not any(differs(field.name, field.field_id) for schema in metadata.schemas for field in schema.fields):
         return
-    for path in paths:
-        for field in pq.read_schema(path, filesystem=filesystem):
+    with ThreadPoolExecutor(8) as pool:
+        schemas = list(pool.map(lambda path: pq.read_schema(path, filesystem=filesystem), paths))
+    for path, schema in zip(paths, schemas, strict=True):
+        for field in schema:
             number = int((field.metadata or {}).get(b"PARQUET:field_id", -1))
             # files that were not written by Iceberg have no numbers, and are read by name there, too
             if number >= 0 and differs(field.name, number):

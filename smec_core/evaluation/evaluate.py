@@ -43,9 +43,8 @@ def evaluate(
     dataset: Dataset,
     model: Model,
     split: str | None,
-    baselines: bool = False,
+    baselines: Mapping[str, Encode] | None = None,
     parts: Parts = in_one_part,
-    docs_DD: Tensor | None = None,
     beside: Sequence[JudgedSearch] = (),
 ) -> dict[str, Any]:
     """Scores every usable prefix of a model.
@@ -55,9 +54,8 @@ def evaluate(
         model: the model.
         split: judgements to score by; None scores, without judgements, how many of the ten nearest documents (by the
             original embeddings) of a sample of documents are also their ten nearest at the prefix.
-        baselines: score truncation, PCA and the original embeddings too.
-        parts: how the passes over the corpus are divided; their results are merged.
-        docs_DD: second moment (D, D) of the unit documents, where it is known: PCA then takes no pass of its own.
+        baselines: truncation and PCA, to be scored too, as are the original embeddings; see `corpus_baselines`.
+        parts: how the pass over the corpus is divided; the results are merged.
         beside: other searches of the same corpus, which share the pass over it where there is a split.
 
     Returns:
@@ -74,9 +72,7 @@ def evaluate(
         InputError: the split is not there, or the dims do not fit.
     """
     check_fit(dataset, model, split)
-    systems: dict[str, Encode] = {"model": model.encode}
-    if baselines:
-        systems |= baseline_encoders(_corpus_moment(dataset, parts) if docs_DD is None else docs_DD)
+    systems: dict[str, Encode] = {"model": model.encode, **(baselines or {})}
     if split is None:
         values = _neighbour_values(dataset, systems, model.dims, parts)
         report = {"split": None} | _figures(values, model.input_dim)
@@ -183,6 +179,21 @@ def baseline_encoders(docs_DD: Tensor) -> dict[str, Encode]:
     return {"truncation": lambda x_ND: x_ND, "pca": lambda x_ND: x_ND @ rotation_DD.T}
 
 
+def corpus_baselines(dataset: Dataset, parts: Parts = in_one_part) -> dict[str, Encode]:
+    """The same, of the documents of a dataset, by a pass of its own over the corpus."""
+
+    def add(start: int, stop: int) -> Gram:
+        gram = Gram(dataset.dim)
+        for _, x_ND in unit_blocks(dataset.corpus, start, stop):
+            gram.add(x_ND)
+        return gram
+
+    first, *others = parts(add, dataset.corpus.rows)
+    for gram in others:
+        first.sum_DD += gram.sum_DD
+    return baseline_encoders(first.sum_DD)
+
+
 def _judged_values(search: JudgedSearch) -> dict[str, dict[str, dict[int, Tensor]]]:
     """Value (Q) of each query, by system, measure and prefix."""
     values = {}
@@ -216,16 +227,3 @@ def _neighbour_values(
         }
         for name, by_dim in some.results().items()
     }
-
-
-def _corpus_moment(dataset: Dataset, parts: Parts) -> Tensor:
-    def add(start: int, stop: int) -> Gram:
-        gram = Gram(dataset.dim)
-        for _, x_ND in unit_blocks(dataset.corpus, start, stop):
-            gram.add(x_ND)
-        return gram
-
-    first, *others = parts(add, dataset.corpus.rows)
-    for gram in others:
-        first.sum_DD += gram.sum_DD
-    return first.sum_DD

@@ -42,7 +42,7 @@ class GateSettings(Settings):
     """The most that the mean over the dims may lie below that of PCA or truncation."""
     max_drop: float = Field(0.25, ge=0, le=1)
     """The most that the champion itself may lose, mean over the dims and as a share of what it reached, on gate queries
-    that it was promoted by: more than that speaks against the new data, and nothing is trained."""
+    that it was promoted by: more than that speaks against the new data, and nothing is released."""
     max_old_loss: float = Field(0.02, ge=0, le=1)
     """With `compatible`: the most that new queries may lose on old documents against old queries, mean over dims."""
 

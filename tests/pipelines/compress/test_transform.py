@@ -168,3 +168,10 @@ def test_the_example_in_the_readme_runs(tmp_path: Path, model: Path) -> None:
     table = pq.read_table(tmp_path / "small")
     assert table.schema.field("embedding").type == pa.list_(pa.int8(), 8)
     assert len(table) == 50
+
+
+@pytest.mark.parametrize(("dim", "told"), [(99, "99"), (-1, "-1")])
+def test_an_empty_batch_is_checked_too(model: Path, dim: int, told: str) -> None:
+    assert Compress(model, 4)(batch(0)).schema.field("embedding").type.list_size == 4
+    with pytest.raises(InputError, match=told):
+        Compress(model, dim)(batch(0))

@@ -1,5 +1,6 @@
 """The scan by Ray Data: the bits of the scan in one process, and errors that name the row."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.console import RowProgress
 from pipelines.data import scan as scan_module
 from pipelines.data.scan import scan
+from pipelines.data.scan_state import ScanState
 from smec_core.data.columns import ColumnNames
 from smec_core.data.fingerprint import hash_ids
 from smec_core.data.parquet import EmbeddingTable, ParquetPart, embedding_column
@@ -117,9 +120,33 @@ def test_a_killed_scan_goes_on_from_its_finished_files(
     for name in ("mean_D", "moment_DD", "x_KD"):
         np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
     assert filesystem.get_file_info(kept).type == pafs.FileType.NotFound
-    # nothing of it is taken for another sample
-    scan(table, Keep(table.rows, 501), storage=storage)
-    assert len(read) == 1 + len(scan_module.pieces_of(table))
+
+
+def test_what_a_scan_has_left_serves_no_other_scan(
+    ray_cluster: None, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan_module, "SAVE_BYTES", 1000)
+    table, storage = EmbeddingTable.open(str(folder), names=NAMES), str(tmp_path / "storage")
+    pieces = scan_module.pieces_of(table)
+    state = ScanState(storage, table, Keep(table.rows, 500), pieces)
+    state.put(0, scan_module._read(table, pieces[0], Keep(table.rows, 500), RowProgress("read", table.rows)))
+    assert state.take(0) is not None
+    for keep in (Keep(table.rows, 501), Keep(table.rows, 500, np.array([3], np.uint64))):
+        assert ScanState(storage, table, keep, pieces).take(0) is None
+    assert ScanState(storage, table, Keep(table.rows, 500), pieces[:-1]).take(0) is None
+    os.utime(folder / "a.parquet")
+    assert ScanState(storage, table, Keep(table.rows, 500), pieces).take(0) is None
+
+
+def test_a_storage_that_cannot_be_written_to_costs_no_scan(
+    ray_cluster: None, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(scan_module, "SAVE_BYTES", 1000)
+    (tmp_path / "storage").write_text("a file, no folder")
+    table = EmbeddingTable.open(str(folder), names=NAMES)
+    found = scan(table, Keep(table.rows, 500), storage=str(tmp_path / "storage"))
+    assert found.check == scan_table(table, Keep(table.rows, 500)).check
+    assert capfd.readouterr().err.count("a killed scan would begin anew") == 1
 
 
 def bad_number(path: Path) -> None:

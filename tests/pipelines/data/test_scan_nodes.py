@@ -111,4 +111,5 @@ def test_a_node_that_dies_costs_its_blocks_alone(
     assert json.loads(printed.splitlines()[-1]) == expected
     shares = vectors_read(tmp_path, corpus)
     print(f"passes by node, one of which died: {shares}")
-    assert 1 < sum(shares.values()) < 2
+    # from the start again it would be 1.5 and more
+    assert 1 < sum(shares.values()) < 1.45

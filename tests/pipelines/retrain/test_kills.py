@@ -96,6 +96,7 @@ def outcome(series: Series) -> dict[str, Any]:
                         record["release"].pop(key, None)
             if name.endswith("_manifest.json"):
                 text["files"] = [{**file, "stamp": ""} for file in text["files"]]
+                text["inputs"] = {piece: {**one, "stamp": ""} for piece, one in text["inputs"].items()}
             found[name] = text
         elif name.endswith("/CURRENT"):
             # the checksum in it is of a manifest, which holds times

@@ -79,7 +79,7 @@ def test_a_wrong_token_is_refused_and_not_shown(data: Path, hub: Hub, monkeypatc
 @pytest.mark.parametrize(
     ("uri", "told"),
     [
-        ("hf://someone/model", "it is datasets that are"),
+        ("hf://someone/model", "only datasets are read from the Hub"),
         ("hf://datasets/someone", "is not of the form hf://datasets/USER/NAME"),
         (f"{URI}?token=x", "hf:// has no options; the token is read from HF_TOKEN"),
         ("hf://datasets/nobody/nothing/v1", "the Hub has no such dataset"),

@@ -87,6 +87,16 @@ def test_of_a_delta_table_the_newest_version_is_read(tmp_path: Path) -> None:
         ids_of(corpus)
 
 
+@pytest.mark.parametrize("hint", ["", "{}", "[]", "null", '{"version": 99}', '{"version": "one"}'])
+def test_a_damaged_hint_at_the_last_checkpoint_costs_nothing(tmp_path: Path, hint: str) -> None:
+    corpus = tmp_path / "corpus"
+    write_deltalake(corpus, rows("a"))
+    DeltaTable(corpus).create_checkpoint()
+    write_deltalake(corpus, rows("b"), mode="append")
+    (corpus / "_delta_log/_last_checkpoint").write_text(hint)
+    assert ids_of(corpus) == ["a", "b"]
+
+
 def test_delta_files_lie_in_partitions_under_escaped_names(tmp_path: Path) -> None:
     corpus = tmp_path / "a b"
     languages = ["x y", "ä/%", "z=1", "z=1"]
@@ -311,6 +321,19 @@ def test_which_iceberg_version_is_the_newest(tmp_path: Path) -> None:
     shutil.copy(names["00001"], corpus / "metadata/00013-other.metadata.json")
     with pytest.raises(InputError, match=r"00013-other.metadata.json and v13.metadata.json: only the catalog knows"):
         ids_of(corpus)
+
+
+def test_an_iceberg_table_in_the_place_of_one_that_was_dropped(tmp_path: Path) -> None:
+    corpus, dropped = tmp_path / "corpus", iceberg(tmp_path)
+    for name in "abc":
+        dropped.append(rows(name))
+    dropped.catalog.drop_table(dropped.name())
+    table = dropped.catalog.create_table(dropped.name(), rows("z").schema, location=str(corpus))
+    table.append(rows("z"))
+    with pytest.raises(InputError, match=r"metadata: holds metadata of several tables.*into version-hint.text there"):
+        ids_of(corpus)
+    (corpus / "metadata/version-hint.text").write_text(Path(table.metadata_location).name)
+    assert ids_of(corpus) == ["z"]
 
 
 @pytest.mark.parametrize("content", [DataFileContent.POSITION_DELETES, DataFileContent.EQUALITY_DELETES])

@@ -17,7 +17,7 @@ from smec_core.data.seen import SeenDocuments
 from smec_core.distributed.group import Group, rows_of_rank
 from smec_core.errors import InputError
 from smec_core.evaluation.corpus_search import Sides, in_one_part, query_scores, read_rows
-from smec_core.evaluation.evaluate import default_split, evaluate
+from smec_core.evaluation.evaluate import corpus_baselines, default_split, evaluate
 from smec_core.evaluation.metrics import PrefixSearch, gains_of, ndcg
 from smec_core.evaluation.significance import query_interval
 from smec_core.model.adapter import FrozenStage
@@ -65,7 +65,9 @@ def test_every_prefix_and_baseline_is_scored(data: Generated, stored: Dataset) -
     # a model that keeps the last dims first
     flip = torch.eye(DIM).flip(0)
     stage = FrozenStage(DIM, "linear", {"weight": flip, "logits": torch.zeros(DIM)})
-    report = evaluate(stored, Model([stage], DIM, {"dims": [DIM, 6, 3]}, {}), "test", baselines=True)
+    report = evaluate(
+        stored, Model([stage], DIM, {"dims": [DIM, 6, 3]}, {}), "test", baselines=corpus_baselines(stored)
+    )
 
     assert (report["split"], report["queries"]) == ("test", len(data.test))
     rotation_DD = principal_rotation(resident(data.docs_ND), Group())
@@ -81,7 +83,7 @@ def test_every_prefix_and_baseline_is_scored(data: Generated, stored: Dataset) -
 
 
 def test_scores_come_with_their_intervals_over_the_queries(stored: Dataset) -> None:
-    report = evaluate(stored, identity([DIM, 4]), "test", baselines=True)
+    report = evaluate(stored, identity([DIM, 4]), "test", baselines=corpus_baselines(stored))
     sides = {name: Sides.same(lambda x_ND: x_ND) for name in ("model",)}
     value_Q = query_scores(stored, sides, [DIM, 4], stored.splits["test"])["model"]
     found = report["intervals"]
@@ -113,7 +115,7 @@ def test_the_query_itself_can_be_left_out_of_the_results(data: Generated, tmp_pa
 
 
 def test_without_judgements_kept_neighbours_are_scored(stored: Dataset) -> None:
-    report = evaluate(stored, identity([DIM, 4]), None, baselines=True)
+    report = evaluate(stored, identity([DIM, 4]), None, baselines=corpus_baselines(stored))
     kept = report["neighbour_recall@10"]
     assert kept[str(DIM)] == 1
     assert 0.05 < kept["4"] < 1
@@ -127,7 +129,10 @@ def test_parts_of_the_corpus_are_merged_exactly(stored: Dataset, split: str | No
     model = identity([DIM, 4])
     whole = evaluate(stored, model, split)
     assert evaluate(stored, model, split, parts=in_three_parts) == whole
-    reports = [evaluate(stored, model, split, True, parts=parts) for parts in (in_one_part, in_three_parts)]
+    reports = [
+        evaluate(stored, model, split, corpus_baselines(stored, parts), parts)
+        for parts in (in_one_part, in_three_parts)
+    ]
     pca = [report["baselines"]["pca"] for report in reports]
     assert pca[0] == pytest.approx(pca[1], abs=1e-6)
 
@@ -147,7 +152,7 @@ def test_rows_are_read_in_the_order_asked_for(data: Generated, stored: Dataset) 
 
 def test_pca_of_scifact_scores_as_measured(data_dir: Callable[[str], Path]) -> None:
     dataset = Dataset.open(str(data_dir("scifact")))
-    report = evaluate(dataset, identity([768, 96]), "test", baselines=True)
+    report = evaluate(dataset, identity([768, 96]), "test", baselines=corpus_baselines(dataset))
     assert report["baselines"]["pca"]["96"] == pytest.approx(0.5825, abs=0.0005)
 
 
@@ -175,7 +180,7 @@ def test_seen_and_unseen_queries_are_told_apart(stored: Dataset) -> None:
     model = identity([DIM, 4])
     assert not {"seen", "unseen"} & evaluate(stored, model, "test").keys()
     model.seen = SeenDocuments.of(learnt, *stored.ids)
-    report = evaluate(stored, model, "test", baselines=True)
+    report = evaluate(stored, model, "test", baselines=corpus_baselines(stored))
     seen_Q = model.seen.seen_queries(test, stored.ids[0])
     value_Q = query_scores(stored, {"model": Sides.same(model.encode)}, [DIM, 4], test)["model"][4]
     for name, keep_Q in (("seen", seen_Q), ("unseen", ~seen_Q)):
