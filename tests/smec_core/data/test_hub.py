@@ -112,7 +112,7 @@ def test_a_hub_that_fails_is_no_empty_folder(data: Path, hub: Hub) -> None:
     with pytest.raises(StoreError, match=r"v1/corpus: the Hub refuses it \(.*; check the name and HF_TOKEN"):
         find_table(filesystem, f"{path}/corpus")
     hub.fails, hub.status = "/revision/", 503
-    with pytest.raises(StoreUnreachable, match=r"v1: the Hub does not give it now \(.*; run again"):
+    with pytest.raises(StoreUnreachable, match=r"v1: the Hub cannot serve it now \(.*; run again"):
         open_filesystem(URI)
 
 
