@@ -144,7 +144,7 @@ def test_a_run_on_s3_is_trained_once_and_comes_back_from_there(
 
     run_folder = RunFolder(s3("deep/runs"), "once")
     kept = {info.base_name for info in run_folder.filesystem.get_file_info(pafs.FileSelector(run_folder.path))}
-    assert kept == {"model", "finished.json", "run.json", "mlflow_run.json", "ray_run.json"}
+    assert kept == {"model", "finished.json", "run.json", "mlflow_run.json", "ray_run.json", "threads.json"}
 
 
 def _command(settings: TrainSettings) -> list[str]:
