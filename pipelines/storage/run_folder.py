@@ -4,6 +4,7 @@
     STORAGE/NAME/run.json             the settings and data of this run
     STORAGE/NAME/mlflow_run.json      the run in MLflow that a restart goes on in (pipelines/tracking/recorder.py)
     STORAGE/NAME/ray_run.json         the last run in Ray Train, of which a kill leaves something (train/driver.py)
+    STORAGE/NAME/threads.json         CPUs of each worker, where the settings left that open (train/driver.py)
     STORAGE/NAME/model/*              the trained model
     STORAGE/NAME/finished.json        lists the files of model/; written last, so where it is the model is whole
     STORAGE/NAME/NAME.start-*/        while it trains, its checkpoints (pipelines/train/checkpoints.py)

@@ -63,6 +63,7 @@ def a_run_folder(storage: str, tmp_path: Path) -> Kind:
     run_folder.claim({"data": "0123", "train": {"lr": 0.001}})
     run_folder.write("mlflow_run.json", {"run_id": "a" * 32})
     run_folder.write("ray_run.json", {"id": "b" * 16})
+    run_folder.write("threads.json", {"cpus_per_worker": 2})
     make_model().save(tmp_path / "model of a run")
     run_folder.store_model(tmp_path / "model of a run")
     copies = iter(range(10_000))
@@ -71,7 +72,7 @@ def a_run_folder(storage: str, tmp_path: Path) -> Kind:
         copy = tmp_path / f"copy{next(copies)}"
         copy.mkdir()
         run_folder.fetch_model(copy)
-        names = ("run.json", "mlflow_run.json", "ray_run.json", "finished.json")
+        names = ("run.json", "mlflow_run.json", "ray_run.json", "threads.json", "finished.json")
         # as a claim compares it
         run_folder.check({"data": "0123", "train": {"lr": 0.001}})
         return digest(copy), [known(run_folder.read(name)) for name in names]
