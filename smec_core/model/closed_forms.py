@@ -23,7 +23,7 @@ SPECTRUM_SHRINKAGE = 0.1
 
 @dataclass(frozen=True)
 class Moments:
-    """Uncentred second moments, float64.
+    """Uncentred second moments, float64 unless made otherwise by `to`.
 
     Attributes:
         docs_DD: mean of d d^T over unit documents.
@@ -83,7 +83,7 @@ class ClosedForm(NamedTuple):
         return f"{self.name}({self.moment}, power {self.power:g}, shrinkage {self.shrinkage:g})"
 
     def matrix(self, moments: Moments) -> Tensor:
-        """The map (D, D), float64: a row an output, the strongest first."""
+        """The map (D, D), in the precision of the moments: a row an output, the strongest first."""
         moment_DD = moments.moment(self.moment)
         if self.name == "pca":
             return spectrum(moment_DD)[1]

@@ -10,14 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.evaluate.indexes.store import BATCH_ROWS, Cost, Form, NestedVectors, SearchIndex, SearchPath
+from pipelines.evaluate.indexes.store import (
+    BATCH_ROWS,
+    Cost,
+    Form,
+    NestedVectors,
+    SearchPath,
+    TwoPassIndex,
+)
 from smec_core.model.quantize import from_bits
 
 SCORES = 1 << 25
 """Most scores held at a time."""
 
 
-class Exact(SearchIndex):
+class Exact(TwoPassIndex):
     """Arrays in memory; queries stay float32 whatever the number type of the documents."""
 
     def __init__(self, path: SearchPath, vectors: NestedVectors) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from pipelines.evaluate.indexes.store import BATCH_ROWS, Form, NestedVectors, SearchIndex, SearchPath
+from pipelines.evaluate.indexes.store import BATCH_ROWS, Form, NestedVectors, SearchPath, TwoPassIndex
 from smec_core.model.quantize import to_bits
 
 NEIGHBOURS, BUILD_WIDTH = 32, 200
@@ -21,7 +21,7 @@ TRAINING_ROWS = 100_000
 """The first so many decide the range of each number at eight bits."""
 
 
-class FaissHnsw(SearchIndex):
+class FaissHnsw(TwoPassIndex):
     """Inner product of unit vectors; for binary vectors the Hamming distance, since FAISS has no other for them."""
 
     def __init__(self, path: SearchPath, vectors: NestedVectors) -> None:

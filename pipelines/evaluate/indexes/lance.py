@@ -14,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 from lancedb.index import IvfFlat
 
-from pipelines.evaluate.indexes.store import BATCH_ROWS, Form, NestedVectors, SearchIndex, SearchPath
+from pipelines.evaluate.indexes.store import BATCH_ROWS, Form, NestedVectors, SearchPath, TwoPassIndex
 from smec_core.model.quantize import to_bits
 
 SCAN_ROWS = 100_000
 """Up to here LanceDB's guide advises against an index; above, an IVF_FLAT index is built with its defaults."""
 
 
-class Lance(SearchIndex):
+class Lance(TwoPassIndex):
     """A table of `row`, `vector` and, where there is a second pass, `rescore`, which the client orders by."""
 
     def __init__(self, path: SearchPath, vectors: NestedVectors, folder: Path) -> None:

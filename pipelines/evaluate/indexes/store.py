@@ -8,6 +8,7 @@ Shapes: Q queries, N documents, D dims of the nested vectors, d dims of a pass, 
 
 import importlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -96,7 +97,7 @@ class Cost(NamedTuple):
     multiply_adds: int
 
 
-class SearchIndex:
+class SearchIndex(ABC):
     """A loaded store that answers queries along one path.
 
     Attributes:
@@ -112,8 +113,16 @@ class SearchIndex:
     def __init__(self, path: SearchPath) -> None:
         self.path = path
 
+    @abstractmethod
     def search(self, q_QD: np.ndarray, k: int) -> np.ndarray:
         """Rows (Q, k) of the best documents for nested queries (float32), best first, -1 where there are fewer."""
+
+
+class TwoPassIndex(SearchIndex):
+    """A store that leaves the second pass to us."""
+
+    def search(self, q_QD: np.ndarray, k: int) -> np.ndarray:
+        """The best of what the first pass finds, by the vectors of the second where there is one."""
         first, second, shortlist = self.path
         q_Qd = unit_prefix(q_QD, first.dim)
         if second is None:
@@ -121,9 +130,9 @@ class SearchIndex:
         found = zip(unit_prefix(q_QD, second.dim), self.first_pass(q_Qd, shortlist), strict=True)
         return padded([row_S[best_first(q_d, v_Sd)] for q_d, (row_S, v_Sd) in found], k)
 
+    @abstractmethod
     def first_pass(self, q_Qd: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, Any]]:
         """For each query at most k rows, best first, and their vectors for the second pass if there is one."""
-        raise NotImplementedError
 
 
 Build = Callable[[SearchPath, NestedVectors, int], AbstractContextManager[SearchIndex]]
