@@ -233,8 +233,8 @@ def test_sentence_transformer_gives_nested_vectors_of_text(tmp_path: Path, encod
     assert_as_encode(model, x_ND, small.encode(TEXTS), [24])
 
 
-def test_examples_in_the_readme_run(tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    section = (REPOSITORY / "README.md").read_text().split("### Use the model elsewhere")[1].split("\n### ")[0]
+def test_examples_of_the_guide_run(tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = (REPOSITORY / "docs/exports.md").read_text()
     commands = re.findall(r"^    smec (.*)$", section, re.MULTILINE)
     examples = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     assert (len(commands), len(examples)) == (4, 5)
