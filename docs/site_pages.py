@@ -27,11 +27,13 @@ EXIT_CODES = """\
 
 
 def write(name: str, text: str) -> None:
+    """Makes a page."""
     with mkdocs_gen_files.open(name, "w") as file:
         file.write(text)
 
 
 def settings_class(name: str) -> type[BaseModel]:
+    """The settings class of a command."""
     module, _, kind = COMMANDS[name].settings.partition(":")
     found: type[BaseModel] = getattr(importlib.import_module(module), kind)
     return found
@@ -57,7 +59,8 @@ def settings() -> str:
     ]
     seen: dict[tuple[str, str], str] = {}
     for name in COMMANDS:
-        rows, shared = [], {}
+        rows: list[str] = []
+        shared: dict[str, list[str]] = {}
         for setting, kind, default, text in describe(settings_class(name)):
             first = seen.setdefault((setting, text), name)
             if first == name:

@@ -66,7 +66,7 @@ class SettingsCommand(click.Command):
 
 
 def describe(kind: type[BaseModel]) -> Iterator[tuple[str, str, str, str]]:
-    """All settings of a class: name, what a value looks like, default, docstring; for the pages of the documentation."""
+    """All settings of a class: name, what a value looks like, default, docstring; for the documentation."""
     for name, field in _fields(kind):
         default = "required" if field.is_required() else _shown(field.get_default(call_default_factory=True))
         yield name, _metavar(field), default, " ".join((field.description or "").split())
