@@ -112,6 +112,15 @@ COMMANDS = {
 }
 
 
+GROUPS = {
+    "Data": ("sample", "check", "ingest"),
+    "Train and compare": ("train", "tune", "evaluate", "experiment", "report"),
+    "Use": ("compress", "export", "serve"),
+    "Keep up to date": ("retrain", "rollback", "verify"),
+    "Cluster": ("submit",),
+}
+"""Commands by what one wants to do, as `smec --help` shows them."""
+
 COMMON = ("preset", "config", "assign", "json_file")
 """Parameters that are no settings."""
 
@@ -128,9 +137,11 @@ class Smec(click.Group):
         return make_command(cmd_name) if cmd_name in COMMANDS else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes a line for each command."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, command.about) for name, command in COMMANDS.items()])
+        """Writes a line for each command, in groups."""
+        width = max(map(len, COMMANDS))
+        for title, names in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), COMMANDS[name].about) for name in names])
 
 
 def make_command(name: str) -> SettingsCommand:
