@@ -36,6 +36,7 @@ SKIPPED = {
 """What begins so is not run, and where it is tried instead."""
 CHANGED = {
     "--encoder sentence-transformers/all-mpnet-base-v2": "--encoder ENCODER",
+    "TEXT DATA": "TEXT new",
     "--trials 30": "--trials 2",
     "--seeds 3": "--seeds 1 --methods pca,within",
     "dims 384,192,96,48,24": "dims 96,24",
@@ -77,7 +78,7 @@ def reason_to_skip(text: str) -> str | None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the pages take as given: DATA, TEXT and a model in `model`."""
     root = tmp_path_factory.mktemp("given")
-    smec(root, "smec sample DATA --size 600")
+    smec(root, "smec sample DATA --size 600 && mkdir DATA/corpus && mv DATA/corpus.parquet DATA/corpus/0.parquet")
     # as the pages do: there it is finished already
     smec(root, "smec train --data DATA --dims 384,192,96 --workers 2 --out model")
     smec(root, "smec compress --model model --input DATA/corpus --output compressed --dim 96")
@@ -114,7 +115,8 @@ def test_the_page_works(page: Path, made: Path, tmp_path: Path, encoder: Path, p
     smec(tmp_path, f"cp -r {made}/. . && mkdir -p outputs/quickstart && ln -s {REPOSITORY}/examples examples")
     smec(tmp_path, "cp -r DATA outputs/quickstart/data && cp -r model outputs/quickstart/model")
     served = None
-    for kind, text in steps_of(page):
+    # files first: a page shows the command before the file that it takes
+    for kind, text in sorted(steps_of(page), key=lambda step: step[0] != "file"):
         if reason_to_skip(text):
             continue
         for old, new in CHANGED.items():
