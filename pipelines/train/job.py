@@ -14,7 +14,7 @@ import torch
 from pipelines.console import adopt_loggers, context, say, show
 from pipelines.data.source import Source, scan_data
 from pipelines.runtime.cluster import connect, is_own, threads_of
-from pipelines.runtime.evaluation import on_cluster, quality_tables
+from pipelines.runtime.evaluation import on_cluster
 from pipelines.storage.lease import Lease
 from pipelines.storage.model_folder import check_replaceable, replace_folder
 from pipelines.storage.run_folder import RunFolder, check_storage, digest
@@ -26,6 +26,7 @@ from smec_core.data.dataset import Dataset
 from smec_core.data.uri import public_uri
 from smec_core.errors import InputError, SmecError
 from smec_core.evaluation.corpus_search import Parts, in_one_part
+from smec_core.evaluation.report import quality_tables
 from smec_core.model.files import load
 from smec_core.model.model import Model
 from smec_core.training.finish import Beside, Parents, finished_model, no_others

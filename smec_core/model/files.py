@@ -18,7 +18,8 @@ from smec_core.data.seen import SeenDocuments
 from smec_core.data.uri import open_filesystem, public_uri
 from smec_core.errors import DamagedError, InputError, StoreError, StoreUnreachable, one_line
 from smec_core.model.adapter import MLP_TENSORS, FrozenStage
-from smec_core.model.model import FORMAT, SEEN_FILE, Model, check_chain
+from smec_core.model.extension import check_chain
+from smec_core.model.model import FORMAT, SEEN_FILE, Model
 
 READ = ("config.json", "metrics.json", "adapter.safetensors")
 LATER = (SUMS, SEEN_FILE)

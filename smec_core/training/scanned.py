@@ -17,7 +17,7 @@ from smec_core.data.dataset import MIN_TRAIN_QUERIES, Dataset, hash_share
 from smec_core.data.fingerprint import hash_ids
 from smec_core.data.ids import TableIds
 from smec_core.data.judgements import Judgements
-from smec_core.data.parquet import EmbeddingTable
+from smec_core.data.parquet import EmbeddingTable, unit_rows
 from smec_core.data.scan import Keep, Scanned
 from smec_core.data.vectors import aligned
 from smec_core.distributed.resident import Node, ResidentRows
@@ -198,6 +198,26 @@ class WantedRows:
             told += f"; of the documents {docs.drawn:,} are the sample, and {more:,} more are judged"
         say(told)
         return ScannedData(dataset.dim, docs.drawn, places, self.docs.is_whole, docs, queries, self.labels, seconds)
+
+
+def load_training_data(dataset: Dataset, config: TrainConfig, device: torch.device | str = "cpu") -> TrainingData:
+    """Reads a dataset whole.
+
+    Example:
+        >>> data = load_training_data(Dataset.open("data/products"), config)
+        >>> trained = train(data, config, NullTracker())
+    """
+    node = Node(device=torch.device(device))
+    docs, queries = (read_resident(table, node) for table in (dataset.corpus, dataset.queries))
+    return TrainingData(docs, queries, *dataset.training_split(config), node)
+
+
+def read_resident(table: EmbeddingTable, node: Node) -> ResidentRows:
+    """Reads a table's rows as unit vectors, and checks every one."""
+    matrix_ND = torch.empty(table.rows, table.dim)
+    for block in table.blocks():
+        matrix_ND[block.row : block.row + len(block.ids)] = torch.from_numpy(unit_rows(block.vectors_ND))
+    return ResidentRows(matrix_ND, node)
 
 
 def _distinct(rows: Any) -> np.ndarray:
