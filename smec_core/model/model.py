@@ -6,6 +6,7 @@ Shapes: N rows, D input dims, d dims asked for, w dims of stored vectors, I dims
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, overload
 
@@ -23,6 +24,7 @@ from smec_core.errors import InputError
 from smec_core.model.adapter import FrozenStage, apply_chain, fold
 from smec_core.model.card import model_card
 from smec_core.model.extension import Base, check_chain, exact_rotation, kept_dim, read_base
+from smec_core.model.push import push_model
 
 FORMAT = 2
 """Since format 2 a model folder has checksums."""
@@ -275,3 +277,27 @@ class Model:
         (folder / "metrics.json").write_text(json.dumps(self.metrics, indent=2) + "\n")
         (folder / "README.md").write_text(model_card(self.config, self.metrics))
         write_sums(folder, [name for name in SEALED if (folder / name).exists()])
+
+    def push_to_hub(self, repo: str, private: bool = True, message: str = "Upload a SMEC model") -> str:
+        """Uploads the model folder to the Hugging Face Hub in one commit, its card as README.md.
+
+        Of the data's place nothing is uploaded. seen.safetensors is: whoever may read the model and has an id can tell
+        whether the model has learnt from that document. The token is HF_TOKEN, else that of `hf auth login`; needs
+        `pip install 'smec-ray[sources]'`.
+
+        Args:
+            repo: "USER/NAME"; it is made where there is none.
+            private: whether a repository that is made is.
+            message: of the commit.
+
+        Returns:
+            `hf://USER/NAME@COMMIT`, which `smec_core.load` takes, as without the commit.
+
+        Raises:
+            InputError: no such name, or no right to write there.
+            StoreUnreachable: the Hub does not answer.
+        """
+        shown = copy(self)
+        data = self.config.get("data", {})
+        shown.config = self.config | {"data": {name: data[name] for name in data if name != "uri"}}
+        return push_model(shown.save, shown.config, shown.metrics, repo, private, message, SEALED)
