@@ -5,7 +5,7 @@ Shapes: N rows, D dims.
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ from smec_core.data.columns import DEFAULT_NAMES, ColumnNames, judge_schema, str
 from smec_core.data.dataset import Dataset
 from smec_core.data.fingerprint import content_fingerprint, hash_ids
 from smec_core.data.parquet import ID_ROWS, READ_ROWS, Batch, EmbeddingTable, ParquetPart, dim_of
-from smec_core.data.qrels import QrelsFile, judgements_in
+from smec_core.data.qrels import QrelsFile, as_table, judgements_in
 from smec_core.data.tables import QRELS, Table
 from smec_core.errors import InputError
 
@@ -25,7 +25,11 @@ CURE = "columns={'%s': NAME}"
 
 
 class MemoryTable(EmbeddingTable):
-    """The rows (id, embedding) of an Arrow table, which is not copied."""
+    """The rows (id, embedding) of an Arrow table, which is not copied.
+
+    Attributes:
+        content: the table, with columns of these names.
+    """
 
     def __init__(self, name: str, table: pa.Table, names: ColumnNames = DEFAULT_NAMES, dim: int | None = None) -> None:
         """Takes the table.
@@ -48,7 +52,7 @@ class MemoryTable(EmbeddingTable):
             first = table[names.embedding].slice(0, 1).combine_chunks()
             dim = dim_of(first.chunk(0) if isinstance(first, pa.ChunkedArray) else first, name, names.embedding)
         super().__init__(pafs.LocalFileSystem(), [ParquetPart(name, rows, 0, (rows,))], dim, names)
-        self._table = table.select([names.id, names.embedding]).rename_columns(["id", "embedding"])
+        self.content = table.select([names.id, names.embedding]).rename_columns(["id", "embedding"])
 
     @classmethod
     def empty(cls, name: str, dim: int) -> "MemoryTable":
@@ -63,7 +67,7 @@ class MemoryTable(EmbeddingTable):
             RowError: a null.
         """
         name, row = self.files[0].path, 0
-        for batch in self._table.select(["id"]).to_batches(max_chunksize=ID_ROWS):
+        for batch in self.content.select(["id"]).to_batches(max_chunksize=ID_ROWS):
             yield row, strings_of(batch["id"], name, self.names.id, row)
             row += len(batch)
 
@@ -77,7 +81,7 @@ class MemoryTable(EmbeddingTable):
     ) -> Iterator[Batch]:
         """Rows `start` to `stop`, not checked; there are no `columns` beside, and no row is unreadable."""
         stop, row = self.rows if stop is None else stop, start
-        for batch in self._table.slice(start, stop - start).to_batches(max_chunksize=batch_rows):
+        for batch in self.content.slice(start, stop - start).to_batches(max_chunksize=batch_rows):
             yield Batch(self.files[0], row, batch, self.names)
             row += len(batch)
 
@@ -88,9 +92,11 @@ class MemoryDataset(Dataset):
 
     Attributes:
         judged: hash (hex) of its judgements.
+        content: the tables as files would hold them, by their names in a dataset's folder.
     """
 
     judged: str = ""
+    content: Mapping[str, pa.Table] = field(default_factory=dict)
 
     @classmethod
     def made(
@@ -122,7 +128,9 @@ class MemoryDataset(Dataset):
                 digest.update(np.ascontiguousarray(part).tobytes())
         tables = {split: Table(split, []) for split in found}
         made = cls.of(URI, corpus, queries, found, tables, exclude_self=exclude_self)
-        return replace(made, judged=digest.hexdigest())
+        content = {f"{QRELS}/{split}": as_table(files) for split, files in found.items()}
+        content = {"corpus": corpus.content, "queries": queries.content, **content}
+        return replace(made, judged=digest.hexdigest(), content=content)
 
     def _fingerprint_of(self, checks: Sequence[int]) -> str:
         return content_fingerprint([*self._told(checks), self.judged], pafs.LocalFileSystem(), [])

@@ -81,6 +81,9 @@ class Parents:
         return found
 
 
+NO_PARENTS = Parents()
+
+
 def finished_model(
     trained: Trained,
     dataset: Dataset,

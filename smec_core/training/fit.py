@@ -20,7 +20,7 @@ from smec_core.errors import InputError
 from smec_core.layers import merged
 from smec_core.model.model import Model
 from smec_core.training.bar import StepBar
-from smec_core.training.finish import Parents, finished_model
+from smec_core.training.finish import NO_PARENTS, Parents, finished_model
 from smec_core.training.plan import plan_training
 from smec_core.training.scanned import WantedRows
 from smec_core.training.schedule import TrainingShape
@@ -87,8 +87,7 @@ def fit(
     if dataset.unsupervised:
         log.info(dataset.unsupervised)
     parents = Parents.of(base, warm_start, dataset.dim)
-    with _threads(threads):
-        return _fit(dataset, config, parents, _device(device), memory_budget, progress)
+    return fit_on(dataset, config, parents, threads, device, memory_budget, progress)
 
 
 def method_of(dims: Sequence[int] | int | str, preset: str | None, settings: Mapping[str, Any]) -> TrainConfig:
@@ -99,11 +98,11 @@ def method_of(dims: Sequence[int] | int | str, preset: str | None, settings: Map
     """
     if preset is not None and preset not in PRESETS:
         raise InputError(f"preset: {preset} is unknown; known: {', '.join(PRESETS)}")
-    layers = [("the preset", PRESETS[preset] if preset else {}), ("fit", {"dims": _plain(dims), **settings})]
+    layers = [("the preset", PRESETS[preset] if preset else {}), ("fit", {"dims": plain_dims(dims), **settings})]
     return merged(TrainConfig, layers, lambda key: f"give {key}=")
 
 
-def _plain(dims: Any) -> Any:
+def plain_dims(dims: Any) -> Any:
     """Dims out of an array, a range or numbers of numpy, too."""
     if isinstance(dims, np.integer | int | str):
         return dims if isinstance(dims, str) else int(dims)
@@ -137,6 +136,21 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def fit_on(
+    dataset: Dataset,
+    config: TrainConfig,
+    parents: Parents = NO_PARENTS,
+    threads: int = 1,
+    device: str | torch.device | None = None,
+    memory_budget: float = MEMORY_BUDGET,
+    progress: bool = True,
+    is_evaluated: bool = True,
+) -> Model:
+    """Trains on an open dataset; see `fit`. Where it is not evaluated, a pass over the corpus less is made."""
+    with _threads(threads):
+        return _fit(dataset, config, parents, _device(device), memory_budget, progress, is_evaluated)
+
+
 def _fit(
     dataset: Dataset,
     config: TrainConfig,
@@ -144,9 +158,8 @@ def _fit(
     device: torch.device,
     memory_budget: float,
     progress: bool,
-    is_evaluated: bool = True,
+    is_evaluated: bool,
 ) -> Model:
-    """Trains on an open dataset."""
     labelled, warm = dataset.train_judgements() is not None, parents.warm_start
     # before anything is read
     plan_training(TrainingShape(dataset.dim, labelled), config, parents.base_stages, warm)
