@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 
 from pipelines.console import say
 from pipelines.storage.files import exists, new_file
+from pipelines.storage.model_folder import check_replaceable
+from pipelines.storage.run_folder import check_storage
 from pipelines.train.job import run
 from pipelines.train.settings import TrainSettings
 from smec_core.config import PRESETS
@@ -83,6 +85,8 @@ def fit(
             return merged(TrainSettings, layers, lambda key: f"give {key}=")
 
         exclude_self = checked().exclude_self
+        check_replaceable(Path(out))
+        check_storage(settings.get("storage"))
         dataset = dataset_of(corpus, queries, qrels, exclude_self=exclude_self, columns=columns)
         given["data"] = dataset.uri
         if isinstance(dataset, MemoryDataset):

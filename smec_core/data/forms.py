@@ -50,6 +50,11 @@ def dataset_of(
 
     Raises:
         InputError: a form that is not known, or anything that breaks the data contract.
+
+    Example:
+        >>> dataset = dataset_of(corpus, queries, {"0": {"17": 1.0}, "1": {"4": 2.0, "5": 1.0}})
+        >>> dataset.dim, dataset.summary()["splits"]["train"]["judgements"]
+        (32, 3)
     """
     names = columns if isinstance(columns, ColumnNames) else _names(columns)
     if isinstance(corpus, str | Path | Dataset):

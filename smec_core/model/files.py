@@ -35,10 +35,15 @@ def load(folder: str | Path) -> Model:
     """Reads a model folder.
 
     Args:
-        folder: a path or URI.
+        folder: a path or URI (`s3://`, ...), or `hf://USER/NAME[@REVISION]` of the Hugging Face Hub.
 
     Raises:
         InputError: not a model folder, one whose files do not fit together, or (DamagedError) one that was altered.
+
+    Example:
+        >>> model.save("model")
+        >>> load("model").encode(queries, dim=8).shape
+        (100, 8)
     """
     filesystem, path = open_filesystem(str(folder))
     folder = public_uri(str(folder))

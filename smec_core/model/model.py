@@ -97,7 +97,10 @@ class Model:
             InputError: the input is not such numbers, or `dim` is out of range.
 
         Example:
-            >>> smec_core.load("model").encode(vectors, dim=96)
+            >>> small = model.encode(corpus, dim=8)
+            >>> small.shape, small.dtype
+            ((300, 8), dtype('float32'))
+            >>> nearest = (model.encode(queries, dim=8) @ small.T).argmax(1)
         """
         if not isinstance(x, Tensor):
             return self.encode(tensor_of(x), dim).numpy()
@@ -148,10 +151,12 @@ class Model:
 
         Example:
             >>> found = model.evaluate(corpus, queries, qrels)
+            >>> found.split, found.queries
+            ('test', 75)
             >>> print(found)  # doctest: +ELLIPSIS
-                      ndcg@10 on test, 100 queries...
-            >>> found.to_pandas().loc[8, ["ndcg@10", "pca"]].round(2).tolist()  # doctest: +SKIP
-            [0.71, 0.52]
+            ndcg@10 on test, 75 queries...
+            >>> bool(found.to_pandas().loc[8, "ndcg@10"] > 0)
+            True
         """
         return smec_core.evaluate_model(
             self,
@@ -183,7 +188,10 @@ class Model:
             InputError: the model extends no other, or w or `dim` is out of range.
 
         Example:
-            >>> smec_core.load("smaller").upgrade(stored, dim=24)
+            >>> stored = model.encode(corpus, dim=8)
+            >>> smaller = smec_core.fit(corpus, queries, qrels, dims=4, base=model, progress=False, epochs=1)
+            >>> smaller.upgrade(stored, dim=4).shape
+            (300, 4)
         """
         if not isinstance(v, Tensor):
             return self.upgrade(tensor_of(v), dim).numpy()
@@ -264,6 +272,11 @@ class Model:
         The folder is made if it is missing. SHA256SUMS is as `sha256sum` writes it; where history.jsonl is there
         already, it covers that, too. seen.safetensors has hashes of the ids of the documents that the model has learnt
         from, where that is known.
+
+        Example:
+            >>> model.save("models/products")
+            >>> smec_core.load("models/products").dims
+            (32, 16, 8)
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
