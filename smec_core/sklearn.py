@@ -19,7 +19,7 @@ from smec_core.training.fit import fit_on, method_of
 _SEEDS = 2**31
 
 
-class SmecEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class SmecEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Compresses embeddings to unit vectors of fewer dims, compared by cosine.
 
     X is the corpus, an embedding a row, none of them zero. Without judgements each document keeps its nearest

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlparse
 
 REPO, TOKEN = "someone/vectors", "hf_secret_of_mine"
@@ -139,7 +140,7 @@ class Answer(BaseHTTPRequestHandler):
         href = f"http://{self.headers['Host']}/large/{one['oid']}"
         return {"oid": one["oid"], "size": one["size"], "actions": {"upload": {"href": href}}}
 
-    def commit(self, repo: str, lines: list[dict[str, dict[str, str]]]) -> None:
+    def commit(self, repo: str, lines: list[dict[str, Any]]) -> None:
         """Takes a commit; large files are named by their checksums, and must have come before."""
         commits = self.server.repos[repo]
         files = dict(commits[-1]) if commits else {}

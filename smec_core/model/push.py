@@ -35,14 +35,9 @@ def push_model(
     """
     uri = f"hf://{repo}"
     api, _ = hub_api(uri)
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        if repo.count("/") != 1:
-            raise ValueError("a user or an organisation, and a name")
-        validate_repo_id(repo)
-    except ValueError as error:
-        raise InputError(f"{uri}: is not of the form {FORMS['model'].partition('[')[0]} ({one_line(error)})") from error
+    form = FORMS["model"].partition("[")[0]
+    if repo.count("/") != 1:
+        raise InputError(f"{uri}: is not of the form {form} (a user or an organisation, and a name)")
     with TemporaryDirectory() as made:
         folder = Path(made)
         save(folder)
@@ -50,7 +45,10 @@ def push_model(
         names = [name for name in files if (folder / name).exists()]
         write_sums(folder, names)
         with told(uri):
-            api.create_repo(repo, private=private, exist_ok=True)
+            try:
+                api.create_repo(repo, private=private, exist_ok=True)
+            except ValueError as error:
+                raise InputError(f"{uri}: is not of the form {form} ({one_line(error)})") from error
             # in one commit: what an earlier model had and this one lacks goes
             done = api.upload_folder(
                 repo_id=repo,

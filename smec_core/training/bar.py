@@ -44,7 +44,8 @@ class StepBar:
             # the first stage may keep all dims, as a stage of another pass does
             later = range(self._place + 1, len(self._places))
             self._place = next((number for number in later if self._places[number] == place), self._place)
-            self._first = step
+            # a step is told of when it is done, dev scores before the first one, too
+            self._first = step - ("loss" in record)
         if self._place >= 0:
             most = self._starts[self._place + 1] - self._starts[self._place]
             self._show(self._starts[self._place] + min(step - self._first, most))

@@ -75,4 +75,4 @@ def test_all_that_is_offered_is_there() -> None:
     assert {*smec_core.__all__} <= {*dir(smec_core)}
     assert all(getattr(smec_core, name) is not None for name in smec_core.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'fitt'"):
-        smec_core.fitt  # type: ignore[attr-defined]  # noqa: B018
+        smec_core.fitt  # noqa: B018

@@ -171,7 +171,7 @@ BAD: dict[str, tuple[tuple[Any, ...], str]] = {
     "a path and more": (("data", HAS.queries), "corpus: is a whole dataset, with its own queries and qrels"),
     "no judgements": ((HAS.corpus, HAS.queries, []), "qrels/train: the split is empty"),
     "judgements as text": ((HAS.corpus, HAS.queries, "train.tsv"), "qrels/train: is a str; give a table"),
-    "pairs of four": ((HAS.corpus, HAS.queries, _tuples()), r"qrels/train: row 0 is 1; give a table"),
+    "pairs of four": ((HAS.corpus, HAS.queries, _tuples()), r"qrels/train: row 0 is \(1, 2, 3, 4\); give a table"),
     "no score": (
         (HAS.corpus, HAS.queries, pd.DataFrame(PAIRS)),
         "qrels/train: column score is missing; it holds query_id, doc_id",

@@ -65,7 +65,10 @@ def test_a_later_push_replaces_the_model_as_a_whole(hub: Hub, token: None) -> No
 def test_a_repository_is_made_private_unless_it_is_asked_for(
     hub: Hub, token: None, monkeypatch: pytest.MonkeyPatch, private: bool
 ) -> None:
-    model_of(0).push_to_hub(REPO, **({} if private else {"private": False}))
+    if private:
+        model_of(0).push_to_hub(REPO)
+    else:
+        model_of(0).push_to_hub(REPO, private=False)
     monkeypatch.delenv("HF_TOKEN")
     if private:
         with pytest.raises(InputError, match=r"no such model, .*set HF_TOKEN if it is private"):
