@@ -85,7 +85,7 @@ class SmecEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         """
         x_ND = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
         features = x_ND.shape[1]
-        self._n_features_out = self.n_components or max(1, features // 4)
+        self._n_features_out = max(1, features // 4) if self.n_components is None else self.n_components
         settings = {"seed": _seed(self.random_state), **(self.settings or {})}
         try:
             config = method_of([self._n_features_out, *self.dims], self.preset, settings)

@@ -91,6 +91,7 @@ def test_random_states_are_seeds() -> None:
     ("changes", "told"),
     [
         ({"n_components": 64}, "dims: 64 is more than the 32 dims of the data"),
+        ({"n_components": 0}, "dims: every dim must be at least 1"),
         ({"preset": "slow"}, "preset: slow is unknown"),
         ({"settings": {"epohcs": 1}}, r"unknown key 'epohcs'; did you mean 'epochs'\?"),
     ],

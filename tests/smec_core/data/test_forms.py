@@ -153,6 +153,7 @@ BAD: dict[str, tuple[tuple[Any, ...], str]] = {
         (np.where(np.arange(300)[:, None] == 5, np.nan, HAS.corpus),),
         "corpus: row 5, column embedding: holds NaN",
     ),
+    "masks": ((np.ma.masked_where(HAS.corpus == HAS.corpus[7, 2], HAS.corpus),), "corpus: row 7, .*: holds NaN"),
     "zeros": ((np.where(np.arange(300)[:, None] == 9, 0, HAS.corpus),), "corpus: row 9, .*: is a zero vector"),
     "features": ((pd.DataFrame(HAS.corpus),), r"corpus: is a table of numbers without ids; give its values"),
     "no id": (
