@@ -13,8 +13,7 @@ from threadpoolctl import threadpool_limits
 from smec_core.config import MEMORY_BUDGET, PRESETS, TrainConfig
 from smec_core.data.dataset import Dataset
 from smec_core.data.forms import Qrels, Vectors, dataset_of
-from smec_core.data.parquet import EmbeddingTable
-from smec_core.data.scan import SMALL_BYTES, Keep, Scanned, scan_table
+from smec_core.data.scan import SMALL_BYTES, scan_table
 from smec_core.distributed.resident import Node
 from smec_core.errors import InputError
 from smec_core.layers import merged
@@ -166,14 +165,10 @@ def _fit(
     if not memory_budget > 0:
         raise InputError(f"memory_budget: is {memory_budget!r}; give GiB above 0")
     is_small = 4 * dataset.queries.rows * dataset.dim <= SMALL_BYTES
-    scanned = WantedRows.of(dataset, config, memory_budget, is_small, log.warning).read(_scan, log.info)
+    scanned = WantedRows.of(dataset, config, memory_budget, is_small, log.warning).read(scan_table, log.info)
     data = scanned.load(Node(device=device))
     plan = plan_training(data.shape(config), config, parents.base_stages, warm)
     with StepBar(plan, progress) as bar:
         trained = train(data, config, bar, Hooks(say=log.info), parents.base_stages, warm)
     told = {"used": scanned.used(config, is_warm=warm is not None)}
     return finished_model(trained, dataset, scanned, config, parents, told, log.info, is_evaluated=is_evaluated)
-
-
-def _scan(table: EmbeddingTable, keep: Keep, hash_M: np.ndarray | None) -> Scanned:
-    return scan_table(table, keep, hash_M)

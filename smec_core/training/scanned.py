@@ -99,7 +99,7 @@ class ScannedData(Facts):
 
     def load(self, node: Node) -> TrainingData:
         """The rows for a training in this process."""
-        moment = None if self.is_whole else torch.from_numpy(self.docs.moment_DD)
+        moment = None if self.is_whole else aligned(self.docs.moment_DD)
         return self.training_data(aligned(self.docs.x_KD), aligned(self.queries.x_KD), moment, node)
 
 

@@ -21,27 +21,32 @@ HAS = given()
 SPLITS = {"train": HAS.qrels, "test": HAS.test}
 
 
-def test_a_training_on_ray_gives_the_bits_of_one_in_this_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["judged", "sampled", "unjudged"])
+def test_a_training_on_ray_gives_the_bits_of_one_in_this_process(kind: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"dims": [16, 8], "epochs": 3, "seed": 2, "score_steps": 1}
+    if kind == "sampled":
+        settings |= {"sample_rows": 150, "dev_corpus": 120, "alpha": 0.1, "queue_size": 100}
+    qrels = None if kind == "unjudged" else SPLITS
     on_ray: dict[str, Any] = {"workers": 1, "cpus_per_worker": 1, "gpu": "off"}
-    model = fit(HAS.corpus, HAS.queries, SPLITS, out=tmp_path / "model", **on_ray, **settings)
+    model = fit(HAS.corpus, HAS.queries, qrels, out=tmp_path / "model", **on_ray, **settings)
     [data] = (tmp_path / ".smec-runs").glob("data-*")
     corpus, queries = (pd.DataFrame(columns(x_ND)) for x_ND in (HAS.corpus, HAS.queries))
     here = [
         smec_core.fit(*data_, device="cpu", progress=False, **settings)
-        for data_ in ((HAS.corpus, HAS.queries, SPLITS), (corpus, queries, SPLITS), (data,))
+        for data_ in ((HAS.corpus, HAS.queries, qrels), (corpus, queries, qrels), (data,))
     ]
     for one in here:
         assert one._tensor_bytes() == model._tensor_bytes()
         assert one.seen is not None and model.seen is not None
         assert np.array_equal(one.seen.hash_S, model.seen.hash_S)
         assert one.metrics["dev"] == model.metrics["dev"]
+        assert one.config["used"]["sample_rows"] == settings.get("sample_rows", 300)
         assert one.metrics["evaluation"] == model.metrics["evaluation"]
         assert one.config["used"] == model.config["used"]
         assert one.config["int8_scales"] == model.config["int8_scales"]
     # of a finished run it is taken, and the data are not written twice
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*.parquet")}
-    again = fit(HAS.corpus, HAS.queries, SPLITS, out=tmp_path / "again", **on_ray, **settings)
+    again = fit(HAS.corpus, HAS.queries, qrels, out=tmp_path / "again", **on_ray, **settings)
     assert again.fingerprint == model.fingerprint
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*.parquet")} == before
 
