@@ -98,7 +98,7 @@ class SmecEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
 
     def transform(self, X: Any) -> np.ndarray:
         """Compresses embeddings (N, D), documents and queries alike, to unit vectors (N, d), float32."""
-        check_is_fitted(self)
+        check_is_fitted(self, "model_")
         x_ND = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
         return self.model_.encode(x_ND, dim=self._n_features_out)
 

@@ -84,10 +84,12 @@ def fit(
         def checked() -> TrainSettings:
             return merged(TrainSettings, layers, lambda key: f"give {key}=")
 
-        exclude_self = checked().exclude_self
+        asked = checked()
+        if asked.dry_run:
+            raise InputError("dry_run: makes no model; use smec train --dry-run")
         check_replaceable(Path(out))
         check_storage(settings.get("storage"))
-        dataset = dataset_of(corpus, queries, qrels, exclude_self=exclude_self, columns=columns)
+        dataset = dataset_of(corpus, queries, qrels, exclude_self=asked.exclude_self, columns=columns)
         given["data"] = dataset.uri
         if isinstance(dataset, MemoryDataset):
             storage = settings.get("storage") or str(Path(out).absolute().parent / ".smec-runs")

@@ -5,7 +5,7 @@ Nothing is copied that need not be. All of it becomes Arrow tables, which are ju
 Shapes: N rows, D dims.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ Vectors = Any
 Qrels = Any
 """Judgements, of one split or by split: see `judged_splits`."""
 _SPLIT_NAMES = {**{name: name for name in SPLITS}, "validation": "dev"}
-_PAIRS = "a table, (query_id, doc_id) or (query_id, doc_id, score) each, or {query_id: {doc_id: score}}"
+_PAIRS = "a table, (query_id, doc_id[, score]) each, {query_id: {doc_id: score}} or {query_id: {doc_id}}"
 
 
 def dataset_of(
@@ -119,8 +119,8 @@ def judged_splits(given: Qrels, unnamed: str) -> dict[str, pa.Table]:
 
     Args:
         given: judgements of one split: a table with columns query_id, doc_id and score (or BEIR's names), pairs
-            (query_id, doc_id) or (query_id, doc_id, score), without a score 1, or `{query_id: {doc_id: score}}`; or
-            those of several, by "train", "dev" (or "validation") and "test".
+            (query_id, doc_id) or (query_id, doc_id, score), `{query_id: {doc_id: score}}` or `{query_id: {doc_id}}`,
+            where there is no score it is 1; or those of several, by "train", "dev" (or "validation") and "test".
         unnamed: the split of judgements that are not given by split.
 
     Raises:
@@ -143,8 +143,10 @@ def _is_nested(given: Mapping[Any, Any]) -> bool:
 
 
 def _qrels_table(what: str, given: Qrels) -> pa.Table:
-    if isinstance(given, Mapping) and _is_nested(given):
-        given = [(query, doc, score) for query, docs in given.items() for doc, score in docs.items()]
+    if isinstance(given, Mapping) and all(isinstance(docs, Mapping | Set) for docs in given.values()):
+        given = [
+            (query, doc, docs[doc] if isinstance(docs, Mapping) else 1) for query, docs in given.items() for doc in docs
+        ]
     table = _table(what, given)
     if table is not None:
         return table

@@ -124,8 +124,11 @@ class MemoryDataset(Dataset):
             file = _judgements(f"{QRELS}/{split}", table, names)
             found[split] = [file]
             digest.update(f"{split} {len(file.score_J)}\n".encode())
-            for part in (hash_ids(file.query_id), hash_ids(file.doc_id), file.score_J):
-                digest.update(np.ascontiguousarray(part).tobytes())
+            parts = hash_ids(file.query_id), hash_ids(file.doc_id), file.score_J
+            # whatever their order, which sets have none of
+            order_J = np.lexsort(parts)
+            for part in parts:
+                digest.update(part[order_J].tobytes())
         tables = {split: Table(split, []) for split in found}
         made = cls.of(URI, corpus, queries, found, tables, exclude_self=exclude_self)
         content = {f"{QRELS}/{split}": as_table(files) for split, files in found.items()}

@@ -55,8 +55,9 @@ def fit(
             dataset: its folder or URI (`s3://`, `hf://datasets/`), or an open one; then without `queries` and `qrels`.
         queries: queries, in the same forms; they may stay out where there are no `qrels`.
         qrels: judgements: a table with columns `query_id`, `doc_id` and `score`; (query_id, doc_id) or (query_id,
-            doc_id, score) each; or `{query_id: {doc_id: score}}`. All are learnt from, a part to choose by; or give
-            them by split: `{"train": ..., "dev": ..., "test": ...}`. Without, the training is unsupervised.
+            doc_id, score) each; `{query_id: {doc_id: score}}` or `{query_id: {doc_id}}`. All are learnt from, a part
+            to choose by; or give them by split: `{"train": ..., "dev": ..., "test": ...}`. Without, the training is
+            unsupervised.
         dims: target dims, each a usable prefix of the vector; D itself is added.
         preset: settings under the others: "fast" (a closed form, without training) or "paper".
         base: model, or its folder or URI, to which smaller dims are added.
