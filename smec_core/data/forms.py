@@ -197,7 +197,7 @@ def _vectors(what: str, given: Any) -> np.ndarray:
         given = (given if is_known else given.float()).numpy()
     if isinstance(given, np.ma.MaskedArray):
         # what is masked is told of by its row
-        given = given.astype(np.float32).filled(np.nan)
+        given = np.ma.filled(given.astype(np.float32), np.nan)
     if not isinstance(given, np.ndarray) or given.dtype not in (np.float16, np.float32, np.float64):
         try:
             given = tensor_of(given).numpy()
