@@ -209,6 +209,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator["Hub"]:
     thread.start()
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.delenv("HF_TOKEN", raising=False)
+    # nobody's real login, and uploads over HTTP as the server has them
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nonexistent/token")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     yield server
     server.shutdown()
     server.server_close()

@@ -19,12 +19,11 @@ from smec_core.data.columns import ColumnNames
 from smec_core.data.dataset import Dataset
 from smec_core.data.parquet import Batch, Block, EmbeddingTable, ParquetPart
 from smec_core.data.parquet_files import READ_BUFFER_BYTES
+from smec_core.data.scan import SMALL_BYTES as SMALL_BYTES
 from smec_core.data.scan import Cut, Keep, Scanned, TableScan, cut_rows, scan_cut, scan_table
 from smec_core.errors import StoreError, StoreUnreachable
 
 ARRAYS = ("sum_D", "moment_DD", "x_KD")
-SMALL_BYTES = 128 << 20
-"""Vectors of so many bytes are read before Ray Data would have started."""
 SAVE_BYTES, MOST_PIECES = 16 << 30, 16
 """Vectors of so many bytes, or a share of a large table, are read again where a scan is killed."""
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from pipelines.compress import CompressSettings, compress
 from pipelines.console import context, say
-from pipelines.data.source import ScannedData, scan_data
+from pipelines.data.source import scan_data
 from pipelines.retrain.drift import check_data, drift_since, encoder_of, known_queries, problem_of_known
 from pipelines.retrain.ledger import Ledger, QueryScores, Release
 from pipelines.retrain.releases import NOTHING_NEW, PROMOTED, REFUSED, UNCHANGED, ReleaseManager, export_figures
@@ -39,6 +39,7 @@ from smec_core.evaluation.drift import Reference
 from smec_core.evaluation.evaluate import baseline_encoders
 from smec_core.model.files import load
 from smec_core.model.model import Model
+from smec_core.training.scanned import ScannedData
 from smec_core.training.schedule import prefix_dims
 
 

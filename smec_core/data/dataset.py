@@ -4,10 +4,10 @@ Shapes: N rows, D dims, J judgements.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ from smec_core.data.ids import TableIds
 from smec_core.data.judgements import Judgements
 from smec_core.data.parquet import EmbeddingTable
 from smec_core.data.parquet_files import stamp_of, states_of
-from smec_core.data.qrels import distinct, judgements_of, read_qrels
+from smec_core.data.qrels import QrelsFile, distinct, judgements_of, read_qrels
 from smec_core.data.seen import SeenDocuments
 from smec_core.data.tables import TABLES, Table, check_names, find_manifest, find_qrels, find_table
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
@@ -81,17 +81,36 @@ class Dataset:
         # before anything is read
         stamp = dataset_stamp(uri)
         corpus, queries = (EmbeddingTable.open(join_uri(uri, name), names=columns) for name in TABLES)
-        if corpus.dim != queries.dim:
-            raise InputError(f"{public_uri(uri)}: queries have {queries.dim} dims, the corpus has {corpus.dim}")
         qrels = find_qrels(filesystem, root)
         files = {split: read_qrels(filesystem, table, columns) for split, table in qrels.items()}
-        read = [file for some in files.values() for file in some]
+        return cls.of(uri, corpus, queries, files, qrels, max_unknown, exclude_self, stamp)
+
+    @classmethod
+    def of(
+        cls,
+        uri: str,
+        corpus: EmbeddingTable,
+        queries: EmbeddingTable,
+        judged: Mapping[str, list[QrelsFile]],
+        qrels: dict[str, Table],
+        max_unknown: float = 0.1,
+        exclude_self: bool = False,
+        stamp: str = "",
+    ) -> Self:
+        """Puts tables and the judgements of each split together; ids are read, vectors are not.
+
+        Raises:
+            InputError: they do not fit together.
+        """
+        if corpus.dim != queries.dim:
+            raise InputError(f"{public_uri(uri)}: queries have {queries.dim} dims, the corpus has {corpus.dim}")
+        read = [file for some in judged.values() for file in some]
         queries_too = queries.ids() if exclude_self else pa.chunked_array([], pa.string())
         doc_ids = TableIds.read(corpus, distinct([file.doc_id for file in read] + [queries_too]))
         query_ids = TableIds.read(queries, distinct([file.query_id for file in read]))
         own_doc_of = doc_ids.rows_of(queries_too) if exclude_self else None
         splits, unknown = {}, {}
-        for split, some in files.items():
+        for split, some in judged.items():
             splits[split], unknown[split] = judgements_of(some, query_ids, doc_ids, max_unknown, own_doc_of)
         return cls(uri, corpus, queries, splits, unknown, qrels, (doc_ids, query_ids), stamp)
 
@@ -119,10 +138,14 @@ class Dataset:
     def _fingerprint_of(self, checks: Sequence[int]) -> str:
         filesystem, _ = open_filesystem(self.uri.rstrip("/"))
         paths = [path for table in self.qrels.values() for path in table.paths]
+        return content_fingerprint(self._told(checks), filesystem, paths)
+
+    def _told(self, checks: Sequence[int]) -> list[str]:
+        """What the fingerprint says of the tables."""
         # the sum ignores order; the digest of ids does not
         told = [f"{ids.digest} {check % 2**64}" for ids, check in zip(self.ids, checks, strict=True)]
         names = "" if self.corpus.names == DEFAULT_NAMES else self.corpus.names.model_dump_json()
-        return content_fingerprint([names, str(self.dim), *told], filesystem, paths)
+        return [names, str(self.dim), *told]
 
     def check_unchanged(self) -> None:
         """Refuses data that were changed since they were opened; to be called before a result of theirs is kept.

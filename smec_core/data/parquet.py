@@ -270,7 +270,15 @@ def _first_dim(parquet: pq.ParquetFile, file: str, name: str) -> int:
     kind = parquet.schema_arrow.field(name).type
     if pa.types.is_fixed_size_list(kind) and kind.list_size:
         return int(kind.list_size)
-    first = next(read_batches(parquet, file, 1, [name], name, row_groups(parquet, 0, 1)[0]))[name]
+    return dim_of(next(read_batches(parquet, file, 1, [name], name, row_groups(parquet, 0, 1)[0]))[name], file, name)
+
+
+def dim_of(first: pa.Array, file: str, name: str) -> int:
+    """D of a column of vectors, by its first row.
+
+    Raises:
+        RowError: there is none.
+    """
     dim = int(_row_dims(first)[0])
     if not first[0].is_valid or not dim:
         raise RowError(file, 0, name, "is null or has 0 dims; every row needs a vector")

@@ -5,7 +5,7 @@ Shapes: J judgements.
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -69,6 +69,15 @@ def _read_parquet(filesystem: pafs.FileSystem, path: str, names: ColumnNames) ->
         raise
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
+    return judgements_in(table, path, column)
+
+
+def judgements_in(table: pa.Table, path: str, column: Mapping[str, str]) -> QrelsFile:
+    """The judgements of a table, given what its columns are called.
+
+    Raises:
+        RowError: a null, or what is no score.
+    """
     query_id, doc_id = (strings_of(table[column[name]], path, column[name]) for name in ("query_id", "doc_id"))
     return QrelsFile(path, query_id, doc_id, scores_of(table[column["score"]], path, column["score"]))
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from smec_core.errors import InputError
 
+_ALIGNED_BYTES = 64
+
 
 def tensor_of(numbers: np.ndarray | Sequence[Any]) -> Tensor:
     """Numbers as a float32 tensor.
@@ -33,6 +35,12 @@ def tensor_of(numbers: np.ndarray | Sequence[Any]) -> Tensor:
     if array.dtype.kind not in "biuf":
         raise InputError(f"embeddings are of type {array.dtype}; give numbers")
     return torch.from_numpy(np.require(array, np.float32, ["C", "W"]))
+
+
+def aligned(x_ND: np.ndarray) -> Tensor:
+    """An array as a tensor whose memory begins where torch's own does: how a product is rounded depends on it."""
+    x = torch.from_numpy(x_ND)
+    return x if x.data_ptr() % _ALIGNED_BYTES == 0 else x.clone()
 
 
 def unit(z_Nd: Tensor) -> Tensor:

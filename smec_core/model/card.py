@@ -4,9 +4,21 @@ from typing import Any
 
 from smec_core.data.seen import parts_of
 
+HUB_HEAD = """---
+library_name: smec-ray
+tags:
+- embeddings
+- feature-extraction
+- matryoshka
+- smec
+---
 
-def model_card(config: dict[str, Any], metrics: dict[str, Any]) -> str:
-    """Markdown for a model folder's README.md, from its config.json and metrics.json."""
+"""
+"""What the Hugging Face Hub reads of a card."""
+
+
+def model_card(config: dict[str, Any], metrics: dict[str, Any], place: str = "this/folder") -> str:
+    """Markdown for a model folder's README.md, from its config.json and metrics.json; `place` is the folder's."""
     dims = config["dims"]
     evaluation = metrics.get("evaluation", {})
     lines = [
@@ -18,7 +30,7 @@ def model_card(config: dict[str, Any], metrics: dict[str, Any]) -> str:
         "```python",
         "import smec_core",
         "",
-        f'vectors = smec_core.load("this/folder").encode(embeddings, dim={dims[-1]})  # unit norm, (N, {dims[-1]})',
+        f'vectors = smec_core.load("{place}").encode(embeddings, dim={dims[-1]})  # unit norm, (N, {dims[-1]})',
         "```",
         "",
         "Cut a stored vector to any of the dims above and normalise it again; documents and queries need the same dim.",
