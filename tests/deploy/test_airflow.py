@@ -53,7 +53,7 @@ def dag(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return nullcontext()
 
     exceptions = {"AirflowException": _Raised, "AirflowFailException": _Fail, "AirflowSkipException": _Skip}
-    modules = {
+    modules: dict[str, dict[str, Any]] = {
         "airflow.sdk": {"DAG": take, "BaseOperator": Operator, "Context": dict},
         "airflow.sdk.exceptions": exceptions,
         "airflow.providers.standard.hooks.subprocess": {"SubprocessHook": _Ran},

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -88,6 +89,13 @@ def test_a_client_that_cannot_show_the_token_is_refused(cluster: Cluster, tmp_pa
     assert "refuses the token" in _only_line(refused)
     assert token is None or token not in refused.stderr
     assert cluster.jobs().keys() == before.keys()
+
+
+def test_the_pages_that_kubernetes_probes_need_no_token(cluster: Cluster) -> None:
+    """KubeRay's probes of head and workers show none."""
+    for page in (f"{cluster.dashboard}/api/gcs_healthz", f"{cluster.agent}/api/local_raylet_healthz"):
+        with urllib.request.urlopen(page, timeout=30) as answer:
+            assert b"success" in answer.read()
 
 
 def test_a_training_stores_its_model_and_records_its_run(cluster: Cluster, tmp_path: Path) -> None:
