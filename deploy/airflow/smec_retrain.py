@@ -36,6 +36,8 @@ CONFIG = "/shared/retrain.yaml"
 class SmecRetrain(BaseOperator):
     """Runs `smec submit -- retrain`, and makes a task state of its exit code. No shell reads the run's id."""
 
+    hook: SubprocessHook | None = None
+
     def execute(self, context: Context) -> None:
         """Follows the job to its end."""
         command = ["smec", "submit", f"--id={context['run_id']}", "--", "retrain", "--config", CONFIG]
@@ -51,7 +53,8 @@ class SmecRetrain(BaseOperator):
 
     def on_kill(self) -> None:
         """Ends the command; the job goes on."""
-        self.hook.send_sigterm()
+        if self.hook is not None:
+            self.hook.send_sigterm()
 
 
 with DAG(

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -96,10 +97,15 @@ class Airflow(NamedTuple):
             time.sleep(0.5)
 
     def task_log(self, run_id: str, number: int) -> str:
-        """What a try of the run's task has printed; nothing where there is no such try yet."""
+        """What a try of the run's task has printed; nothing before it has started."""
         if self.state(run_id)[1] < number:
             return ""
-        content = self._ask("GET", f"{self._task_path(run_id)}/logs/{number}?full_content=true")["content"]
+        try:
+            content = self._ask("GET", f"{self._task_path(run_id)}/logs/{number}?full_content=true")["content"]
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return ""
+            raise
         return "\n".join(line["event"] if isinstance(line, dict) else str(line) for line in content)
 
     def log(self) -> str:
@@ -139,9 +145,8 @@ def start_airflow(folder: Path, dag_file: str, dag: str, task: str, env: Mapping
         "AIRFLOW__CORE__PARALLELISM": "2",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
         # as in production, but sooner: a task whose worker was lost is noticed
-        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
-        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_SEC": "2",
         "PATH": f"{binaries}{os.pathsep}{env['PATH']}",
     }
     with (folder / "airflow.log").open("w") as log:
