@@ -19,6 +19,8 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.kills import descendants
+
 REQUIREMENTS = Path(__file__).with_name("airflow-requirements.txt")
 PATIENCE_SECONDS = 600  # until something has hung, on a busy machine
 
@@ -163,13 +165,14 @@ def start_airflow(folder: Path, dag_file: str, dag: str, task: str, env: Mapping
         _wait_for_dag(airflow)
         yield airflow
     finally:
+        # commands of tasks are in groups of their own
+        started = descendants(process.pid)
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.wait()
+        for left in started:
+            if left.is_alive():
+                os.kill(left.pid, signal.SIGKILL)
 
 
 def _wait_for_dag(airflow: Airflow) -> None:
