@@ -42,7 +42,7 @@ COMPATIBLE_HELP = "In a warm start: new queries still find what the champion has
 class Settings(BaseModel):
     """Settings of a command: no others than its fields, whose docstrings are the help."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True)
 
 
 class TrainConfig(Settings):

@@ -4,7 +4,6 @@ import importlib
 import json
 import os
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -94,12 +93,10 @@ def _write_json(path: Path, figures: Mapping[str, Any]) -> None:
 
 def fail(error: Exception) -> NoReturn:
     """Prints why a command ends, and ends the process with the error's exit code."""
-    from pipelines.console import is_json, say_failed
+    from pipelines.console import say_failed
 
     message = str(error)
-    if os.environ.get("SMEC_DEBUG") == "1" and not is_json():
-        message = "".join(traceback.format_exception(error))
-    elif not isinstance(error, SmecError):
+    if not isinstance(error, SmecError):
         message = f"unexpected {type(error).__name__}: {message}; SMEC_DEBUG=1 shows where"
     say_failed(error, message)
     sys.exit(getattr(error, "exit_code", 1))

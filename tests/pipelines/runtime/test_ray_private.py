@@ -44,6 +44,11 @@ def test_the_job_client_sends_its_requests_in_one_place() -> None:
     assert "**kwargs" in source, "Ray's job client takes no timeout any more: mend timed_job_client"
 
 
+def test_the_command_line_of_a_driver_is_had_from_one_place() -> None:
+    source = inspect.getsource(ray._private.worker)
+    assert "entrypoint=ray._private.utils.get_entrypoint_name()" in source, "mend masked_entrypoint"
+
+
 def test_serve_tells_where_it_listens() -> None:
     from ray.serve.context import _get_global_client
 
