@@ -191,7 +191,9 @@ def begin(command: str) -> None:
         logging.captureWarnings(True)
 
 
-def _format_warning(message: Warning | str, category: type[Warning], *where: Any) -> str:
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
     return f"{INDENT}{category.__name__}: {safe_line(str(message))}\n"
 
 

@@ -33,8 +33,9 @@ _ASSIGNED = re.compile(
     rf"""(?:(?P<before>{_HEX}(?:26|3F|3B|23|20|22|27|2C|0A|7B)|<|(?<![\w-])--?)|(?<![\w$-]))
     (?P<name>[A-Za-z_$][\w.$-]*)
     (?P<close>\\*["']|{_HEX}2[27])?
-    (?P<sep>[ \t]*(?:=>|:=|=(?!=)|:(?!//)|{_HEX}3[AD]|,(?=[ \t]*b?\\*["'])|>)[ \t]*|(?<=\w)[ \t]+(?=[^\s=:,-]))
-    b?(?P<open>\\*["']|{_HEX}2[27])?""",
+    (?P<sep>[ \t]*(?:=>|:=|=(?!=)|:(?!//)(?:[ \t]*\n[ \t]+(?![\w.-]+:))?|{_HEX}3[AD]|,(?=[ \t]*b?\\*["'])|>)[ \t]*
+        |(?<=\w)[ \t]+(?=[^\s=:,-]))
+    (?:[!&][^\s"']*[ \t]+)?b?(?P<open>\\*["']|{_HEX}2[27])?""",
     re.VERBOSE,
 )
 _UNQUOTED = re.compile(r'[^\s&;"]+')
@@ -45,7 +46,7 @@ _BLOCK = re.compile(r"[|>][+-]?\d?[ \t]*(?:\n[ \t]+[^\n]*|\n[ \t]*(?=\n))+")
 _SLASHES = r"\\?/\\?/"
 _WORD_WITH_AT = re.compile(r"(?<![^\s\"])[^\s\"@]*+@[^\s\"]*")
 _AUTHORITY = re.compile(rf"(:{_SLASHES})[^'/@]*:")
-_HOST = r"\d+(?:\.\d+){3}|localhost|[\w-]+\.[\w.-]*[A-Za-z]|[\w-]+:\d"
+_HOST = r"[A-Za-z][\w.-]*/|\d+(?:\.\d+){3}|localhost|[\w-]+\.[\w.-]*[A-Za-z]|[\w-]+:\d"
 _SCHEMES = r"file|s3a?|gs|gcs|abfss?|hdfs|https?|hf|\w+sql[\w+]*"
 _NO_TOKEN = r"(?!(?:auth|token|scheme|header|realm|error|cred|cert)\w*\b)"
 _AWS_KEY = r"[A-Za-z0-9+/]{40}"
@@ -66,6 +67,7 @@ _FORMS = [
         (rf"(?i)(\b(?:{_SCHEMES}):/?)[^\s'\"/@]*:[^\s\"']*@", rf"\1{MASK}@"),
         (rf"(?i)({_HEX}3A{_HEX}2F{_HEX}2F)[^\s\"'&/]*({_HEX}40)", rf"\1{MASK}\2"),
         (r"(?<!:)(//)[^\s\"'/@]*:[^\s\"'/@]*@", rf"\1{MASK}@"),
+        (r"(?i)(\bjdbc:\w+:\w+:)[^\s@\"']+@", rf"\1{MASK}@"),
         # the same without a scheme
         (rf"(?<![\w/.:@%+*-])[\w.%+-]+:[^\s:@/\"'\\]{{3,}}(@(?:{_HOST}))", rf"{MASK}\1"),
         # headers
@@ -82,7 +84,7 @@ _FORMS = [
         # ids of Amazon's keys, with the key beside them
         (
             rf"(?:(?<![\w+/=]){_AWS_KEY}{_BESIDE})?(?<![A-Za-z0-9])(?:AKIA|ASIA)[A-Z0-9]{{16}}(?![A-Za-z0-9])"
-            rf"(?:{_BESIDE}{_AWS_KEY}(?![\w+/=])|[:/|,][^\s\"'&]+)?",
+            rf"(?:{_BESIDE}{_AWS_KEY}(?![\w+/=])|[:/|,][^\s\"'&]*[^\s\"'&.,;)])?",
             MASK,
         ),
         (rf"(?<![A-Za-z0-9])(?:{'|'.join(_TOKENS)})", MASK),
@@ -163,15 +165,18 @@ def _is_assigned_secret(text: str, found: re.Match[str]) -> bool:
     if sep.strip() == ">" and before != "<":
         return False
     in_query = before.startswith("%") or text[max(found.start("name") - 1, 0) : found.start("name")] in tuple("?&;#")
-    if found["name"].lower().endswith("signature") and ":" in sep:
+    name = found["name"].lower()
+    if name.endswith("signature") and ":" in sep:
         # that of a function or of a model
         return False
+    if name in ("pass", "sig") and "=" in sep:
+        return True
     return _is_secret(found["name"], in_query and ("=" in sep or "%" in sep))
 
 
 def _is_meant(text: str, found: re.Match[str], value: str) -> bool:
     """Whether what follows a name is its value: a colon may also be one of a sentence."""
-    if found["sep"].strip() != ":" or found["close"] or found["open"]:
+    if found["sep"].strip(" \t\n") != ":" or found["close"] or found["open"]:
         return True
     told = text[: found.start("name")].rstrip(" ")
     is_in_sentence = told != text[: found.start("name")] and told[-1:].isalnum()
@@ -183,7 +188,7 @@ def _is_secret(name: str, in_query: bool = False) -> bool:
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().strip("_.$-")
     words = re.sub(r"[.$-]", "_", words)
     joined = words.replace("_", "")
-    if in_query and (words in _IN_QUERY or _QUERY_PARTS.search(joined)):
+    if in_query and ({words, joined} & _IN_QUERY or _QUERY_PARTS.search(joined)):
         return True
     last = words.rpartition("_")[2]
     if last in _NO_SECRET or joined.endswith("applicationcredentials"):

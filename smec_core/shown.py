@@ -16,6 +16,8 @@ LONGEST_LINE = 4000
 _WINDOW = 16_000
 # of the characters that Unicode calls printable, those that are not seen
 _UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u3164\uffa0")
+_SELECTORS = frozenset(map(chr, [*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)]))
+_WITH_FORMS = ("So", "Sm", "Lo", "Nd", "Po")
 _JOINER = "\u200d"
 _NUMBER = re.compile(r"[+-]?\d[\d.]*(e[+-]?\d+)?( ± \d[\d.]*)?\*?|[+-]?(nan|inf)")
 _FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20|%]")
@@ -88,13 +90,16 @@ def _is_seen(text: str, place: int) -> bool:
     letter = text[place]
     if letter == _JOINER:
         return _joins_emoji(text, place)
+    if letter in _SELECTORS:
+        # it chooses among the forms of a sign
+        return place > 0 and unicodedata.category(text[place - 1]) in _WITH_FORMS
     # a space of any width is a space
     return (letter.isprintable() and letter not in _UNSEEN) or unicodedata.category(letter) == "Zs"
 
 
 def _joins_emoji(text: str, place: int) -> bool:
     """Whether a joiner makes one picture of two, as in that of a family."""
-    before, after = text[:place][-1:], text[place + 1 : place + 2]
+    before, after = text[max(place - 1, 0) : place], text[place + 1 : place + 2]
     # before it may stand the tone of the skin, or the mark that says that it is a picture
     is_one = before == "\ufe0f" or (before != "" and unicodedata.category(before) in ("So", "Sk"))
     return is_one and after != "" and unicodedata.category(after) == "So"

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from smec_core.config import PRESETS
 from smec_core.errors import GateError, InputError, SmecError, one_line
+from smec_core.masking import mask
 
 
 def run_job(
@@ -87,8 +88,17 @@ def _check_writable(json_file: Path) -> None:
 
 def _write_json(path: Path, figures: Mapping[str, Any]) -> None:
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(figures, indent=2) + "\n")
+    partial.write_text(json.dumps(_masked(figures), indent=2) + "\n")
     os.replace(partial, path)
+
+
+def _masked(value: Any) -> Any:
+    """Figures without secrets: some hold the place that the user has named."""
+    if isinstance(value, Mapping):
+        return {key: _masked(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked(part) for part in value]
+    return mask(value) if isinstance(value, str) else value
 
 
 def fail(error: Exception) -> NoReturn:
