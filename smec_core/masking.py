@@ -7,7 +7,7 @@ named like a secret has it as its value. Where a text can be read in two ways, m
 
 import os
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 from urllib.parse import quote
 
 MASK = "***"
@@ -58,38 +58,41 @@ _TOKENS = (
     r"AIza[\w-]{35}|ya29\.[\w-]{20,}|npm_[A-Za-z0-9]{30,}|pypi-[\w-]{16,}",
     r"eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?",
 )
-_FORMS = [
-    (re.compile(pattern), text)
-    for pattern, text in (
-        (r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", MASK),
-        # a user or a token before the host of a URI; what Azure has there without a colon is the container
-        (rf"(?i)(?<!\babfs)(?<!\babfss)(?<!\bwasb)(?<!\bwasbs)(:{_SLASHES})[^\s'\"/]+@", rf"\1{MASK}@"),
-        (rf"(?i)(\b(?:{_SCHEMES}):/?)[^\s'\"/@]*:[^\s\"']*@", rf"\1{MASK}@"),
-        (rf"(?i)({_HEX}3A{_HEX}2F{_HEX}2F)[^\s\"'&/]*({_HEX}40)", rf"\1{MASK}\2"),
-        (r"(?<!:)(//)[^\s\"'/@]*:[^\s\"'/@]*@", rf"\1{MASK}@"),
-        (r"(?i)(\bjdbc:\w+:\w+:)[^\s@\"']+@", rf"\1{MASK}@"),
-        # the same without a scheme
-        (rf"(?<![\w/.:@%+*-])[\w.%+-]+:[^\s:@/\"'\\]{{3,}}(@(?:{_HOST}))", rf"{MASK}\1"),
-        # headers
-        (
-            r"(?i)(\b(?:proxy-)?authorization\\*[\"']?\s*[:=,]\s*(?:b?\\*[\"'])?)(?!\*\*\*)[^\s\"'\\][^\"'\\\r\n]*",
-            rf"\1{MASK}",
-        ),
-        (r"(?i)(\b(?:set-)?cookie:[ \t]*)(?!\*\*\*)[^\s\"'][^\"'\r\n]*", rf"\1{MASK}"),
-        (rf"(?i)(\bbearer(?:\s+|{_HEX}20|\+)){_NO_TOKEN}[\w.~+/=-]{{6,}}", rf"\1{MASK}"),
-        (
-            rf"(\b[Bb]asic(?:\s+|{_HEX}20))(?=[A-Za-z0-9+/]*(?:[0-9+/=]|[a-z][A-Z]))[A-Za-z0-9+/]{{8,}}={{0,2}}",
-            rf"\1{MASK}",
-        ),
-        # ids of Amazon's keys, with the key beside them
-        (
-            rf"(?:(?<![\w+/=]){_AWS_KEY}{_BESIDE})?(?<![A-Za-z0-9])(?:AKIA|ASIA)[A-Z0-9]{{16}}(?![A-Za-z0-9])"
-            rf"(?:{_BESIDE}{_AWS_KEY}(?![\w+/=])|[:/|,][^\s\"'&]*[^\s\"'&.,;)])?",
-            MASK,
-        ),
-        (rf"(?<![A-Za-z0-9])(?:{'|'.join(_TOKENS)})", MASK),
-    )
-]
+_FORMS = (
+    (r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", MASK),
+    # a user or a token before the host of a URI; what Azure has there without a colon is the container
+    (rf"(?i)(?<!\babfs)(?<!\babfss)(?<!\bwasb)(?<!\bwasbs)(:{_SLASHES})[^\s'\"/]+@", rf"\1{MASK}@"),
+    (rf"(?i)(\b(?:{_SCHEMES}):/?)[^\s'\"/@]*:[^\s\"']*@", rf"\1{MASK}@"),
+    (rf"(?i)({_HEX}3A{_HEX}2F{_HEX}2F)[^\s\"'&/]*({_HEX}40)", rf"\1{MASK}\2"),
+    (r"(?<!:)(//)[^\s\"'/@]*:[^\s\"'/@]*@", rf"\1{MASK}@"),
+    (r"(?i)(\bjdbc:\w+:\w+:)[^\s@\"']+@", rf"\1{MASK}@"),
+    # the same without a scheme
+    (rf"(?<![\w/.:@%+*-])[\w.%+-]+:[^\s:@/\"'\\]{{3,}}(@(?:{_HOST}))", rf"{MASK}\1"),
+    # headers
+    (
+        r"(?i)(\b(?:proxy-)?authorization\\*[\"']?\s*[:=,]\s*(?:b?\\*[\"'])?)(?!\*\*\*)[^\s\"'\\][^\"'\\\r\n]*",
+        rf"\1{MASK}",
+    ),
+    (r"(?i)(\b(?:set-)?cookie:[ \t]*)(?!\*\*\*)[^\s\"'][^\"'\r\n]*", rf"\1{MASK}"),
+    (rf"(?i)(\bbearer(?:\s+|{_HEX}20|\+)){_NO_TOKEN}[\w.~+/=-]{{6,}}", rf"\1{MASK}"),
+    (
+        rf"(\b[Bb]asic(?:\s+|{_HEX}20))(?=[A-Za-z0-9+/]*(?:[0-9+/=]|[a-z][A-Z]))[A-Za-z0-9+/]{{8,}}={{0,2}}",
+        rf"\1{MASK}",
+    ),
+    # ids of Amazon's keys, with the key beside them
+    (
+        rf"(?:(?<![\w+/=]){_AWS_KEY}{_BESIDE})?(?<![A-Za-z0-9])(?:AKIA|ASIA)[A-Z0-9]{{16}}(?![A-Za-z0-9])"
+        rf"(?:{_BESIDE}{_AWS_KEY}(?![\w+/=])|[:/|,][^\s\"'&]*[^\s\"'&.,;)])?",
+        MASK,
+    ),
+    (rf"(?<![A-Za-z0-9])(?:{'|'.join(_TOKENS)})", MASK),
+)
+
+
+@cache
+def _forms() -> list[tuple[re.Pattern[str], str]]:
+    # here and not above: `smec --help` has nothing to mask
+    return [(re.compile(pattern), text) for pattern, text in _FORMS]
 
 
 def mask(text: str) -> str:
@@ -136,7 +139,7 @@ def _mask_user(found: re.Match[str]) -> str:
 
 def _mask_forms(text: str) -> str:
     text = _WORD_WITH_AT.sub(_mask_user, text)
-    for pattern, replacement in _FORMS:
+    for pattern, replacement in _forms():
         text = pattern.sub(replacement, text)
     return text
 

@@ -150,7 +150,7 @@ def test_what_is_masked_stays_masked(text: str, marks: str, form: str) -> None:
     assert mask(masked) == masked
 
 
-@given(st.text(st.characters(codec="utf-8", exclude_characters="=:@%,>", exclude_categories=("C",))))
+@given(st.text(st.characters(codec="utf-8", categories=("L", "M", "N", "P", "S", "Z"), exclude_characters="=:@%,>")))
 def test_text_that_assigns_nothing_stays(text: str) -> None:
     words = json.dumps(text, ensure_ascii=False).lower()
     if not any(word in words for word in ("bearer", "basic", "--", "akia", "asia", "hf_", "gh", "sk-", "eyj")):
