@@ -124,7 +124,7 @@ def _safe_usage() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
-        error.message = safe_line(error.message)
+        vars(error)["message"] = safe_line(error.message)
         raise
 
 

@@ -192,7 +192,7 @@ def path_table(report: dict[str, Any]) -> Table:
     }
     shown = {name: column for name, column in columns.items() if report["paths"][0][name] is not None}
     for heading, _ in shown.values():
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(Text(heading), justify="right", no_wrap=True)
     for one in report["paths"]:
         table.add_row(Text(one["path"].replace(", ", ",\n")), *(text(one[name]) for name, (_, text) in shown.items()))
     return table

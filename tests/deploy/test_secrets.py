@@ -2,9 +2,9 @@
 
 import base64
 import json
-import os
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +18,7 @@ from smec_core.yaml_file import dump
 from tests.builders import write_dataset
 from tests.deploy.job_cluster import Cluster
 from tests.kills import REPOSITORY
+from tests.pipelines.retrain.series import SETTINGS
 from tests.pipelines.tracking.servers import serving
 
 pytestmark = [pytest.mark.ray, pytest.mark.server, pytest.mark.slow]
@@ -58,41 +59,39 @@ def _assert_clean(content: bytes, where: str) -> None:
             assert at < 0, f"{where}: ...{content[max(0, at - 200) : at + 60]!r}"
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_a_cycle_with_secrets_everywhere_keeps_none(
     cluster: Cluster, s3: Callable[[str], str], mlflow_server: str, tmp_path: Path
 ) -> None:
     def planted(path: str, name: str) -> str:
         return s3(path).replace("s3://", f"s3://{name}:{quote(SECRETS[name], safe='')}@")
 
-    local = write_dataset(tmp_path / "data", docs=150, queries=300, dim=8, files=1)
+    local = write_dataset(tmp_path / "data")
     filesystem, place = open_filesystem(s3("data"))
     pafs.copy_files(str(local), place, destination_filesystem=filesystem)
     config = tmp_path / "settings" / "retrain.yaml"
     config.parent.mkdir()
-    train = {"dims": [4], "epochs": 1}
     places = {"data": planted("data", "data"), "storage": planted("runs", "storage")}
-    publish = {"output": planted("vectors", "output"), "dim": 4}
-    config.write_text(dump({"name": "products", **places, "train": train, "publish": publish}))
+    publish = {"output": planted("vectors", "output"), "dim": 16}
+    config.write_text(dump({"name": "products", **places, **SETTINGS, "publish": publish}))
     env = cluster.client_env | ENVIRONMENT | {"RAY_ADDRESS": cluster.address, "MLFLOW_TRACKING_URI": mlflow_server}
     env |= {"PYTHONPATH": str(REPOSITORY)}
 
-    def smec(*arguments: str, code: int | None = 0, **more: str) -> str:
+    def smec(*arguments: str, codes: tuple[int, ...] = (0,), **more: str) -> str:
         command = [sys.executable, "-m", "pipelines.cli", *arguments]
         ended = subprocess.run(command, cwd=tmp_path, env=env | more, capture_output=True)
         said = ended.stdout + ended.stderr
         _assert_clean(said, f"output of {arguments[0]}")
-        assert code is None or ended.returncode == code, said.decode()
+        assert ended.returncode in codes, said.decode()
         return said.decode()
 
     # a cycle, with places in a settings file
     smec("retrain", "--config", str(config), "--json", str(tmp_path / "cycle.json"))
     # and on the command line, which Ray shows in its list of jobs
     model = tmp_path / "model"
-    flags = ["--storage", planted("more", "storage"), "--out", str(model), "--dims", "4", "--set", "epochs=1"]
+    flags = ["--storage", planted("more", "storage"), "--out", str(model), "--dims", "16", "--set", "epochs=1"]
     smec("train", "--data", planted("data", "data"), *flags, SMEC_LOG="json")
     smec("evaluate", "--data", planted("data", "data"), "--model", str(model), "--workers", "2")
-    compress = ["compress", "--model", str(model), "--dim", "4", "--workers", "1"]
+    compress = ["compress", "--model", str(model), "--dim", "16", "--workers", "1"]
     smec(
         *compress,
         "--input",
@@ -121,9 +120,9 @@ def test_a_cycle_with_secrets_everywhere_keeps_none(
         [*compress, "--input", planted("missing", "data"), "--output", planted("small", "output")],
         ["compress", "--model", str(model), "--dim", "9", "--input", planted("data/corpus", "data"), "--output", "x"],
     ]
-    for arguments in failing:
-        for more in ({"SMEC_DEBUG": "1"}, {"SMEC_DEBUG": "1", "SMEC_LOG": "json"}):
-            smec(*arguments, code=None, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0", **more)
+    for number, arguments in enumerate(failing):
+        # either form in turn: each start takes seconds
+        smec(*arguments, codes=(1, 2), SMEC_DEBUG="1", SMEC_LOG=("text", "json")[number % 2])
 
     # a job that is refused, and one that is not
     for words in (
@@ -133,7 +132,7 @@ def test_a_cycle_with_secrets_everywhere_keeps_none(
         ["--env", f"AWS_SECRET_ACCESS_KEY={SECRETS['word']}", "--", "check", "/data"],
         ["--env", "DB_PASSWORD", "--", "check", "/data"],
     ):
-        said = smec("submit", "--address", cluster.dashboard, *words, code=2, MLFLOW_TRACKING_URI="http://host")
+        said = smec("submit", "--address", cluster.dashboard, *words, codes=(2,), MLFLOW_TRACKING_URI="http://host")
         assert "holds a secret" in said
     job = ["submit", "--address", cluster.dashboard, "--", "check", str(local)]
     said = smec(*job, MLFLOW_TRACKING_URI="http://host")
@@ -150,20 +149,16 @@ def test_a_cycle_with_secrets_everywhere_keeps_none(
         if info.type == pafs.FileType.File:
             _assert_clean(filesystem.open_input_stream(info.path).read(), info.path)
     lists = ("api/jobs/", "api/v0/jobs", "api/v0/tasks?detail=1", "api/v0/actors?detail=1", "api/v0/runtime_envs")
-    for path in (*lists, "api/v0/workers?detail=1", "api/train/v2/runs/v1"):
+    for listed in (*lists, "api/v0/workers?detail=1", "api/train/v2/runs/v1"):
         request = urllib.request.Request(
-            f"{cluster.dashboard}/{path}", headers={"Authorization": f"Bearer {cluster.client_env['RAY_AUTH_TOKEN']}"}
+            f"{cluster.dashboard}/{listed}", headers={"Authorization": f"Bearer {cluster.client_env['RAY_AUTH_TOKEN']}"}
         )
         try:
             answer = urllib.request.urlopen(request, timeout=60).read()
         except urllib.error.HTTPError as error:
-            assert error.code in (404, 500), path
+            assert error.code in (404, 500), listed
             continue
-        _assert_clean(answer, path)
-        if path == "api/jobs/":
+        _assert_clean(answer, listed)
+        if listed == "api/jobs/":
             shown = [job["entrypoint"] for job in json.loads(answer)]
             assert any("s3://***@" in entrypoint for entrypoint in shown), shown
-
-
-def test_the_environment_that_is_planted_is_read() -> None:
-    assert not os.environ.keys() & ENVIRONMENT.keys() - {"AWS_SESSION_TOKEN"}

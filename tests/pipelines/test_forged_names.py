@@ -16,7 +16,6 @@ import pytest
 from markdown_it import MarkdownIt
 
 from smec_core.data.parquet import embedding_column
-from smec_core.shown import printable
 from tests.builders import write_dataset
 from tests.kills import REPOSITORY
 
@@ -163,9 +162,3 @@ def _check_markdown(text: str) -> None:
     page = Elements(html)
     assert not [(tag, names) for tag, names in page.found for name in names if name.startswith("on") or name == "href"]
     assert page.comments == []
-
-
-def test_the_names_are_what_they_claim(data: Path) -> None:
-    assert printable(NAME) != NAME
-    assert "\n" in data.name
-    assert any("\x1b" in file.name for file in (data / "corpus").iterdir())
