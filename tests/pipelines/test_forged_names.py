@@ -25,8 +25,6 @@ NAME = f"=1+1|`x` [red]<b onclick=1><!--[y](z) $\\q$ Ünï漢{FORGED}"
 COLUMNS = ("--set", f"columns.id={json.dumps(f'id{NAME}')}", "--set", f"columns.embedding={json.dumps(f'x{NAME}')}")
 CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069]")
 
-pytestmark = pytest.mark.ray
-
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
@@ -88,11 +86,20 @@ class Elements(HTMLParser):
         self.comments.append(data)
 
 
+def test_names_forge_nothing_where_data_are_checked(data: Path, tmp_path: Path) -> None:
+    smec = Smec(tmp_path)
+    assert "Ünï漢" in smec("check", str(data), *COLUMNS)
+    assert "it holds id=1+1" in smec("check", str(data), code=2)
+    smec("check", str(data), *COLUMNS[:2], code=2, SMEC_LOG="json", SMEC_DEBUG="1")
+    smec("verify", str(data), code=2)
+    smec("train", "--dta", NAME, code=2)
+    smec(NAME, code=2)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_names_forge_nothing_that_is_shown(data: Path, tmp_path: Path) -> None:
     smec, model = Smec(tmp_path), tmp_path / "model"
-
-    text = smec("check", str(data), *COLUMNS)
-    assert "Ünï漢" in text
     train = ["train", "--data", str(data), "--dims", "4", "--out", str(model), *COLUMNS, "--set", "epochs=1"]
     smec(*train)
     smec("evaluate", "--data", str(data), "--model", str(model), "--baselines", *COLUMNS, SMEC_LOG="json")
@@ -113,10 +120,9 @@ def test_names_forge_nothing_that_is_shown(data: Path, tmp_path: Path) -> None:
         text = smec(*compress, "--output", str(tmp_path / "b"), code=2, **environment)
         assert "row 3, column" in text
     smec("check", str(data), *COLUMNS, code=2)
-    smec("verify", str(data), code=2)
-    smec("train", "--dta", NAME, code=2)
 
 
+@pytest.mark.ray
 def test_names_forge_nothing_on_the_page_of_an_experiment(data: Path, tmp_path: Path) -> None:
     smec, out = Smec(tmp_path), tmp_path / "r"
     few = ["--dims", "4", "--seeds", "1", "--methods", "pca,truncation", "--set", "epochs=1", "--set", "queue_size=100"]
