@@ -19,6 +19,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self
@@ -168,7 +169,14 @@ def say_failed(error: BaseException, text: str) -> None:
 
 def show(table: "Table") -> None:
     """Prints a result on stdout."""
-    _kind()(highlight=False).print(table)
+    printer, bare = _kind()(highlight=False), copy(table)
+    bare.title = bare.caption = None
+    # a line each: broken at words, one of a foreign name could begin a line
+    if table.title:
+        printer.print(table.title, style="italic", soft_wrap=True)
+    printer.print(bare)
+    if table.caption:
+        printer.print(table.caption, style="dim italic", soft_wrap=True)
 
 
 def begin(command: str) -> None:

@@ -118,7 +118,7 @@ def test_a_cycle_with_secrets_everywhere_keeps_none(
         ["train", "--set", f"dims=s3://a:{SECRETS['word']}@b", "--out", str(model)],
         ["train", f"s3://a:{SECRETS['word']}@b"],
         [*compress, "--input", planted("missing", "data"), "--output", planted("small", "output")],
-        ["compress", "--model", str(model), "--dim", "9", "--input", planted("data/corpus", "data"), "--output", "x"],
+        ["compress", "--model", str(model), "--dim", "99", "--input", planted("data/corpus", "data"), "--output", "x"],
     ]
     for number, arguments in enumerate(failing):
         # either form in turn: each start takes seconds
