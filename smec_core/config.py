@@ -46,7 +46,7 @@ MEMORY_BUDGET = 8.0
 class Settings(BaseModel):
     """Settings of a command: no others than its fields, whose docstrings are the help."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True)
 
 
 class TrainConfig(Settings):

@@ -4,7 +4,6 @@ import importlib
 import json
 import os
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,6 +12,7 @@ from pydantic import BaseModel
 
 from smec_core.config import PRESETS
 from smec_core.errors import GateError, InputError, SmecError, one_line
+from smec_core.masking import mask
 
 
 def run_job(
@@ -88,18 +88,25 @@ def _check_writable(json_file: Path) -> None:
 
 def _write_json(path: Path, figures: Mapping[str, Any]) -> None:
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(figures, indent=2) + "\n")
+    partial.write_text(json.dumps(_masked(figures), indent=2) + "\n")
     os.replace(partial, path)
+
+
+def _masked(value: Any) -> Any:
+    """Figures without secrets: some hold the place that the user has named."""
+    if isinstance(value, Mapping):
+        return {key: _masked(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked(part) for part in value]
+    return mask(value) if isinstance(value, str) else value
 
 
 def fail(error: Exception) -> NoReturn:
     """Prints why a command ends, and ends the process with the error's exit code."""
-    from pipelines.console import is_json, say_failed
+    from pipelines.console import say_failed
 
     message = str(error)
-    if os.environ.get("SMEC_DEBUG") == "1" and not is_json():
-        message = "".join(traceback.format_exception(error))
-    elif not isinstance(error, SmecError):
+    if not isinstance(error, SmecError):
         message = f"unexpected {type(error).__name__}: {message}; SMEC_DEBUG=1 shows where"
     say_failed(error, message)
     sys.exit(getattr(error, "exit_code", 1))

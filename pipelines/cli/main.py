@@ -3,7 +3,8 @@
 import atexit
 import gc
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ import click
 from pipelines.cli.command import run_job
 from pipelines.cli.help import SettingsCommand, flags_of, option_of
 from smec_core import __version__
+from smec_core.shown import safe_line
 
 EPILOG = (
     "Exit codes: 0 done, 1 failed, 2 bad usage or bad input, 3 a new model was refused, 4 another process has the run, "
@@ -125,8 +127,28 @@ COMMON = ("preset", "config", "assign", "json_file")
 """Parameters that are no settings."""
 
 
+@contextmanager
+def _safe_usage() -> Iterator[None]:
+    """What click says of a wrong command line repeats words of it."""
+    try:
+        yield
+    except click.ClickException as error:
+        vars(error)["message"] = safe_line(error.message)
+        raise
+
+
 class Smec(click.Group):
     """The group of all commands, each made when it is asked for: `smec --help` imports no settings."""
+
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        """Reads the command line."""
+        with _safe_usage():
+            return super().make_context(*args, **more)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Reads what belongs to the command, and runs it."""
+        with _safe_usage():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of all commands."""

@@ -21,8 +21,10 @@ from pipelines.storage.run_folder import RunFolder
 from pipelines.tracking.files import FINGERPRINT_TAG, log_model
 from pipelines.tracking.recorder import ERROR_TAG, LONGEST_TAG, STATE_FILE
 from pipelines.tracking.server import experiment_of, kept_run, prepare_mlflow
-from smec_core.data.uri import mask, public_uri
+from smec_core.data.uri import public_uri
 from smec_core.errors import InputError, SmecError, one_line
+from smec_core.masking import mask
+from smec_core.shown import safe_line
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 
@@ -131,10 +133,10 @@ class Registry:
         """
         with self._reaching():
             for key, value in tags.items():
-                self._client.set_model_version_tag(self._name, version, key, value)
+                self._client.set_model_version_tag(self._name, version, key, safe_line(value, LONGEST_TAG))
             run_id = self._client.get_model_version(self._name, version).run_id
             if run_id:
-                notes = [RunTag(key, value[:LONGEST_TAG]) for key, value in tags.items()]
+                notes = [RunTag(key, safe_line(value, LONGEST_TAG)) for key, value in tags.items()]
                 self._client.log_batch(run_id, metrics=figures, tags=notes)
 
     def challenge(self, version: str) -> None:
@@ -195,7 +197,7 @@ class Registry:
             raise
         except Exception as error:
             # of whatever the store is made of: HTTP, SQL, files
+            where, why = mask(mlflow.get_registry_uri()), safe_line(one_line(error), 300)
             raise SmecError(
-                f"MLflow's registry at {mask(mlflow.get_registry_uri())} fails: {mask(one_line(error))[:300]}; what is "
-                "in force stays so; run again when it answers"
+                f"MLflow's registry at {where} fails: {why}; what is in force stays so; run again when it answers"
             ) from error

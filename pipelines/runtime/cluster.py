@@ -15,9 +15,10 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from pipelines.console import warn
 from pipelines.runtime.preflight import check_limits, keep_token, ray_folder
-from pipelines.runtime.ray_private import wait_for
+from pipelines.runtime.ray_private import masked_entrypoint, wait_for
 from pipelines.runtime.settings import ClusterSettings
-from smec_core.errors import InputError, SmecError
+from smec_core.errors import LONGEST_REASON, InputError, SmecError
+from smec_core.shown import safe_line
 
 # how long Ray takes to end an actor whose owner has died, and to say so
 DEATH_SECONDS = 2.0
@@ -50,7 +51,8 @@ def connect(cpus: float) -> None:
             keep_token()
             options |= {"num_cpus": local_cpus, "include_dashboard": False, "_temp_dir": str(ray_folder())}
         try:
-            ray.init(address or "local", **options)
+            with masked_entrypoint():
+                ray.init(address or "local", **options)
         except Exception as error:
             # of any kind: Ray raises what it met
             doing = f"connect to Ray at {address}" if address else "start Ray on this machine"
@@ -138,7 +140,7 @@ def _causes(error: BaseException) -> "list[BaseException]":
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    return safe_line(str(error).strip().split("\n")[0], LONGEST_REASON) or type(error).__name__
 
 
 def use_gpus(settings: ClusterSettings, workers: int) -> bool:

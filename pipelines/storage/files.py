@@ -25,7 +25,8 @@ import pyarrow.fs as pafs
 from pipelines.storage import objects
 from smec_core.checksums import READ_BYTES
 from smec_core.data.uri import open_filesystem
-from smec_core.errors import DamagedError, one_line
+from smec_core.errors import LONGEST_REASON, DamagedError, one_line
+from smec_core.shown import safe_line
 
 SUM = "sha256"
 """Key of a record's checksum, over all of its other keys."""
@@ -259,4 +260,4 @@ def sizes_of(filesystem: pafs.FileSystem, folder: str) -> dict[str, int]:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, for messages of one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return safe_line((str(error).strip().splitlines() or [type(error).__name__])[0], LONGEST_REASON)

@@ -21,6 +21,7 @@ from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 import smec_core
 from pipelines.tracking.plots import loss_picture, main_measure, quality_picture
 from smec_core.data.seen import PARTS, parts_of
+from smec_core.shown import csv_cell
 
 FINGERPRINT_TAG = "smec.model_fingerprint"
 MOST_METRICS = 1000
@@ -164,5 +165,5 @@ def _write_table(path: Path, evaluation: Mapping[str, Any]) -> None:
         columns[f"{main} {label}"] = part[main]
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["dim", *columns])
+        rows.writerow(["dim", *map(csv_cell, columns)])
         rows.writerows([dim, *(scores.get(dim, "") for scores in columns.values())] for dim in evaluation[main])

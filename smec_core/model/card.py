@@ -3,6 +3,7 @@
 from typing import Any
 
 from smec_core.data.seen import parts_of
+from smec_core.shown import markdown
 
 HUB_HEAD = """---
 library_name: smec-ray
@@ -38,7 +39,7 @@ def model_card(config: dict[str, Any], metrics: dict[str, Any], place: str = "th
     ]
     measures = [name for name in ("ndcg@10", "recall@100", "mrr@10", "neighbour_recall@10") if name in evaluation]
     if measures:
-        split = f" on {evaluation.get('split') or 'nearest documents'}"
+        split = f" on {markdown(evaluation.get('split') or 'nearest documents')}"
         lines += [f"## Quality{split}", "", "| dims | " + " | ".join(measures) + " |"]
         lines += ["|---" * (len(measures) + 1) + "|"]
         lines += [
@@ -56,6 +57,7 @@ def model_card(config: dict[str, Any], metrics: dict[str, Any], place: str = "th
         rows = {dim: [f"{part[measures[0]][str(dim)]:.4f}" for part in parts.values()] for dim in dims}
         lines += [*(f"| {dim} | {' | '.join(cells)} |" for dim, cells in rows.items()), ""]
     data = config.get("data", {})
+    versions = ", ".join(f"{name} {version}" for name, version in config.get("versions", {}).items())
     base, champion = config.get("base"), config.get("warm_start")
     lines += [
         "## Training",
@@ -64,8 +66,8 @@ def model_card(config: dict[str, Any], metrics: dict[str, Any], place: str = "th
         *([f"- started from model {champion['fingerprint']}"] if champion else []),
         f"- data fingerprint: {data.get('fingerprint', 'unknown')}",
         f"- seed: {config.get('train', {}).get('seed', 'unknown')}",
-        f"- versions: {', '.join(f'{name} {version}' for name, version in config.get('versions', {}).items())}",
-        f"- created: {config.get('created', 'unknown')}",
+        f"- versions: {markdown(versions)}",
+        f"- created: {markdown(config.get('created', 'unknown'))}",
         "- method: SMEC, Sequential Matryoshka Embedding Compression (EMNLP 2025, arXiv 2510.12474)",
         "",
     ]
