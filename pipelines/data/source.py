@@ -4,7 +4,6 @@ Shapes: K rows that are kept, D dims.
 """
 
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-import torch
 
 from pipelines.console import say, warn
 from pipelines.data.scan import is_small, scan
@@ -25,6 +23,7 @@ from smec_core.data.ids import TableIds
 from smec_core.data.judgements import Judgements
 from smec_core.data.parquet import EmbeddingTable
 from smec_core.data.scan import Keep, Scanned
+from smec_core.data.vectors import tensor_over
 from smec_core.distributed.resident import Node, ResidentRows
 from smec_core.errors import InputError
 from smec_core.training.context import TrainingData
@@ -115,7 +114,7 @@ class Source(_Facts):
 
     def fetch(self, node: Node) -> TrainingData:
         """Takes the rows from the object store: a node's processes share one copy."""
-        docs, queries, moment = (None if ref is None else _tensor(ray.get(ref)) for ref in self.refs)
+        docs, queries, moment = (None if ref is None else tensor_over(ray.get(ref)) for ref in self.refs)
         assert docs is not None and queries is not None
         rows = ResidentRows(docs, node, self.drawn), ResidentRows(queries, node)
         return TrainingData(*rows, *self.labels, node, moment)
@@ -124,13 +123,6 @@ class Source(_Facts):
         """Has the rows brought to this node; they stay as long as the result is held."""
         found: list[np.ndarray] = ray.get(list(self.refs[:2]))
         return found
-
-
-def _tensor(x_ND: np.ndarray) -> torch.Tensor:
-    with warnings.catch_warnings():
-        # the object store's memory is read-only, and so are these
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(x_ND)
 
 
 def scan_data(

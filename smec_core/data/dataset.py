@@ -20,9 +20,9 @@ from smec_core.data.grades import score_figures
 from smec_core.data.ids import TableIds
 from smec_core.data.judgements import Judgements
 from smec_core.data.parquet import EmbeddingTable
-from smec_core.data.parquet_files import stamp_of, states_of
 from smec_core.data.qrels import distinct, judgements_of, read_qrels
 from smec_core.data.seen import SeenDocuments
+from smec_core.data.table_files import stamp_of, states_of, stored_files
 from smec_core.data.tables import TABLES, Table, check_names, find_manifest, find_qrels, find_table
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.errors import InputError, SmecError
@@ -118,7 +118,8 @@ class Dataset:
 
     def _fingerprint_of(self, checks: Sequence[int]) -> str:
         filesystem, _ = open_filesystem(self.uri.rstrip("/"))
-        paths = [path for table in self.qrels.values() for path in table.paths]
+        found = [path for table in self.qrels.values() for path in table.paths]
+        paths = [file for path in found for file in stored_files(filesystem, path)]
         # the sum ignores order; the digest of ids does not
         told = [f"{ids.digest} {check % 2**64}" for ids, check in zip(self.ids, checks, strict=True)]
         names = "" if self.corpus.names == DEFAULT_NAMES else self.corpus.names.model_dump_json()

@@ -216,7 +216,7 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
     in_one_file_each(tmp_path)
     content = (tmp_path / "corpus.parquet").read_bytes()
     (tmp_path / "corpus.parquet").write_bytes(content[:-5])
-    with pytest.raises(InputError, match=r"corpus\.parquet: rows from 0 on cannot be read"):
+    with pytest.raises(InputError, match=r"corpus\.parquet: not a readable Parquet file"):
         Source.read(str(tmp_path), 2)
     in_one_file_each(tmp_path)
     (tmp_path / "qrels/test.parquet").write_text("no Parquet")
