@@ -27,8 +27,8 @@ ID_ROWS = 1 << 18
 class ParquetPart(NamedTuple):
     """One file of a table, also a fragment of a Lance dataset.
 
-    `start` is the global row of its first row, `groups` are the rows of its row groups, and `values` are those of columns
-    that it does not hold itself, the same in every row.
+    `start` is the global row of its first row, `groups` are the rows of its row groups, and `values` are of columns
+    that are not in it, the same for every row.
     """
 
     path: str
