@@ -6,7 +6,7 @@ Rows of a fragment that are deleted are none of its rows. A version never change
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -25,17 +25,25 @@ if TYPE_CHECKING:
 VERSIONS = "_versions"
 GROUP_ROWS = 1 << 16
 """Rows to read at once."""
+_MAGIC = b"LANC"
 _MANIFEST = re.compile(r"\d+\.manifest")
 _FRAGMENT = re.compile(rf"(.+)/{VERSIONS}/(\d+)/fragment-(\d+)")
-_SOURCE_LINE = re.compile(r", /\S+\.rs:\d+:\d+")
-_READ_AHEAD = {"batch_readahead": 2, "io_buffer_size": 64 << 20}
+_SOURCE_LINE = re.compile(r", (location: )?/\S+\.rs:\d+:\d+")
+_READ_AHEAD = {"batch_readahead": 4, "io_buffer_size": 32 << 20}
 """A fragment may have a million rows, and Lance would read 2 GiB ahead."""
 
 
-def is_lance(filesystem: pafs.FileSystem, folder: str) -> bool:
-    """Whether a folder that has a subfolder `_versions` is a Lance dataset."""
-    infos = filesystem.get_file_info(pafs.FileSelector(f"{folder}/{VERSIONS}", allow_not_found=True))
-    return any(_MANIFEST.fullmatch(info.base_name) for info in infos)
+def is_lance(filesystem: pafs.FileSystem, folder: str, subfolders: Collection[str]) -> bool:
+    """Whether a folder with such subfolders is a Lance dataset: `_versions` may be another's."""
+    if VERSIONS not in subfolders:
+        return False
+    infos = filesystem.get_file_info(pafs.FileSelector(f"{folder}/{VERSIONS}"))
+    manifest = next((info for info in infos if _MANIFEST.fullmatch(info.base_name)), None)
+    if manifest is None or "data" in subfolders:
+        return manifest is not None
+    # one without rows
+    with filesystem.open_input_stream(manifest.path, compression=None) as source:
+        return bool(source.read().endswith(_MAGIC))
 
 
 def is_fragment(path: str) -> bool:
@@ -139,6 +147,7 @@ def _open(filesystem: pafs.FileSystem, folder: str, version: int | None = None) 
 
     Raises:
         InputError: it cannot be opened.
+        SmecError: the version was there before.
     """
     try:
         import lance
@@ -150,6 +159,10 @@ def _open(filesystem: pafs.FileSystem, folder: str, version: int | None = None) 
     try:
         return lance.dataset(uri, version=version, storage_options=options)
     except (OSError, ValueError) as error:
+        if version is not None:
+            raise SmecError(
+                f"{folder}: version {version} cannot be read ({_told(error)}); run again, which takes the newest"
+            ) from error
         raise InputError(f"{folder}: cannot be read as a Lance dataset ({_told(error)}); restore it") from error
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from smec_core.data.lance_files import VERSIONS, find_fragments, is_fragment, is_lance
+from smec_core.data.lance_files import find_fragments, is_fragment, is_lance
 from smec_core.errors import InputError, SmecError, one_line
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def files_in_force(filesystem: pafs.FileSystem, folder: str, subfolders: Collect
         paths = _delta_files(filesystem, folder)["path"].to_pylist()
     elif _ICEBERG_METADATA in subfolders and (versions := _iceberg_versions(filesystem, folder)):
         paths = _iceberg_files(filesystem, folder, versions)
-    elif VERSIONS in subfolders and is_lance(filesystem, folder):
+    elif is_lance(filesystem, folder, subfolders):
         paths = find_fragments(filesystem, folder)
     elif ".hoodie" in subfolders:
         raise InputError(f"{folder}: is a Hudi table, which is not read; write the table as Parquet files")

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from smec_core.data.lance_files import is_fragment
 from smec_core.data.table_formats import files_in_force, partition_values
 from smec_core.errors import InputError, SmecError, StoreError, one_line
 
@@ -119,7 +120,7 @@ def find_qrels(filesystem: pafs.FileSystem, root: str) -> dict[str, Table]:
             continue
         split, form = _ALIASES.get(match[1], match[1]), name
         if is_folder:
-            form, paths = f"{name}/*.parquet", _files_in(filesystem, info.path)
+            [(form, paths)] = _form_of(name, _files_in(filesystem, info.path)).items()
             if not paths:
                 raise InputError(f"{info.path}: holds no Parquet file; add the judgements, or remove the folder")
         elif match[2]:
@@ -159,15 +160,20 @@ def _parquet_forms(filesystem: pafs.FileSystem, path: str) -> dict[str, list[str
             # a role may list a folder without the right to ask for a key beside it or of its name
             refused = refused or error
             with suppress(StoreError):
-                found[f"{name}/*.parquet"] = _files_in(filesystem, place)
+                found |= _form_of(name, _files_in(filesystem, place))
             continue
         if kind == pafs.FileType.File:
             found[name] = [place]
         elif kind == pafs.FileType.Directory:
-            found[f"{name}/*.parquet"] = _files_in(filesystem, place)
+            found |= _form_of(name, _files_in(filesystem, place))
     if refused is not None and not any(found.values()):
         raise refused
     return found
+
+
+def _form_of(folder: str, paths: list[str]) -> dict[str, list[str]]:
+    """The files of a folder by what they are called together."""
+    return {folder if any(map(is_fragment, paths)) else f"{folder}/*.parquet": paths}
 
 
 def _only(folder: str, found: dict[str, list[str]], what: str) -> Table | None:

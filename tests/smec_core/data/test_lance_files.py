@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from smec_core.data.tables import find_table
 from smec_core.data.uri import open_filesystem
 from smec_core.errors import InputError, RowError, SmecError
 from tests.builders import write_dataset
+from tests.hub import REPO, Hub
 
 DIM = 4
 
@@ -163,11 +165,18 @@ def test_on_an_object_store_under_any_name(s3: Callable[[str], str], tmp_path: P
     assert len(states) == 2 and all(isinstance(state.stamp, str) and state.bytes for state in states)
 
 
+def test_on_other_file_systems_it_is_refused(hub: Hub, tmp_path: Path) -> None:
+    write(tmp_path / "corpus", rows(0, 2))
+    hub.push(tmp_path)
+    with pytest.raises(InputError, match=r"v1/corpus: is a Lance dataset, which is read from disks and s3:// only; "):
+        EmbeddingTable.open(f"hf://datasets/{REPO}/v1/corpus")
+
+
 def test_names_of_lancedb(tmp_path: Path) -> None:
     write(tmp_path / "corpus.lance", rows(0, 3))
     assert ids_of(tmp_path / "corpus") == ids_of(tmp_path / "corpus.lance") == names(0, 1, 2)
     pq.write_table(rows(0, 3), tmp_path / "corpus.parquet")
-    with pytest.raises(InputError, match=r"holds corpus\.parquet and corpus\.lance/\*\.parquet; leave one of them"):
+    with pytest.raises(InputError, match=r"holds corpus\.parquet and corpus\.lance; leave one of them"):
         ids_of(tmp_path / "corpus")
 
 
@@ -175,6 +184,7 @@ def test_a_folder_of_versions_makes_no_lance_dataset(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     (corpus / "_versions").mkdir(parents=True)
     (corpus / "_versions/notes.txt").write_text("1")
+    (corpus / "_versions/1.manifest").write_text("another's")
     pq.write_table(rows(0, 2), corpus / "0.parquet")
     assert ids_of(corpus) == ["d0", "d1"]
     # one that has lost its versions is told by its files
@@ -247,6 +257,22 @@ def test_a_fragment_that_breaks_off_is_told_of(tmp_path: Path) -> None:
         SmecError, match=r"fragment-000000: rows from 0 on cannot be read \([^/]*\); run again, or resto"
     ):
         list(table.blocks())
+
+
+def test_a_version_that_is_gone_asks_for_another_try(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    write(corpus, rows(0, 5))
+    table = EmbeddingTable.open(str(corpus))
+    write(corpus, rows(5, 6), mode="overwrite").cleanup_old_versions(timedelta(0), delete_unverified=True)
+    with pytest.raises(SmecError, match=r"corpus: version 1 cannot be read \([^/]*.*\); run again") as failed:
+        list(table.blocks())
+    assert not isinstance(failed.value, InputError)
+
+
+def test_a_dataset_without_rows_is_told(tmp_path: Path) -> None:
+    write(tmp_path / "corpus", rows(0, 1).slice(0, 0))
+    with pytest.raises(InputError, match=r"corpus: the newest version of the table holds no rows"):
+        EmbeddingTable.open(str(tmp_path / "corpus"))
 
 
 def test_a_dataset_of_lance_is_that_of_its_rows(tmp_path: Path) -> None:
