@@ -83,7 +83,7 @@ class Fragment:
         dataset = _open(filesystem, folder, int(version))
         fragment = dataset.get_fragment(int(number))
         if fragment is None:
-            raise InputError(f"{path}: is not there; restore the dataset")
+            raise SmecError(f"{path}: is not there any more; run again")
         self._path, self._fragment = path, fragment
         self.schema: pa.Schema = self._scanner().projected_schema
         rows = fragment.count_rows()
