@@ -1,12 +1,10 @@
 """What a training learns from, in Ray's object store, where all nodes find it."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import ray
-import torch
 
 from pipelines.console import say, warn
 from pipelines.data.scan import is_small, scan
@@ -16,6 +14,7 @@ from smec_core.config import TrainConfig
 from smec_core.data.dataset import Dataset
 from smec_core.data.parquet import EmbeddingTable
 from smec_core.data.scan import Keep, Scanned
+from smec_core.data.vectors import tensor_over
 from smec_core.distributed.resident import Node
 from smec_core.errors import InputError
 from smec_core.training.context import TrainingData
@@ -53,7 +52,7 @@ class Source(Facts):
 
     def fetch(self, node: Node) -> TrainingData:
         """Takes the rows from the object store: a node's processes share one copy."""
-        docs, queries, moment = (None if ref is None else _tensor(ray.get(ref)) for ref in self.refs)
+        docs, queries, moment = (None if ref is None else tensor_over(ray.get(ref)) for ref in self.refs)
         assert docs is not None and queries is not None
         return self.training_data(docs, queries, moment, node)
 
@@ -61,13 +60,6 @@ class Source(Facts):
         """Has the rows brought to this node; they stay as long as the result is held."""
         found: list[np.ndarray] = ray.get(list(self.refs[:2]))
         return found
-
-
-def _tensor(x_ND: np.ndarray) -> torch.Tensor:
-    with warnings.catch_warnings():
-        # the object store's memory is read-only, and so are these
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(x_ND)
 
 
 def scan_data(

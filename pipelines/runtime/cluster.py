@@ -4,6 +4,7 @@ import atexit
 import logging
 import os
 import time
+import warnings
 from contextlib import suppress
 from typing import Any
 
@@ -50,6 +51,8 @@ def connect(cpus: float) -> None:
             check_limits(local_cpus)
             keep_token()
             options |= {"num_cpus": local_cpus, "include_dashboard": False, "_temp_dir": str(ray_folder())}
+        # where Lance is imported it warns of every fork, and Ray's end in another program
+        warnings.filterwarnings("ignore", message="lance is not fork-safe")
         try:
             with masked_entrypoint():
                 ray.init(address or "local", **options)

@@ -22,7 +22,7 @@ from pipelines.storage.files import (
     write_record,
 )
 from smec_core.checksums import READ_BYTES
-from smec_core.data.parquet_files import stamp_of_file
+from smec_core.data.table_files import stamp_of_file
 from smec_core.data.tables import MANIFEST
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.errors import DamagedError, SmecError, one_line

@@ -20,9 +20,9 @@ from smec_core.data.grades import score_figures
 from smec_core.data.ids import TableIds
 from smec_core.data.judgements import Judgements
 from smec_core.data.parquet import EmbeddingTable
-from smec_core.data.parquet_files import stamp_of, states_of
 from smec_core.data.qrels import QrelsFile, distinct, judgements_of, read_qrels
 from smec_core.data.seen import SeenDocuments
+from smec_core.data.table_files import stamp_of, states_of, stored_files
 from smec_core.data.tables import TABLES, Table, check_names, find_manifest, find_qrels, find_table
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.errors import InputError, SmecError
@@ -137,7 +137,8 @@ class Dataset:
 
     def _fingerprint_of(self, checks: Sequence[int]) -> str:
         filesystem, _ = open_filesystem(self.uri.rstrip("/"))
-        paths = [path for table in self.qrels.values() for path in table.paths]
+        found = [path for table in self.qrels.values() for path in table.paths]
+        paths = [file for path in found for file in stored_files(filesystem, path)]
         return content_fingerprint(self._told(checks), filesystem, paths)
 
     def _told(self, checks: Sequence[int]) -> list[str]:

@@ -5,7 +5,8 @@
     validation) and test likewise
     text also: corpus.jsonl, data/corpus-*.parquet
 
-A folder that is a Delta or an Iceberg table stands for the files of its newest version.
+A folder that is a Delta or an Iceberg table or a Lance dataset (also corpus.lance) stands for the files of its newest
+version.
 
 Anything else that could be data is refused by name: nothing is skipped silently. Names that begin with `.` or `_` are
 ignored, as in Spark and Hive.
@@ -19,18 +20,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
-from smec_core.data.table_formats import files_in_force
+from smec_core.data.lance_files import is_fragment
+from smec_core.data.table_formats import files_in_force, partition_values
 from smec_core.errors import InputError, SmecError, StoreError, one_line
 
 TABLES = ("corpus", "queries")
+_ENDINGS = (".parquet", ".lance")
 SPLITS = ("train", "dev", "test")
 QRELS = "qrels"
 _ALIASES = {"validation": "dev"}
 _SPLIT = "|".join((*SPLITS, *_ALIASES))
 _QRELS_FILE = re.compile(rf"({_SPLIT})(-\d+(?:-of-\d+)?(?:-[0-9a-f]+)?)?(\.parquet|\.tsv)")
-_QRELS_FOLDER = re.compile(rf"({_SPLIT})(\.parquet)?")
+_QRELS_FOLDER = re.compile(rf"({_SPLIT})(\.parquet|\.lance)?")
 _NOTE = re.compile(r".+\.md|(readme|license|licence|notice)(\..+)?", re.IGNORECASE)
 # what a table may be called by mistake
 _PART = r"\d+(-of-\d+)?|train|dev|validation|test"
@@ -38,7 +42,7 @@ _NEARLY = re.compile(
     rf"(corpus|queries|qrels)([-_.]({_PART}))?(\.(parquet|parq|pq|tsv|csv|jsonl|txt|lance|delta))?", re.IGNORECASE
 )
 _DATA_ENDINGS = {".parquet", ".parq", ".pq", ".tsv", ".csv", ".jsonl", ".ndjson", ".arrow", ".feather", ".ipc"}
-_DATA_ENDINGS |= {".orc", ".avro", ".npy", ".npz", ".safetensors", ".gz", ".bz2", ".zst", ".xz", ".zip"}
+_DATA_ENDINGS |= {".orc", ".avro", ".lance", ".npy", ".npz", ".safetensors", ".gz", ".bz2", ".zst", ".xz", ".zip"}
 _PARQUET_MAGIC = (b"PAR1", b"PARE")
 
 
@@ -59,6 +63,22 @@ def find_table(filesystem: pafs.FileSystem, path: str) -> list[str]:
     if table is None:
         raise InputError(f"{path}: no Parquet file there; expected {path}.parquet or {path}/*.parquet")
     return table.paths
+
+
+def find_values(filesystem: pafs.FileSystem, path: str, file: str) -> dict[str, dict[str, pa.Scalar]]:
+    """Of the table of such a `path` the columns that its files do not hold, by file: what each is in all rows of it.
+
+    Args:
+        filesystem: where the table lies.
+        path: as `find_table` takes it.
+        file: one of the files.
+
+    Raises:
+        InputError: the table cannot be read.
+    """
+    places = (path, *(f"{path}{ending}" for ending in _ENDINGS))
+    folder = next((place for place in places if file.startswith(f"{place}/")), None)
+    return {} if folder is None else partition_values(filesystem, folder)
 
 
 def find_texts(filesystem: pafs.FileSystem, root: str, kind: str) -> Table:
@@ -100,7 +120,7 @@ def find_qrels(filesystem: pafs.FileSystem, root: str) -> dict[str, Table]:
             continue
         split, form = _ALIASES.get(match[1], match[1]), name
         if is_folder:
-            form, paths = f"{name}/*.parquet", _files_in(filesystem, info.path)
+            [(form, paths)] = _form_of(name, _files_in(filesystem, info.path)).items()
             if not paths:
                 raise InputError(f"{info.path}: holds no Parquet file; add the judgements, or remove the folder")
         elif match[2]:
@@ -119,7 +139,7 @@ def check_names(filesystem: pafs.FileSystem, root: str) -> None:
         InputError: such a name, as Corpus, corpus-00000-of-00002.parquet or qrels.tsv.
     """
     # lines of JSON are text, which may lie beside its vectors
-    known = {QRELS, *(f"{name}{ending}" for name in TABLES for ending in ("", ".parquet", ".jsonl"))}
+    known = {QRELS, *(f"{name}{ending}" for name in TABLES for ending in ("", *_ENDINGS, ".jsonl"))}
     for info in _entries(filesystem, root):
         match = _NEARLY.fullmatch(info.base_name)
         if match and info.base_name not in known:
@@ -129,10 +149,10 @@ def check_names(filesystem: pafs.FileSystem, root: str) -> None:
 
 
 def _parquet_forms(filesystem: pafs.FileSystem, path: str) -> dict[str, list[str]]:
-    """Files of the file or the folder `path`, and of `path`.parquet, by what these are called."""
+    """Files of the file or the folder `path`, and of those with an ending, by what these are called."""
     found: dict[str, list[str]] = {}
     refused: OSError | None = None
-    for place in (path, f"{path}.parquet"):
+    for place in (path, *(f"{path}{ending}" for ending in _ENDINGS)):
         name = posixpath.basename(place)
         try:
             kind = filesystem.get_file_info(place).type
@@ -140,15 +160,20 @@ def _parquet_forms(filesystem: pafs.FileSystem, path: str) -> dict[str, list[str
             # a role may list a folder without the right to ask for a key beside it or of its name
             refused = refused or error
             with suppress(StoreError):
-                found[f"{name}/*.parquet"] = _files_in(filesystem, place)
+                found |= _form_of(name, _files_in(filesystem, place))
             continue
         if kind == pafs.FileType.File:
             found[name] = [place]
         elif kind == pafs.FileType.Directory:
-            found[f"{name}/*.parquet"] = _files_in(filesystem, place)
+            found |= _form_of(name, _files_in(filesystem, place))
     if refused is not None and not any(found.values()):
         raise refused
     return found
+
+
+def _form_of(folder: str, paths: list[str]) -> dict[str, list[str]]:
+    """The files of a folder by what they are called together."""
+    return {folder if any(map(is_fragment, paths)) else f"{folder}/*.parquet": paths}
 
 
 def _only(folder: str, found: dict[str, list[str]], what: str) -> Table | None:

@@ -43,6 +43,24 @@ def aligned(x_ND: np.ndarray) -> Tensor:
     return x if x.data_ptr() % _ALIGNED_BYTES == 0 else x.clone()
 
 
+class _Writable:
+    """Says of an array that it may be written to."""
+
+    def __init__(self, numbers: np.ndarray) -> None:
+        told = numbers.__array_interface__
+        self.__array_interface__ = {**told, "data": (told["data"][0], False)}
+        # whose memory it is
+        self.numbers = numbers
+
+
+def tensor_over(numbers: np.ndarray) -> Tensor:
+    """A tensor over an array's own memory, which nothing may write to, as that of Arrow and of Ray's object store.
+
+    torch would warn of it, and a warning cannot be held back for one thread alone.
+    """
+    return torch.from_numpy(np.asarray(_Writable(numbers)))
+
+
 def unit(z_Nd: Tensor) -> Tensor:
     """Rows at norm 1, whatever their scale: the squares of a float32 vector may leave the range of float32."""
     norm_N1 = torch.linalg.vector_norm(z_Nd, dim=1, keepdim=True, dtype=torch.float64)
