@@ -65,6 +65,7 @@ COMMANDS = {
         ("data",),
     ),
     "ingest": _job("Embed text with judgements into a dataset.", "ingest", "source output", "encoder workers gpu"),
+    "judge": _job("Make judgements of a click log.", "judge", "clicks data", "test_from replace"),
     "train": _job(
         "Train a nested embedding and evaluate it.",
         "train",
