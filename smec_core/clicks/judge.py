@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from smec_core.clicks.log import IDS, ClickLog
+from smec_core.clicks.mistakes import ClickRates, fit_rates
 from smec_core.clicks.propensity import Propensities
 from smec_core.clicks.reading import Read
 from smec_core.clicks.rows import shown_time
 from smec_core.clicks.rules import ClickRules
-from smec_core.clicks.weights import propensities_for, weights_of
+from smec_core.clicks.weights import Pairs, propensities_for
 from smec_core.data.dataset import hash_share
 from smec_core.data.grades import score_figures
 from smec_core.data.ids import TableIds
@@ -34,8 +35,8 @@ class Part(NamedTuple):
     Attributes:
         judged: by rows of the dataset.
         clicks: that they rest on.
-        pairs: that were clicked or, with min_skips, skipped, before any was left out.
-        left_out: pairs that were, by cause.
+        pairs: that were clicked, before any was left out.
+        left_out: clicked pairs that were, by cause.
     """
 
     judged: Judgements
@@ -50,6 +51,7 @@ class Found(NamedTuple):
     parts: dict[str, Part]
     propensities: Propensities | None
     told: str
+    rates: ClickRates | None
     unknown: dict[str, int]
     ids: tuple[TableIds, TableIds]
 
@@ -84,14 +86,23 @@ def judge(log: ClickLog, read: Read, rules: ClickRules, corpus: EmbeddingTable, 
     pair_E = _numbered(query_E, doc_E)
     some = [column[train_E] for column in (pair_E, rank_E, clicks_E, shown_E)]
     propensities, told = propensities_for(read, rules, int(rank_E.max(initial=0)), some)
-    parts = {}
-    for number, name in enumerate(SPLITS):
-        of_part = [column[part_E == number] for column in (query_E, doc_E, rank_E, clicks_E, shown_E)]
-        part = _part(rules, read, None if propensities is None else propensities.p_K, *of_part)
-        if len(part.judged):
-            parts[name] = part
+    p_K = None if propensities is None else propensities.p_K
+    pairs = [
+        Pairs.of(
+            p_K,
+            "clicked" in read.present,
+            rules.max_weight,
+            *[column[part_E == number] for column in (query_E, doc_E, rank_E, clicks_E, shown_E)],
+        )
+        for number in range(len(SPLITS))
+    ]
+    rates = None
+    if rules.min_certainty and pairs[0].looks_J is not None:
+        rates = fit_rates(pairs[0].clicks_J, pairs[0].looks_J)
+    parts = {name: _part(rules, read, some, rates) for name, some in zip(SPLITS, pairs, strict=True)}
+    parts = {name: part for name, part in parts.items() if len(part.judged)}
     _check_parts(log, read, rules, parts)
-    return Found(parts, propensities, told, unknown, (doc_ids, query_ids))
+    return Found(parts, propensities, told, rates, unknown, (doc_ids, query_ids))
 
 
 def _numbered(query_E: np.ndarray, doc_E: np.ndarray) -> np.ndarray:
@@ -129,46 +140,35 @@ def _refuse_unknown(
     )
 
 
-def _part(
-    rules: ClickRules,
-    read: Read,
-    p_K: np.ndarray | None,
-    query_E: np.ndarray,
-    doc_E: np.ndarray,
-    rank_E: np.ndarray,
-    clicks_E: np.ndarray,
-    shown_E: np.ndarray,
-) -> Part:
-    """Judgements of one part of the log; entries are sorted by query, document and rank."""
-    pair_J, first_J = np.unique(_numbered(query_E, doc_E), return_index=True)
-    if not len(pair_J):
+def _part(rules: ClickRules, read: Read, pairs: Pairs, rates: ClickRates | None) -> Part:
+    """Judgements of one part of the log: its pairs without those that the rules leave out."""
+    if not len(pairs.query_J):
         return Part(Judgements.from_pairs(*[np.empty(0, np.int64)] * 3), 0, 0, {})
-    query_J, doc_J = query_E[first_J], doc_E[first_J]
-    clicks_J, shown_J = (np.add.reduceat(column, first_J) for column in (clicks_E, shown_E))
-    score_J, looks_J = weights_of(rules, read, p_K, query_E, rank_E, clicks_E, shown_E, first_J)
-    left_out, keep_J = {}, clicks_J > 0
-    skipped_J = np.zeros(len(pair_J), bool)
-    if rules.min_skips is not None and looks_J is not None:
-        skipped_J = (clicks_J == 0) & (looks_J >= rules.min_skips)
-    pairs = int((keep_J | skipped_J).sum())
-    _, of_query_J = np.unique(query_J, return_inverse=True)
-    most_Q = np.zeros(of_query_J.max() + 1)
-    causes = {"min_clicks": clicks_J < rules.min_clicks}
-    if "clicked" in read.present:
-        causes["min_impressions"] = shown_J < rules.min_impressions
-    for cause, bad_J in causes.items():
-        left_out[cause] = int((keep_J & bad_J).sum())
+    _, of_query_J = np.unique(pairs.query_J, return_inverse=True)
+    left_out: dict[str, int] = {}
+    keep_J = pairs.clicks_J > 0
+    found = int(keep_J.sum())
+
+    def leave_out(cause: str, bad_J: np.ndarray) -> None:
+        nonlocal keep_J
+        if count := int((keep_J & bad_J).sum()):
+            left_out[cause] = count
         keep_J = keep_J & ~bad_J
-    np.maximum.at(most_Q, of_query_J[keep_J], score_J[keep_J])
-    few_J = keep_J & (score_J < rules.min_share * most_Q[of_query_J])
-    left_out["min_share"] = int(few_J.sum())
-    keep_J &= ~few_J
-    clicks = int(clicks_J[keep_J].sum())
-    # a query needs a relevant document
-    keep_J |= skipped_J & (most_Q[of_query_J] > 0)
-    score_J = np.where(clicks_J > 0, score_J, 0)
-    judged = Judgements.from_pairs(query_J[keep_J], doc_J[keep_J], score_J[keep_J])
-    return Part(judged, clicks, pairs, {cause: count for cause, count in left_out.items() if count})
+
+    leave_out("min_clicks", pairs.clicks_J < rules.min_clicks)
+    if "clicked" in read.present:
+        leave_out("min_impressions", pairs.shown_J < rules.min_impressions)
+    if rates is not None and pairs.looks_J is not None:
+        leave_out("min_certainty", rates.certainty(pairs.clicks_J, pairs.looks_J) < rules.min_certainty)
+    most_Q = np.zeros(of_query_J.max() + 1)
+    np.maximum.at(most_Q, of_query_J[keep_J], pairs.weight_J[keep_J])
+    leave_out("min_share", pairs.weight_J < rules.min_share * most_Q[of_query_J])
+    clicks = int(pairs.clicks_J[keep_J].sum())
+    if rules.min_skips is not None and pairs.looks_J is not None:
+        # a query needs a relevant document
+        keep_J |= (pairs.clicks_J == 0) & (pairs.looks_J >= rules.min_skips) & (most_Q[of_query_J] > 0)
+    judged = Judgements.from_pairs(pairs.query_J[keep_J], pairs.doc_J[keep_J], pairs.weight_J[keep_J])
+    return Part(judged, clicks, found, left_out)
 
 
 def _check_parts(log: ClickLog, read: Read, rules: ClickRules, parts: Mapping[str, Part]) -> None:
@@ -217,6 +217,7 @@ def figures_of(read: Read, found: Found) -> dict[str, Any]:
             "last": None if read.split.last_us is None else shown_time(read.split.last_us),
         },
         "propensities": {"source": found.told, "by_rank": _by_rank(found.propensities)},
+        "click_rates": None if found.rates is None else found.rates._asdict(),
         "splits": {},
     }
     learnt: Judgements | None = None

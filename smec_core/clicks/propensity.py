@@ -23,7 +23,7 @@ class Propensities(NamedTuple):
     Attributes:
         source: where they are from, for people.
         p_K: of rank k at place k - 1.
-        error_K: standard errors of log p_k; NaN where p_k was not estimated.
+        error_K: standard errors of log p_k, over the rank with most clicks; NaN where p_k was not estimated.
     """
 
     source: str
@@ -88,29 +88,40 @@ def estimate(pair_E: np.ndarray, rank_E: np.ndarray, clicks_E: np.ndarray, shown
         p_K = new_K
         if is_close:
             break
-    share = shown * p_K[rank] / np.bincount(pair, shown * p_K[rank])[pair]
-    information_K = np.bincount(rank, clicks_P[pair] * share * (1 - share), ranks)
-    error_K = np.full(ranks, np.inf)
-    np.divide(1, np.sqrt(information_K), out=error_K, where=information_K > 0)
-    known_K = (error_K <= MOST_ERROR) & _linked(pair, rank, clicks_K)
+    error_K = _errors(pair, rank, clicks_P, shown * p_K[rank], clicks_K)
+    known_K = error_K <= MOST_ERROR
     if known_K.sum() < 2:
         return None
-    return _filled(p_K, error_K, known_K)
+    return _filled(p_K, error_K, known_K, clicks_K)
 
 
-def _linked(pair: np.ndarray, rank: np.ndarray, clicks_K: np.ndarray) -> np.ndarray:
-    """Ranks (K) of the largest group, by clicks, that pairs link with each other."""
-    ranks, pairs = len(clicks_K), int(pair.max()) + 1
-    graph = coo_array((np.ones(len(pair)), (rank, ranks + pair)), shape=(ranks + pairs,) * 2)
-    label_K = connected_components(graph, directed=False)[1][:ranks]
-    linked_K: np.ndarray = label_K == np.bincount(label_K, clicks_K).argmax()
-    return linked_K
+def _errors(
+    pair: np.ndarray, rank: np.ndarray, clicks_P: np.ndarray, looks: np.ndarray, clicks_K: np.ndarray
+) -> np.ndarray:
+    """Standard errors (K) of log p_k over that of the rank with most clicks; infinite where no pair links the two.
+
+    By the inverse of the information, whose elements are sum_i C_i (s_ik [k = l] - s_ik s_il), with s_ik the share of
+    the looks at pair i that was at rank k.
+    """
+    ranks = len(clicks_K)
+    share = looks / np.bincount(pair, looks)[pair]
+    weighted = coo_array((np.sqrt(clicks_P[pair]) * share, (pair, rank)), shape=(len(clicks_P), ranks)).tocsr()
+    information_KK = np.diag(np.bincount(rank, clicks_P[pair] * share, ranks)) - (weighted.T @ weighted).toarray()
+    label_K = connected_components(np.abs(information_KK) > CLOSE, directed=False)[1]
+    most = int(clicks_K.argmax())
+    linked = np.flatnonzero(label_K == label_K[most])
+    covariance = np.linalg.pinv(information_KK[np.ix_(linked, linked)], hermitian=True)
+    place = int(np.searchsorted(linked, most))
+    variance = np.diag(covariance) + covariance[place, place] - 2 * covariance[place]
+    error_K = np.full(ranks, np.inf)
+    error_K[linked] = np.sqrt(np.maximum(variance, 0))
+    return error_K
 
 
-def _filled(p_K: np.ndarray, error_K: np.ndarray, known_K: np.ndarray) -> Propensities:
+def _filled(p_K: np.ndarray, error_K: np.ndarray, known_K: np.ndarray, clicks_K: np.ndarray) -> Propensities:
     """Estimates, with the power law that fits them best where there is none."""
     log_rank_K, log_p_K = np.log(np.arange(1, len(p_K) + 1)), np.log(p_K)
-    weight = error_K[known_K] ** -2
+    weight = clicks_K[known_K]
     x, y = log_rank_K[known_K], log_p_K[known_K]
     x_mean, y_mean = np.average(x, weights=weight), np.average(y, weights=weight)
     eta = max(0.0, -np.sum(weight * (x - x_mean) * (y - y_mean)) / np.sum(weight * (x - x_mean) ** 2))

@@ -19,6 +19,7 @@ LAST_US = int(datetime(2200, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
 UNITS = {"s": 1_000_000, "ms": 1000, "us": 1, "ns": 0}
 """Microseconds of a unit; of ns, a thousand make one."""
 _WHOLE = r"^[+-]?\d{1,18}(\.0*)?$"
+_INTEGER = r"^-?(\d{1,18}|[1-8]\d{18})$"
 _ZONE = r"(?:[Zz]|[+-]\d{2}:?\d{2})$"
 _TIME = r"^\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:\.\d{1,9})?)?(?:[Zz]|[+-]\d{2}:?\d{2})?)?$"
 
@@ -225,7 +226,7 @@ class RowReader:
         stored = self._name("timestamp")
         text = pc.utf8_trim_whitespace(pc.fill_null(column, "1970-01-01"))
         is_null_N = column.is_null().to_numpy(zero_copy_only=False)
-        is_number_N = _flags(pc.match_substring_regex(text, r"^-?\d{1,18}$"))
+        is_number_N = _flags(pc.match_substring_regex(text, _INTEGER))
         if len(text) and is_number_N[~is_null_N].all() and not is_null_N.all():
             return self._times_of_numbers(
                 raw, pc.cast(pc.if_else(pa.array(is_null_N), "0", text), pa.int64()).to_numpy()

@@ -34,15 +34,19 @@ class ClickRules(Settings):
     """Pairs of query and document with fewer clicks in a split are left out of it."""
     min_impressions: int = Field(1, ge=1)
     """Pairs that were shown less often in a split are left out of it; of logs with `clicked` only."""
-    min_share: float = Field(0.1, ge=0, le=1)
-    """Pairs with a weight below this share of the highest of their query are left out, as clicked by mistake."""
+    min_certainty: float = Field(0.5, ge=0, lt=1)
+    """Pairs are left out whose clicks are those of a relevant document with a smaller probability than this, and else
+    mistakes; of logs with `rank` and `clicked` only, which tell how often each kind is clicked. 0 keeps all."""
+    min_share: float = Field(0.0, ge=0, le=1)
+    """Pairs with a weight below this share of the highest of their query are left out: for logs that do not tell
+    mistakes in another way."""
     weight: Literal["propensity", "clicks"] = "propensity"
     """propensity: where the log has ranks, a click counts 1 / (probability that the document was looked at), so that
     what is shown further down is not thought less relevant. clicks: each counts 1."""
     eta: float | None = Field(None, ge=0, le=5)
     """Position bias: rank k is looked at with a probability of (1 / k)^eta. By default it is estimated from documents
     that the log shows at several ranks for the same query, which needs `clicked`."""
-    max_weight: float = Field(20.0, ge=1)
+    max_weight: float = Field(10.0, ge=1)
     """Most that a click counts: fewer clicks with a high weight would be noise."""
     min_skips: float | None = Field(None, gt=0)
     """Pairs that were never clicked and, as propensities say, looked at this often get score 0: not relevant, a hard
