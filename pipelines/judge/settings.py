@@ -14,14 +14,21 @@ class JudgeSettings(ClickRules):
     --set columns.query_id=search names another.
 
     DATA/qrels gets train.parquet, test.parquet (the last fifth of the clicks, or from --test-from on) and, with
-    dev_share, dev.parquet. A score is the number of clicks; where the log has ranks and what was shown at them, each
-    counts the more the less likely it was that the document was looked at. Pairs with less than a tenth of the weight
-    of their query's first are left out (min_share): most are mistakes.
+    dev_share, dev.parquet. A score is the number of clicks. Where the log has ranks and what was shown at them, each
+    counts the more the less likely it was that the document was looked at, and pairs that are more likely clicked by
+    mistake than relevant are left out (min_certainty). Where it has ranks alone, give eta; where it has counts alone,
+    min_clicks and min_share leave out what is clicked too rarely.
+
+    The first bad row (a null, a negative count, a time without the zone that others have, ...) ends the command with
+    its file, row and column, unless max_bad_rows lets some be left out. The result depends neither on the order of
+    the rows nor on how they are cut into files. Memory grows with the pairs of query, document and rank, not with rows.
 
     Judgements that are there already are replaced only if smec judge made them and nobody has changed them, or with
     --replace. Where they are those of the same log, data and settings, nothing is done.
 
     Example: smec judge clicks/ data/products --test-from 2026-01-24
+
+    Example: smec judge sales.csv data/products --set columns.query_id=search --set columns.count=sold
     """
 
     clicks: str
