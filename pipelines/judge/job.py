@@ -93,13 +93,14 @@ def _progress() -> Callable[[int], None]:
 def _tell(settings: JudgeSettings, figures: dict[str, Any]) -> None:
     """Prints what came of a log, and what to do next."""
     table = Table(title=f"{figures['rows']:,} rows, {figures['clicks']:,} clicks; split by {figures['split']['by']}")
-    names = ("part", "clicks", "queries", "pairs", "not relevant", "left out", "seen", "unseen", "recurring")
-    for name in names:
-        table.add_column(name, justify="left" if name == "part" else "right")
+    columns = ["clicks", "queries", "pairs", "not_relevant", "seen", "unseen", "recurring"]
+    # what is the same everywhere leaves room on a terminal
+    if not any(split["not_relevant"] for split in figures["splits"].values()):
+        columns.remove("not_relevant")
+    for name in ("part", *columns):
+        table.add_column(name.replace("_", " "), justify="left" if name == "part" else "right")
     for name, split in figures["splits"].items():
-        values = [split[key] for key in ("clicks", "queries", "pairs", "not_relevant")]
-        values += [sum(split["left_out"].values()), *(split.get(key, "") for key in ("seen", "unseen", "recurring"))]
-        table.add_row(f"qrels/{name}", *(f"{value:,}" if value != "" else "" for value in values))
+        table.add_row(name, *(f"{split[key]:,}" if key in split else "" for key in columns))
     show(table)
     show(scores_table(figures["splits"]))
     rows = [f"{cause}: {count:,}" for cause, count in figures["left_out"].items()]
@@ -115,6 +116,11 @@ def _tell(settings: JudgeSettings, figures: dict[str, Any]) -> None:
     more = ", ..." if len(by_rank) > SHOWN_RANKS else ""
     shown = f": {', '.join(f'{p:.3f}' for p in by_rank[:SHOWN_RANKS])}{more} at ranks 1, 2, ..." if by_rank else ""
     say(f"propensities: {found['source']}{shown}")
+    if rates := figures["click_rates"]:
+        say(
+            f"clicks a look: {rates['relevant']:.3f} on relevant documents, {rates['other']:.3f} on others (mistakes); "
+            f"{rates['share']:.1%} of the pairs that were shown are relevant"
+        )
     if "test" in figures["splits"]:
         say(
             "seen: a query with a relevant document that train (or dev) has, too; recurring: one that has the very "

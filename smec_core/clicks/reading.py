@@ -103,6 +103,8 @@ def _check_rules(log: ClickLog, rules: ClickRules) -> None:
         "min_impressions": (rules.min_impressions > 1, ("clicked",)),
         "min_skips": (rules.min_skips is not None, ("clicked", "rank")),
         "eta": (rules.eta is not None, ("rank",)),
+        "max_weight": (True, ("rank",)),
+        "min_certainty": (rules.min_certainty > 0, ("clicked", "rank")),
     }
     for name, (is_set, columns) in needs.items():
         lacking = [column for column in columns if column not in log.present]

@@ -64,3 +64,10 @@ class ClickRules(Settings):
         if self.test_share + self.dev_share >= 1:
             raise ValueError("test_share and dev_share leave nothing to train on; their sum must be below 1")
         return self
+
+    @model_validator(mode="after")
+    def _weights_are_of_use(self) -> Self:
+        of_no_use = self.model_fields_set & {"eta", "max_weight", "min_certainty", "min_skips"}
+        if self.weight == "clicks" and of_no_use:
+            raise ValueError(f"weight=clicks looks at no propensities, so {min(of_no_use)} does nothing; leave one out")
+        return self

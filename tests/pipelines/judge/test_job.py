@@ -187,6 +187,7 @@ def test_the_command_says_what_came_of_it(log: Path, tmp_path: Path) -> None:
         (["--test-from", "tomorrow"], "test_from: must be a time, as 2026-01-31"),
         (["--set", "test_share=1.5"], "test_share: "),
         (["--set", "test_share=0.6", "--set", "dev_share=0.5"], "test_share and dev_share leave nothing to train on"),
+        (["--set", "weight=clicks", "--set", "eta=1"], "weight=clicks looks at no propensities, so eta does nothing"),
         (["--set", "columns.query=search"], "unknown key 'columns.query'; did you mean 'columns.query_id'?"),
     ],
 )

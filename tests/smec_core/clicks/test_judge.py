@@ -248,6 +248,8 @@ def test_unknown_ids_are_counted_and_refused_above_a_share(tmp_path: Path, data:
         ({"min_impressions": 2}, "min_impressions: needs the column clicked"),
         ({"min_skips": 2}, "min_skips: needs the column clicked"),
         ({"eta": 1}, "eta: needs the column rank"),
+        ({"max_weight": 5}, "max_weight: needs the column rank"),
+        ({"min_certainty": 0.8}, "min_certainty: needs the column clicked"),
     ],
 )
 def test_a_rule_that_would_do_nothing_is_refused(tmp_path: Path, data: Path, rules: dict[str, Any], why: str) -> None:
