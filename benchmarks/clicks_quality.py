@@ -60,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         dataset = Dataset.open(str(args.folder / name))
         for seed in args.seeds.split(","):
             config = resolve(TrainConfig, {"dims": args.dims, "seed": int(seed)}, assignments=args.set)
-            found.setdefault(name, []).append(measure(truth, trained(dataset, config)))
+            runs = found.setdefault(name, [])
+            runs.append(measure(truth, trained(dataset, config)))
+            say(f"{SYSTEMS.get(name, name)}, seed {seed}: {json.dumps(runs[-1])}")
     print(f"nDCG@10 on {len(truth.splits['test'].with_positives())} true test queries, mean over seeds {args.seeds}")
     dims = list(next(iter(found.values()))[0])
     print(f"{'learnt from':>16} {'mean':>6} " + " ".join(f"{dim:>6}" for dim in dims) + "   mean of each seed")

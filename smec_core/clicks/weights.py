@@ -87,20 +87,24 @@ class Pairs(NamedTuple):
         """
         pair_E = query_E.astype(np.int64) << 32 | doc_E
         first_J = np.unique(pair_E, return_index=True)[1]
-        columns = [query_E[first_J], doc_E[first_J]]
-        columns += [np.add.reduceat(column, first_J) if len(first_J) else column for column in (clicks_E, shown_E)]
-        clicks_J = columns[2]
-        if p_K is None or not len(first_J):
-            return cls(*columns, clicks_J.astype(np.float64), None)
+        if not len(first_J):
+            none = np.empty(0, np.int64)
+            return cls(none, none, none, none, none, none)
+        query_J, doc_J = query_E[first_J], doc_E[first_J]
+        clicks_J, shown_J = (np.add.reduceat(column, first_J) for column in (clicks_E, shown_E))
+        if p_K is None:
+            return cls(query_J, doc_J, clicks_J, shown_J, clicks_J.astype(np.float64), None)
         p_E = p_K[rank_E - 1]
         if not has_shown:
             with np.errstate(divide="ignore"):
                 weight_E = np.minimum(1 / p_E, max_weight)
-            return cls(*columns, np.round(np.add.reduceat(clicks_E * weight_E, first_J), 4), None)
+            weight_J = np.round(np.add.reduceat(clicks_E * weight_E, first_J), 4)
+            return cls(query_J, doc_J, clicks_J, shown_J, weight_J, None)
         looks_J = np.add.reduceat(shown_E * p_E, first_J)
         asked_J = _asked(query_E, rank_E, shown_E)[first_J]
         ratio_J = np.divide(asked_J, looks_J, out=np.full(len(first_J), np.inf), where=looks_J > 0)
-        return cls(*columns, np.round(clicks_J * np.minimum(ratio_J, max_weight), 4), looks_J)
+        weight_J = np.round(clicks_J * np.minimum(ratio_J, max_weight), 4)
+        return cls(query_J, doc_J, clicks_J, shown_J, weight_J, looks_J)
 
 
 def _asked(query_E: np.ndarray, rank_E: np.ndarray, shown_E: np.ndarray) -> np.ndarray:

@@ -75,8 +75,9 @@ def test_order_files_and_counts_do_not_matter(
     counts = {row: rows.count(row) for row in rows}
     added = dict(zip(names, zip(*counts, strict=True), strict=True))
     write_log(folder / "added/0.parquet", {**added, "count": list(counts.values())})
-    for rules in ({"eta": 0.7}, {}, {"weight": "clicks", "min_clicks": 2}, {"min_skips": 1, "eta": 1}):
-        found = []
+    tried: list[dict[str, Any]] = [{"eta": 0.7}, {}, {"weight": "clicks", "min_clicks": 2}, {"min_skips": 1, "eta": 1}]
+    for rules in tried:
+        found: list[Any] = []
         for name in ("plain", "cut", "added"):
             try:
                 _, made = found_in(folder / name, data, test_share=0.3, seed=seed, **rules)
@@ -195,7 +196,7 @@ def test_a_document_that_is_shown_now_and_then_counts_as_if_it_were_always(tmp_p
         "count": [8, 6, 1, 1],
     }
     log = write_log(tmp_path / "log.parquet", columns)
-    rules = {"test_share": 0, "eta": 1, "min_certainty": 0}
+    rules: dict[str, Any] = {"test_share": 0, "eta": 1, "min_certainty": 0}
     assert judged_in(log, data, **rules, max_weight=100) == {"train": {"q1 d1": 8, "q1 d2": 16}}
     assert judged_in(log, data, **rules, max_weight=10) == {"train": {"q1 d1": 8, "q1 d2": 10}}
 

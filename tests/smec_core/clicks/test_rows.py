@@ -12,7 +12,7 @@ from tests.smec_core.clicks.logs import found_in, judged_in, write_log, write_ve
 
 FORMS = ["log.parquet", "log.csv", "log.jsonl", "log.jsonl.gz"]
 GOOD = {"query_id": ["q1", "q2", "q1"], "doc_id": ["d1", "d2", "d1"]}
-ALL = {"test_share": 0}
+ALL: dict[str, Any] = {"test_share": 0}
 
 
 @pytest.fixture
