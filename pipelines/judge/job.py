@@ -92,7 +92,8 @@ def _progress() -> Callable[[int], None]:
 
 def _tell(settings: JudgeSettings, figures: dict[str, Any]) -> None:
     """Prints what came of a log, and what to do next."""
-    table = Table(title=f"{figures['rows']:,} rows, {figures['clicks']:,} clicks; split by {figures['split']['by']}")
+    say(f"{figures['rows']:,} rows, {figures['clicks']:,} clicks; split by {figures['split']['by']}")
+    table = Table()
     columns = ["clicks", "queries", "pairs", "not_relevant", "seen", "unseen", "recurring"]
     # what is the same everywhere leaves room on a terminal
     if not any(split["not_relevant"] for split in figures["splits"].values()):

@@ -166,7 +166,8 @@ def test_the_command_says_what_came_of_it(log: Path, tmp_path: Path) -> None:
         [sys.executable, "-m", "pipelines.cli", *words], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stderr
-    assert "480 rows, 480 clicks; split by time, test from 2026-01-15T00:00:00" in ended.stdout
+    assert "480 rows, 480 clicks; split by time, test from 2026-01-15T00:00:00" in ended.stderr
+    assert "recurring" in ended.stdout
     assert "rows left out: none" in ended.stderr
     assert "propensities: none, since the log has no ranks" in ended.stderr
     assert f"next: smec train --data {data} --dims" in ended.stderr
