@@ -67,6 +67,7 @@ COMMANDS = {
         ("data",),
     ),
     "ingest": _job("Embed text with judgements into a dataset.", "ingest", "source output", "encoder workers gpu"),
+    "judge": _job("Make judgements of a click log.", "judge", "clicks data", "test_from replace"),
     "train": _job(
         "Train a nested embedding and evaluate it.",
         "train",
@@ -115,7 +116,7 @@ COMMANDS = {
 
 
 GROUPS = {
-    "Data": ("sample", "check", "ingest"),
+    "Data": ("sample", "check", "ingest", "judge"),
     "Train and compare": ("train", "tune", "evaluate", "experiment", "report"),
     "Use": ("compress", "export", "serve"),
     "Keep up to date": ("retrain", "rollback", "verify"),

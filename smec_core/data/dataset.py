@@ -75,8 +75,7 @@ class Dataset:
             InputError: anything that breaks the data contract, with file, row and column.
         """
         filesystem, root = open_filesystem(uri.rstrip("/"))
-        if _is_draft(filesystem, root):
-            raise InputError(f"{public_uri(uri)}: is not finished; run `smec ingest` again, which goes on with it")
+        refuse_draft(uri)
         check_names(filesystem, root)
         # before anything is read
         stamp = dataset_stamp(uri)
@@ -334,6 +333,16 @@ def dataset_stamp(uri: str) -> str:
 def hash_share(name: str, what_for: bytes = b"") -> float:
     """A number from 0 to 1 by which ids are chosen, another one for each purpose."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8, person=what_for).digest()) / 2**64
+
+
+def refuse_draft(uri: str) -> None:
+    """Refuses a dataset that `smec ingest` still writes.
+
+    Raises:
+        InputError: it is one.
+    """
+    if _is_draft(*open_filesystem(uri.rstrip("/"))):
+        raise InputError(f"{public_uri(uri)}: is not finished; run `smec ingest` again, which goes on with it")
 
 
 def _is_draft(filesystem: pafs.FileSystem, root: str) -> bool:

@@ -31,6 +31,8 @@ TABLES = ("corpus", "queries")
 _ENDINGS = (".parquet", ".lance")
 SPLITS = ("train", "dev", "test")
 QRELS = "qrels"
+UNFINISHED = "_unfinished.json"
+"""Lies among judgements on an object store while they are replaced, one after another."""
 _ALIASES = {"validation": "dev"}
 _SPLIT = "|".join((*SPLITS, *_ALIASES))
 _QRELS_FILE = re.compile(rf"({_SPLIT})(-\d+(?:-of-\d+)?(?:-[0-9a-f]+)?)?(\.parquet|\.tsv)")
@@ -43,6 +45,7 @@ _NEARLY = re.compile(
 )
 _DATA_ENDINGS = {".parquet", ".parq", ".pq", ".tsv", ".csv", ".jsonl", ".ndjson", ".arrow", ".feather", ".ipc"}
 _DATA_ENDINGS |= {".orc", ".avro", ".lance", ".npy", ".npz", ".safetensors", ".gz", ".bz2", ".zst", ".xz", ".zip"}
+_LOG_ENDINGS = (".parquet", ".csv", ".jsonl")
 _PARQUET_MAGIC = (b"PAR1", b"PARE")
 
 
@@ -101,15 +104,23 @@ def find_texts(filesystem: pafs.FileSystem, root: str, kind: str) -> Table:
     return table
 
 
-def find_qrels(filesystem: pafs.FileSystem, root: str) -> dict[str, Table]:
+def find_qrels(filesystem: pafs.FileSystem, root: str, unfinished: bool = False) -> dict[str, Table]:
     """Judgements of every split that is there, in the order train, dev, test.
 
+    Args:
+        filesystem: where the dataset lies.
+        root: its folder.
+        unfinished: find also those that are being replaced.
+
     Raises:
-        InputError: a split in more than one form, or a file that fits no split.
+        InputError: a split in more than one form, a file that fits no split, or judgements that are being replaced.
     """
     folder = posixpath.join(root, QRELS)
     found: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
-    for info in _entries(filesystem, folder):
+    infos = _listed(filesystem, folder)
+    if not unfinished and any(info.base_name == UNFINISHED for info in infos):
+        raise InputError(f"{folder}: smec judge has not finished these judgements; run it again")
+    for info in _not_hidden(infos):
         name, is_folder = info.base_name, info.type == pafs.FileType.Directory
         match = (_QRELS_FOLDER if is_folder else _QRELS_FILE).fullmatch(name)
         if match is None:
@@ -130,6 +141,49 @@ def find_qrels(filesystem: pafs.FileSystem, root: str) -> dict[str, Table]:
         found[split].setdefault(form, []).extend(paths)
     tables = {split: _only(folder, forms, split) for split, forms in found.items()}
     return {split: table for split, table in tables.items() if table is not None}
+
+
+def find_log(filesystem: pafs.FileSystem, path: str) -> Table:
+    """The files of a log: of the folder `path`, or that file; all Parquet, all CSV or all lines of JSON.
+
+    Returns:
+        Its form is the ending: .parquet, .csv or .jsonl; of text files also those that end in .gz.
+
+    Raises:
+        InputError: nothing there, files of several kinds, or data that would not be read.
+    """
+    with _asking(path):
+        info = filesystem.get_file_info(path)
+    forms = ", ".join(_LOG_ENDINGS)
+    if info.type == pafs.FileType.File:
+        if not (ending := _log_ending(path)):
+            raise InputError(f"{path}: is no file of a log; its name has to end in one of {forms}")
+        return Table(ending, [path])
+    infos = _listed(filesystem, path)
+    subfolders = {one.base_name for one in infos if one.type == pafs.FileType.Directory}
+    with _asking(path):
+        if (in_force := files_in_force(filesystem, path, subfolders)) is not None:
+            return Table(".parquet", in_force)
+    found: dict[str, list[str]] = {}
+    for one in _not_hidden(infos):
+        if one.type == pafs.FileType.File and (ending := _log_ending(one.base_name)):
+            found.setdefault(ending, []).append(one.path)
+        else:
+            _refuse_data(filesystem, one, f"would not be read; files of a log end in one of {forms}")
+    if not found:
+        raise InputError(f"{path}: no file of a log there; expected a file, or a folder of files, that end in {forms}")
+    if len(found) > 1:
+        one, other = (found[ending][0] for ending in sorted(found)[:2])
+        raise InputError(f"{path}: holds {one} and {other}; leave files of one kind there")
+    [(ending, paths)] = found.items()
+    return Table(ending, sorted(paths))
+
+
+def _log_ending(name: str) -> str | None:
+    """The ending of a log's file, without .gz; None where it is none."""
+    stem = name.removesuffix(".gz")
+    ending = next((ending for ending in _LOG_ENDINGS if stem.endswith(ending)), None)
+    return None if ending == ".parquet" and stem != name else ending
 
 
 def check_names(filesystem: pafs.FileSystem, root: str) -> None:
