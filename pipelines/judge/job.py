@@ -13,11 +13,11 @@ from pipelines.judge.settings import JudgeSettings
 from smec_core.clicks.judge import figures_of, judge, table_of
 from smec_core.clicks.log import ClickLog
 from smec_core.clicks.reading import read_log
-from smec_core.data.dataset import MIN_TRAIN_QUERIES, refuse_draft
+from smec_core.data.dataset import MIN_TRAIN_QUERIES
 from smec_core.data.parquet import EmbeddingTable
-from smec_core.data.parquet_files import stamp_of, states_of
 from smec_core.data.seen import LEAST_QUERIES
-from smec_core.data.tables import TABLES, check_names
+from smec_core.data.table_files import stamp_of, states_of
+from smec_core.data.tables import TABLES, check_names, refuse_draft
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.errors import SmecError
 

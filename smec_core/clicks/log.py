@@ -11,12 +11,15 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
+import pyarrow.fs as pafs
 from pydantic import Field
 
 from smec_core.config import Settings
 from smec_core.data.columns import ColumnNames, Wanted, judge_schema
-from smec_core.data.parquet_files import open_parquet, read_batches
-from smec_core.data.tables import find_log
+from smec_core.data.folders import asking, listed, not_hidden
+from smec_core.data.table_files import open_rows
+from smec_core.data.table_formats import files_in_force
+from smec_core.data.tables import Table, refuse_data
 from smec_core.data.uri import open_filesystem
 from smec_core.errors import InputError, SmecError, one_line
 
@@ -24,6 +27,7 @@ BATCH_ROWS = 1 << 18
 BLOCK_BYTES = 1 << 24
 IDS = ("query_id", "doc_id")
 OPTIONAL = ("count", "timestamp", "rank", "clicked")
+_LOG_ENDINGS = (".parquet", ".csv", ".jsonl")
 
 
 class ClickColumns(Settings):
@@ -122,8 +126,8 @@ class ClickLog:
     def _schema(self, path: str) -> pa.Schema:
         with _reading(path):
             if self.form == ".parquet":
-                with open_parquet(self.filesystem, path) as parquet:
-                    return parquet.schema_arrow
+                with open_rows(self.filesystem, path) as opened:
+                    return opened.schema
             if self.form == ".csv":
                 with self.filesystem.open_input_stream(path) as stream:
                     names = pacsv.open_csv(stream, pacsv.ReadOptions(use_threads=False)).schema.names
@@ -146,12 +150,9 @@ class ClickLog:
         return [name for name in OPTIONAL if getattr(self.names, name) in schema.names]
 
     def _read_parquet(self, path: str, stored: dict[str, str]) -> Iterator[RawRows]:
-        columns, row = list(stored.values()), 0
-        with open_parquet(self.filesystem, path) as parquet:
-            groups = list(range(parquet.metadata.num_row_groups))
-            for batch in read_batches(parquet, path, BATCH_ROWS, columns, columns[0], groups):
+        with open_rows(self.filesystem, path) as opened:
+            for row, batch in opened.batches(list(stored.values()), BATCH_ROWS):
                 yield RawRows(path, "row", row, False, {name: batch[column] for name, column in stored.items()})
-                row += len(batch)
 
     def _read_csv(self, path: str, stored: dict[str, str]) -> Iterator[RawRows]:
         columns, row = list(stored.values()), 0
@@ -181,6 +182,49 @@ class ClickLog:
                         f"{path}: line {number}: has {odd}, which line 1 has not; give all lines the same keys"
                     )
             yield _as_text(path, first, held, stored, kinds)
+
+
+def find_log(filesystem: pafs.FileSystem, path: str) -> Table:
+    """The files of a log: of the folder `path`, or that file; all Parquet, all CSV or all lines of JSON.
+
+    Returns:
+        Its form is the ending: .parquet, .csv or .jsonl; of text files also those that end in .gz.
+
+    Raises:
+        InputError: nothing there, files of several kinds, or data that would not be read.
+    """
+    with asking(path):
+        info = filesystem.get_file_info(path)
+    forms = ", ".join(_LOG_ENDINGS)
+    if info.type == pafs.FileType.File:
+        if not (ending := _log_ending(path)):
+            raise InputError(f"{path}: is no file of a log; its name has to end in one of {forms}")
+        return Table(ending, [path])
+    infos = listed(filesystem, path)
+    subfolders = {one.base_name for one in infos if one.type == pafs.FileType.Directory}
+    with asking(path):
+        if (in_force := files_in_force(filesystem, path, subfolders)) is not None:
+            return Table(".parquet", in_force)
+    found: dict[str, list[str]] = {}
+    for one in not_hidden(infos):
+        if one.type == pafs.FileType.File and (ending := _log_ending(one.base_name)):
+            found.setdefault(ending, []).append(one.path)
+        else:
+            refuse_data(filesystem, one, f"would not be read; files of a log end in one of {forms}")
+    if not found:
+        raise InputError(f"{path}: no file of a log there; expected a file, or a folder of files, that end in {forms}")
+    if len(found) > 1:
+        one, other = (found[ending][0] for ending in sorted(found)[:2])
+        raise InputError(f"{path}: holds {one} and {other}; leave files of one kind there")
+    [(ending, paths)] = found.items()
+    return Table(ending, sorted(paths))
+
+
+def _log_ending(name: str) -> str | None:
+    """The ending of a log's file, without .gz; None where it is none."""
+    stem = name.removesuffix(".gz")
+    ending = next((ending for ending in _LOG_ENDINGS if stem.endswith(ending)), None)
+    return None if ending == ".parquet" and stem != name else ending
 
 
 @contextmanager

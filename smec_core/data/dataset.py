@@ -11,7 +11,6 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 
 from smec_core.config import TrainConfig
 from smec_core.data.columns import DEFAULT_NAMES, ColumnNames
@@ -23,7 +22,7 @@ from smec_core.data.parquet import EmbeddingTable
 from smec_core.data.qrels import QrelsFile, distinct, judgements_of, read_qrels
 from smec_core.data.seen import SeenDocuments
 from smec_core.data.table_files import stamp_of, states_of, stored_files
-from smec_core.data.tables import TABLES, Table, check_names, find_manifest, find_qrels, find_table
+from smec_core.data.tables import TABLES, Table, check_names, find_qrels, find_table, refuse_draft
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.errors import InputError, SmecError
 
@@ -333,24 +332,3 @@ def dataset_stamp(uri: str) -> str:
 def hash_share(name: str, what_for: bytes = b"") -> float:
     """A number from 0 to 1 by which ids are chosen, another one for each purpose."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8, person=what_for).digest()) / 2**64
-
-
-def refuse_draft(uri: str) -> None:
-    """Refuses a dataset that `smec ingest` still writes.
-
-    Raises:
-        InputError: it is one.
-    """
-    if _is_draft(*open_filesystem(uri.rstrip("/"))):
-        raise InputError(f"{public_uri(uri)}: is not finished; run `smec ingest` again, which goes on with it")
-
-
-def _is_draft(filesystem: pafs.FileSystem, root: str) -> bool:
-    """Whether `smec ingest` still writes a dataset: on an object store it does so in place, beside its plan."""
-    if find_manifest(filesystem, root) is not None:
-        return False
-    try:
-        return bool(filesystem.get_file_info(f"{root}.partial/plan.json").is_file)
-    except OSError:
-        # a role that may not read beside this dataset cannot have begun one here
-        return False

@@ -13,19 +13,19 @@ ignored, as in Spark and Hive.
 """
 
 import difflib
-import os
 import posixpath
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from smec_core.data.folders import asking, entries, files_below, listed, not_hidden
 from smec_core.data.lance_files import is_fragment
 from smec_core.data.table_formats import files_in_force, partition_values
-from smec_core.errors import InputError, SmecError, StoreError, one_line
+from smec_core.data.uri import open_filesystem, public_uri
+from smec_core.errors import InputError, StoreError
 
 TABLES = ("corpus", "queries")
 _ENDINGS = (".parquet", ".lance")
@@ -45,7 +45,6 @@ _NEARLY = re.compile(
 )
 _DATA_ENDINGS = {".parquet", ".parq", ".pq", ".tsv", ".csv", ".jsonl", ".ndjson", ".arrow", ".feather", ".ipc"}
 _DATA_ENDINGS |= {".orc", ".avro", ".lance", ".npy", ".npz", ".safetensors", ".gz", ".bz2", ".zst", ".xz", ".zip"}
-_LOG_ENDINGS = (".parquet", ".csv", ".jsonl")
 _PARQUET_MAGIC = (b"PAR1", b"PARE")
 
 
@@ -95,7 +94,7 @@ def find_texts(filesystem: pafs.FileSystem, root: str, kind: str) -> Table:
     found |= _parquet_forms(filesystem, posixpath.join(root, kind))
     shards = re.compile(rf"{kind}-.+\.parquet")
     # the other table lies there, too
-    in_data = _entries(filesystem, posixpath.join(root, "data"))
+    in_data = entries(filesystem, posixpath.join(root, "data"))
     found[f"data/{kind}-*.parquet"] = [info.path for info in in_data if shards.fullmatch(info.base_name)]
     table = _only(root, found, kind)
     if table is None:
@@ -117,15 +116,15 @@ def find_qrels(filesystem: pafs.FileSystem, root: str, unfinished: bool = False)
     """
     folder = posixpath.join(root, QRELS)
     found: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
-    infos = _listed(filesystem, folder)
+    infos = listed(filesystem, folder)
     if not unfinished and any(info.base_name == UNFINISHED for info in infos):
         raise InputError(f"{folder}: smec judge has not finished these judgements; run it again")
-    for info in _not_hidden(infos):
+    for info in not_hidden(infos):
         name, is_folder = info.base_name, info.type == pafs.FileType.Directory
         match = (_QRELS_FOLDER if is_folder else _QRELS_FILE).fullmatch(name)
         if match is None:
             if is_folder:
-                _refuse_data(filesystem, info, "")
+                refuse_data(filesystem, info, "")
             elif not _NOTE.fullmatch(name):
                 raise InputError(f"{info.path}: fits no split; {_meant(name)}")
             continue
@@ -143,49 +142,6 @@ def find_qrels(filesystem: pafs.FileSystem, root: str, unfinished: bool = False)
     return {split: table for split, table in tables.items() if table is not None}
 
 
-def find_log(filesystem: pafs.FileSystem, path: str) -> Table:
-    """The files of a log: of the folder `path`, or that file; all Parquet, all CSV or all lines of JSON.
-
-    Returns:
-        Its form is the ending: .parquet, .csv or .jsonl; of text files also those that end in .gz.
-
-    Raises:
-        InputError: nothing there, files of several kinds, or data that would not be read.
-    """
-    with _asking(path):
-        info = filesystem.get_file_info(path)
-    forms = ", ".join(_LOG_ENDINGS)
-    if info.type == pafs.FileType.File:
-        if not (ending := _log_ending(path)):
-            raise InputError(f"{path}: is no file of a log; its name has to end in one of {forms}")
-        return Table(ending, [path])
-    infos = _listed(filesystem, path)
-    subfolders = {one.base_name for one in infos if one.type == pafs.FileType.Directory}
-    with _asking(path):
-        if (in_force := files_in_force(filesystem, path, subfolders)) is not None:
-            return Table(".parquet", in_force)
-    found: dict[str, list[str]] = {}
-    for one in _not_hidden(infos):
-        if one.type == pafs.FileType.File and (ending := _log_ending(one.base_name)):
-            found.setdefault(ending, []).append(one.path)
-        else:
-            _refuse_data(filesystem, one, f"would not be read; files of a log end in one of {forms}")
-    if not found:
-        raise InputError(f"{path}: no file of a log there; expected a file, or a folder of files, that end in {forms}")
-    if len(found) > 1:
-        one, other = (found[ending][0] for ending in sorted(found)[:2])
-        raise InputError(f"{path}: holds {one} and {other}; leave files of one kind there")
-    [(ending, paths)] = found.items()
-    return Table(ending, sorted(paths))
-
-
-def _log_ending(name: str) -> str | None:
-    """The ending of a log's file, without .gz; None where it is none."""
-    stem = name.removesuffix(".gz")
-    ending = next((ending for ending in _LOG_ENDINGS if stem.endswith(ending)), None)
-    return None if ending == ".parquet" and stem != name else ending
-
-
 def check_names(filesystem: pafs.FileSystem, root: str) -> None:
     """Refuses what lies in a dataset's folder under nearly the name of a table.
 
@@ -194,7 +150,7 @@ def check_names(filesystem: pafs.FileSystem, root: str) -> None:
     """
     # lines of JSON are text, which may lie beside its vectors
     known = {QRELS, *(f"{name}{ending}" for name in TABLES for ending in ("", *_ENDINGS, ".jsonl"))}
-    for info in _entries(filesystem, root):
+    for info in entries(filesystem, root):
         match = _NEARLY.fullmatch(info.base_name)
         if match and info.base_name not in known:
             name = match[1].lower()
@@ -250,27 +206,27 @@ def _files_in(filesystem: pafs.FileSystem, folder: str) -> list[str]:
         InputError: data that would not be read: in a subfolder, or under another name; or a table that cannot be.
     """
     paths = []
-    infos = _listed(filesystem, folder)
+    infos = listed(filesystem, folder)
     subfolders = {info.base_name for info in infos if info.type == pafs.FileType.Directory}
-    with _asking(folder):
+    with asking(folder):
         if (in_force := files_in_force(filesystem, folder, subfolders)) is not None:
             return in_force
-    for info in _not_hidden(infos):
+    for info in not_hidden(infos):
         if info.type == pafs.FileType.File and info.base_name.endswith(".parquet"):
             paths.append(info.path)
         else:
-            _refuse_data(filesystem, info, "would not be read; give it a name that ends in .parquet, or move it away")
+            refuse_data(filesystem, info, "would not be read; give it a name that ends in .parquet, or move it away")
     return paths
 
 
-def _refuse_data(filesystem: pafs.FileSystem, info: pafs.FileInfo, why: str) -> None:
+def refuse_data(filesystem: pafs.FileSystem, info: pafs.FileInfo, why: str) -> None:
     """Refuses what could be data that was meant to be read; notes, logs and the like may stay.
 
     Raises:
         InputError: it could be.
     """
     if info.type == pafs.FileType.Directory:
-        for one in _files_below(filesystem, info.path):
+        for one in files_below(filesystem, info.path):
             if _is_data(filesystem, one):
                 raise InputError(
                     f"{one.path}: lies in a subfolder, and subfolders are not read; move it up, or begin the "
@@ -280,63 +236,14 @@ def _refuse_data(filesystem: pafs.FileSystem, info: pafs.FileInfo, why: str) -> 
         raise InputError(f"{info.path}: {why}")
 
 
-def _files_below(filesystem: pafs.FileSystem, folder: str) -> Iterator[pafs.FileInfo]:
-    """Files of a folder, and then those of its subfolders."""
-    infos = _entries(filesystem, folder)
-    yield from (info for info in infos if info.type == pafs.FileType.File)
-    for info in infos:
-        if info.type == pafs.FileType.Directory:
-            yield from _files_below(filesystem, info.path)
-
-
 def _is_data(filesystem: pafs.FileSystem, info: pafs.FileInfo) -> bool:
     if posixpath.splitext(info.base_name)[1].lower() in _DATA_ENDINGS:
         return True
     if info.size < len(_PARQUET_MAGIC[0]):
         return False
-    with _asking(info.path), filesystem.open_input_file(info.path) as content:
+    with asking(info.path), filesystem.open_input_file(info.path) as content:
         return content.read(len(_PARQUET_MAGIC[0])) in _PARQUET_MAGIC
     return False
-
-
-@contextmanager
-def _asking(path: str) -> Iterator[None]:
-    """Turns what a local file system raises into an InputError, as object stores do by themselves."""
-    try:
-        yield
-    except SmecError:
-        raise
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({one_line(error)})") from error
-
-
-def _entries(filesystem: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:
-    """What lies in a folder, sorted, but for hidden names; nothing where there is no such folder.
-
-    Raises:
-        InputError: the folder cannot be listed, or has a broken link.
-    """
-    return _not_hidden(_listed(filesystem, folder))
-
-
-def _not_hidden(infos: list[pafs.FileInfo]) -> list[pafs.FileInfo]:
-    return [info for info in infos if not _is_hidden(info.base_name)]
-
-
-def _listed(filesystem: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:
-    """What lies in a folder, sorted, also under hidden names; nothing where there is no such folder.
-
-    Raises:
-        InputError: the folder cannot be listed, or has a broken link.
-    """
-    with _asking(folder):
-        infos = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
-        if isinstance(filesystem, pafs.LocalFileSystem) and os.path.isdir(folder):
-            # pyarrow skips broken links
-            for path in sorted(posixpath.join(folder, name) for name in os.listdir(folder) if not _is_hidden(name)):
-                if os.path.islink(path) and not os.path.exists(path):
-                    raise InputError(f"{path}: is a broken link; fix or remove it")
-    return sorted(infos, key=lambda info: str(info.path))
 
 
 def _meant(name: str) -> str:
@@ -345,11 +252,6 @@ def _meant(name: str) -> str:
     if near:
         return f"did you mean {near[0]}.parquet?"
     return "name it train, dev (or validation) or test, with .parquet or .tsv"
-
-
-def _is_hidden(name: str) -> bool:
-    # the last is on every ext4 volume
-    return name.startswith((".", "_")) or name == "lost+found"
 
 
 MANIFEST = "_manifest.json"
@@ -362,3 +264,24 @@ def find_manifest(filesystem: pafs.FileSystem, folder: str) -> str | None:
     """Path of the manifest in a folder, by its name or its earlier one; None where there is none."""
     infos = filesystem.get_file_info([f"{folder}/{name}" for name in (MANIFEST, EARLIER_MANIFEST)])
     return next((info.path for info in infos if info.type == pafs.FileType.File), None)
+
+
+def refuse_draft(uri: str) -> None:
+    """Refuses a dataset that `smec ingest` still writes.
+
+    Raises:
+        InputError: it is one.
+    """
+    if _is_draft(*open_filesystem(uri.rstrip("/"))):
+        raise InputError(f"{public_uri(uri)}: is not finished; run `smec ingest` again, which goes on with it")
+
+
+def _is_draft(filesystem: pafs.FileSystem, root: str) -> bool:
+    """Whether `smec ingest` still writes a dataset: on an object store it does so in place, beside its plan."""
+    if find_manifest(filesystem, root) is not None:
+        return False
+    try:
+        return bool(filesystem.get_file_info(f"{root}.partial/plan.json").is_file)
+    except OSError:
+        # a role that may not read beside this dataset cannot have begun one here
+        return False
