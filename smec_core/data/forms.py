@@ -98,7 +98,7 @@ def table_of(what: str, given: Vectors, names: ColumnNames = DEFAULT_NAMES) -> p
     Raises:
         InputError: another form.
     """
-    if isinstance(given, Mapping) and set(given) == {names.id, names.embedding}:
+    if isinstance(given, Mapping) and {names.id, names.embedding} <= set(given):
         ids = _arrow(what, given[names.id])
         return _joined(what, ids, _vectors(what, given[names.embedding]), names)
     table = _table(what, given)

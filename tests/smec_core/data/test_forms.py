@@ -37,7 +37,7 @@ FORMS: dict[str, Form] = {
     "torch with a gradient": (lambda x: torch.tensor(x, requires_grad=True), {"train": iter(HAS.qrels)}),
     "lists": (lambda x: x.tolist(), NESTED),
     "sets": (lambda x: list(x), {"train": {query: {doc} for query, doc in HAS.qrels}}),
-    "ids and an array": (lambda x: {"id": np.arange(len(x)), "embedding": x}, TABLE),
+    "ids and an array": (lambda x: {"id": np.arange(len(x)), "embedding": x, "title": ["t"] * len(x)}, TABLE),
     "pandas": (lambda x: pd.DataFrame(columns(x)), pd.DataFrame(TABLE, index=np.arange(len(HAS.qrels))[::-1])),
     "polars": (lambda x: pl.DataFrame({"id": np.arange(len(x)), "embedding": x}), {"train": pl.DataFrame(BEIR)}),
     "arrow": (lambda x: pa.table(columns(x)), {"train": pa.table(BEIR)}),
