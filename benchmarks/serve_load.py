@@ -119,7 +119,7 @@ class Service:
 
     def kill_replica(self) -> None:
         """Kills one as the kernel does where memory runs out."""
-        replica = next(one for one in self.processes() if one.name().startswith("ray::ServeRepl"))
+        replica = next(one for one in self.processes() if "".join(one.cmdline()[:1]).startswith("ray::ServeReplica"))
         os.kill(replica.pid, signal.SIGKILL)
 
 

@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,12 @@ class Queue:
 
 
 class Refusal(Exception):
-    """A request that the gate answers itself."""
+    """A request that the gate answers itself.
+
+    Attributes:
+        status: of HTTP.
+        reason: as the metric counts it.
+    """
 
     def __init__(self, status: int, detail: str, reason: str) -> None:
         super().__init__(detail)
@@ -133,12 +139,25 @@ class Gate:
             return
         until = time.monotonic() + self.limits.deadline
         body = bytearray()
+        is_read = False
+
+        async def receive_part() -> Message:
+            nonlocal is_read
+            message = await receive()
+            is_read = not message.get("more_body", False)
+            return message
+
         try:
-            messages = await self._answer(scope, body, receive, until)
+            messages = await self._answer(scope, body, receive_part, until)
         except Refusal as refusal:
             self._forget(body)
             self.count(refusal.reason)
-            await self._refuse(refusal, receive, send, until)
+            is_last = self.is_closing or refusal.status in (408, 413)
+            for message in answer(refusal.status, str(refusal), is_last, more=True):
+                await send(message)
+            if not is_read and refusal.status != 408:
+                await self._skip(receive, until)
+            await send({"type": "http.response.body", "body": b""})
             return
         finally:
             self._forget(body)
@@ -195,52 +214,49 @@ class Gate:
 
     async def _read(self, scope: Message, body: bytearray, receive: Receive) -> None:
         if _length(scope) > self.body_bytes:
-            raise Refusal(413, f"body: is larger than {self.body_bytes} bytes; send fewer rows at a time", "size")
+            raise self._too_large()
         more = True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise Refusal(408, "body: has ended early", "gone")
+            more = message.get("more_body", False)
             before = max(0, len(body) - FREE_BYTES)
             body += message.get("body", b"")
             self._large_bytes += max(0, len(body) - FREE_BYTES) - before
-            if len(body) > self.body_bytes:
-                raise Refusal(413, f"body: is larger than {self.body_bytes} bytes; send fewer rows at a time", "size")
-            if self.is_draining:
-                raise Refusal(503, ENDING, "drain")
-            if self._large_bytes > max(LARGE_BYTES, 4 * self.body_bytes):
-                raise Refusal(503, "too many large bodies are under way; try again", "overload")
-            more = message.get("more_body", False)
+            self._check_body(body)
+
+    def _check_body(self, body: bytearray) -> None:
+        if len(body) > self.body_bytes:
+            raise self._too_large()
+        if self._large_bytes > max(LARGE_BYTES, 4 * self.body_bytes):
+            raise Refusal(503, "too many large bodies are under way; try again", "overload")
+        if self.is_draining:
+            raise Refusal(503, ENDING, "drain")
+
+    def _too_large(self) -> Refusal:
+        return Refusal(413, f"body: is larger than {self.body_bytes} bytes; send fewer rows at a time", "size")
 
     def _forget(self, body: bytearray) -> None:
         self._large_bytes -= max(0, len(body) - FREE_BYTES)
         body.clear()
 
-    async def _refuse(self, refusal: Refusal, receive: Receive, send: Send, until: float) -> None:
-        """Answers at once, then takes what the client is still sending: many read no answer before they have sent all.
+    async def _skip(self, receive: Receive, until: float) -> None:
+        """Takes what the client of a refused request is still sending: many read no answer before they have sent all.
 
-        A client that does not come to its end by the deadline, or sends very much more, is cut off.
+        Raises:
+            ConnectionAbortedError: it does not come to the end by the deadline, or sends very much more; this ends the
+                connection, as it is too late to say so in a header.
         """
-        is_last = self.is_closing or refusal.status in (408, 413)
-        for message in answer(refusal.status, str(refusal), is_last, more=True):
-            await send(message)
-        if refusal.status != 408:
-            left = max(self.body_bytes, SKIPPED_BYTES)
-            try:
-                async with asyncio.timeout(max(0, until - time.monotonic())):
-                    while left > 0:
-                        message = await receive()
-                        if message["type"] == "http.disconnect":
-                            break
-                        left -= len(message.get("body", b""))
-                        if not message.get("more_body", False):
-                            break
-            except TimeoutError:
-                left = 0
-            if left <= 0 and not is_last:
-                # ends the connection: to say so by a header is too late
-                raise ConnectionAbortedError("the client did not come to the end of its body")
-        await send({"type": "http.response.body", "body": b""})
+        left = max(self.body_bytes, SKIPPED_BYTES)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(until - time.monotonic()):
+                while left > 0:
+                    message = await receive()
+                    left -= len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
+        raise ConnectionAbortedError("the client did not come to the end of its body")
 
     def count(self, reason: str, requests: int = 1) -> None:
         """Adds to the metric of what was refused here."""

@@ -30,7 +30,7 @@ class LimitSettings(Settings):
     deadline: float = Field(10, gt=0)
     """Seconds from a request's head to its answer. A body that has not come by then gets status 408, and what still
     waits for a replica 503. A client that takes as long again to read its answer is cut off."""
-    max_wait: float = Field(0.2, gt=0)
+    max_wait: float = Field(0.15, gt=0)
     """Seconds that requests may wait for replicas, as judged by how fast the last ones were answered: what would wait
     longer gets status 503 at once, but a few requests at a time are always taken."""
     max_connections: int = Field(2000, ge=1)
