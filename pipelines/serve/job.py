@@ -91,6 +91,7 @@ def run(settings: ServeSettings) -> dict[str, Any]:
         SmecError: Ray Serve is not installed, or the application did not start or has ended.
     """
     application = app(settings)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
         connect(settings.replicas * settings.threads)
         http = _listen(settings)
@@ -169,7 +170,6 @@ def _deploy(application: "Application", settings: ServeSettings) -> None:
     from ray.serve.exceptions import RayServeException
     from ray.serve.schema import ApplicationStatus
 
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     replaced = settings.name in serve.status().applications
     try:
         target = serve.RunTarget(application, settings.name, settings.route)
