@@ -1,6 +1,6 @@
 """Clients of the query service, cheap enough to share a machine with it: one thread, no HTTP library.
 
-    python -m benchmarks.serve_client PORT CONNECTIONS SECONDS|REQUESTS BODY_FILE [--slow N] [--until-closed]
+    python -m benchmarks.serve_client PORT BODY_FILE [--connections N] [--slow N] [--until-closed]
 
 prints what `Tally` holds as JSON. Each connection sends its next request as soon as it has the answer to the last one,
 also where that was 503: no client is less patient.
@@ -23,13 +23,20 @@ class Tally:
         cut: requests that had begun and got no whole answer.
     """
 
-    def __init__(self, path: str = "/encode", body: bytes = b"") -> None:
+    def __init__(self, path: str = "/encode", body: bytes = b"", pause: float = 0) -> None:
+        """Of one kind of request.
+
+        Args:
+            path: asked for; by POST where there is a body.
+            body: of each request.
+            pause: seconds between an answer and the next request.
+        """
         method = "POST" if body else "GET"
         head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
         self.message = head.encode() + body
         self.seconds: dict[int, list[float]] = {}
         self.cut: Counter[str] = Counter()
-        self.open = 0
+        self.pause = pause
         self.refused = 0
         self.left: int | None = None
         self.is_over = False
@@ -81,6 +88,8 @@ class Client(asyncio.Protocol):
         self.buffer, self.sent = b"", 0.0
         if b"\r\nconnection: close" in low:
             self.transport.close()
+        elif self.tally.pause:
+            asyncio.get_running_loop().call_later(self.tally.pause, self._send)
         else:
             self._send()
 
@@ -92,6 +101,8 @@ class Client(asyncio.Protocol):
             self.ended.set_result(None)
 
     def _send(self) -> None:
+        if self.transport.is_closing():
+            return
         if self.tally.may_send():
             self.sent = time.perf_counter()
             self.transport.write(self.tally.message)
@@ -145,7 +156,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     tally = Tally(body=body)
     tally.left = arguments.requests
     slow = asyncio.create_task(hold_slow(arguments.port, arguments.slow, body)) if arguments.slow else None
-    health = Tally("/healthz")
+    health = Tally("/healthz", pause=0.02)
     asking = asyncio.create_task(load(arguments.port, health, 1, arguments.seconds)) if arguments.health else None
     started = time.perf_counter()
     await load(arguments.port, tally, arguments.connections, arguments.seconds, arguments.until_closed)
