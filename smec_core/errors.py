@@ -9,6 +9,8 @@ class SmecError(Exception):
 
     exit_code = 1
     """Of a command that ends by it."""
+    figures: Mapping[str, Any] | None = None
+    """What the command has to say all the same, for --json."""
 
 
 class InputError(SmecError):
@@ -63,6 +65,7 @@ class GateError(SmecError):
     """A new model was refused, and the one before it stays in force."""
 
     exit_code = 3
+    figures: Mapping[str, Any]
 
     def __init__(self, message: str, figures: Mapping[str, Any]) -> None:
         super().__init__(message)

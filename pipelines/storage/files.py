@@ -25,7 +25,7 @@ import pyarrow.fs as pafs
 from pipelines.storage import objects
 from smec_core.checksums import READ_BYTES
 from smec_core.data.uri import open_filesystem
-from smec_core.errors import DamagedError, one_line
+from smec_core.errors import DamagedError, SmecError, one_line
 
 SUM = "sha256"
 """Key of a record's checksum, over all of its other keys."""
@@ -42,6 +42,9 @@ def read_bytes(filesystem: pafs.FileSystem, path: str) -> bytes | None:
     """A small file's content; None where there is no such file.
 
     It is whole also while others replace the file, if none of its contents comes back within the time of a read.
+
+    Raises:
+        DamagedError: there is something of that name that cannot be read: no rights, no file, a bad disk.
     """
     try:
         while True:
@@ -54,6 +57,16 @@ def read_bytes(filesystem: pafs.FileSystem, path: str) -> bytes | None:
                     return bytes(content)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        if isinstance(error, SmecError):
+            # an object store, which may answer the next time
+            raise
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: str, error: OSError) -> DamagedError:
+    """What is said of a local file that is there and cannot be read."""
+    return DamagedError(path, f"cannot be read ({one_line(error)})", "mend its rights or its disk, or restore it")
 
 
 def checksum_of(content: dict[str, Any]) -> str:
