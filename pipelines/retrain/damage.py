@@ -63,6 +63,12 @@ class Findings(NamedTuple):
     cycles: Sequence[dict[str, Any]]
     damages: Sequence[Damage]
 
+    def kept(self, keep: int) -> Sequence[Release]:
+        """The releases that are to be whole: where a job was killed while it removed others, these may be half gone."""
+        if self.releases is None:
+            return ()
+        return (self.releases if self.is_settled else self.releases.kept(keep)).releases
+
     @property
     def is_settled(self) -> bool:
         """Whether the last decision is in effect; else a job works on it, or was killed and the next one goes on."""
@@ -110,19 +116,20 @@ def inspect(settings: RetrainSettings, ledger: Ledger, registry: Registry, deep:
     cycles = _cycles(ledger, damages)
     with _noting(damages, TRAINING):
         ledger.training()
+    found = Findings(releases, cycles, damages)
+    kept = found.kept(settings.publish.keep)
     if not any(not damage.is_mended for damage in damages) and releases is not None:
-        damages += _records(ledger, releases, cycles)
+        damages += _records(ledger, releases, kept, cycles)
     with _noting(damages):
         holder_of(ledger.folder)
     damages += _strange_files(ledger)
     if releases is not None:
-        for release in releases.releases:
+        for release in kept:
             damages += _model(ledger, registry, release, deep)
-        damages += _published(settings, releases, deep)
-        found = Findings(releases, cycles, ())
+        damages += _published(settings, kept, deep)
         if found.is_settled and not any(damage.path.endswith(RELEASES) for damage in damages):
             damages += _pointers(settings, ledger, registry, releases)
-    return Findings(releases, cycles, damages)
+    return found
 
 
 @contextmanager
@@ -159,7 +166,9 @@ def _cycles(ledger: Ledger, damages: list[Damage]) -> list[dict[str, Any]]:
     return [one for one in read_all if isinstance(one, dict)]
 
 
-def _records(ledger: Ledger, releases: Releases, cycles: Sequence[dict[str, Any]]) -> Iterator[Damage]:
+def _records(
+    ledger: Ledger, releases: Releases, kept: Sequence[Release], cycles: Sequence[dict[str, Any]]
+) -> Iterator[Damage]:
     """What does not fit together of records that are each whole."""
     public, last = public_uri(ledger.folder.uri), len(cycles)
     if releases.decided > last:
@@ -173,7 +182,7 @@ def _records(ledger: Ledger, releases: Releases, cycles: Sequence[dict[str, Any]
         yield Damage(f"{public}/{RELEASES}", "is missing", cure, True)
     elif releases.decided and releases.decided < last - 1:
         yield Damage(f"{public}/{RELEASES}", f"is older than cycle {last - 1}, which it does not know", RESTORE)
-    for release in releases.releases:
+    for release in kept:
         made = cycles[release.cycle - 1] if release.cycle <= last else None
         if made is None:
             yield Damage(f"{public}/{CYCLES}/{release.cycle:04d}.json", "is missing", RESTORE)
@@ -226,9 +235,9 @@ def _model(ledger: Ledger, registry: Registry, release: Release, deep: bool) -> 
         yield Damage(name, lacks, LOGGED_AGAIN, True)
 
 
-def _published(settings: RetrainSettings, releases: Releases, deep: bool) -> Iterator[Damage]:
+def _published(settings: RetrainSettings, kept: Sequence[Release], deep: bool) -> Iterator[Damage]:
     """What is wrong with the vectors of the releases that are in the published folder of the settings."""
-    here = [release for release in releases.releases if release.output == settings.publish.place]
+    here = [release for release in kept if release.output == settings.publish.place]
     for version, checksum in {release.version: release.manifest for release in here}.items():
         seen = {problem.path: problem for problem in version_problems(settings.publish.output, version, checksum)}
         yield from (_of(problem, AGAIN) for problem in seen.values())

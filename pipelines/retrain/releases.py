@@ -4,7 +4,7 @@ import os
 import posixpath
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -114,7 +114,7 @@ class ReleaseManager:
             releases = self._enforce(releases, compress) if found.is_settled else releases
         except DamagedError as error:
             failed.append(error)
-        failed += self._mend_kept(releases, compress)[1]
+        failed += self._mend_kept(found.kept(self.settings.publish.keep), compress)
         found.refuse(place, (Damage(one.path, one.problem, one.cure) for one in failed))
         self._forget_training(found)
         if found.is_settled:
@@ -220,14 +220,14 @@ class ReleaseManager:
         made = now._replace(version=version, manifest=checksum_of_version(output, version))
         return self._renamed(releases, made)
 
-    def _mend_kept(self, releases: Releases, compress: Compress) -> tuple[Releases, list[DamagedError]]:
+    def _mend_kept(self, kept: Sequence[Release], compress: Compress) -> list[DamagedError]:
         """Mends the releases that are kept for a rollback; gives those of them that are no use any more up.
 
         Returns:
-            The releases, and what could not be mended.
+            What could not be mended.
         """
-        failed = []
-        for release in releases.releases:
+        failed, releases = [], self.ledger.releases()
+        for release in kept:
             if release.cycle == releases.in_force:
                 continue
             before = release.version
@@ -250,7 +250,7 @@ class ReleaseManager:
                 releases = self._without(releases, made)
             if made.version != before and in_force(self.settings.publish.output).name != before:
                 remove_version(self.settings.publish.output, before)
-        return releases, failed
+        return failed
 
     def _without(self, releases: Releases, release: Release) -> Releases:
         left = tuple(one for one in releases.releases if one.cycle != release.cycle)

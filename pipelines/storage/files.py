@@ -198,8 +198,24 @@ def remove_file(filesystem: pafs.FileSystem, path: str) -> None:
             sync(Path(path).parent)
 
 
-def remove_folder(filesystem: pafs.FileSystem, path: str) -> None:
-    """Removes a folder with all that is in it, where it is there, so that a power cut does not bring it back."""
+def move_file(filesystem: pafs.FileSystem, path: str, to: str) -> None:
+    """Gives a file another name in its folder, so that a power cut does not bring the old one back."""
+    filesystem.move(path, to)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        sync(Path(path).parent)
+
+
+def remove_folder(filesystem: pafs.FileSystem, path: str, last: str = "") -> None:
+    """Removes a folder with all that is in it, where it is there, so that a power cut does not bring it back.
+
+    Args:
+        filesystem: where it is.
+        path: of it.
+        last: the file that goes last: it tells what the folder is where a kill leaves a part of it.
+    """
+    for name in sizes_of(filesystem, path).keys() - {last} if last else ():
+        with suppress(FileNotFoundError):
+            filesystem.delete_file(f"{path}/{name}")
     if filesystem.get_file_info(path).type == pafs.FileType.Directory:
         filesystem.delete_dir(path)
         if isinstance(filesystem, pafs.LocalFileSystem):

@@ -31,10 +31,10 @@ from pipelines.storage.files import (
     create_folder,
     exists,
     first_line,
+    move_file,
     new_file,
     read_bytes,
     read_record,
-    remove_file,
     remove_folder,
     swap,
     sync,
@@ -225,8 +225,9 @@ def remove_version(out: str, name: str) -> None:
     filesystem, root = _open(out)
     folder = f"{root}/{name}"
     while (manifest := find_manifest(filesystem, folder)) is not None:
-        remove_file(filesystem, manifest)
-    remove_folder(filesystem, folder)
+        # no manifest any more, but it still tells whose the folder is
+        move_file(filesystem, manifest, f"{folder}/{PLAN}")
+    remove_folder(filesystem, folder, PLAN)
 
 
 class Draft:

@@ -168,7 +168,7 @@ class RunFolder:
     def remove(self) -> None:
         """Removes the folder with all that is in it; killed in the middle it leaves no run that passes for finished."""
         remove_file(self.filesystem, f"{self.path}/{FINISHED}")
-        remove_folder(self.filesystem, self.path)
+        remove_folder(self.filesystem, self.path, IDENTITY_FILE)
 
     def fetch_model(self, folder: Path) -> None:
         """Copies the finished model into an empty local folder.

@@ -129,7 +129,6 @@ def copy_over(source: str, target: str) -> None:
     """Puts a copy of a folder in the place of another."""
     (_, path), (_, place) = open_filesystem(source), open_filesystem(target)
     files = {name.replace(path, place, 1): content for name, content in snapshot(source).items()}
-    remove(target)
     write(target, files)
 
 

@@ -14,6 +14,7 @@ from pipelines.retrain import status
 from pipelines.retrain.settings import StatusSettings
 from pipelines.verify import job as verify
 from pipelines.verify.settings import VerifySettings
+from smec_core.data.uri import open_filesystem
 from smec_core.errors import DamagedError
 from tests.conftest import new_bucket
 from tests.pipelines.retrain.damages import KINDS, REFUSED, REPAIRED, flip, model, remove, spoil, vectors
@@ -60,6 +61,8 @@ def restore(series: Series, files: dict[str, dict[str, bytes]]) -> None:
     for uri, content in files.items():
         with suppress(FileNotFoundError):
             remove(uri)
+        filesystem, root = open_filesystem(uri)
+        filesystem.create_dir(root)
         write(uri, content)
 
 
