@@ -13,7 +13,7 @@ from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Run, RunTag
+from mlflow.entities import FileInfo, Metric, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 import smec_core
@@ -110,8 +110,8 @@ class Registry:
         if model_id is None:
             try:
                 with tempfile.TemporaryDirectory() as made:
-                    run_folder.fetch_model(Path(made))
-                    log_model(self._client, run.info.run_id, Path(made), smec_core.load(made))
+                    folder = _fetched(run_folder, made)
+                    log_model(self._client, run.info.run_id, folder, smec_core.load(folder))
             except BaseException:
                 with suppress(Exception):
                     self._client.set_terminated(run.info.run_id, "FAILED")
@@ -200,20 +200,30 @@ class Registry:
                 # not of ours
                 return None
             try:
-                listed = self._client.list_logged_model_artifacts(source.removeprefix(LOGGED), ARTIFACTS)
-            except FileNotFoundError:
-                listed = []
+                return self._lacks(source.removeprefix(LOGGED), stored)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
                 return "has lost its logged model"
-            found = {posixpath.basename(one.path): one.file_size for one in listed}
-            for name, size in stored.items():
-                if name not in found:
-                    return f"lacks {ARTIFACTS}/{name}"
-                if found[name] != size:
-                    return f"has {found[name]:,} bytes instead of {size:,} in {ARTIFACTS}/{name}"
-            return None
+
+    def _lacks(self, model_id: str, stored: Mapping[str, int]) -> str | None:
+        def listed(path: str) -> list[FileInfo]:
+            try:
+                return list(self._client.list_logged_model_artifacts(model_id, path))
+            except FileNotFoundError:
+                return []
+
+        # one that was deleted still has files, but gives none of them
+        self._client.get_logged_model(model_id)
+        problem = f"lacks {ARTIFACTS}"
+        # earlier versions gave the folder another name
+        for folder in (one.path for one in listed(posixpath.dirname(ARTIFACTS)) if one.is_dir):
+            found = {posixpath.basename(one.path): one.file_size for one in listed(folder)}
+            if not (wrong := [name for name, size in stored.items() if found.get(name) != size]):
+                return None
+            has = f"has {found[wrong[0]]:,} bytes instead of {stored[wrong[0]]:,} in" if wrong[0] in found else "lacks"
+            problem = f"{has} {folder}/{wrong[0]}"
+        return problem
 
     def log_again(self, version: str, run_folder: RunFolder, fingerprint: str) -> str:
         """Puts a stored model's files in the place of those that a version has lost.
@@ -230,7 +240,7 @@ class Registry:
             SmecError: the registry cannot be reached.
         """
         with self._reaching(), tempfile.TemporaryDirectory() as made:
-            run_folder.fetch_model(Path(made))
+            folder = _fetched(run_folder, made)
             source = self._client.get_model_version(self._name, version).source or ""
             try:
                 logged = self._client.get_logged_model(source.removeprefix(LOGGED))
@@ -240,7 +250,7 @@ class Registry:
                 # by which it would be found
                 self._client.delete_model_version_tag(self._name, version, FINGERPRINT_TAG)
             else:
-                log_model_files(self._client, logged, Path(made), smec_core.load(made))
+                log_model_files(self._client, logged, folder, smec_core.load(folder))
                 return version
         return self.register(run_folder, fingerprint, {})
 
@@ -288,3 +298,11 @@ class Registry:
                 f"MLflow's registry at {mask(mlflow.get_registry_uri())} fails: {mask(one_line(error))[:300]}; what is "
                 "in force stays so; run again when it answers"
             ) from error
+
+
+def _fetched(run_folder: RunFolder, made: str) -> Path:
+    """A copy of a run's model, in a folder of the name that MLflow is to have for it."""
+    folder = Path(made, posixpath.basename(ARTIFACTS))
+    folder.mkdir()
+    run_folder.fetch_model(folder)
+    return folder

@@ -99,6 +99,7 @@ class ReleaseManager:
         place = public_uri(self.ledger.folder.uri)
         found = inspect(self.settings, self.ledger, self.registry)
         found.refuse(place, (damage for damage in found.damages if not damage.is_mended))
+        self.ledger.check_registry(self.registry.address)
         for damage in found.damages:
             warn(str(damage))
         releases = found.releases or Releases()

@@ -25,7 +25,7 @@ import pyarrow.fs as pafs
 from pipelines.storage import objects
 from smec_core.checksums import READ_BYTES
 from smec_core.data.uri import open_filesystem
-from smec_core.errors import DamagedError, SmecError, one_line
+from smec_core.errors import DamagedError, one_line
 
 SUM = "sha256"
 """Key of a record's checksum, over all of its other keys."""
@@ -58,8 +58,8 @@ def read_bytes(filesystem: pafs.FileSystem, path: str) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        if isinstance(error, SmecError):
-            # an object store, which may answer the next time
+        if not isinstance(filesystem, pafs.LocalFileSystem):
+            # which may answer the next time
             raise
         raise unreadable(path, error) from error
 

@@ -84,7 +84,7 @@ def problem_of(filesystem: pafs.FileSystem, folder: str, file: StoredFile, deep:
         if describe(filesystem, path, file.name).sha256 != file.sha256:
             return "is not as it was written: its checksum differs"
     except OSError as error:
-        if isinstance(error, SmecError):
+        if not isinstance(filesystem, pafs.LocalFileSystem):
             raise
         return unreadable(path, error).problem
     return None
