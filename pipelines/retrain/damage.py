@@ -16,12 +16,12 @@ from pipelines.retrain.ledger import CYCLES, REGISTRY, RELEASES, TRAINING, Ledge
 from pipelines.retrain.registry import ARTIFACTS, Registry
 from pipelines.retrain.settings import RetrainSettings
 from pipelines.storage.audit import ELSEWHERE, Problem, model_problems, strays, version_problems
-from pipelines.storage.files import exists
+from pipelines.storage.files import exists, unreadable
 from pipelines.storage.lease import LEASE, holder_of
 from pipelines.storage.publish import CURRENT, checksum_of_version, in_force
 from pipelines.storage.run_folder import RESTORE
 from smec_core.data.uri import public_uri
-from smec_core.errors import DamagedError, InputError
+from smec_core.errors import DamagedError, InputError, SmecError
 from smec_core.model.files import load
 
 AGAIN = "smec retrain makes the vectors again, from the corpus as it is now"
@@ -105,42 +105,57 @@ def inspect(settings: RetrainSettings, ledger: Ledger, registry: Registry, deep:
         SmecError: storage or registry cannot be reached.
     """
     damages: list[Damage] = []
-    with _noting(damages):
+    cycles: Sequence[dict[str, Any]] = ()
+    place, output = public_uri(ledger.folder.uri), settings.publish.place
+    with _noting(damages, place):
         ledger.check_registry(registry.address, look_only=True)
-    if ledger.numbers() and not exists(ledger.folder.filesystem, f"{ledger.folder.path}/{REGISTRY}"):
-        path = f"{public_uri(ledger.folder.uri)}/{REGISTRY}"
-        damages.append(Damage(path, "is missing", "smec retrain writes it anew", True))
+        cycles = _cycles(ledger, damages)
+    if cycles and not exists(ledger.folder.filesystem, f"{ledger.folder.path}/{REGISTRY}"):
+        damages.append(Damage(f"{place}/{REGISTRY}", "is missing", "smec retrain writes it anew", True))
     releases: Releases | None = None
-    with _noting(damages):
+    with _noting(damages, place):
         releases = ledger.releases()
-    cycles = _cycles(ledger, damages)
-    with _noting(damages, TRAINING):
+    with _noting(damages, place, TRAINING):
         ledger.training()
     found = Findings(releases, cycles, damages)
     kept = found.kept(settings.publish.keep)
     if not any(not damage.is_mended for damage in damages) and releases is not None:
         damages += _records(ledger, releases, kept, cycles)
-    with _noting(damages):
+    with _noting(damages, place):
         holder_of(ledger.folder)
-    damages += _strange_files(ledger)
+        damages += _strange_files(ledger)
     if releases is not None:
         for release in kept:
-            damages += _model(ledger, registry, release, deep)
-        damages += _published(settings, kept, deep)
+            with _noting(damages, public_uri(ledger.folder.sibling(release.run).uri)):
+                damages += _model(ledger, registry, release, deep)
+        with _noting(damages, output):
+            damages += _published(settings, kept, deep)
         if found.is_settled and not any(damage.path.endswith(RELEASES) for damage in damages):
-            damages += _pointers(settings, ledger, registry, releases)
+            with _noting(damages, output):
+                damages += _pointers(settings, ledger, registry, releases)
     return found
 
 
 @contextmanager
-def _noting(damages: list[Damage], removed: str = "") -> Iterator[None]:
-    """Notes damage instead of raising it; that of a record called `removed` is mended without it."""
+def _noting(damages: list[Damage], place: str, removed: str = "") -> Iterator[None]:
+    """Notes damage instead of raising it, also of a folder that may not be looked into.
+
+    Args:
+        damages: where it is noted.
+        place: what is looked at.
+        removed: the record that is looked at, where it is mended by doing without.
+    """
     try:
         yield
     except DamagedError as error:
         is_mended = bool(removed) and not error.problem.startswith("cannot be read")
         cure = "smec retrain removes it: no release depends on it" if is_mended else error.cure
         damages.append(Damage(error.path, error.problem, cure, is_mended))
+    except OSError as error:
+        if isinstance(error, SmecError) or error.errno is None:
+            # an object store, which may answer the next time
+            raise
+        damages.append(Damage(*unreadable(place, error).args))
 
 
 def _is_pending(releases: Releases, cycles: Sequence[dict[str, Any]]) -> bool:

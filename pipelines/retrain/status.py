@@ -1,6 +1,7 @@
 """`smec status`: what of a series is in force, what its last cycles decided, and what is damaged; changes nothing."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,10 @@ def _since(champion: Release, settings: StatusSettings) -> str | None:
     if champion.output != settings.publish.place:
         return None
     filesystem, root = open_filesystem(settings.publish.output)
-    written = filesystem.get_file_info(f"{root.rstrip('/')}/{CURRENT}").mtime
+    written = None
+    # a folder that may not be looked into is told of as damage
+    with suppress(PermissionError):
+        written = filesystem.get_file_info(f"{root.rstrip('/')}/{CURRENT}").mtime
     return None if written is None else written.isoformat(timespec="seconds")
 
 

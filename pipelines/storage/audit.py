@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pyarrow.fs as pafs
 
-from pipelines.storage.files import TEMPORARY, checksum_of, exists, sizes_of
+from pipelines.storage.files import TEMPORARY, UNREADABLE, checksum_of, exists, sizes_of
 from pipelines.storage.manifest import DONE, StoredFile, damaged, files_of
 from pipelines.storage.publish import PLAN, PUBLISH, manifest_of
 from pipelines.storage.run_folder import FINISHED, MODEL, RunFolder
@@ -37,7 +37,9 @@ class Problem(NamedTuple):
     @classmethod
     def of(cls, error: DamagedError, cure: str = "") -> "Problem":
         """That which an error tells of."""
-        return cls(error.path, error.problem, cure or error.cure, not error.problem.startswith("cannot be read"))
+        if error.problem.startswith("cannot be read"):
+            return cls(error.path, error.problem, UNREADABLE, False)
+        return cls(error.path, error.problem, cure or error.cure, True)
 
 
 def version_problems(out: str, name: str, checksum: str = "", deep: bool = False) -> Iterator[Problem]:

@@ -29,6 +29,7 @@ from smec_core.errors import DamagedError, one_line
 
 SUM = "sha256"
 """Key of a record's checksum, over all of its other keys."""
+UNREADABLE = "mend its rights or its disk, or restore it"
 LOCK = ".lock"
 TEMPORARY = ".tmp"
 
@@ -66,7 +67,7 @@ def read_bytes(filesystem: pafs.FileSystem, path: str) -> bytes | None:
 
 def unreadable(path: str, error: OSError) -> DamagedError:
     """What is said of a local file that is there and cannot be read."""
-    return DamagedError(path, f"cannot be read ({one_line(error)})", "mend its rights or its disk, or restore it")
+    return DamagedError(path, f"cannot be read ({one_line(error)})", UNREADABLE)
 
 
 def checksum_of(content: dict[str, Any]) -> str:

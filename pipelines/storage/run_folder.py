@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from pipelines.storage.files import (
+    UNREADABLE,
     create_folder,
     exists,
     new_file,
@@ -117,7 +118,7 @@ class RunFolder:
         try:
             content = read_record(self.filesystem, f"{self.path}/{name}", cure)
         except DamagedError as error:
-            raise DamagedError(public, error.problem, cure) from error
+            raise DamagedError(public, error.problem, error.cure if error.cure == UNREADABLE else cure) from error
         if content is not None and (missing := set(keys) - content.keys()):
             raise DamagedError(public, f"has no key {min(missing)}", cure)
         return content

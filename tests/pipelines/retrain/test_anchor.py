@@ -10,9 +10,10 @@ from pipelines.retrain.anchor import beats, find_anchor
 from pipelines.retrain.ledger import Ledger, Release, Releases
 from pipelines.retrain.settings import RetrainSettings
 from pipelines.storage.run_folder import RunFolder
-from smec_core.errors import InputError
+from smec_core.errors import GateError, InputError
 from smec_core.evaluation import gate
 from smec_core.evaluation.drift import Reference
+from tests.pipelines.retrain.series import Series
 from tests.pipelines.retrain.test_ledger import release, series
 
 
@@ -86,3 +87,24 @@ def test_the_anchor_is_begun_anew_by_hand(ledger: Ledger, tmp_path: Path) -> Non
 def test_settings_without_an_anchor_are_what_they_were(tmp_path: Path) -> None:
     assert "anchor" not in settings_of(tmp_path, None).identity()["gate"]
     assert settings_of(tmp_path, "v0001").identity()["gate"]["anchor"] == "v0001"
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_series_that_is_poisoned_slowly_is_stopped_by_its_anchor(tmp_path: Path) -> None:
+    """Each cycle has more judgements than the one before, and a tenth more of all judgements are wrong."""
+    poisoned = Series(tmp_path)
+    poisoned.configure("gate", max_loss=1, max_drop=0.2)
+    for share, wrong in ((0.5, 0), (0.65, 0.1), (0.8, 0.2)):
+        poisoned.judge(share, wrong=wrong)
+        assert poisoned.retrain()["outcome"] == "promoted"
+    poisoned.judge(1, wrong=0.3)
+    with pytest.raises(GateError, match=r"REFUSED: the anchor, v000\d, itself reaches .* set gate\.anchor to v0003"):
+        poisoned.retrain()
+    assert poisoned.version == "v0003"
+    # by hand: then it is as if there had never been another
+    record = poisoned.retrain("gate.anchor=v0003")
+    assert record["outcome"] == "promoted"
+    known = record["known_queries"]
+    assert 0.8 * known["then"] <= known["now"] < known["then"]
