@@ -91,7 +91,7 @@ def test_new_data_are_seen_and_a_running_job_is_named(series: Series) -> None:
     part = next(iter((series.data / "qrels").glob("train*")))
     kept = part.stat()
     os.utime(part)
-    assert look(series)["next"] == "run smec retrain: data are not those of cycle 2"
+    assert look(series)["next"] == "run smec retrain: files of the data are not those of cycle 2"
     os.utime(part, ns=(kept.st_atime_ns, kept.st_mtime_ns))
     with Lease(RunFolder(series.stored, series.name), lambda: None):
         said = look(series)
@@ -171,8 +171,9 @@ def test_what_is_not_needed_goes_and_all_else_stays(series: Series) -> None:
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert look(series)["damages"] == []
+    assert [path.name for path in (series.output / "v0077").iterdir()] == ["plan.json"]
     rest = cleaned(series)
-    assert {one["path"] for one in rest["removed"]} < go
+    assert {one["path"] for one in rest["removed"]} == go and rest["bytes"] < told["bytes"]
     assert not any(Path(path).exists() for path in go)
     assert all(Path(path).exists() for path in stay)
     assert cleaned(series)["removed"] == []
