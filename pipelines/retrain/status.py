@@ -136,7 +136,9 @@ def _next(settings: StatusSettings, found: Findings, is_held: bool) -> str:
     except InputError as error:
         return f"see to the data: {error}"
     if is_new or digest(settings.identity()) != last["identity"]:
-        return f"run smec retrain: {'files of the data' if is_new else 'settings'} are not those of cycle {last['cycle']}"
+        return (
+            f"run smec retrain: {'files of the data' if is_new else 'settings'} are not those of cycle {last['cycle']}"
+        )
     return "nothing, until data or settings are new"
 
 
