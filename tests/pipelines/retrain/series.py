@@ -68,22 +68,14 @@ class Series:
     def _qrels(self, split: str) -> Path:
         return self.data / "qrels" / f"{split}.parquet"
 
-    def judge(self, share: float, shuffled: tuple[str, ...] = (), wrong: float = 0.0) -> None:
-        """Gives a share of the train queries judgements.
-
-        Args:
-            share: of them.
-            shuffled: splits whose judgements name other documents.
-            wrong: share of all judgements that do; those of a smaller share are among those of a larger one.
-        """
+    def judge(self, share: float, shuffled: tuple[str, ...] = ()) -> None:
+        """Gives a share of the train queries judgements; those of shuffled splits name other documents."""
         for split, table in self._judgements.items():
-            docs = table["doc_id"].to_numpy(zero_copy_only=False)
-            is_wrong = np.random.default_rng(1).random(len(docs)) < (1 if split in shuffled else wrong)
-            others = np.random.default_rng(0).permutation(docs)
-            rows = table.set_column(
-                table.column_names.index("doc_id"), "doc_id", pa.array(np.where(is_wrong, others, docs))
-            )
-            pq.write_table(rows.slice(0, int(share * len(rows))) if split == "train" else rows, self._qrels(split))
+            rows = table.slice(0, int(share * len(table))) if split == "train" else table
+            if split in shuffled:
+                docs = np.random.default_rng(0).permutation(rows["doc_id"].to_numpy(zero_copy_only=False))
+                rows = rows.set_column(rows.column_names.index("doc_id"), "doc_id", pa.array(docs))
+            pq.write_table(rows, self._qrels(split))
 
     def retrain(self, *assignments: str) -> dict[str, Any]:
         return retrain.run(resolve(RetrainSettings, {}, self.config, assignments))
