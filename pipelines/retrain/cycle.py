@@ -139,7 +139,8 @@ class Cycle:
         Returns:
             The cycle's record.
         """
-        settings, champion = self.settings, self.champion
+        # an anchor that is named and not there is refused here, before anything is trained
+        settings, champion, _ = self.settings, self.champion, self.anchor
         self._refuse_in_vain()
         dataset = self.learnt
         reference, encoder = Reference.of(dataset.corpus.rows, self.scanned.docs), encoder_of(settings.data)
