@@ -15,7 +15,6 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from smec_core.training.local import load_training_data
 
 from pipelines.cli.settings import resolve
 from pipelines.console import say
@@ -23,6 +22,7 @@ from smec_core.config import TrainConfig
 from smec_core.data.dataset import Dataset
 from smec_core.evaluation.corpus_search import Sides, query_scores
 from smec_core.model.model import Model
+from smec_core.training.scanned import load_training_data
 from smec_core.training.schedule import prefix_dims
 from smec_core.training.tracker import NullTracker
 from smec_core.training.trainer import Hooks, train

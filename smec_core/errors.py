@@ -19,6 +19,8 @@ class SmecError(Exception):
 
     exit_code = 1
     """Of a command that ends by it."""
+    figures: Mapping[str, Any] | None = None
+    """What the command has to say all the same, for --json."""
 
     def __str__(self) -> str:
         return safe_line(self.message())
@@ -82,6 +84,7 @@ class GateError(SmecError):
     """A new model was refused, and the one before it stays in force."""
 
     exit_code = 3
+    figures: Mapping[str, Any]
 
     def __init__(self, message: str, figures: Mapping[str, Any]) -> None:
         super().__init__(message)

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from pydantic import BaseModel
 
 from smec_core.config import PRESETS
-from smec_core.errors import GateError, InputError, SmecError, one_line
+from smec_core.errors import InputError, SmecError, one_line
 from smec_core.masking import mask
 
 
@@ -58,7 +58,7 @@ def run_job(
         say_failed(error, str(error) or "interrupted")
         sys.exit(130)
     except Exception as error:
-        if figures_file is not None and isinstance(error, GateError):
+        if figures_file is not None and isinstance(error, SmecError) and error.figures is not None:
             _write_json(figures_file, error.figures)
         fail(error)
 

@@ -107,6 +107,18 @@ COMMANDS = {
         "pipelines.retrain.rollback",
         flags=("to",),
     ),
+    "status": Command(
+        "Tell how a series stands, and what of it is damaged.",
+        "pipelines.retrain.settings:StatusSettings",
+        "pipelines.retrain.status",
+        flags=("deep",),
+    ),
+    "clean": Command(
+        "Remove what a series does not need any more.",
+        "pipelines.retrain.settings:CleanSettings",
+        "pipelines.retrain.clean",
+        flags=("dry_run",),
+    ),
     "verify": _job("Compare what is stored with its checksums.", "verify", "path"),
     "export": _job("Export a model to another tool.", "export", flags="model to out dim encoder"),
     "serve": _job("Serve a model over HTTP.", "serve", flags="model host port replicas", has_figures=False),
@@ -119,7 +131,7 @@ GROUPS = {
     "Data": ("sample", "check", "ingest", "judge"),
     "Train and compare": ("train", "tune", "evaluate", "experiment", "report"),
     "Use": ("compress", "export", "serve"),
-    "Keep up to date": ("retrain", "rollback", "verify"),
+    "Keep up to date": ("retrain", "status", "rollback", "verify", "clean"),
     "Cluster": ("submit",),
 }
 """Commands by what one wants to do, as `smec --help` shows them."""

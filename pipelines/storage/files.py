@@ -30,6 +30,7 @@ from smec_core.shown import safe_line
 
 SUM = "sha256"
 """Key of a record's checksum, over all of its other keys."""
+UNREADABLE = "mend its rights or its disk, or restore it"
 LOCK = ".lock"
 TEMPORARY = ".tmp"
 
@@ -43,6 +44,9 @@ def read_bytes(filesystem: pafs.FileSystem, path: str) -> bytes | None:
     """A small file's content; None where there is no such file.
 
     It is whole also while others replace the file, if none of its contents comes back within the time of a read.
+
+    Raises:
+        DamagedError: there is something of that name that cannot be read: no rights, no file, a bad disk.
     """
     try:
         while True:
@@ -55,6 +59,16 @@ def read_bytes(filesystem: pafs.FileSystem, path: str) -> bytes | None:
                     return bytes(content)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        if not isinstance(filesystem, pafs.LocalFileSystem):
+            # which may answer the next time
+            raise
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: str, error: OSError) -> DamagedError:
+    """What is said of a local file that is there and cannot be read."""
+    return DamagedError(path, f"cannot be read ({one_line(error)})", UNREADABLE)
 
 
 def checksum_of(content: dict[str, Any]) -> str:
@@ -186,8 +200,24 @@ def remove_file(filesystem: pafs.FileSystem, path: str) -> None:
             sync(Path(path).parent)
 
 
-def remove_folder(filesystem: pafs.FileSystem, path: str) -> None:
-    """Removes a folder with all that is in it, where it is there, so that a power cut does not bring it back."""
+def move_file(filesystem: pafs.FileSystem, path: str, to: str) -> None:
+    """Gives a file another name in its folder, so that a power cut does not bring the old one back."""
+    filesystem.move(path, to)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        sync(Path(path).parent)
+
+
+def remove_folder(filesystem: pafs.FileSystem, path: str, last: str = "") -> None:
+    """Removes a folder with all that is in it, where it is there, so that a power cut does not bring it back.
+
+    Args:
+        filesystem: where it is.
+        path: of it.
+        last: the file that goes last: it tells what the folder is where a kill leaves a part of it.
+    """
+    for name in sizes_of(filesystem, path).keys() - {last} if last else ():
+        with suppress(FileNotFoundError):
+            filesystem.delete_file(f"{path}/{name}")
     if filesystem.get_file_info(path).type == pafs.FileType.Directory:
         filesystem.delete_dir(path)
         if isinstance(filesystem, pafs.LocalFileSystem):
