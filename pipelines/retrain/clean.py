@@ -24,7 +24,7 @@ from pipelines.storage.run_folder import IDENTITY_FILE, RunFolder, digest
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.errors import DamagedError, SmecError
 
-_NEW = re.compile(rf"\..+\.\w{{8}}{re.escape(NEW)}")
+_NEW = re.compile(rf"\.(.+\.)?\w{{8}}{re.escape(NEW)}")
 _TEMPORARY = re.compile(rf"\.[0-9a-f]{{8}}{re.escape(TEMPORARY)}$")
 """Names that no other program gives."""
 
@@ -79,8 +79,9 @@ def run(settings: CleanSettings) -> dict[str, Any]:
         removed, left = leftovers(settings, ledger)
         if removed and not ledger.numbers():
             raise DamagedError(
-                f"{public_uri(folder.uri)}: has no records of {settings.name}, but {removed[0].path} is there; restore "
-                "the folder from a copy, or remove by hand what is not needed"
+                public_uri(folder.uri),
+                f"has no records of {settings.name}, but {removed[0].path} is there",
+                "restore the folder from a copy, or remove by hand what is not needed",
             )
         if lease is not None:
             lease.check()

@@ -211,6 +211,16 @@ def test_a_damaged_series_is_not_cleaned(series: Series) -> None:
             Path(path).write_bytes(content)
 
 
+def test_without_records_nothing_is_cleaned(tmp_path: Path) -> None:
+    series = Series(tmp_path)
+    left = series.output / ".abcd1234.new"
+    left.mkdir(parents=True)
+    os.utime(left, (0, 0))
+    with pytest.raises(DamagedError, match=f"has no records of {series.name}, but {left} is there; restore the folder"):
+        cleaned(series)
+    assert left.exists()
+
+
 def test_older_releases_go_when_fewer_are_to_be_kept_but_not_the_anchor(tmp_path: Path) -> None:
     series = begun(tmp_path)
     series.judge(1)

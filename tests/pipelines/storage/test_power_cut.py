@@ -39,7 +39,7 @@ print(ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()
 """
 # the last of each are those that put something in force
-FAST = {"compress": (-1,), "train": (-4,), "retrain": (-11,)}
+FAST = {"compress": (-1,), "train": (-4,)}
 
 
 class Scene:
