@@ -297,8 +297,12 @@ def test_the_environment_arrives_and_no_value_of_it_is_printed(
     )
 
     assert submitted.returncode == 0
-    assert "MY_MODE" in submitted.stderr
     assert "hunter2" not in submitted.stdout + submitted.stderr
+    secret = {**env, "MY_TOKEN": "hunter2"}
+    refused = cluster.submit("--env", "MY_TOKEN", "--", "check", str(data), cwd=tmp_path, env=secret)
+    assert refused.returncode == 2
+    assert "MY_TOKEN" in refused.stderr
+    assert "hunter2" not in refused.stdout + refused.stderr
     runtime_env = cluster.jobs()["with-env"].runtime_env
     assert runtime_env is not None
     assert runtime_env["env_vars"] == {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1", "MY_MODE": "hunter2", "A": "b=c"}
