@@ -112,7 +112,7 @@ def mask(text: str) -> str:
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a setting, a variable or a column of this name holds a secret."""
+    """Whether a variable of the environment that is called so holds a secret."""
     return _is_secret(name)
 
 

@@ -22,11 +22,10 @@ from smec_core.data.grades import score_figures
 from smec_core.data.ids import TableIds
 from smec_core.data.judgements import Judgements
 from smec_core.data.parquet import EmbeddingTable
+from smec_core.data.qrels import score_column
 from smec_core.data.seen import SeenDocuments
 from smec_core.data.tables import SPLITS
 from smec_core.errors import InputError
-
-MOST_WHOLE = 1 << 31
 
 
 class Part(NamedTuple):
@@ -201,13 +200,11 @@ def table_of(part: Part, ids: tuple[TableIds, TableIds]) -> pa.Table:
     """The judgements of a split as a file of qrels has them: query_id, doc_id, score; whole scores as int32."""
     doc_ids, query_ids = ids
     judged = part.judged
-    score_J = judged.score_J
-    whole = bool((score_J == np.floor(score_J)).all() and score_J.max() < MOST_WHOLE)
     return pa.table(
         {
             "query_id": pa.array(query_ids.ids_of(judged.query_row_Q), pa.string()).take(pa.array(judged.query_J)),
             "doc_id": pa.array(doc_ids.ids_of(judged.doc_row_J), pa.string()),
-            "score": score_J.astype(np.int32) if whole else score_J,
+            "score": score_column(judged.score_J),
         }
     )
 

@@ -129,12 +129,17 @@ def _tsv_lines(filesystem: pafs.FileSystem, path: str) -> Iterator[tuple[int, li
 def as_table(files: list[QrelsFile]) -> pa.Table:
     """Judgements of a split as a table: query_id, doc_id, score; whole scores as int32."""
     score_J = np.concatenate([file.score_J for file in files])
-    whole = bool((score_J == score_J.astype(np.int32)).all()) if np.abs(score_J).max() < 2**31 else False
     ids = {
         name: pa.chunked_array([chunk for file in files for chunk in getattr(file, name).chunks], pa.string())
         for name in ("query_id", "doc_id")
     }
-    return pa.table({**ids, "score": score_J.astype(np.int32) if whole else score_J})
+    return pa.table({**ids, "score": score_column(score_J)})
+
+
+def score_column(score_J: np.ndarray) -> np.ndarray:
+    """Scores as a file has them: whole ones as int32."""
+    is_whole = np.abs(score_J).max() < 2**31 and bool((score_J == score_J.astype(np.int32)).all())
+    return score_J.astype(np.int32) if is_whole else score_J
 
 
 def distinct(columns: Sequence[pa.ChunkedArray]) -> pa.Array:
