@@ -4,7 +4,6 @@ Other than the record of a training, which may be lost, what is in force must be
 """
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -23,6 +22,7 @@ from pipelines.tracking.recorder import ERROR_TAG, LONGEST_TAG, STATE_FILE
 from pipelines.tracking.server import experiment_of, kept_run, prepare_mlflow
 from smec_core.data.uri import mask, public_uri
 from smec_core.errors import InputError, SmecError, one_line
+from smec_core.temporary import temporary_folder
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 
@@ -103,9 +103,9 @@ class Registry:
         model_id = self._model_of(run, fingerprint)
         if model_id is None:
             try:
-                with tempfile.TemporaryDirectory() as made:
-                    run_folder.fetch_model(Path(made))
-                    log_model(self._client, run.info.run_id, Path(made), smec_core.load(made))
+                with temporary_folder() as made:
+                    run_folder.fetch_model(made)
+                    log_model(self._client, run.info.run_id, made, smec_core.load(made))
             except BaseException:
                 with suppress(Exception):
                     self._client.set_terminated(run.info.run_id, "FAILED")

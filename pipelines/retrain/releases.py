@@ -5,8 +5,6 @@ import posixpath
 import re
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -24,6 +22,7 @@ from smec_core.data.uri import public_uri
 from smec_core.errors import DamagedError, InputError, SmecError, StoreError
 from smec_core.evaluation import gate
 from smec_core.model.files import load
+from smec_core.temporary import temporary_folder
 
 Compress = Callable[[RunFolder], str]
 """Compresses the corpus with the model of a run; gives the version, which is not in force yet."""
@@ -173,8 +172,8 @@ class ReleaseManager:
             problem = (
                 error if isinstance(error, DamagedError) else DamagedError(public_uri(folder.model_uri), str(error))
             )
-        with TemporaryDirectory() as made:
-            stored = self.registry.fetch(champion.registry_version, Path(made))
+        with temporary_folder() as made:
+            stored = self.registry.fetch(champion.registry_version, made)
             try:
                 whole = stored is not None and load(stored).fingerprint == champion.fingerprint
             except InputError:

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,6 +34,7 @@ from smec_core.model.adapter import FrozenStage
 from smec_core.model.files import load
 from smec_core.model.model import Model
 from smec_core.model.quantize import learn_int8_scales
+from smec_core.temporary import temporary_folder
 from smec_core.training.plan import plan_training
 from smec_core.training.schedule import TrainingShape, prefix_dims
 from smec_core.training.trained import Trained
@@ -184,10 +184,10 @@ class Training:
         used = self.scanned.used(config, is_warm=self.warm_start is not None)
         recorder = self._recorder(run_folder, scratch, lease, used)
         say(f"MLflow run {recorder.run_id} in {recorder.uri}")
-        with TemporaryDirectory() as made:
-            model_folder = Path(made) / "model"
+        with temporary_folder() as made:
+            model_folder = made / "model"
             try:
-                history = Path(made) / "history.jsonl"
+                history = made / "history.jsonl"
                 run = RayRun(
                     settings,
                     config,
