@@ -190,6 +190,10 @@ def end(code: int) -> NoReturn:
         with suppress(KeyboardInterrupt):
             atexit._run_exitfuncs()
             break
+    if "ray" in sys.modules:
+        # a start that was cut short
+        with suppress(Exception):
+            _end_children()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):
             stream.flush()
@@ -249,6 +253,8 @@ def _as_others() -> None:
 def _end_children() -> None:
     import psutil
 
-    for child in psutil.Process().children(recursive=True):
+    children = psutil.Process().children(recursive=True)
+    for child in children:
         with suppress(psutil.Error):
             child.kill()
+    psutil.wait_procs(children, LAST_SECONDS / 2)

@@ -46,7 +46,7 @@ def end_processes(folder: Path) -> None:
 
 
 def _processes_of(folder: Path) -> Iterator[psutil.Process]:
-    """Processes of this user that are Ray's, and have a file open in the folder."""
+    """Processes of this user that are Ray's, and have a file open in the folder, or were told of it."""
     spec = find_spec("ray")
     package = str(Path(str(spec.origin)).parent) if spec else "ray::"
     start = f"{folder}{os.sep}"
@@ -54,8 +54,10 @@ def _processes_of(folder: Path) -> Iterator[psutil.Process]:
         with suppress(psutil.Error, OSError):
             if process.pid == os.getpid() or process.uids().effective != os.geteuid():
                 continue
+            words = process.cmdline()
             # a person may look at the logs
-            words = process.cmdline()[:3]
-            is_ray = any(word.startswith(("ray::", package)) for word in words)
-            if is_ray and any(file.path.startswith(start) for file in process.open_files()):
+            if not any(word.startswith(("ray::", package)) for word in words[:3]):
+                continue
+            # the latter before it has opened a log
+            if any(file.path.startswith(start) for file in process.open_files()) or start in " ".join(words):
                 yield process
