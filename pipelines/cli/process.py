@@ -57,7 +57,7 @@ class _Stream(io.FileIO):
     def write(self, data: Any) -> int:
         """Writes, or drops, bytes."""
         try:
-            return super().write(data) or 0
+            return super().write(data)
         except OSError as error:
             if error.errno in READER_GONE:
                 nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -288,7 +288,7 @@ def test_the_command_answers_what_is_under_way_and_ends(
         np.testing.assert_allclose(np.array(content["embeddings"]), expected_Nd, rtol=0, atol=1e-6)
         assert server.wait(WAIT_SECONDS) == code, log.read_text()
         assert "Traceback" not in log.read_text()
-        assert ("interrupted" in log.read_text()) == (code == 130)
+        assert ("ended by SIGINT" in log.read_text()) == (code == 130)
     finally:
         server.kill()
         server.wait()
