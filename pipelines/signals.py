@@ -145,7 +145,7 @@ def install() -> None:
         signal.signal(number, _interrupt)
     signal.pthread_sigmask(signal.SIG_BLOCK, _ending.taken)
     os.register_at_fork(after_in_child=_as_others)
-    sys.unraisablehook = _drop
+    sys.unraisablehook, threading.excepthook = _drop, _drop_of_thread
     threading.Thread(target=_ending.wait, name="signals", daemon=True).start()
 
 
@@ -185,6 +185,12 @@ def end(code: int) -> NoReturn:
     Not as Python ends: that waits for threads that nobody needs any more, and a signal would come in between.
     """
     _ending.is_last = True
+    if _ending.number is not None:
+        _ending.tell()
+        if os.environ.get("SMEC_DEBUG") != "1":
+            # Ray's C++ code tells of connections that are cut
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     while True:
         # what was raised before is_last was seen
         with suppress(KeyboardInterrupt):
@@ -237,9 +243,17 @@ def _is_of_ray(handler: Any) -> bool:
 
 
 def _drop(unraisable: Any) -> None:
-    """What Python calls with an error that it cannot raise: an interrupt is raised again, by the thread."""
-    if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+    """What Python calls with an error that it cannot raise: an interrupt is raised again, by the thread.
+
+    Others, after a signal, are of what is half made.
+    """
+    if not came():
         sys.__unraisablehook__(unraisable)
+
+
+def _drop_of_thread(error: threading.ExceptHookArgs) -> None:
+    if not came():
+        threading.__excepthook__(error)
 
 
 def _as_others() -> None:
