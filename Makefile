@@ -14,7 +14,7 @@ BENCH := results/bench
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart picture test test-fast test-full check format bench wheel clean
+.PHONY: help env quickstart picture test test-fast test-full check format bench docs wheel clean
 
 help:
 	@echo "make quickstart   build a sample dataset, train, evaluate, compress it, write a report (about 5 minutes)"
@@ -25,6 +25,7 @@ help:
 	@echo "make format       let ruff rewrite the code"
 	@echo "make bench        speed and memory, and a page of them, results/bench/README.md (an hour or more);"
 	@echo "                  DATA=folder measures on a dataset, REFERENCE=plain.py beside a plain implementation"
+	@echo "make docs         the documentation as a site, in site/"
 	@echo "make wheel        the project as one file for a cluster's machines, with its constraints, in dist/"
 	@echo "make clean        remove the environment, caches and outputs/quickstart"
 
@@ -76,6 +77,9 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.bench --out $(BENCH) $(if $(DATA),--data $(DATA)) $(if $(REFERENCE),--reference $(REFERENCE))
 
+docs: $(READY)
+	$(BIN)/mkdocs build --strict --quiet
+
 wheel: $(READY)
 	rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet $(PIP_ARGS) --no-deps --wheel-dir dist .
@@ -83,4 +87,4 @@ wheel: $(READY)
 	cp constraints.txt dist/
 
 clean:
-	rm -rf $(VENV) $(OUT) build dist .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) $(OUT) build dist site .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -57,7 +57,7 @@ BENCHMARKS = (
     Benchmark("growth", quick="--axes queue"),
     Benchmark("compress_speed", quick="--rows 40000"),
     Benchmark("compress_memory", quick="--rows 20000 --factor 2"),
-    Benchmark("serve_load", quick="--requests 100"),
+    Benchmark("serve_load", quick="--seconds 2 --requests 100"),
     Benchmark("numpy_loader", quick="--rounds 2"),
     Benchmark("startup", data=True, quick="--size 600 --rounds 1"),
 )

@@ -31,7 +31,7 @@ from smec_core.errors import SmecError
 from smec_core.evaluation.corpus_search import Encode, Sides, query_scores, unit_blocks
 from smec_core.model.files import load
 from smec_core.model.model import Model
-from smec_core.training.local import load_training_data
+from smec_core.training.scanned import load_training_data
 from smec_core.training.schedule import prefix_dims
 from smec_core.training.tracker import NullTracker
 from smec_core.training.trainer import Hooks, train

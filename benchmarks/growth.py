@@ -161,7 +161,7 @@ def measure(data: str, point: Point) -> dict[str, float]:
     from smec_core.evaluation.evaluate import evaluate
     from smec_core.model.model import Model
     from smec_core.training.context import TrainingData
-    from smec_core.training.local import read_resident
+    from smec_core.training.scanned import read_resident
     from smec_core.training.schedule import prefix_dims
     from smec_core.training.trainer import train
 

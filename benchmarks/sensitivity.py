@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.data.source import scan_data
+from pipelines.data.source import Source, scan_data
 from pipelines.runtime.cluster import connect
 from pipelines.train.scoring import Scored, gain_interval, gains, train_and_score
 from smec_core.config import TrainConfig
@@ -56,7 +56,7 @@ def main() -> None:
     connect(1)
     seeds = [int(seed) for seed in args.seeds.split(",")]
     judgements = dataset.splits["test"].with_positives()
-    found = train_and_score(scan_data(dataset, base).store(base), methods, base, seeds, judgements, {"cpu": 1})
+    found = train_and_score(Source.of(scan_data(dataset, base), base), methods, base, seeds, judgements, {"cpu": 1})
     dims = list(base.dims)
     print(f"{args.data}: test nDCG@10, mean gain over the defaults, seeds {args.seeds}")
     print(f"{'':>18} {'mean over dims':>16} " + " ".join(f"{dim:>8}" for dim in dims) + f" {'seconds':>8}")

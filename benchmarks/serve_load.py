@@ -1,32 +1,43 @@
-"""Requests a second and latency of the query service, beside direct `Model.encode` calls in the same run.
+"""The query service in service: throughput and latency, too much load, slow clients, killed replicas, its end, memory.
 
-    python -m benchmarks.serve_load [--replicas 1] [--requests 2000] [--set batch_wait_ms=0] [--json FILE]
+    python -m benchmarks.serve_load [--replicas 1] [--seconds 10] [--set batch_wait_ms=0] [--json FILE]
 
-Serve runs on a Ray of its own; the requests come from another process, over kept-open connections. `json` is what
-reading a request and writing its answer takes inside a replica: all that a format of raw bytes could save there.
+`smec serve` runs as a process of its own, and so do its clients (benchmarks/serve_client.py), which send their next
+request at once, also after a 503. `encode` is a direct call of `Model.encode` in this process, and `json` what reading
+a request and writing its answer takes inside a replica: all that a format of raw bytes could save there.
+
+All of it shares the machine, so compare figures of one run only: ratios are printed for that.
 """
 
 import argparse
-import http.client
 import json
-import logging
+import os
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
-from benchmarks.generated import write_model
+from benchmarks.generated import SMEC, write_model
 from smec_core.model.files import load
 from smec_core.model.model import Model
 
 INPUT_DIM, DIM = 768, 96
-# requests at a time, rows of each
+# connections, rows of each request
 LOADS = [(1, 1), (8, 1), (32, 1), (8, 64)]
+ONE, TEN = 32, 320
+SLOW = 140
+ENDING = 64
+WARM_UP = 2000
+START_SECONDS = 300
 
 
 def vectors(rows: int) -> np.ndarray:
@@ -37,34 +48,7 @@ def body_of(rows: int) -> bytes:
     return json.dumps({"inputs": vectors(rows).tolist(), "dim": DIM}).encode()
 
 
-def ask(address: str, body: bytes, threads: int, requests: int) -> dict[str, float]:
-    """Sends requests from `threads` connections; the first tenth is not counted."""
-
-    def send(count: int) -> list[float]:
-        connection = http.client.HTTPConnection(address, timeout=120)
-        times = []
-        for _ in range(count):
-            started = time.perf_counter()
-            connection.request("POST", "/encode", body)
-            answer = connection.getresponse()
-            answer.read()
-            if answer.status != 200:
-                raise SystemExit(f"status {answer.status}")
-            times.append(time.perf_counter() - started)
-        connection.close()
-        return times
-
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(send, [max(1, requests // threads // 10)] * threads))
-        started = time.perf_counter()
-        times = [seconds for part in pool.map(send, [requests // threads] * threads) for seconds in part]
-        seconds = time.perf_counter() - started
-    p50, p99 = np.percentile(times, [50, 99])
-    return {"per_s": len(times) / seconds, "p50_ms": 1000 * p50, "p99_ms": 1000 * p99}
-
-
-def milliseconds(call: object, repeats: int = 300) -> float:
-    assert callable(call)
+def milliseconds(call: Callable[[], object], repeats: int = 300) -> float:
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
@@ -86,54 +70,152 @@ def direct(model: Model, rows: int) -> tuple[float, float]:
     return encode_ms, json_ms
 
 
+class Service:
+    """A running `smec serve`, and what is done to it."""
+
+    def __init__(self, folder: Path, replicas: int, assignments: list[str]) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.folder = folder
+        self.log = folder / "log"
+        command = [*SMEC, "serve", "--model", str(folder / "model"), "--port", str(self.port)]
+        command += ["--replicas", str(replicas), *(part for one in assignments for part in ("--set", one))]
+        with self.log.open("w") as output:
+            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        end = time.monotonic() + START_SECONDS
+        while "serving at" not in self.log.read_text():
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise SystemExit(f"smec serve did not start: {self.log.read_text()}")
+            time.sleep(0.2)
+
+    def ask(self, connections: int, rows: int = 1, **options: object) -> dict[str, Any]:
+        """Runs clients to their end."""
+        return self.result(self.start(connections, rows, **options))
+
+    def start(self, connections: int, rows: int = 1, **options: object) -> "subprocess.Popen[str]":
+        """Starts clients; options as benchmarks/serve_client.py has them."""
+        body = self.folder / f"body-{rows}"
+        body.write_bytes(body_of(rows))
+        command = [sys.executable, "-m", "benchmarks.serve_client", str(self.port), str(body)]
+        command += ["--connections", str(connections)]
+        for name, value in options.items():
+            command += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def result(self, client: "subprocess.Popen[str]") -> dict[str, Any]:
+        """What clients have got, when they have ended."""
+        found: dict[str, Any] = json.loads(client.communicate()[0])
+        return found
+
+    def processes(self) -> list[psutil.Process]:
+        """The server, its replicas, and Ray."""
+        server = psutil.Process(self.process.pid)
+        return [server, *server.children(recursive=True)]
+
+    def memory(self) -> float:
+        """MiB of all processes, without what they share twice."""
+        return sum(process.memory_full_info().uss for process in self.processes()) / 2**20
+
+    def kill_replica(self) -> None:
+        """Kills one as the kernel does where memory runs out."""
+        replica = next(one for one in self.processes() if "".join(one.cmdline()[:1]).startswith("ray::ServeReplica"))
+        os.kill(replica.pid, signal.SIGKILL)
+
+
+def said(found: dict[str, Any]) -> str:
+    """Statuses, how many of each and their latency, in one line."""
+    parts = [
+        f"{status}: {one['count']}, p50 {one['p50_ms']:.0f}, p99 {one['p99_ms']:.0f}, most {one['max_ms']:.0f} ms"
+        for status, one in found.items()
+        if status.isdigit()
+    ]
+    return "; ".join([*parts, f"cut: {found['cut']}"])
+
+
+def show_loads(service: Service, model: Model, seconds: float) -> list[dict[str, float]]:
+    print(
+        f"{'at once':>8}{'rows':>6}{'requests/s':>12}{'p50 ms':>9}{'p99 ms':>9}"
+        f"{'encode ms':>11}{'ratio':>8}{'json ms':>9}"
+    )
+    loads = []
+    for connections, rows in LOADS:
+        found = service.ask(connections, rows, seconds=seconds)
+        answered = found["200"]
+        per_s = answered["count"] / found["seconds"]
+        encode_ms, json_ms = direct(model, rows)
+        ratio = per_s * encode_ms / 1000
+        print(
+            f"{connections:>8}{rows:>6}{per_s:>12.0f}{answered['p50_ms']:>9.2f}{answered['p99_ms']:>9.2f}"
+            f"{encode_ms:>11.3f}{ratio:>8.3f}{json_ms:>9.3f}"
+        )
+        direct_ms = {"encode_ms": encode_ms, "json_ms": json_ms}
+        loads.append({"at once": connections, "rows": rows, "per_s": per_s, **answered, **direct_ms, "ratio": ratio})
+    return loads
+
+
+def show_troubles(service: Service, seconds: float, requests: int) -> dict[str, Any]:
+    """All that may befall a service, the worst last."""
+    found: dict[str, Any] = {"1x": service.ask(ONE, seconds=seconds)}
+    print(f"1x, {ONE} connections: {said(found['1x'])}")
+    found["10x"] = service.ask(TEN, seconds=seconds, health=True)
+    print(f"10x, {TEN} connections: {said(found['10x'])}; /healthz {said(found['10x']['health'])}")
+    found["10x ratio"] = found["10x"]["200"]["p99_ms"] / found["1x"]["200"]["p99_ms"]
+    print(f"    p99 of those answered, 10x to 1x: {found['10x ratio']:.2f}")
+
+    found["slow"] = service.ask(ONE, seconds=seconds, slow=SLOW, health=True)
+    print(f"1x beside {SLOW} that send half a body: {said(found['slow'])}; /healthz {said(found['slow']['health'])}")
+    found["1x again"] = service.ask(ONE, seconds=seconds)
+    alone = (found["1x"]["200"]["p99_ms"] + found["1x again"]["200"]["p99_ms"]) / 2
+    found["slow ratio"] = found["slow"]["200"]["p99_ms"] / alone
+    print(f"    p99 to that without them, before and after: {found['slow ratio']:.2f}")
+
+    before = service.memory()
+    service.ask(8, requests=requests, seconds=3600)
+    found["memory"] = {"before": before, "after": service.memory()}
+    print(
+        f"memory before and after {requests} requests: {before:.0f} and {found['memory']['after']:.0f} MiB "
+        f"({found['memory']['after'] / before - 1:+.1%})"
+    )
+
+    client = service.start(ONE, seconds=3 * seconds)
+    time.sleep(seconds / 2)
+    service.kill_replica()
+    found["kill"] = service.result(client)
+    print(f"a replica killed under {ONE} connections: {said(found['kill'])}")
+
+    client = service.start(ENDING, seconds=3600, **{"until-closed": True})
+    time.sleep(seconds / 2)
+    service.process.terminate()
+    found["end"] = service.result(client)
+    print(f"SIGTERM under {ENDING} connections: {said(found['end'])}; exit code {service.process.wait(60)}")
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replicas", type=int, default=1)
-    parser.add_argument("--requests", type=int, default=2000, help="requests of each load")
-    parser.add_argument("--port", type=int, default=18080)
+    parser.add_argument("--seconds", type=float, default=10, help="of each load")
+    parser.add_argument("--requests", type=int, default=20_000, help="between two looks at the memory")
     parser.add_argument("--set", action="append", default=[], help="a setting of smec serve, key=value")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--ask", nargs=4, metavar=("ADDRESS", "ROWS", "THREADS", "REQUESTS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.ask:
-        address, rows, threads, requests = arguments.ask
-        print(json.dumps(ask(address, body_of(int(rows)), int(threads), int(requests))))
-        return
-    import ray
-
-    from pipelines.cli.settings import resolve
-    from pipelines.serve.job import run
-    from pipelines.serve.settings import ServeSettings
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="smec-") as name:
         write_model(Path(name) / "model", INPUT_DIM, DIM)
         model = load(Path(name) / "model")
-        ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        flags = {"model": f"{name}/model", "replicas": arguments.replicas, "port": arguments.port}
-        run(resolve(ServeSettings, flags, assignments=arguments.set))
-        print(f"{INPUT_DIM} dims to {DIM}, replicas: {arguments.replicas}, settings: {arguments.set or 'defaults'}")
-        print(
-            f"{'at once':>8}{'rows':>6}{'requests/s':>12}{'p50 ms':>9}{'p99 ms':>9}"
-            f"{'encode ms':>11}{'ratio':>8}{'json ms':>9}"
-        )
-        loads = []
-        for threads, rows in LOADS:
-            requests = arguments.requests if rows == 1 else arguments.requests // 10
-            command = [sys.executable, "-m", "benchmarks.serve_load", "--ask", f"127.0.0.1:{arguments.port}"]
-            command += [str(rows), str(threads), str(requests)]
-            asked = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            encode_ms, json_ms = direct(model, rows)
-            ratio = asked["per_s"] * encode_ms / 1000
-            direct_ms = {"encode_ms": encode_ms, "json_ms": json_ms}
-            loads.append({"at once": threads, "rows": rows, **asked, **direct_ms, "ratio": ratio})
-            print(
-                f"{threads:>8}{rows:>6}{asked['per_s']:>12.0f}{asked['p50_ms']:>9.2f}{asked['p99_ms']:>9.2f}"
-                f"{encode_ms:>11.3f}{ratio:>8.3f}{json_ms:>9.3f}"
-            )
-        ray.shutdown()
+        service = Service(Path(name), arguments.replicas, arguments.set)
+        try:
+            print(f"{INPUT_DIM} dims to {DIM}, replicas: {arguments.replicas}, settings: {arguments.set or 'defaults'}")
+            service.ask(8, requests=WARM_UP, seconds=3600)
+            found = {"loads": show_loads(service, model, arguments.seconds)}
+            found |= show_troubles(service, arguments.seconds, arguments.requests)
+        finally:
+            service.process.terminate()
+            service.process.wait()
     if arguments.json:
-        arguments.json.write_text(json.dumps({"loads": loads}, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -46,8 +46,8 @@ from smec_core.distributed.resident import Node, ResidentRows
 from smec_core.model.cayley import BASE_DIM
 from smec_core.training.context import PassContext, TrainingData
 from smec_core.training.learner import Learner
-from smec_core.training.local import load_training_data
 from smec_core.training.sampling import steps_per_epoch
+from smec_core.training.scanned import load_training_data
 from smec_core.training.stage import StageTraining
 from smec_core.training.step import Step
 from smec_core.training.tracker import Record

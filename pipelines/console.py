@@ -3,6 +3,9 @@
 All of it goes through the logger `smec`. One handler writes lines for people, styled on a terminal; with SMEC_LOG=json
 in the environment another writes each event as one line of JSON: `time`, `level`, `message`, what the process is at
 (`command`, `run`), and of a training its pass, stage and step.
+
+Nothing goes out raw, whoever says it: secrets are masked, and what a terminal would obey or a log take for the start of
+a line is escaped (smec_core/shown.py), in our lines and tables as in those of libraries.
 """
 
 import json
@@ -10,23 +13,28 @@ import logging
 import math
 import os
 import sys
+import threading
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
-from smec_core.data.uri import mask
 from smec_core.errors import InputError
+from smec_core.shown import safe_line, safe_lines
 from smec_core.training.tracker import Record
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
     from rich.table import Table
+    from rich.text import Text
 
+LOGGER, INDENT = "smec", "    "
 PLACE = ("pass", "stage", "projection", "epoch", "step")
 STYLES = {logging.INFO: ("", None), logging.WARNING: ("warning: ", "yellow"), logging.ERROR: ("smec: ", "red")}
 """What a line for people begins with, and its colour."""
@@ -36,11 +44,23 @@ _fields: dict[str, Any] = {}
 
 
 @cache
-def console() -> "Console":
-    """The one console, on stderr: stdout is for results."""
+def _kind() -> "type[Console]":
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    class SafeConsole(Console):
+        """Prints text, also in tables, as it is: without markup, names of emoji, and what a terminal would obey."""
+
+        def render_str(self, text: str, **options: Any) -> "Text":
+            """Makes a text that can be styled."""
+            return super().render_str(safe_line(text), **options | {"markup": False, "emoji": False})
+
+    return SafeConsole
+
+
+@cache
+def console() -> "Console":
+    """The one console, on stderr: stdout is for results."""
+    return _kind()(stderr=True, highlight=False, soft_wrap=True)
 
 
 def is_json() -> bool:
@@ -54,8 +74,10 @@ class RichHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Writes a record."""
         if not is_json():
+            for line in _traceback(record):
+                console().print(f"{INDENT}{line}")
             start, style = STYLES.get(record.levelno, ("", None))
-            console().print(f"{start}{mask(record.getMessage())}", style=style, markup=False)
+            console().print(f"{start}{safe_line(record.getMessage())}", style=style)
 
 
 class JsonHandler(logging.Handler):
@@ -66,23 +88,48 @@ class JsonHandler(logging.Handler):
         if not is_json():
             return
         fields: dict[str, Any] = getattr(record, "fields", {"logger": record.name})
-        if record.exc_info and record.exc_info[0]:
-            fields = fields | {"traceback": "".join(traceback.format_exception(*record.exc_info))}
         now, level = datetime.now(UTC).isoformat(timespec="milliseconds"), record.levelname.lower()
         event = {"time": now, "level": level, **_fields, **fields, "message": record.getMessage()}
+        shown = {name: _plain(value) for name, value in event.items()}
+        if lines := _traceback(record):
+            shown["traceback"] = "\n".join(lines)
         # in one piece: other threads write, too
-        sys.stderr.write(json.dumps({name: _plain(value) for name, value in event.items()}) + "\n")
+        sys.stderr.write(json.dumps(shown) + "\n")
         sys.stderr.flush()
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has, without credentials: it has no NaN."""
+    """What JSON has: it has no NaN."""
     if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    return mask(str(value))
+    return safe_line(str(value))
 
 
-log = logging.getLogger("smec")
+def _traceback(record: logging.LogRecord) -> list[str]:
+    """The lines of a record's traceback."""
+    if not record.exc_info or record.exc_info[0] is None:
+        return []
+    return safe_lines("".join(traceback.format_exception(*record.exc_info)).rstrip("\n"))
+
+
+class SafeRecord(logging.LogRecord):
+    """What a library logs, by whatever handler: the first line is its own, and all others are indented."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        if self.name != LOGGER and (lines := _traceback(self)):
+            # handlers take it from here
+            self.exc_text = "\n".join(f"{INDENT}{line}" for line in lines)
+
+    def getMessage(self) -> str:
+        """The message."""
+        text = super().getMessage()
+        return text if self.name == LOGGER else f"\n{INDENT}".join(safe_lines(text))
+
+
+# in the processes of Ray's workers, too, whose logs Ray keeps and shows
+logging.setLogRecordFactory(SafeRecord)
+log = logging.getLogger(LOGGER)
 """Where all lines go."""
 log.setLevel(logging.INFO)
 log.propagate = False
@@ -122,9 +169,14 @@ def say_failed(error: BaseException, text: str) -> None:
 
 def show(table: "Table") -> None:
     """Prints a result on stdout."""
-    from rich.console import Console
-
-    Console(highlight=False).print(table)
+    printer, bare = _kind()(highlight=False), copy(table)
+    bare.title = bare.caption = None
+    # a line each: broken at words, one of a foreign name could begin a line
+    if table.title:
+        printer.print(table.title, style="italic", soft_wrap=True)
+    printer.print(bare)
+    if table.caption:
+        printer.print(table.caption, style="dim italic", soft_wrap=True)
 
 
 def begin(command: str) -> None:
@@ -139,9 +191,22 @@ def begin(command: str) -> None:
     _fields["command"] = command
     # matplotlib warns at length where the home folder cannot be written to
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    warnings.formatwarning = _format_warning
+    threading.excepthook = lambda args: _say_defect(args.exc_value)
+    sys.excepthook = lambda kind, error, frames: _say_defect(error)
     if is_json():
         logging.basicConfig(handlers=[JsonHandler()], level=logging.WARNING, force=True)
         logging.captureWarnings(True)
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return f"{INDENT}{category.__name__}: {safe_line(str(message))}\n"
+
+
+def _say_defect(error: BaseException | None) -> None:
+    log.error(f"unexpected {type(error).__name__}: {error}", exc_info=error, extra={"fields": {}})
 
 
 def adopt_loggers() -> None:
@@ -183,7 +248,7 @@ class Progress:
             f"step {record['step']}: loss {record['loss']:.4f}, {record['rows_per_s']:.0f} rows/s"
         )
         if self._status is not None:
-            self._status.update(text)
+            self._status.update(console().render_str(text))
         elif time.monotonic() - self._printed > self.EVERY_SECONDS:
             say(text, **{name: record[name] for name in (*PLACE, "loss", "rows_per_s")})
             self._printed = time.monotonic()

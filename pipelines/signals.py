@@ -145,7 +145,7 @@ def install() -> None:
         signal.signal(number, _interrupt)
     signal.pthread_sigmask(signal.SIG_BLOCK, _ending.taken)
     os.register_at_fork(after_in_child=_as_others)
-    sys.unraisablehook, threading.excepthook = _drop, _drop_of_thread
+    sys.unraisablehook = _drop
     threading.Thread(target=_ending.wait, name="signals", daemon=True).start()
 
 
@@ -155,18 +155,21 @@ def begin(say: Callable[[str], object]) -> None:
     Args:
         say: prints a line.
     """
+    shown = threading.excepthook
+    # errors of threads, after a signal, are of what is half made
+    threading.excepthook = lambda error: None if came() else shown(error)
     _ending.say, _ending.is_open = say, True
     _raise()
 
 
-def then(text: str, patience: float = PATIENCE_SECONDS) -> None:
-    """Says what there is after a signal.
+def then(text: str) -> None:
+    """Says what there is after a signal: what another start does, or whatever goes on."""
+    _ending.then = text
 
-    Args:
-        text: what another start does, or whatever goes on.
-        patience: seconds that clean-up may take.
-    """
-    _ending.then, _ending.patience = text, patience
+
+def allow(seconds: float) -> None:
+    """Says how long clean-up may take after a signal."""
+    _ending.patience = seconds
 
 
 def is_installed() -> bool:
@@ -249,11 +252,6 @@ def _drop(unraisable: Any) -> None:
     """
     if not came():
         sys.__unraisablehook__(unraisable)
-
-
-def _drop_of_thread(error: threading.ExceptHookArgs) -> None:
-    if not came():
-        threading.__excepthook__(error)
 
 
 def _as_others() -> None:

@@ -39,10 +39,14 @@ COMPATIBLE = 1.0
 COMPATIBLE_HELP = "In a warm start: new queries still find what the champion has compressed; sets compatible=1."
 
 
+MEMORY_BUDGET = 8.0
+"""GiB of a machine's memory for the vectors that a training holds, by default."""
+
+
 class Settings(BaseModel):
     """Settings of a command: no others than its fields, whose docstrings are the help."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True)
 
 
 class TrainConfig(Settings):

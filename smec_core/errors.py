@@ -3,12 +3,31 @@
 from collections.abc import Mapping
 from typing import Any
 
+from smec_core.masking import mask
+from smec_core.shown import safe_line
+
+LONGEST_REASON = 1000
+"""Characters of what a library says that a message of ours repeats."""
+
 
 class SmecError(Exception):
-    """A run failed. The message is one line: what failed and what to do."""
+    """A run failed. The message is one line: what failed and what to do.
+
+    Whatever it repeats of a file or of a library, it can be shown as it is: secrets are masked, and what a terminal
+    would obey is escaped.
+    """
 
     exit_code = 1
     """Of a command that ends by it."""
+    figures: Mapping[str, Any] | None = None
+    """What the command has to say all the same, for --json."""
+
+    def __str__(self) -> str:
+        return safe_line(self.message())
+
+    def message(self) -> str:
+        """What it is made of."""
+        return super().__str__()
 
 
 class InputError(SmecError):
@@ -26,7 +45,8 @@ class RowError(InputError):
         self.place = f"{file}: row {row}"
         self.reason = f"column {column}: {why}"
 
-    def __str__(self) -> str:
+    def message(self) -> str:
+        """Where, and why."""
         return f"{self.place}, {self.reason}"
 
 
@@ -38,7 +58,8 @@ class DamagedError(InputError):
         super().__init__(path, problem, cure)
         self.path, self.problem, self.cure = path, problem, cure
 
-    def __str__(self) -> str:
+    def message(self) -> str:
+        """Where, what, and what to do."""
         return f"{self.path}: {self.problem}; {self.cure}"
 
 
@@ -63,6 +84,7 @@ class GateError(SmecError):
     """A new model was refused, and the one before it stays in force."""
 
     exit_code = 3
+    figures: Mapping[str, Any]
 
     def __init__(self, message: str, figures: Mapping[str, Any]) -> None:
         super().__init__(message)
@@ -70,5 +92,5 @@ class GateError(SmecError):
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error, which libraries break into lines, as one."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The message of an error, which libraries break into lines, as one that may be shown and stored."""
+    return safe_line(" ".join(mask(str(error)).split()), LONGEST_REASON) or type(error).__name__

@@ -134,6 +134,14 @@ def left_behind(base: Path, pattern: str = f"{PREFIX}*") -> Iterator[Path]:
                 os.close(lock)
 
 
+def is_left_behind(folder: Path) -> bool:
+    """Whether it is a folder of a dead process of this user."""
+    lock = _lock_left(folder)
+    if lock is not None:
+        os.close(lock)
+    return lock is not None
+
+
 def remove_left_behind(base: Path, pattern: str = f"{PREFIX}*") -> None:
     """Removes the folders of dead processes of this user."""
     for folder in left_behind(base, pattern):

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import yaml
 from yamlcore import CoreDumper, CoreLoader
 
-from smec_core.data.uri import mask
 from smec_core.errors import InputError
+from smec_core.masking import MASK, mask
+from smec_core.shown import shortened
 
 # the latter ones where a tag does not fit its value, as !!int x, or a value is beyond all bounds
 BROKEN = (yaml.YAMLError, ValueError, LookupError, RecursionError)
@@ -84,5 +85,14 @@ def _explain(error: Exception, where: str) -> str:
     mark = getattr(error, "problem_mark", None)
     if not isinstance(error, yaml.MarkedYAMLError) or mark is None:
         return f"{where}: not valid YAML ({' '.join(str(error).split())})"
-    line = (mark.get_snippet(indent=0, max_length=60) or "").split("\n")[0]
-    return f"{where}:{mark.line + 1}: not valid YAML, {error.problem}: {mask(line.strip())}"
+    return f"{where}:{mark.line + 1}: not valid YAML, {error.problem}: {_line(mark)}"
+
+
+def _line(mark: yaml.Mark) -> str:
+    """The line that an error is in, as it may be shown: a secret may go over several."""
+    text = (mark.buffer or "").rstrip("\0")
+    line = text.split("\n")[mark.line] if mark.line <= text.count("\n") else ""
+    shown = mask(line)
+    if shown == line and line not in mask(text).split("\n"):
+        shown = MASK
+    return shortened(shown.strip(), 60)

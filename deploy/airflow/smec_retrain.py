@@ -1,19 +1,61 @@
-"""Retrains every night, as a job on a Ray cluster. For Airflow 3: copy this file into the DAGs folder.
+"""Retrains every night, as a job on a Ray cluster. For Airflow 3: set CONFIG and copy this file into the DAGs folder.
 
-The workers of Airflow need the wheel and the constraints of `make wheel`, and in their environment:
+Airflow's workers need the command `smec`, which cannot be installed beside Airflow (both pin FastAPI), so in an
+environment of its own, with what `make wheel` has left in dist:
+
+    python3.11 -m venv /opt/smec
+    /opt/smec/bin/pip install -c constraints.txt smec_ray-*.whl
+    ln -s /opt/smec/bin/smec /usr/local/bin/smec
+
+and in their environment:
 
     RAY_API_SERVER_ADDRESS   http://HOST:8265, the cluster's dashboard
     RAY_AUTH_MODE            token
     RAY_AUTH_TOKEN           the cluster's token, from the secrets of Airflow's own deployment
+    MLFLOW_TRACKING_URI      the series' MLflow server
 
-A run that Airflow tries again, after a lost worker or a timeout of its own, follows the job that still runs, or takes
-the result of the one that is done: its id is that of Airflow's run.
+The task succeeds when a model was released, or there is nothing to do. It is skipped when the gate refused the new
+model and the old one stays in force (exit code 3), or another run is at it (4). Bad settings or data and damaged state
+(2) fail it at once, anything else after two more tries.
+
+The job has the id of Airflow's run. A task that is tried again or cleared, after a lost worker or a timeout, follows
+the job that still runs, or takes the result of the one that is done. Whoever marks a task as failed leaves its job
+running; `ray job stop RUN_ID` ends that.
 """
 
 from datetime import UTC, datetime, timedelta
 
-from airflow.providers.standard.operators.bash import BashOperator
-from airflow.sdk import DAG
+from airflow.providers.standard.hooks.subprocess import SubprocessHook
+from airflow.sdk import DAG, BaseOperator, Context
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+
+CONFIG = "/shared/retrain.yaml"
+"""Settings of the series, on the cluster. A file that Airflow's worker has at this path is sent along instead."""
+
+
+class SmecRetrain(BaseOperator):
+    """Runs `smec submit -- retrain`, and makes a task state of its exit code. No shell reads the run's id."""
+
+    hook: SubprocessHook | None = None
+
+    def execute(self, context: Context) -> None:
+        """Follows the job to its end."""
+        command = ["smec", "submit", f"--id={context['run_id']}", "--", "retrain", "--config", CONFIG]
+        self.hook = SubprocessHook()
+        ended = self.hook.run_command(command)
+        message = f"exit code {ended.exit_code}: {ended.output}"
+        if ended.exit_code in (3, 4):
+            raise AirflowSkipException(message)
+        if ended.exit_code == 2:
+            raise AirflowFailException(message)
+        if ended.exit_code != 0:
+            raise AirflowException(message)
+
+    def on_kill(self) -> None:
+        """Ends the command; the job goes on."""
+        if self.hook is not None:
+            self.hook.send_sigterm()
+
 
 with DAG(
     dag_id="smec_retrain",
@@ -23,14 +65,4 @@ with DAG(
     max_active_runs=1,
     default_args={"retries": 2, "retry_delay": timedelta(minutes=10)},
 ):
-    BashOperator(
-        task_id="retrain",
-        # /shared/retrain.yaml lies on the cluster; one on Airflow's workers would be sent along
-        bash_command='exec smec submit --id "$RUN_ID" -- retrain --config /shared/retrain.yaml',
-        # whoever starts a run by hand chooses its id, so no shell reads it as a part of the command
-        env={"RUN_ID": "{{ run_id }}"},
-        append_env=True,
-        # not failures: 3, the gate refused the new model and the old one stays in force; 4, another run is at it
-        skip_on_exit_code=[3, 4],
-        execution_timeout=timedelta(hours=6),
-    )
+    SmecRetrain(task_id="retrain", execution_timeout=timedelta(hours=6))

@@ -4,9 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipelines.cli.main import app
-    from pipelines.cli.process import main
 
-__all__ = ["app", "main"]
+__all__ = ["app"]
 
 
 def __getattr__(name: str) -> Any:
@@ -15,8 +14,4 @@ def __getattr__(name: str) -> Any:
         from pipelines.cli.main import app
 
         return app
-    if name == "main":
-        from pipelines.cli.process import main
-
-        return main
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

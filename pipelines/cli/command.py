@@ -4,7 +4,6 @@ import importlib
 import json
 import os
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,7 +12,8 @@ from pydantic import BaseModel
 
 from pipelines import signals
 from smec_core.config import PRESETS
-from smec_core.errors import GateError, InputError, SmecError, one_line
+from smec_core.errors import InputError, SmecError, one_line
+from smec_core.masking import mask
 from smec_core.temporary import base_folder
 
 
@@ -28,7 +28,6 @@ def run_job(
     assign: Sequence[str],
     json_file: str | None,
     rerun: str,
-    patience: float,
 ) -> None:
     """Runs a job; ends the process with the exit code of what went wrong.
 
@@ -42,7 +41,6 @@ def run_job(
         assign: each --set.
         json_file: where the figures go.
         rerun: what the same command does after a signal.
-        patience: seconds that clean-up may take after a signal.
     """
     from pipelines.cli.settings import resolve
     from pipelines.console import adopt_loggers, begin, say_failed
@@ -50,7 +48,7 @@ def run_job(
     figures_file = None if json_file is None else Path(json_file)
     try:
         begin(name)
-        signals.then(rerun, patience)
+        signals.then(rerun)
         signals.begin(lambda text: say_failed(KeyboardInterrupt(), text))
         if preset is not None and preset not in PRESETS:
             raise InputError(f"--preset {preset}: unknown; known: {', '.join(PRESETS)}")
@@ -75,7 +73,7 @@ def run_job(
         if signals.came():
             # it is what led to this
             sys.exit(130)
-        if figures_file is not None and isinstance(error, GateError):
+        if figures_file is not None and isinstance(error, SmecError) and error.figures is not None:
             _write_json(figures_file, error.figures)
         fail(error)
 
@@ -105,18 +103,25 @@ def _check_writable(json_file: Path) -> None:
 
 def _write_json(path: Path, figures: Mapping[str, Any]) -> None:
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(figures, indent=2) + "\n")
+    partial.write_text(json.dumps(_masked(figures), indent=2) + "\n")
     os.replace(partial, path)
+
+
+def _masked(value: Any) -> Any:
+    """Figures without secrets: some hold the place that the user has named."""
+    if isinstance(value, Mapping):
+        return {key: _masked(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked(part) for part in value]
+    return mask(value) if isinstance(value, str) else value
 
 
 def fail(error: Exception) -> NoReturn:
     """Prints why a command ends, and ends the process with the error's exit code."""
-    from pipelines.console import is_json, say_failed
+    from pipelines.console import say_failed
 
     message = str(error)
-    if os.environ.get("SMEC_DEBUG") == "1" and not is_json():
-        message = "".join(traceback.format_exception(error))
-    elif not isinstance(error, SmecError):
+    if not isinstance(error, SmecError):
         message = f"unexpected {type(error).__name__}: {message}; SMEC_DEBUG=1 shows where"
     say_failed(error, message)
     sys.exit(getattr(error, "exit_code", 1))

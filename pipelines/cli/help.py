@@ -65,6 +65,13 @@ class SettingsCommand(click.Command):
                 formatter.write_dl(others)
 
 
+def describe(kind: type[BaseModel]) -> Iterator[tuple[str, str, str, str]]:
+    """All settings of a class: name, what a value looks like, default, docstring; for the documentation."""
+    for name, field in _fields(kind):
+        default = "required" if field.is_required() else _shown(field.get_default(call_default_factory=True))
+        yield name, _metavar(field), default, " ".join((field.description or "").split())
+
+
 def _field(kind: type[BaseModel], setting: str) -> FieldInfo:
     return dict(_fields(kind))[setting]
 
@@ -93,8 +100,14 @@ def _help(field: FieldInfo, shows_default: bool = True) -> str:
     is_said = "default:" in text or "by default" in text
     if is_said or not shows_default or any(default is one for one in (None, PydanticUndefined, False)) or default == []:
         return text
-    shown = ",".join(map(str, default)) if isinstance(default, list | tuple) else str(default).lower()
-    return f"{text} [default: {shown}]"
+    return f"{text} [default: {_shown(default)}]"
+
+
+def _shown(default: Any) -> str:
+    """A default as one would write it; empty where nothing is set."""
+    if default is None:
+        return ""
+    return ",".join(map(str, default)) if isinstance(default, list | tuple) else str(default).lower()
 
 
 def _metavar(field: FieldInfo) -> str:

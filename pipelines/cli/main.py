@@ -1,7 +1,8 @@
 """The `smec` command. Each command is made from its settings class, which is imported when the command is asked for."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,12 +11,12 @@ import click
 from pipelines.cli.command import run_job
 from pipelines.cli.help import SettingsCommand, flags_of, option_of
 from smec_core import __version__
+from smec_core.shown import safe_line
 
 EPILOG = (
     "Exit codes: 0 done, 1 failed, 2 bad usage or bad input, 3 a new model was refused, 4 another process has the run, "
     "129, 130, 143 ended by SIGHUP, SIGINT (Ctrl-C), SIGTERM: the same command goes on."
 )
-
 
 ANEW = "the same command starts anew"
 ON = "the same command goes on where it stopped"
@@ -36,7 +37,6 @@ class Command:
         has_figures: whether there is --json.
         implied: settings that a flag sets beside its own.
         rerun: what the same command does after a signal.
-        patience: seconds that clean-up may take after a signal.
     """
 
     about: str
@@ -48,7 +48,6 @@ class Command:
     has_figures: bool = True
     implied: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rerun: str = ANEW
-    patience: float = 20.0
 
 
 def _job(about: str, name: str, arguments: str = "", flags: str = "", **more: Any) -> Command:
@@ -73,6 +72,7 @@ COMMANDS = {
     "ingest": _job(
         "Embed text with judgements into a dataset.", "ingest", "source output", "encoder workers gpu", rerun=ON
     ),
+    "judge": _job("Make judgements of a click log.", "judge", "clicks data", "test_from replace"),
     "train": _job(
         "Train a nested embedding and evaluate it.",
         "train",
@@ -117,11 +117,22 @@ COMMANDS = {
         "pipelines.retrain.rollback",
         flags=("to",),
     ),
+    "status": Command(
+        "Tell how a series stands, and what of it is damaged.",
+        "pipelines.retrain.settings:StatusSettings",
+        "pipelines.retrain.status",
+        flags=("deep",),
+    ),
+    "clean": Command(
+        "Remove what a series does not need any more.",
+        "pipelines.retrain.settings:CleanSettings",
+        "pipelines.retrain.clean",
+        flags=("dry_run",),
+        rerun=ON,
+    ),
     "verify": _job("Compare what is stored with its checksums.", "verify", "path"),
     "export": _job("Export a model to another tool.", "export", flags="model to out dim encoder"),
-    "serve": _job(
-        "Serve a model over HTTP.", "serve", flags="model host port replicas", has_figures=False, patience=120.0
-    ),
+    "serve": _job("Serve a model over HTTP.", "serve", flags="model host port replicas", has_figures=False),
     "submit": _job(
         "Run a command as a job of a cluster.",
         "submit",
@@ -133,12 +144,41 @@ COMMANDS = {
 }
 
 
+GROUPS = {
+    "Data": ("sample", "check", "ingest", "judge"),
+    "Train and compare": ("train", "tune", "evaluate", "experiment", "report"),
+    "Use": ("compress", "export", "serve"),
+    "Keep up to date": ("retrain", "status", "rollback", "verify", "clean"),
+    "Cluster": ("submit",),
+}
+"""Commands by what one wants to do, as `smec --help` shows them."""
+
 COMMON = ("preset", "config", "assign", "json_file")
 """Parameters that are no settings."""
 
 
+@contextmanager
+def _safe_usage() -> Iterator[None]:
+    """What click says of a wrong command line repeats words of it."""
+    try:
+        yield
+    except click.ClickException as error:
+        vars(error)["message"] = safe_line(error.message)
+        raise
+
+
 class Smec(click.Group):
     """The group of all commands, each made when it is asked for: `smec --help` imports no settings."""
+
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        """Reads the command line."""
+        with _safe_usage():
+            return super().make_context(*args, **more)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Reads what belongs to the command, and runs it."""
+        with _safe_usage():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of all commands."""
@@ -149,9 +189,11 @@ class Smec(click.Group):
         return make_command(cmd_name) if cmd_name in COMMANDS else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes a line for each command."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, command.about) for name, command in COMMANDS.items()])
+        """Writes a line for each command, in groups."""
+        width = max(map(len, COMMANDS))
+        for title, names in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), COMMANDS[name].about) for name in names])
 
 
 def make_command(name: str) -> SettingsCommand:
@@ -197,7 +239,7 @@ def make_command(name: str) -> SettingsCommand:
         for setting, implied in command.implied.items():
             if flags[setting] is not None:
                 flags |= implied
-        run_job(name, command.run, kind, flags, **common, rerun=command.rerun, patience=command.patience)
+        run_job(name, command.run, kind, flags, **common, rerun=command.rerun)
 
     return SettingsCommand(
         name,

@@ -4,7 +4,6 @@ import errno
 import io
 import os
 import sys
-import traceback
 from contextlib import suppress
 from typing import Any, NoReturn, TextIO
 
@@ -38,7 +37,7 @@ def _run() -> int:
     except SystemExit as done:
         code = done.code if isinstance(done.code, int) else int(done.code is not None)
     except Exception:
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())
         code = 1
     try:
         sys.stdout.flush()

@@ -8,12 +8,10 @@ With --upgrade the shards hold what the model's base encoded, and only the stage
 What the version in force has made of the same input file by the same plan is copied, not made again.
 """
 
-import re
 import time
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pipelines.compress.actor import QUARANTINE, CompressPiece, Job, Piece, cut, too_many_bad_rows
@@ -36,15 +34,13 @@ from pipelines.storage.publish import (
 )
 from smec_core.data.columns import DEFAULT_NAMES
 from smec_core.data.parquet import EmbeddingTable
-from smec_core.data.parquet_files import stamp_of, states_of
-from smec_core.data.tables import find_table
+from smec_core.data.table_files import stamp_of, states_of
+from smec_core.data.tables import find_table, find_values
 from smec_core.data.uri import open_filesystem, public_uri
 from smec_core.errors import InputError, SmecError, StoreError
 from smec_core.model.files import load
 from smec_core.model.model import Model
 from smec_core.model.vector_types import vector_bytes
-
-_PARTITION = re.compile(r"(?<=/)([^/=]+)=[^/]*(?=/)")
 
 
 def run(settings: CompressSettings) -> dict[str, Any]:
@@ -87,8 +83,7 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
     quarantine = settings.on_bad_row == "quarantine"
     known_dim = model.input_dim if quarantine and not settings.upgrade else None
     table = EmbeddingTable.open(source, known_dim, settings.columns)
-    if filesystem.get_file_info(f"{path.rstrip('/')}/_delta_log").type == pafs.FileType.Directory:
-        _warn_of_folders(table, path, source)
+    table = table.with_values(find_values(filesystem, path.rstrip("/"), table.files[0].path))
     if settings.upgrade:
         check_stored(model, settings.model, table)
         dims = settings.dim or (table.dim,)
@@ -146,14 +141,6 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     _say_made(job, made, earlier.version, _bytes_per_vector(manifest), public_uri(draft.uri))
     return _figures(manifest, draft.uri, seconds, made.rows, made.reused)
-
-
-def _warn_of_folders(table: EmbeddingTable, path: str, source: str) -> None:
-    """Says which columns are not kept: a Delta table keeps those by which it is partitioned in names of folders."""
-    found = (_PARTITION.findall(part.path.removeprefix(path.rstrip("/"))) for part in table.files)
-    if names := {name for some in found for name in some} - set(table.schema_of(table.files[0]).names):
-        told = ", ".join(sorted(names))
-        warn(f"{public_uri(source)}: column {told} is in the names of its folders, not in its files, and is not kept")
 
 
 def _encoded_dims(settings: CompressSettings, model: Model, table: EmbeddingTable) -> tuple[int, ...]:
@@ -266,6 +253,8 @@ def _plan(
         "on_bad_row": settings.on_bad_row,
         "rows_per_file": settings.rows_per_file,
     }
+    if table.files[0].values:
+        plan["added_columns"] = [name for name, _ in table.files[0].values]
     if settings.columns != DEFAULT_NAMES:
         plan["columns"] = settings.columns.model_dump()
     if settings.dtype in ("int8", "binary"):

@@ -14,7 +14,7 @@ from pipelines.storage.files import copy_file
 from pipelines.storage.manifest import StoredFile, describe, files_of, finish_task, finished_task
 from pipelines.storage.publish import FORMAT, current, manifest_of, plan_of
 from smec_core.data.parquet import EmbeddingTable
-from smec_core.data.parquet_files import FileState
+from smec_core.data.table_files import FileState
 from smec_core.data.uri import open_filesystem
 from smec_core.errors import InputError, SmecError, one_line
 

@@ -28,7 +28,7 @@ def run(settings: CheckSettings) -> dict[str, Any]:
         table.add_row(f"qrels/{name}", *map(str, figures), seen)
     show(table)
     if summary["splits"]:
-        show(_scores_table(summary["splits"]))
+        show(scores_table(summary["splits"]))
     if any(split.get("seen") for split in summary["splits"].values()):
         say(
             "seen queries share a relevant document with queries that a training learns from; how well they do says "
@@ -41,7 +41,8 @@ def run(settings: CheckSettings) -> dict[str, Any]:
     return summary
 
 
-def _scores_table(splits: dict[str, Any]) -> Table:
+def scores_table(splits: dict[str, Any]) -> Table:
+    """How the scores of some splits are spread, from what their summaries have as `scores`."""
     table = Table("part", "scores (how many), or quantiles of those above 0")
     for name, split in splits.items():
         scores = split["scores"]

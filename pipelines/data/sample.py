@@ -34,7 +34,7 @@ from pipelines.console import say
 from pipelines.data.settings import MIN_PAIRS, SampleSettings
 from pipelines.storage.model_folder import replace_folder
 from smec_core.data.parquet import write_embeddings
-from smec_core.errors import InputError, SmecError
+from smec_core.errors import InputError, SmecError, one_line
 
 RECIPE = 1
 """Counts up when a change to this file changes what the same settings and versions give."""
@@ -107,7 +107,7 @@ def make_sample(settings: SampleSettings, sources: Sequence[Source]) -> dict[str
         try:
             replace_folder(out, lambda folder: _write(folder, pairs, record))
         except OSError as error:
-            raise SmecError(f"{settings.out}: cannot be written ({error}); name another folder") from error
+            raise SmecError(f"{settings.out}: cannot be written ({one_line(error)}); name another folder") from error
     counts = ", ".join(f"{name} {count}" for name, count in record["pairs_of_source"].items())
     say(
         f"{settings.out}: {'the same sample is there already, ' if kept else ''}{record['pairs']} pairs "

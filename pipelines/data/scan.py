@@ -6,25 +6,31 @@ Shapes: K rows that are kept, M rows of the table, D dims.
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pds
-import pyarrow.parquet as pq
 
 from pipelines.console import RowProgress
 from pipelines.data.scan_state import ScanState
 from pipelines.runtime.cluster import connect, unwrap
 from smec_core.data.columns import ColumnNames
 from smec_core.data.dataset import Dataset
+from smec_core.data.lance_files import is_fragment
 from smec_core.data.parquet import Batch, Block, EmbeddingTable, ParquetPart
 from smec_core.data.parquet_files import READ_BUFFER_BYTES
+from smec_core.data.scan import SMALL_BYTES as SMALL_BYTES
 from smec_core.data.scan import Cut, Keep, Scanned, TableScan, cut_rows, scan_cut, scan_table
+from smec_core.data.table_files import open_rows
 from smec_core.errors import StoreError, StoreUnreachable
 
+if TYPE_CHECKING:
+    import ray.data
+
 ARRAYS = ("sum_D", "moment_DD", "x_KD")
-SMALL_BYTES = 128 << 20
-"""Vectors of so many bytes are read before Ray Data would have started."""
+TASK_ROWS = 1 << 17
+"""Of a Lance dataset, whose fragments may have millions."""
 SAVE_BYTES, MOST_PIECES = 16 << 30, 16
 """Vectors of so many bytes, or a share of a large table, are read again where a scan is killed."""
 
@@ -131,6 +137,15 @@ def _is_loss(error: Exception) -> bool:
 
 def _cuts(table: EmbeddingTable, files: Sequence[ParquetPart], keep: Keep) -> Iterator[Cut]:
     """One execution of Ray Data over some files."""
+    records = _reduced_fragments if is_fragment(files[0].path) else _reduced_files
+    for found in records(table, files, keep).iter_batches(batch_size=None, batch_format="pyarrow"):
+        assert isinstance(found, pa.Table)
+        for row in range(len(found)):
+            yield _cut(found.slice(row, 1), table.dim)
+
+
+def _reduced_files(table: EmbeddingTable, files: Sequence[ParquetPart], keep: Keep) -> "ray.data.Dataset":
+    """Records of the cuts of Parquet files."""
     import ray.data
 
     # Ray Data's newer reader does not verify checksums of pages
@@ -156,19 +171,29 @@ def _cuts(table: EmbeddingTable, files: Sequence[ParquetPart], keep: Keep) -> It
         ]
     finally:
         context.use_datasource_v2 = before
-    dataset = reads[0].union(*reads[1:]) if reads[1:] else reads[0]
-    for records in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        assert isinstance(records, pa.Table)
-        for row in range(len(records)):
-            yield _cut(records.slice(row, 1), table.dim)
+    return reads[0].union(*reads[1:]) if reads[1:] else reads[0]
+
+
+def _reduced_fragments(table: EmbeddingTable, files: Sequence[ParquetPart], keep: Keep) -> "ray.data.Dataset":
+    """Records of the cuts of fragments, several tasks of each: Ray Data's reader of Lance takes them whole."""
+    import ray.data
+
+    bounds = [range(part.start, part.start + part.rows + 1) for part in files]
+    tasks = [
+        {"start": start, "stop": min(start + TASK_ROWS, rows[-1])} for rows in bounds for start in rows[:-1:TASK_ROWS]
+    ]
+    reduce = partial(reduce_ranges, table=table, keep=keep)
+    return ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
+        reduce, batch_size=1, batch_format="pyarrow"
+    )
 
 
 def _of_one_type(table: EmbeddingTable, files: Sequence[ParquetPart]) -> list[list[str]]:
     """Files whose columns have the same types: Ray Data casts all files of a read to those of one."""
 
     def types(part: ParquetPart) -> tuple[str, ...]:
-        schema = pq.read_schema(part.path, filesystem=table.filesystem)
-        return tuple(str(schema.field(name).type) for name in (table.names.id, table.names.embedding))
+        with open_rows(table.filesystem, part.path) as opened:
+            return tuple(str(opened.schema.field(name).type) for name in (table.names.id, table.names.embedding))
 
     found = sorted((types(part), part.path) for part in files)
     return [[path for _, path in some] for _, some in groupby(found, key=lambda one: one[0])]
@@ -179,7 +204,17 @@ def reduce_batch(batch: pa.Table, dim: int, names: ColumnNames, keep: Keep) -> p
     columns = [batch[name].combine_chunks() for name in (names.id, names.embedding)]
     rows = pa.RecordBatch.from_arrays(columns, ["id", "embedding"])
     # of which file these are is not known here
-    block = Block.of(Batch(ParquetPart("", len(rows), 0), 0, rows, names), dim)
+    return _record(Block.of(Batch(ParquetPart("", len(rows), 0), 0, rows, names), dim), keep)
+
+
+def reduce_ranges(ranges: pa.Table, table: EmbeddingTable, keep: Keep) -> Iterator[pa.Table]:
+    """Cuts of ranges of rows, each as a record of one row."""
+    for rows in ranges.to_pylist():
+        for block in table.blocks(rows["start"], rows["stop"], cut_rows(table.dim)):
+            yield _record(block, keep)
+
+
+def _record(block: Block, keep: Keep) -> pa.Table:
     cut = scan_cut(block.ids, block.vectors_ND, keep)
     record = {"rows": pa.array([cut.rows]), "check": pa.array([cut.check], pa.uint64())}
     arrays = {name: pa.array(np.ascontiguousarray(getattr(cut, name)).reshape(-1)) for name in ARRAYS}

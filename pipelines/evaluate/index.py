@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from rich.box import SIMPLE
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.console import say, show, warn
 from pipelines.evaluate.indexes.store import STORES, Build, Form, NestedVectors, SearchIndex, SearchPath, open_store
@@ -191,9 +192,9 @@ def path_table(report: dict[str, Any]) -> Table:
     }
     shown = {name: column for name, column in columns.items() if report["paths"][0][name] is not None}
     for heading, _ in shown.values():
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(Text(heading), justify="right", no_wrap=True)
     for one in report["paths"]:
-        table.add_row(one["path"].replace(", ", ",\n"), *(text(one[name]) for name, (_, text) in shown.items()))
+        table.add_row(Text(one["path"].replace(", ", ",\n")), *(text(one[name]) for name, (_, text) in shown.items()))
     return table
 
 

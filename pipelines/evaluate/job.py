@@ -4,22 +4,26 @@ from typing import Any
 
 from pipelines.console import show
 from pipelines.evaluate.settings import EvaluateSettings
-from pipelines.runtime.evaluation import on_cluster, quality_tables
+from pipelines.runtime.evaluation import on_cluster
 from smec_core.data.dataset import HELD_OUT, Dataset
-from smec_core.errors import InputError
 from smec_core.evaluation.corpus_search import in_one_part
-from smec_core.evaluation.evaluate import check_fit, corpus_baselines, default_split, evaluate
+from smec_core.evaluation.evaluate import check_fit, corpus_baselines, default_split, evaluate, with_held_out
+from smec_core.evaluation.report import quality_tables
 from smec_core.model.files import load
-from smec_core.model.model import Model
 
 
 def run(settings: EvaluateSettings) -> dict[str, Any]:
-    """Evaluates a model, or whole searches with it, prints the table and returns the figures."""
+    """Evaluates a model, or whole searches with it, prints the table and returns the figures.
+
+    Raises:
+        InputError: no model, bad data, or a split that is not there.
+        SmecError: the data were changed meanwhile.
+    """
     model = load(settings.model)
     exclude_self = settings.exclude_self or bool(model.config.get("train", {}).get("exclude_self"))
     dataset = Dataset.open(settings.data, settings.max_unknown, exclude_self, settings.columns)
     if settings.split == HELD_OUT:
-        dataset = _with_held_out(dataset, model, settings.model)
+        dataset = with_held_out(dataset, model, settings.model)
     split = settings.split or default_split(dataset)
     if settings.index is not None:
         from pipelines.evaluate import index
@@ -35,10 +39,3 @@ def run(settings: EvaluateSettings) -> dict[str, Any]:
     for table in quality_tables(report):
         show(table)
     return report
-
-
-def _with_held_out(dataset: Dataset, model: Model, name: str) -> Dataset:
-    share = model.config.get("hold_out")
-    if not share:
-        raise InputError(f"split: the training of {name} has held out no queries (smec train --set hold_out=0.2)")
-    return dataset.holding_out(share)

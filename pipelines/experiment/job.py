@@ -72,7 +72,7 @@ def run(settings: ExperimentSettings) -> dict[str, Any]:
     found: dict[str, Any] = {}
     seen: dict[str, np.ndarray] = {}
     for name, dataset in datasets.items():
-        source = scan_data(dataset, config).store(config)
+        source = Source.of(scan_data(dataset, config), config)
         kept = Kept(out / TRAININGS, {"data": dataset.fingerprint, "version": __version__})
         if methods:
             judgements = dataset.splits["test"].with_positives()

@@ -1,7 +1,7 @@
 """What an experiment leaves behind: a page in Markdown, its figures, and its tables for machines and for papers."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from smec_core.data.dataset import Dataset
+from smec_core.shown import csv_cell, latex, markdown, safe_line
 
 _UNDATED: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {}}
 PACKAGES = ("smec-ray", "torch", "ray", "numpy", "faiss-cpu")
@@ -74,10 +75,11 @@ def write_page(
     """
     out.mkdir(parents=True, exist_ok=True)
     for name, frame in page.data.items():
-        frame.to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
+        _safe(frame, csv_cell).to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
     for table in page.tables:
-        table.frame.to_csv(out / f"{table.name}.csv", index=False)
-        table.frame.to_latex(out / f"{table.name}.tex", index=False, escape=True, caption=table.caption)
+        _safe(table.frame, csv_cell).to_csv(out / f"{table.name}.csv", index=False)
+        shown = _safe(table.frame, latex)
+        shown.to_latex(out / f"{table.name}.tex", index=False, escape=False, caption=latex(table.caption))
     for name, figure in page.figures.items():
         # without a date, and with names of its parts that do not change: the same figures make the same file
         with matplotlib.rc_context({"svg.hashsalt": name}):
@@ -85,6 +87,7 @@ def write_page(
     environment = Environment(
         loader=PackageLoader("pipelines.experiment"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters.update(markdown=lambda value: markdown(str(value)), line=safe_line)
     versions = {name: metadata.version(name) for name in PACKAGES if _is_installed(name)}
     text = environment.get_template("experiment.md.j2").render(
         page=page,
@@ -96,6 +99,13 @@ def write_page(
     path = out / "README.md"
     path.write_text(text)
     return path
+
+
+def _safe(frame: pd.DataFrame, safe: Callable[[str], Any]) -> pd.DataFrame:
+    """A table whose text, names of columns and cells, has gone through a function."""
+    return frame.rename(columns=lambda name: safe(str(name))).map(
+        lambda cell: safe(cell) if isinstance(cell, str) else cell
+    )
 
 
 def describe(name: str, dataset: Dataset) -> dict[str, Any]:

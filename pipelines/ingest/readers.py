@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from pipelines.storage.files import first_line
 from smec_core.data.columns import Wanted, judge_schema, strings_of
-from smec_core.errors import InputError, SmecError, one_line
+from smec_core.data.table_files import open_rows
+from smec_core.errors import InputError
 
 READ_BYTES = 1 << 20
 READ_ROWS = 1024
@@ -131,24 +131,12 @@ class ParquetTexts:
         return f"{self.paths[position.file]}: row {position.before}"
 
     def _read_file(self, file: int, first: int) -> Iterator[Text]:
-        path, row = self.paths[file], 0
-        try:
-            with pq.ParquetFile(path, filesystem=self.filesystem, pre_buffer=False) as parquet:
-                schema = parquet.schema_arrow
-                wanted = COLUMNS | (TITLE if "title" in schema.names else {})
-                names = list(judge_schema(path, schema, wanted).values())
-                for group in range(parquet.num_row_groups):
-                    rows = parquet.metadata.row_group(group).num_rows
-                    if row + rows <= first:
-                        row += rows
-                        continue
-                    for batch in parquet.iter_batches(READ_ROWS, row_groups=[group], columns=names):
-                        yield from self._texts(batch, names, file, row, max(first - row, 0))
-                        row += len(batch)
-        except SmecError:
-            raise
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path}: rows from {row} on cannot be read ({one_line(error)})") from error
+        path = self.paths[file]
+        with open_rows(self.filesystem, path) as opened:
+            wanted = COLUMNS | (TITLE if "title" in opened.schema.names else {})
+            names = list(judge_schema(path, opened.schema, wanted).values())
+            for row, batch in opened.batches(names, READ_ROWS, start=first):
+                yield from self._texts(batch, names, file, row, max(first - row, 0))
 
     def _texts(self, batch: pa.RecordBatch, names: list[str], file: int, row: int, skipped: int) -> Iterator[Text]:
         path = self.paths[file]

@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from smec_core.shown import safe_line
+
 Figure = dict[str, Any]
 Points = Mapping[Any, float | None]  # keys: int or float
 Intervals = Mapping[Any, tuple[float, float]]
@@ -91,7 +93,12 @@ def bars(shares: Mapping[str, float], title: str) -> Figure:
     """A bar a name, the longest first."""
     ordered = sorted(shares.items(), key=lambda one: -one[1])
     data: list[Figure] = [
-        {"type": "bar", "orientation": "h", "y": [name for name, _ in ordered], "x": [_rounded(v) for _, v in ordered]}
+        {
+            "type": "bar",
+            "orientation": "h",
+            "y": [plain(name) for name, _ in ordered],
+            "x": [_rounded(v) for _, v in ordered],
+        }
     ]
     data[0] |= {"marker": {"color": BLUE}, "showlegend": False}
     figure = _figure(data, {"rangemode": "tozero"} | _title(title), {"type": "category", "autorange": "reversed"})
@@ -137,6 +144,7 @@ def parallel(drawn: Figure, default: int | None) -> Figure:
         drawn: Optuna's figure.
         default: which of the lines is that of the defaults.
     """
+    drawn = _plain_parts(drawn)
     kept = {name: part for name, part in drawn["layout"].items() if name not in ("template", "title")}
     data = [line | {"opacity": 1.0} for line in drawn["data"]]
     if default is not None:
@@ -157,7 +165,7 @@ def _defaults(points: Iterable[tuple[Any, float]]) -> list[Figure]:
 
 def _dots(label: str, points: Iterable[tuple[Any, float]], colour: str) -> Figure:
     ordered = sorted(points, key=lambda point: (str(type(point[0])), point[0]))
-    x = [_rounded(x) if isinstance(x, float) else x for x, _ in ordered]
+    x = [_rounded(x) if isinstance(x, float) else plain(x) if isinstance(x, str) else x for x, _ in ordered]
     dots = {"type": "scatter", "mode": "markers", "name": label, "x": x, "y": [_rounded(y) for _, y in ordered]}
     return dots | {"marker": {"color": colour, "size": 8}}
 
@@ -175,8 +183,7 @@ def _contest(model: Points, truncation: Points, pca: Points, intervals: Interval
 
 def _curve(curve: Curve, mode: str) -> Figure:
     colour, rank, dash = (GREEN, 2, "dot") if curve.is_replay else (BLUE, 1, "solid")
-    # plotly reads names as HTML of its own kind, and a projection's name comes from a file
-    return _line(html.escape(curve.label), curve.points, colour, rank, mode, dash=dash)
+    return _line(plain(curve.label), curve.points, colour, rank, mode, dash=dash)
 
 
 def _line(name: str, points: Points, colour: str, rank: int, mode: str = "lines+markers", **style: Any) -> Figure:
@@ -194,7 +201,21 @@ def _figure(data: Iterable[Figure], x: Figure, y: Figure, *rules: Figure) -> Fig
 
 
 def _title(text: str) -> Figure:
-    return {"title": {"text": text}}
+    return {"title": {"text": plain(text)}}
+
+
+def plain(text: str) -> str:
+    """Text of a file, as the name of a projection, for plotly, which reads HTML of its own kind."""
+    return html.escape(safe_line(text), quote=False)
+
+
+def _plain_parts(drawn: Any) -> Any:
+    """A figure that another library has drawn, its texts without elements but line breaks."""
+    if isinstance(drawn, dict):
+        return {key: _plain_parts(value) for key, value in drawn.items()}
+    if isinstance(drawn, list):
+        return [_plain_parts(value) for value in drawn]
+    return "<br>".join(map(plain, drawn.split("<br>"))) if isinstance(drawn, str) else drawn
 
 
 def _rule(axis: Literal["x", "y"], at: float) -> Figure:

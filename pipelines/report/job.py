@@ -41,6 +41,7 @@ from pipelines.storage.study import SUMMARY_FILE
 from smec_core.checksums import check_folder
 from smec_core.errors import InputError
 from smec_core.model.files import load
+from smec_core.shown import safe_line
 
 
 def run(settings: ReportSettings) -> dict[str, Any]:
@@ -57,6 +58,8 @@ def run(settings: ReportSettings) -> dict[str, Any]:
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
+        # of every value that the page shows; what is written for it is left as it is
+        finalize=lambda value: safe_line(value) if type(value) is str else value,
     )
     environment.filters.update(
         number=number, percent=percent, span=span, gained=gained, count=count, duration=duration, plain=plain

@@ -1,10 +1,11 @@
 """How the data of a cycle differ from those that the champion was trained on, and whether they fit it at all."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from pipelines.console import say, warn
+from pipelines.console import say
 from pipelines.retrain.ledger import Ledger, QueryScores, Release
 from pipelines.retrain.settings import RetrainSettings
 from pipelines.storage.files import read_record
@@ -107,23 +108,30 @@ def drift_since(ledger: Ledger, champion: Release, data: str, encoder: str | Non
     return drift
 
 
-def known_queries(ledger: Ledger, champion: Release, now: QueryScores) -> dict[str, Any] | None:
-    """What the champion reached when it was promoted and reaches now on the same gate queries, and on fresh ones.
+def by_query(dataset: Dataset, by_dim: Mapping[int, np.ndarray]) -> QueryScores:
+    """The score of each gate query, by its id and dim."""
+    query_ids = dataset.ids[1].ids_of(dataset.splits[HELD_OUT].query_row_Q)
+    return {
+        name: {str(dim): float(value_Q[row]) for dim, value_Q in by_dim.items()} for row, name in enumerate(query_ids)
+    }
+
+
+def known_queries(ledger: Ledger, release: Release, now: QueryScores) -> dict[str, Any] | None:
+    """What a release reached when it was promoted, and what it or another reaches now on the same gate queries.
 
     Args:
         ledger: of the series.
-        champion: the release in force.
-        now: its nDCG@10 on each gate query, by id and dim.
+        release: one of its releases.
+        now: nDCG@10 on each of today's gate queries, by id and dim.
 
     Returns:
         `queries`, `then`, `now`, `fresh_queries` and `fresh`: means over the dims that both have; None where no query
         is known from then.
     """
-    _, then = ledger.reference(champion.trained_in)
+    _, then = ledger.reference(release.trained_in)
     known = [name for name in now if name in then]
     fresh = [name for name in now if name not in then]
     if not known:
-        warn("no gate query is one that the champion was promoted by, so whether the judgements still fit is not known")
         return None
     # in an order: sums of the same figures in another differ in the last bit
     dims = [dim for dim in now[known[0]] if dim in then[known[0]]]
@@ -131,8 +139,6 @@ def known_queries(ledger: Ledger, champion: Release, now: QueryScores) -> dict[s
     def mean(scores: QueryScores, names: list[str]) -> float:
         return float(np.mean([scores[name][dim] for name in names for dim in dims]))
 
-    if fresh:
-        say(f"the champion reaches {mean(now, fresh):.4f} nDCG@10 on {len(fresh)} fresh gate queries")
     return {
         "queries": len(known),
         "then": mean(then, known),
@@ -142,12 +148,12 @@ def known_queries(ledger: Ledger, champion: Release, now: QueryScores) -> dict[s
     }
 
 
-def problem_of_known(known: dict[str, Any] | None, max_drop: float) -> str | None:
-    """Why the data are refused, where the champion loses more on known queries than a share of `max_drop`."""
+def problem_of_known(who: str, known: dict[str, Any] | None, max_drop: float) -> str | None:
+    """Why the data are refused, where a release loses more on known queries than a share of `max_drop`."""
     if known is None or known["now"] >= (1 - max_drop) * known["then"]:
         return None
     return (
-        f"REFUSED: the champion itself reaches {known['now']:.4f} nDCG@10 on {known['queries']} gate queries on which "
+        f"REFUSED: {who} itself reaches {known['now']:.4f} nDCG@10 on {known['queries']} gate queries on which "
         f"it reached {known['then']:.4f}, more than a share of gate.max_drop, {max_drop}, less; look at the new "
         "judgements and embeddings"
     )

@@ -60,6 +60,8 @@ class Release(NamedTuple):
     """Why it came to be."""
     created: str
     """ISO 8601."""
+    manifest: str = ""
+    """Checksum of the version's manifest; empty in records of earlier versions."""
 
     @classmethod
     def read(cls, content: Mapping[str, Any], file: str) -> Self:
@@ -88,6 +90,10 @@ class Releases(NamedTuple):
     """The one that the registry's alias and CURRENT are known to name."""
     withdrawn: tuple[str, ...] = ()
     """Fingerprints of the models that were rolled back from."""
+    anchor: int | None = None
+    """The cycle that trained the best model so far, with which challengers are compared, too."""
+    decided: int = 0
+    """The last cycle whose decision was followed: where its record is gone, or these are older, that is found."""
 
     def with_new(self, release: Release) -> "Releases":
         """These and a new one, which is to be in force."""
@@ -98,17 +104,23 @@ class Releases(NamedTuple):
         withdrawn = [model for model in self.withdrawn if model != back.fingerprint]
         if self.champion is not None and self.champion.fingerprint != back.fingerprint:
             withdrawn.append(self.champion.fingerprint)
-        return self._replace(in_force=back.cycle, withdrawn=tuple(withdrawn))
+        anchor = self.anchored
+        if anchor is not None and anchor.fingerprint in withdrawn:
+            anchor = back
+        return self._replace(
+            in_force=back.cycle, withdrawn=tuple(withdrawn), anchor=None if anchor is None else anchor.trained_in
+        )
 
     def kept(self, keep: int) -> "Releases":
         """These without what is not to be kept.
 
-        Kept are the one in force, the last `keep`, and of each of the last `keep` models that were not withdrawn the
-        last release: an earlier model stays at hand however often the corpus was compressed again.
+        Kept are the one in force, the last `keep`, of each of the last `keep` models that were not withdrawn the last
+        release (an earlier model stays at hand however often the corpus was compressed again), and that of the anchor.
         """
         last_of = {one.run: one for one in self.releases if one.fingerprint not in self.withdrawn}
         models = sorted(last_of.values(), key=lambda release: release.cycle)[-keep:]
-        wanted = {self.in_force, *(one.cycle for one in (*self.releases[-keep:], *models))}
+        anchor = () if self.anchored is None else (self.anchored,)
+        wanted = {self.in_force, *(one.cycle for one in (*self.releases[-keep:], *models, *anchor))}
         return self._replace(releases=tuple(one for one in self.releases if one.cycle in wanted))
 
     @property
@@ -120,6 +132,12 @@ class Releases(NamedTuple):
     def champion(self) -> Release | None:
         """The release in force."""
         return next((release for release in self.releases if release.cycle == self.in_force), None)
+
+    @property
+    def anchored(self) -> Release | None:
+        """The last release of the anchor; that in force where there is none, as in records of earlier versions."""
+        found = [release for release in self.releases if release.trained_in == self.anchor]
+        return found[-1] if found else self.champion
 
 
 class Ledger:
@@ -144,7 +162,12 @@ class Ledger:
         if content is None:
             return Releases()
         releases = tuple(Release.read(release, self._public(RELEASES)) for release in content["releases"])
-        return Releases(releases, content["in_force"], content["in_effect"], tuple(content.get("withdrawn", ())))
+        withdrawn = tuple(content.get("withdrawn", ()))
+        rest = content.get("anchor"), content.get("decided", 0)
+        found = Releases(releases, content["in_force"], content["in_effect"], withdrawn, *rest)
+        if found.champion is None and (releases or found.in_force is not None):
+            raise DamagedError(self._public(RELEASES), f"has no release {found.in_force}, which it says to be in force")
+        return found
 
     def write_releases(self, releases: Releases) -> None:
         """Replaces them, in one piece.
@@ -158,12 +181,16 @@ class Ledger:
             raise self._taken_over(RELEASES)
         self._seen = content
 
-    def last_cycle(self) -> dict[str, Any] | None:
-        """The record of the last decided cycle."""
+    def numbers(self) -> list[int]:
+        """The cycles of which there are records, the first one first."""
         selector = pafs.FileSelector(f"{self.folder.path}/{CYCLES}", allow_not_found=True)
         names = [info.base_name for info in self.folder.filesystem.get_file_info(selector)]
-        numbers = [int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit()]
-        return self.cycle(max(numbers)) if numbers else None
+        return sorted(int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit())
+
+    def last_cycle(self) -> dict[str, Any] | None:
+        """The record of the last decided cycle."""
+        numbers = self.numbers()
+        return self.cycle(numbers[-1]) if numbers else None
 
     def cycle(self, number: int) -> dict[str, Any]:
         """The record of a cycle.
@@ -175,6 +202,8 @@ class Ledger:
         record: dict[str, Any] | None = self.folder.read(name, CYCLE_KEYS)
         if record is None:
             raise self._missing(name)
+        if record["cycle"] != number:
+            raise DamagedError(self._public(name), f"is the record of cycle {record['cycle']}", RESTORE)
         if record["release"] is not None:
             Release.read(record["release"], self._public(name))
         return record
@@ -195,15 +224,20 @@ class Ledger:
     def _public(self, name: str) -> str:
         return public_uri(join_uri(self.folder.uri, name))
 
-    def check_registry(self, address: str) -> None:
+    def check_registry(self, address: str, look_only: bool = False) -> None:
         """Ties the series to the registry that its first start has used.
+
+        Args:
+            address: of the registry.
+            look_only: write nothing.
 
         Raises:
             InputError: it is another one, whose versions are not those that the records name.
         """
         known = self.folder.read(REGISTRY, {"address"})
         if known is None:
-            self.folder.write(REGISTRY, {"address": address})
+            if not look_only:
+                self.folder.write(REGISTRY, {"address": address})
         elif known["address"] != address:
             file = self._public(REGISTRY)
             raise InputError(
@@ -211,11 +245,21 @@ class Ledger:
                 f"{known['address']}; set it to that, or, if the same server has moved, change {file}"
             )
 
+    def training(self) -> str | None:
+        """The run that has trained the last challenger, or was about to.
+
+        Raises:
+            DamagedError: its record is not what was written.
+        """
+        content = self.folder.read(TRAINING, {"run"}, "remove it: no release depends on it")
+        if content is None:
+            return None
+        _check_run(content["run"], self._public(TRAINING))
+        return str(content["run"])
+
     def begin_training(self, run_folder: RunFolder) -> None:
         """Notes which run trains the challenger; removes that of the last one, where it was not released."""
-        content = self.folder.read(TRAINING, {"run"}, "remove it: no release depends on it")
-        before = content["run"] if content else run_folder.name
-        _check_run(before, self._public(TRAINING))
+        before = self.training() or run_folder.name
         if before not in {run_folder.name, *(release.run for release in self.releases().releases)}:
             run_folder.sibling(before).remove()
         self.folder.write(TRAINING, {"run": run_folder.name})
@@ -261,8 +305,8 @@ class Ledger:
             remove_file(self.folder.filesystem, f"{self.folder.path}/{_name(number, kind)}")
 
 
-def _check_run(run: str, file: str) -> None:
-    if not re.fullmatch(NAME, run):
+def _check_run(run: object, file: str) -> None:
+    if not isinstance(run, str) or not re.fullmatch(NAME, run):
         raise DamagedError(file, f"{run!r} is no name of a run")
 
 

@@ -4,6 +4,7 @@ Other than the record of a training, which may be lost, what is in force must be
 """
 
 import os
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -11,20 +12,27 @@ from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Run, RunTag
+from mlflow.entities import FileInfo, Metric, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 import smec_core
 from pipelines.runtime.preflight import check_store
+from pipelines.storage.files import sizes_of
 from pipelines.storage.run_folder import RunFolder
-from pipelines.tracking.files import FINGERPRINT_TAG, log_model
+from pipelines.tracking.files import FINGERPRINT_TAG, log_model, log_model_files
 from pipelines.tracking.recorder import ERROR_TAG, LONGEST_TAG, STATE_FILE
 from pipelines.tracking.server import experiment_of, kept_run, prepare_mlflow
-from smec_core.data.uri import mask, public_uri
+from smec_core.data.uri import open_filesystem, public_uri
 from smec_core.errors import InputError, SmecError, one_line
+from smec_core.masking import mask
+from smec_core.shown import safe_line
 from smec_core.temporary import temporary_folder
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+ARTIFACTS = "artifacts/model"
+"""Where a logged model has the files of the model folder."""
+LOGGED = "models:/"
+"""How the source of a version begins, before the id of its logged model."""
 
 
 class Registry:
@@ -104,8 +112,8 @@ class Registry:
         if model_id is None:
             try:
                 with temporary_folder() as made:
-                    run_folder.fetch_model(made)
-                    log_model(self._client, run.info.run_id, made, smec_core.load(made))
+                    folder = _fetched(run_folder, made)
+                    log_model(self._client, run.info.run_id, folder, smec_core.load(folder))
             except BaseException:
                 with suppress(Exception):
                     self._client.set_terminated(run.info.run_id, "FAILED")
@@ -119,7 +127,13 @@ class Registry:
     def _model_of(self, run: Run, fingerprint: str) -> str | None:
         """Id of the run's model of this fingerprint: a training that was killed at its end may have logged two."""
         for output in run.outputs.model_outputs if run.outputs else []:
-            if self._client.get_logged_model(output.model_id).tags.get(FINGERPRINT_TAG) == fingerprint:
+            try:
+                tags = self._client.get_logged_model(output.model_id).tags
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                continue
+            if tags.get(FINGERPRINT_TAG) == fingerprint:
                 return str(output.model_id)
         return None
 
@@ -131,10 +145,10 @@ class Registry:
         """
         with self._reaching():
             for key, value in tags.items():
-                self._client.set_model_version_tag(self._name, version, key, value)
+                self._client.set_model_version_tag(self._name, version, key, safe_line(value, LONGEST_TAG))
             run_id = self._client.get_model_version(self._name, version).run_id
             if run_id:
-                notes = [RunTag(key, value[:LONGEST_TAG]) for key, value in tags.items()]
+                notes = [RunTag(key, safe_line(value, LONGEST_TAG)) for key, value in tags.items()]
                 self._client.log_batch(run_id, metrics=figures, tags=notes)
 
     def challenge(self, version: str) -> None:
@@ -171,6 +185,93 @@ class Registry:
             return None
         return next((found.parent for found in sorted(Path(made).rglob("adapter.safetensors"))), None)
 
+    def lacks(self, version: str, folder: str) -> str | None:
+        """What a version's files lack, by their sizes, of a model that is stored; None where they are all there.
+
+        Args:
+            version: of the registered model.
+            folder: of the model, path or URI.
+
+        Raises:
+            SmecError: the registry cannot be reached.
+        """
+        stored = sizes_of(*open_filesystem(folder))
+        with self._reaching():
+            source = self._client.get_model_version(self._name, version).source or ""
+            if not source.startswith(LOGGED):
+                # not of ours
+                return None
+            try:
+                return self._lacks(source.removeprefix(LOGGED), stored)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return "has lost its logged model"
+
+    def _lacks(self, model_id: str, stored: Mapping[str, int]) -> str | None:
+        def listed(path: str) -> list[FileInfo]:
+            try:
+                return list(self._client.list_logged_model_artifacts(model_id, path))
+            except FileNotFoundError:
+                return []
+
+        # one that was deleted still has files, but gives none of them
+        self._client.get_logged_model(model_id)
+        problem = f"lacks {ARTIFACTS}"
+        # earlier versions gave the folder another name
+        for folder in (one.path for one in listed(posixpath.dirname(ARTIFACTS)) if one.is_dir):
+            found = {posixpath.basename(one.path): one.file_size for one in listed(folder)}
+            if not (wrong := [name for name, size in stored.items() if found.get(name) != size]):
+                return None
+            has = f"has {found[wrong[0]]:,} bytes instead of {stored[wrong[0]]:,} in" if wrong[0] in found else "lacks"
+            problem = f"{has} {folder}/{wrong[0]}"
+        return problem
+
+    def log_again(self, version: str, run_folder: RunFolder, fingerprint: str) -> str:
+        """Puts a stored model's files in the place of those that a version has lost.
+
+        Args:
+            version: of the registered model.
+            run_folder: where the model is stored.
+            fingerprint: of the model.
+
+        Returns:
+            The version that has it now: another one where the old one's logged model is gone.
+
+        Raises:
+            SmecError: the registry cannot be reached.
+        """
+        with self._reaching(), temporary_folder() as made:
+            folder = _fetched(run_folder, made)
+            source = self._client.get_model_version(self._name, version).source or ""
+            try:
+                logged = self._client.get_logged_model(source.removeprefix(LOGGED))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                # by which it would be found
+                self._client.delete_model_version_tag(self._name, version, FINGERPRINT_TAG)
+            else:
+                log_model_files(self._client, logged, folder, smec_core.load(folder))
+                return version
+        return self.register(run_folder, fingerprint, {})
+
+    @property
+    def champion(self) -> str | None:
+        """The version that the alias `champion` names.
+
+        Raises:
+            SmecError: the registry cannot be reached.
+        """
+        with self._reaching():
+            try:
+                version = self._client.get_registered_model(self._name).aliases.get(CHAMPION)
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return None
+                raise
+            return None if version is None else str(version)
+
     def set_alias(self, version: str) -> bool:
         """Lets the alias `champion` name a version, which then is no challenger any more; whether it named another.
 
@@ -195,7 +296,15 @@ class Registry:
             raise
         except Exception as error:
             # of whatever the store is made of: HTTP, SQL, files
+            where, why = mask(mlflow.get_registry_uri()), safe_line(one_line(error), 300)
             raise SmecError(
-                f"MLflow's registry at {mask(mlflow.get_registry_uri())} fails: {mask(one_line(error))[:300]}; what is "
-                "in force stays so; run again when it answers"
+                f"MLflow's registry at {where} fails: {why}; what is in force stays so; run again when it answers"
             ) from error
+
+
+def _fetched(run_folder: RunFolder, made: Path) -> Path:
+    """A copy of a run's model, in a folder of the name that MLflow is to have for it."""
+    folder = made / posixpath.basename(ARTIFACTS)
+    folder.mkdir()
+    run_folder.fetch_model(folder)
+    return folder

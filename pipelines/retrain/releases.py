@@ -4,22 +4,33 @@ import os
 import posixpath
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pipelines.console import warn
-from pipelines.retrain.ledger import Ledger, Release, Releases
+from pipelines.retrain.damage import Damage, Findings, inspect
+from pipelines.retrain.ledger import TRAINING, Ledger, Release, Releases
 from pipelines.retrain.registry import Registry
 from pipelines.retrain.settings import RetrainSettings
 from pipelines.runtime.cluster import connect
 from pipelines.runtime.prometheus import report_retrain
+from pipelines.storage.audit import Problem, model_problems, version_problems
+from pipelines.storage.files import exists, remove_file
 from pipelines.storage.lease import Lease
-from pipelines.storage.publish import CURRENT, check_version, in_force, plans, promote, remove_version
+from pipelines.storage.publish import (
+    CURRENT,
+    check_version,
+    checksum_of_version,
+    in_force,
+    plans,
+    promote,
+    remove_version,
+)
 from pipelines.storage.run_folder import MODEL, RunFolder
 from smec_core.data.uri import public_uri
-from smec_core.errors import DamagedError, InputError, SmecError, StoreError
+from smec_core.errors import DamagedError, InputError, SmecError
 from smec_core.evaluation import gate
 from smec_core.model.files import load
 from smec_core.temporary import temporary_folder
@@ -39,7 +50,7 @@ class ReleaseManager:
         """
         self.settings, self.ledger, self.lease = settings, ledger, lease
         self.registry = Registry(settings.name)
-        ledger.check_registry(self.registry.address)
+        ledger.check_registry(self.registry.address, look_only=True)
 
     def follow_last_decision(self, compress: Compress | None = None) -> bool:
         """Does what the last cycle has decided, or what a killed run has left undone of it.
@@ -55,28 +66,68 @@ class ReleaseManager:
             InputError: the decision is about another published folder than the settings name.
             SmecError: MLflow's registry cannot be reached.
         """
+        self.ledger.check_registry(self.registry.address)
         last, releases = self.ledger.last_cycle(), self.ledger.releases()
-        if last is not None and last["release"] is not None:
-            release = Release(**last["release"])
-            if release.cycle > max((other.cycle for other in releases.releases), default=0):
-                self.promote(releases.with_new(release), compress)
-                return True
+        known = releases.decided
+        if last is not None:
+            if known < last["cycle"]:
+                releases = releases._replace(decided=last["cycle"], anchor=last.get("anchor", releases.anchor))
+            if last["release"] is not None:
+                release = Release(**last["release"])
+                if release.cycle > max((other.cycle for other in releases.releases), default=0):
+                    self.promote(releases.with_new(release), compress)
+                    return True
         if releases.in_effect != releases.in_force:
             self.promote(releases, compress)
             return last is not None and releases.in_force == last["cycle"]
+        if releases.decided != known:
+            self.lease.check()
+            self.ledger.write_releases(releases)
         return False
 
-    def reconcile(self, compress: Compress) -> None:
-        """Compares what is in force with its record, and repairs it.
+    def reconcile(self, compress: Compress) -> list[Damage]:
+        """Compares what is in force, or kept for a rollback, with the records, and repairs it.
+
+        Returns:
+            What was damaged, and is whole again.
 
         Raises:
-            DamagedError: it cannot be repaired.
+            DamagedError: it cannot be repaired; where that was clear from the start, nothing was changed.
             SmecError: MLflow's registry cannot be reached.
         """
-        releases = self.ledger.releases()
-        if releases.champion is not None:
-            self._check_model(releases.champion)
-            self._enforce(releases, compress)
+        place = public_uri(self.ledger.folder.uri)
+        found = inspect(self.settings, self.ledger, self.registry)
+        found.refuse(place, (damage for damage in found.damages if not damage.is_mended))
+        self.ledger.check_registry(self.registry.address)
+        for damage in found.damages:
+            warn(str(damage))
+        releases = found.releases or Releases()
+        champion = releases.champion
+        if champion is None or not found.damages:
+            if champion is not None and champion.output == self.settings.publish.place and found.is_settled:
+                # earlier versions wrote the name alone
+                promote(self.settings.publish.output, champion.version, in_force(self.settings.publish.output))
+            return self._forget_training(found)
+        failed = []
+        try:
+            self._check_model(champion)
+            releases = self._enforce(releases, compress) if found.is_settled else releases
+        except DamagedError as error:
+            failed.append(error)
+        failed += self._mend_kept(found.kept(self.settings.publish.keep), compress)
+        found.refuse(place, (Damage(one.path, one.problem, one.cure) for one in failed))
+        self._forget_training(found)
+        if found.is_settled:
+            left = inspect(self.settings, self.ledger, self.registry)
+            left.refuse(place, left.damages)
+        return list(found.damages)
+
+    def _forget_training(self, found: Findings) -> list[Damage]:
+        """Removes the record of the last training where it is damaged."""
+        for damage in found.damages:
+            if posixpath.basename(damage.path) == TRAINING:
+                remove_file(self.ledger.folder.filesystem, f"{self.ledger.folder.path}/{TRAINING}")
+        return list(found.damages)
 
     def promote(self, releases: Releases, compress: Compress | None = None) -> None:
         """Writes the releases down, then lets alias and CURRENT follow; again with the same result after a kill.
@@ -115,10 +166,7 @@ class ReleaseManager:
         champion, is_known = releases.champion, releases.in_effect == releases.in_force
         if champion is None:
             return releases
-        if not self.registry.has(champion.registry_version, champion.fingerprint):
-            version = self.registry.register(self._run_folder(champion), champion.fingerprint, {})
-            warn(f"version {champion.registry_version} is no longer in MLflow's registry; its model is {version} there")
-            releases = self._renamed(releases, champion._replace(registry_version=version))
+        releases = self._register(releases, champion)
         if champion.output == self.settings.publish.place:
             releases = self._enforce_vectors(releases, compress, is_known)
         self.lease.check()
@@ -126,61 +174,116 @@ class ReleaseManager:
             warn(f"the alias champion named another version of {self.settings.name}; it is put back")
         return releases
 
+    def _register(self, releases: Releases, release: Release) -> Releases:
+        """Registers the model of a release again where the registry has lost it, or its files."""
+        run_folder, version = self._run_folder(release), release.registry_version
+        if not self.registry.has(version, release.fingerprint):
+            version = self.registry.register(run_folder, release.fingerprint, {})
+            warn(f"version {release.registry_version} is no longer in MLflow's registry; its model is {version} there")
+            releases = self._renamed(releases, release._replace(registry_version=version))
+        if lacks := self.registry.lacks(version, run_folder.model_uri):
+            now = self.registry.log_again(version, run_folder, release.fingerprint)
+            warn(f"version {version} in MLflow's registry {lacks}; its files are logged again, in version {now}")
+            if now != version:
+                releases = self._renamed(releases, release._replace(registry_version=now))
+        return releases
+
     def _enforce_vectors(self, releases: Releases, compress: Compress | None, is_known: bool) -> Releases:
         champion, output = releases.champion, self.settings.publish.output
         assert champion is not None
-        seen, damaged = in_force(output), ""
-        try:
-            check_version(output, champion.version)
-        except DamagedError as error:
-            if compress is None:
-                raise DamagedError(
-                    error.path, error.problem, "run smec retrain, which makes the vectors again"
-                ) from error
-            warn(f"{error.path}: {error.problem}; the vectors in force are made again")
-            damaged, version = champion.version, compress(self._run_folder(champion))
-            releases = self._renamed(releases, champion._replace(version=version))
-            champion = champion._replace(version=version)
+        seen, before = in_force(output), champion.version
+        releases = self._make_whole(releases, champion, compress)
+        champion = releases.champion or champion
         # after `seen` was read: whoever has lost the lease since then finds something else there
         self.lease.check()
         # earlier versions wrote the name alone
         is_plain = seen.name == champion.version and not seen.checksum
-        if promote(output, champion.version, seen) and is_known and not damaged and not is_plain:
+        if promote(output, champion.version, seen) and is_known and before == champion.version and not is_plain:
             warn(f"{CURRENT} was not as it was written; {champion.version}, which is in force, is put back")
-        if damaged and damaged != champion.version:
-            remove_version(output, damaged)
+        if before != champion.version:
+            remove_version(output, before)
         return releases
+
+    def _make_whole(self, releases: Releases, release: Release, compress: Compress | None) -> Releases:
+        """Makes the vectors of a release again where they are damaged."""
+        output = self.settings.publish.output
+        problems = sorted(version_problems(output, release.version, release.manifest), key=_is_replaceable)
+        if not problems:
+            return releases
+        first = problems[0]
+        if compress is None or not first.is_replaceable:
+            cure = "run smec retrain, which makes the vectors again" if first.is_replaceable else first.cure
+            raise DamagedError(first.path, first.problem, cure)
+        warn(f"{first.path}: {first.problem}; the vectors of {release.version} are made again")
+        version = compress(self._run_folder(release))
+        [now] = (one for one in releases.releases if one.cycle == release.cycle)
+        made = now._replace(version=version, manifest=checksum_of_version(output, version))
+        return self._renamed(releases, made)
+
+    def _mend_kept(self, kept: Sequence[Release], compress: Compress) -> list[DamagedError]:
+        """Mends the releases that are kept for a rollback; gives those of them that are no use any more up.
+
+        Returns:
+            What could not be mended.
+        """
+        failed, releases = [], self.ledger.releases()
+        for release in kept:
+            if release.cycle == releases.in_force:
+                continue
+            before = release.version
+            try:
+                self._check_model(release)
+                releases = self._register(releases, release)
+                if release.output == self.settings.publish.place:
+                    releases = self._make_whole(releases, release, compress)
+            except DamagedError as error:
+                if exists(self.ledger.folder.filesystem, f"{self._run_folder(release).path}/{MODEL}/config.json"):
+                    failed.append(error)
+                    continue
+                warn(f"{error}; {release.version} is no release any more")
+                releases = self._without(releases, release)
+                continue
+            [made] = (one for one in releases.releases if one.cycle == release.cycle)
+            others = [one for one in releases.releases if one.cycle != release.cycle]
+            if any((one.output, one.version) == (made.output, made.version) for one in others):
+                # the vectors that its model makes of the corpus as it is now are another release already
+                releases = self._without(releases, made)
+            if made.version != before and in_force(self.settings.publish.output).name != before:
+                remove_version(self.settings.publish.output, before)
+        return failed
+
+    def _without(self, releases: Releases, release: Release) -> Releases:
+        left = tuple(one for one in releases.releases if one.cycle != release.cycle)
+        self.lease.check()
+        self.ledger.write_releases(releases._replace(releases=left))
+        return releases._replace(releases=left)
 
     def _renamed(self, releases: Releases, release: Release) -> Releases:
-        releases = releases._replace(
-            releases=tuple(release if one.cycle == release.cycle else one for one in releases.releases)
-        )
+        renamed = tuple(release if one.cycle == release.cycle else one for one in releases.releases)
         self.lease.check()
-        self.ledger.write_releases(releases)
-        return releases
+        self.ledger.write_releases(releases._replace(releases=renamed))
+        return releases._replace(releases=renamed)
 
-    def _check_model(self, champion: Release) -> None:
-        """Mends the model in force from the copy in MLflow's registry where it is not what was trained."""
-        folder = self._run_folder(champion)
-        try:
-            if load(folder.model_uri).fingerprint == champion.fingerprint:
-                return
-            problem = DamagedError(public_uri(folder.model_uri), "is another model than the one that was released")
-        except StoreError:
-            raise
-        except InputError as error:
-            problem = (
-                error if isinstance(error, DamagedError) else DamagedError(public_uri(folder.model_uri), str(error))
-            )
+    def _check_model(self, release: Release) -> None:
+        """Mends the model of a release from the copy in MLflow's registry where it is not what was trained."""
+        folder = self._run_folder(release)
+        problems = sorted(model_problems(folder, release.fingerprint), key=_is_replaceable)
+        if not problems:
+            return
+        problem = problems[0]
+        if not problem.is_replaceable:
+            raise DamagedError(problem.path, problem.problem, problem.cure)
         with temporary_folder() as made:
-            stored = self.registry.fetch(champion.registry_version, made)
+            stored = self.registry.fetch(release.registry_version, made)
             try:
-                whole = stored is not None and load(stored).fingerprint == champion.fingerprint
+                whole = stored is not None and load(stored).fingerprint == release.fingerprint
             except InputError:
                 whole = False
             if stored is None or not whole:
                 cure = "restore it from a copy, or return to an earlier release (smec rollback)"
-                raise DamagedError(problem.path, problem.problem, cure) from problem
+                if release.cycle != self.ledger.releases().in_force:
+                    cure = f"restore it from a copy, or remove {public_uri(folder.uri)}: then it is no release any more"
+                raise DamagedError(problem.path, problem.problem, cure)
             warn(f"{problem.path}: {problem.problem}; it is taken from MLflow's registry")
             self.lease.check()
             folder.create()
@@ -200,7 +303,7 @@ class ReleaseManager:
         versions = {one.version for one in kept.releases if one.output == self.settings.publish.place}
         for version, plan in plans(self.settings.publish.output).items():
             # also those of runs that were killed before they decided on them
-            if self._is_of_series(plan.get("model")) and version not in versions:
+            if is_of_series(self.settings, plan.get("model")) and version not in versions:
                 remove_version(self.settings.publish.output, version)
         runs = {one.run for one in kept.releases}
         for release in releases.releases:
@@ -209,14 +312,19 @@ class ReleaseManager:
                 self._run_folder(release).remove()
         self.ledger.write_releases(kept._replace(in_effect=kept.in_force))
 
-    def _is_of_series(self, model: object) -> bool:
-        """Whether a model is one that a training of this series has left in the storage."""
-        ours = posixpath.join(public_uri(self.settings.storage), self.settings.name)
-        return isinstance(model, str) and bool(re.fullmatch(rf"{re.escape(ours)}-[0-9a-f]+/{MODEL}", model))
+
+def is_of_series(settings: RetrainSettings, model: object) -> bool:
+    """Whether a model is one that a training of this series has left in the storage."""
+    ours = posixpath.join(public_uri(settings.storage), settings.name)
+    return isinstance(model, str) and bool(re.fullmatch(rf"{re.escape(ours)}-[0-9a-f]+/{MODEL}", model))
 
 
-PROMOTED, REFUSED, UNCHANGED, NOTHING_NEW = "promoted", "refused", "unchanged", "nothing new"
-"""Outcomes. Unchanged: the new data gave the champion itself again."""
+def _is_replaceable(problem: Problem) -> bool:
+    return problem.is_replaceable
+
+
+PROMOTED, REFUSED, UNCHANGED, NOTHING_NEW, REPAIRED = "promoted", "refused", "unchanged", "nothing new", "repaired"
+"""Outcomes. Unchanged: the new data gave the champion again. Repaired: nothing was new, but something was damaged."""
 
 
 def export_figures(name: str, record: Mapping[str, Any]) -> None:
@@ -230,7 +338,7 @@ def export_figures(name: str, record: Mapping[str, Any]) -> None:
         return
     now, refused = time.time(), record["outcome"] == REFUSED
     figures = {"last_run_timestamp_seconds": now, "last_success_timestamp_seconds": None if refused else now}
-    if record["outcome"] != NOTHING_NEW:
+    if record["outcome"] not in (NOTHING_NEW, REPAIRED):
         drift, verdict = record["drift"] or {}, record.get("gate", {"ndcg@10": {}})
         mean = {system: float(np.mean(list(by_dim.values()))) for system, by_dim in verdict["ndcg@10"].items()}
         figures |= {"gate_refused": float(refused), "champion_ndcg": mean.get(gate.CHAMPION)}

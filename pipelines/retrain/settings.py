@@ -84,7 +84,7 @@ class RetrainSettings(Settings):
         """What decides the outcome for given data: where it and the data are as before, there is nothing to do."""
         method = self.train.model_dump(mode="json", include={*TrainConfig.model_fields, "start"})
         publish = self.publish.model_dump(mode="json", exclude={"keep"})
-        identity = {"train": method, "publish": publish, "gate": self.gate.model_dump(mode="json")}
+        identity = {"train": method, "publish": publish, "gate": self.gate.identity()}
         return identity if self.columns == DEFAULT_NAMES else identity | {"columns": self.columns.model_dump()}
 
 
@@ -99,3 +99,31 @@ class RollbackSettings(RetrainSettings):
     to: str | None = Field(None, pattern=r"^v\d{4,}$")
     """Published version to return to, as v0003; default: the last release of the model before that in force, but for
     models that were rolled back from."""
+
+
+class StatusSettings(RetrainSettings):
+    """Tell what of a series is in force, what its last cycles decided, and what is damaged; changes nothing.
+
+    Compares records, models, the registry, CURRENT and the vectors with what was written, as every start of smec
+    retrain does. For monitors: --json FILE.
+
+    Example: smec status --config retrain.yaml --deep
+
+    Exit codes: 0 all is as it was written; 2 something is damaged, each with its cure.
+    """
+
+    deep: bool = False
+    """Read all bytes of the vectors, too, and the models in MLflow's registry; else sizes and stamps tell."""
+
+
+class CleanSettings(RetrainSettings):
+    """Remove what a series does not need any more: old releases, by publish.keep, and what killed runs have left.
+
+    Never what is in force, the anchor, what is kept for a rollback, what an interrupted cycle goes on with, or what
+    another process holds. Runs and versions in MLflow stay; so does all that is not of this series.
+
+    Example: smec clean --config retrain.yaml --dry-run
+    """
+
+    dry_run: bool = False
+    """Print what would go, and remove nothing."""

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import time
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from pipelines.console import say, warn
 from pipelines.runtime.leftovers import end_processes, remove_left
 from pipelines.runtime.preflight import check_limits, keep_token, ray_place
-from pipelines.runtime.ray_private import wait_for
+from pipelines.runtime.ray_private import masked_entrypoint, wait_for
 from pipelines.runtime.settings import ClusterSettings
-from smec_core.errors import InputError, SmecError
+from smec_core.errors import LONGEST_REASON, InputError, SmecError
+from smec_core.shown import safe_line
 from smec_core.temporary import base_folder, make_folder, remove_folder
 
 # how long Ray takes to end an actor whose owner has died, and to say so
@@ -53,8 +55,11 @@ def connect(cpus: float) -> None:
             check_limits(local_cpus)
             keep_token()
             options |= {"num_cpus": local_cpus, "include_dashboard": False, "_temp_dir": str(_new_folder())}
+        # where Lance is imported it warns of every fork, and Ray's end in another program
+        warnings.filterwarnings("ignore", message="lance is not fork-safe")
         try:
-            ray.init(address or "local", **options)
+            with masked_entrypoint():
+                ray.init(address or "local", **options)
         except Exception as error:
             # of any kind: Ray raises what it met
             doing = f"connect to Ray at {address}" if address else "start Ray on this machine"
@@ -168,7 +173,7 @@ def _causes(error: BaseException) -> "list[BaseException]":
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    return safe_line(str(error).strip().split("\n")[0], LONGEST_REASON) or type(error).__name__
 
 
 def use_gpus(settings: ClusterSettings, workers: int) -> bool:

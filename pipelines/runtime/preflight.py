@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 
 from pipelines.console import warn
-from smec_core.data.uri import mask
-from smec_core.errors import InputError, SmecError, one_line
+from smec_core.errors import LONGEST_REASON, InputError, SmecError, one_line
+from smec_core.shown import safe_line
 from smec_core.temporary import NAME_LENGTH, base_folder
 
 # bytes for the logs of a cluster
@@ -122,6 +122,6 @@ def check_store(uri: str) -> None:
             database.dispose()
     except Exception as error:
         # of whatever database it is
-        problem = (str(error) or type(error).__name__).splitlines()[0]
+        problem = safe_line((str(error) or type(error).__name__).splitlines()[0], LONGEST_REASON)
         kind = InputError if engine == SQLITE else SmecError
-        raise kind(f"{mask(problem)}; name another store in MLFLOW_TRACKING_URI") from error
+        raise kind(f"{problem}; name another store in MLFLOW_TRACKING_URI") from error

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from smec_core.config import Settings, TrainConfig
+from smec_core.config import MEMORY_BUDGET, Settings, TrainConfig
 from smec_core.data.columns import DEFAULT_NAMES, ColumnNames
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -29,7 +29,7 @@ class ClusterSettings(Settings):
     """How often lost workers are replaced before the run fails. Nodes that the cluster takes away do not count."""
     resize_seconds: float = Field(60.0, ge=0)
     """With workers=MIN:MAX, how often to look whether there is room for more."""
-    memory_budget: float = Field(8.0, gt=0)
+    memory_budget: float = Field(MEMORY_BUDGET, gt=0)
     """GiB of each node's memory for the vectors that a training holds. Documents that have no room are not in the
     sample (sample_rows)."""
     scratch: str | None = None

@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import signal
-import socket
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,22 +16,30 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import ray
 import ray.exceptions
 
+from pipelines import signals
 from pipelines.console import say, warn
 from pipelines.runtime.cluster import connect
 from pipelines.runtime.ray_private import serve_http_options
+from pipelines.serve.queries import body_limit, check_model
 from pipelines.serve.settings import ApplicationSettings, ServeSettings
 from smec_core.errors import InputError, SmecError
 from smec_core.model.files import load
 
 if TYPE_CHECKING:
+    import socket
+
     from ray.serve import Application
     from ray.serve.config import HTTPOptions
     from ray.serve.schema import ApplicationStatusOverview
 
+    from pipelines.serve.front import Front
+
 HOST, PORT = "127.0.0.1", 8000
 POLL_SECONDS = 0.2
 WATCH_SECONDS = 5.0
+END_SECONDS = 100.0
 START_TRIES = 3
+HEALTH_SECONDS = 2
 # of the replicas, rounded up: as many new ones start before old ones stop, so that one replica is replaced, too
 SURGE_PERCENT = 25
 
@@ -62,11 +69,15 @@ def app(settings: ApplicationSettings) -> "Application":
         max_queued_requests=settings.max_queued,
         max_surge_percent=SURGE_PERCENT,
         max_constructor_retry_count=START_TRIES,
+        # so soon is one replaced that was killed
+        health_check_period_s=HEALTH_SECONDS,
     )
     folder = Path(settings.model).absolute()
+    model = load(folder)
+    check_model(model)
     return deployment.bind(
         model=str(folder),
-        fingerprint=load(folder).fingerprint,
+        fingerprint=model.fingerprint,
         **settings.model_dump(include={"threads", "batch_requests", "batch_wait_ms", "max_rows"}),
     )
 
@@ -82,56 +93,87 @@ def run(settings: ServeSettings) -> dict[str, Any]:
         SmecError: Ray Serve is not installed, or the application did not start or has ended.
     """
     application = app(settings)
-    own = not (ray.is_initialized() or os.environ.get("RAY_ADDRESS"))
-    if own:
-        _check_port(settings.host or HOST, settings.port or PORT)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
+        connect(settings.replicas * settings.threads)
+        http = _listen(settings)
+        _deploy(application, settings)
+        url = _url(http.host or HOST, http.port, settings.route)
+        say(f"serving on the cluster at {url}; it stays there when this command has ended")
+        return {"url": url, "name": settings.name}
+    listener = _bind(settings.host or HOST, settings.port or PORT)
+    # for what waits, and for its answers
+    signals.allow(END_SECONDS + 2 * settings.deadline)
     connect(settings.replicas * settings.threads)
-    if not own:
-        figures = _deploy(application, settings)
-        say(f"serving on the cluster at {figures['url']}; it stays there when this command has ended")
-        return figures
+    front: Front | None = None
     try:
         # here and not before: Ray has set a handler of its own
         signal.signal(signal.SIGTERM, _terminate)
-        figures = _deploy(application, settings)
-        say(f"serving at {figures['url']}; Ctrl-C ends it")
-        _watch(settings.name)
+        ray.serve.start(proxy_location="Disabled")
+        _deploy(application, settings)
+        front = _open(settings, listener)
+        say(f"serving at {_url(settings.host or HOST, settings.port or PORT, settings.route)}; Ctrl-C ends it")
+        _watch(settings.name, front)
     except _Terminated:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         say("terminated: answering what is under way, then ending")
+        if front is not None:
+            front.drain(settings.drain_seconds)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if front is not None:
+            front.drain(0)
+        raise
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        # answers what is under way; where Ray has died already there is nothing to end
+        # where Ray has died already there is nothing to end
         with suppress(Exception):
             ray.serve.delete(settings.name)
         ray.shutdown()
+        listener.close()
     return {}
 
 
-def _check_port(host: str, port: int) -> None:
-    """Refuses an address that cannot be listened on; Serve itself would say so in a log file only."""
+def _bind(host: str, port: int) -> "socket.socket":
+    from pipelines.serve.front import bind
+
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        with socket.socket(family) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((host, port))
+        return bind(host, port)
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(f"cannot listen on {host}:{port} ({reason}); choose another --host or --port") from error
 
 
-def _deploy(application: "Application", settings: ServeSettings) -> dict[str, Any]:
+def _open(settings: ServeSettings, listener: "socket.socket") -> "Front":
+    """Begins to listen, where the replicas answer."""
+    from ray import serve
+
+    from pipelines.serve.front import Front
+
+    model = load(Path(settings.model))
+    handle = serve.get_app_handle(settings.name)
+    # the first call starts what brings all others to the replicas
+    handle.describe.remote().result()
+    front = Front(handle, settings, body_limit(model, settings.max_rows), model.fingerprint, settings.route)
+    front.start(listener)
+    return front
+
+
+def _url(host: str, port: int, route: str) -> str:
+    return f"http://{host}:{port}{route.rstrip('/')}"
+
+
+def _deploy(application: "Application", settings: ServeSettings) -> None:
     """Starts or replaces the application and waits until all of its replicas hold the model.
 
     Raises:
-        InputError: Serve listens elsewhere, or another application has the route.
+        InputError: another application has the route.
         SmecError: it did not start.
     """
     from ray import serve
     from ray.serve.exceptions import RayServeException
     from ray.serve.schema import ApplicationStatus
 
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    http = _listen(settings)
     replaced = settings.name in serve.status().applications
     try:
         target = serve.RunTarget(application, settings.name, settings.route)
@@ -151,7 +193,6 @@ def _deploy(application: "Application", settings: ServeSettings) -> dict[str, An
             say(message)
         said = message
         time.sleep(POLL_SECONDS)
-    return {"url": f"http://{http.host}:{http.port}{settings.route.rstrip('/')}", "name": settings.name}
 
 
 def _listen(settings: ServeSettings) -> "HTTPOptions":
@@ -191,7 +232,7 @@ def _last_line(message: str) -> str:
     return re.sub(r"^[\w.]+: ", "", message.strip().split("\n")[-1].strip())
 
 
-def _watch(name: str) -> NoReturn:
+def _watch(name: str, front: "Front") -> NoReturn:
     """Waits for a signal, and reports what happens to the application meanwhile."""
     from ray import serve
     from ray.serve.exceptions import RayServeException
@@ -200,6 +241,8 @@ def _watch(name: str) -> NoReturn:
     said = ""
     while True:
         time.sleep(WATCH_SECONDS)
+        if not front.is_alive():
+            raise SmecError("the HTTP server has ended; start smec serve again")
         try:
             status = serve.status().applications.get(name)
         except (ray.exceptions.RayError, RayServeException) as error:

@@ -18,6 +18,10 @@ NUMBER_BYTES = 64
 """Most bytes of JSON that a number may take: 26 as programs write it, more where it is indented."""
 OTHER_BYTES = 1024
 """Room for the rest of a body."""
+FEW_LISTS, FEW_NUMBERS, FEW_KEYS = 10_000, 100_000, 100
+"""What any body may hold of these, so that one with too much of them for the model is told what is wrong with it."""
+
+FORM = '{"inputs": [[...], ...], "dim": 96}'
 
 
 class QueryError(InputError):
@@ -61,6 +65,7 @@ def read(body: bytes, model: Model, max_rows: int) -> Query:
     Raises:
         QueryError: not such JSON, or not what the model takes.
     """
+    _check_size(body, model, max_rows)
     try:
         request = _Body.model_validate_json(body)
     except ValidationError as error:
@@ -71,6 +76,16 @@ def read(body: bytes, model: Model, max_rows: int) -> Query:
         row = next(row for row, values in enumerate(request.inputs) if len(values) != model.input_dim)
         raise _wrong_width(f"row {row} has {len(request.inputs[row])} numbers", model)
     return check(request.inputs, request.dim, model, max_rows)
+
+
+def _check_size(body: bytes, model: Model, max_rows: int) -> None:
+    """Refuses a body of more parts than any request has, unread: to parse a million of them stops all other work."""
+    if body.count(b"]") > max(max_rows, FEW_LISTS) + 1:
+        raise _too_many("holds more lists than that", max_rows)
+    if body.count(b",") > max(max_rows * model.input_dim, FEW_NUMBERS) + 1:
+        raise _too_many(f"holds more than {max_rows * model.input_dim} numbers", max_rows)
+    if body.count(b":") > FEW_KEYS:
+        raise QueryError(f"body: holds more than {FEW_KEYS} keys; send {FORM}")
 
 
 def check(inputs: Any, dim: int | None, model: Model, max_rows: int) -> Query:
@@ -114,6 +129,17 @@ def too_large(model: Model, max_rows: int) -> QueryError:
     return _too_many(f"is larger than {body_limit(model, max_rows)} bytes", max_rows)
 
 
+def check_model(model: Model) -> None:
+    """Refuses a model that does not give numbers.
+
+    Raises:
+        InputError: it gives NaN or infinity for an ordinary vector.
+    """
+    x_1D = np.random.default_rng(0).standard_normal((1, model.input_dim), dtype=np.float32)
+    if not np.isfinite(model.encode(x_1D)).all():
+        raise InputError(f"the model {model.fingerprint[:12]} gives NaN or infinity; train it again")
+
+
 def encode_together(model: Model, queries: Sequence[Query]) -> list[np.ndarray]:
     """What `model.encode` gives for each query, but for rounding, by one product for all of them.
 
@@ -128,21 +154,20 @@ def encode_together(model: Model, queries: Sequence[Query]) -> list[np.ndarray]:
 
 def _explain(problem: str, place: tuple[int | str, ...], message: str) -> QueryError:
     """A validation error of pydantic in the words of this service."""
-    form = '{"inputs": [[...], ...], "dim": 96}'
     if problem == "json_invalid":
-        return QueryError(f"body: {message[0].lower()}{message[1:]}; send {form}", "json")
+        return QueryError(f"body: {message[0].lower()}{message[1:]}; send {FORM}", "json")
     key = place[0] if place else "body"
     if problem == "extra_forbidden":
-        return QueryError(f"{key}: unknown key; send {form}")
+        return QueryError(f"{key}: unknown key; send {FORM}")
     if problem == "missing":
-        return QueryError(f"{key}: is missing; send {form}")
+        return QueryError(f"{key}: is missing; send {FORM}")
     if key == "dim":
         return QueryError("dim: not a whole number; leave it out for all dims", "dim")
     if key == "inputs" and len(place) == 2:
         return QueryError(f"inputs: row {place[1]} is not a list; give a list of rows, [[...], ...], for one row, too")
     if key == "inputs" and len(place) == 3:
         return QueryError(f"inputs: row {place[1]}, number {place[2]} is not a number; mend or leave out the row")
-    return QueryError(f"{key}: {message[0].lower()}{message[1:]}; send {form}")
+    return QueryError(f"{key}: {message[0].lower()}{message[1:]}; send {FORM}")
 
 
 def _wrong_width(found: str, model: Model) -> QueryError:

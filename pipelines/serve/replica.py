@@ -7,13 +7,13 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
 from pydantic_core import to_json
 from ray import serve
 from ray.serve.metrics import Counter, Histogram
@@ -24,6 +24,9 @@ from smec_core.model.files import load
 
 MILLISECONDS = [1.0, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
 ROWS = [1.0, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384]
+
+LARGE_BYTES = 65_536
+"""Of a body or its vectors: more is read and written in a thread, so that others are answered meanwhile."""
 
 http = FastAPI(title="smec: nested embeddings", openapi_url=None)
 
@@ -51,6 +54,10 @@ class Meters:
         finally:
             self.requests.inc()
             self.latency.observe(1000 * (time.perf_counter() - started))
+
+
+def _response(status: int, body: bytes) -> Response:
+    return Response(body, status, media_type="application/json")
 
 
 # what its methods use must stand above it: Serve copies the routes, and all that they name, as it reads this line
@@ -92,41 +99,57 @@ class Encoder:
         with self.meters.request():
             return await self._answer(check(x_ND, dim, self.model, self.max_rows))
 
-    @http.post("/encode")
-    async def post_encode(self, request: Request) -> Response:
-        """{"inputs": [[...], ...], "dim": 96} to {"embeddings": [[...], ...], "dim": 96, "model": fingerprint}."""
+    async def answer(self, body: bytes) -> tuple[int, bytes]:
+        """Status and body of the HTTP answer to a whole body.
+
+        {"inputs": [[...], ...], "dim": 96} gives {"embeddings": [[...], ...], "dim": 96, "model": fingerprint}.
+        """
         try:
             with self.meters.request():
-                query = read(await self._body(request), self.model, self.max_rows)
+                if len(body) > body_limit(self.model, self.max_rows):
+                    raise too_large(self.model, self.max_rows)
+                read_it = partial(read, body, self.model, self.max_rows)
+                query = await asyncio.to_thread(read_it) if len(body) > LARGE_BYTES else read_it()
                 z_Nd = await self._answer(query)
-                answer = {"embeddings": z_Nd.tolist(), "dim": query.dim, "model": self.fingerprint}
-                return Response(to_json(answer), media_type="application/json")
+                write = partial(self._write, query, z_Nd)
+                return 200, await asyncio.to_thread(write) if z_Nd.nbytes > LARGE_BYTES else write()
         except QueryError as error:
-            return JSONResponse({"detail": str(error)}, error.status)
+            return error.status, to_json({"detail": str(error)})
 
-    @http.get("/healthz")
-    async def healthz(self) -> dict[str, Any]:
-        """Answers 200 from when the model is loaded."""
-        return {"status": "ok", "model": self.fingerprint}
-
-    @http.get("/info")
-    async def info(self) -> dict[str, Any]:
-        """What the model takes and gives, and what it reached when it was trained."""
-        return {
+    async def describe(self) -> tuple[int, bytes]:
+        """Status and body of the HTTP answer to /info."""
+        info = {
             "model": self.fingerprint,
             "input_dim": self.model.input_dim,
             "dims": self.model.dims,
             "max_rows": self.max_rows,
             "evaluation": self.model.metrics.get("evaluation", {}),
         }
+        return 200, to_json(info, inf_nan_mode="null")
 
-    async def _body(self, request: Request) -> bytes:
+    @http.post("/encode")
+    async def post_encode(self, request: Request) -> Response:
+        """As `answer` says."""
         body, limit = bytearray(), body_limit(self.model, self.max_rows)
         async for chunk in request.stream():
             body += chunk
             if len(body) > limit:
-                raise too_large(self.model, self.max_rows)
-        return bytes(body)
+                break
+        return _response(*await self.answer(bytes(body)))
+
+    @http.get("/healthz")
+    @http.get("/readyz")
+    async def healthz(self) -> Response:
+        """Answers 200 from when the model is loaded."""
+        return _response(200, to_json({"status": "ok", "model": self.fingerprint}))
+
+    @http.get("/info")
+    async def info(self) -> Response:
+        """What the model takes and gives, and what it reached when it was trained."""
+        return _response(*await self.describe())
+
+    def _write(self, query: Query, z_Nd: np.ndarray) -> bytes:
+        return to_json({"embeddings": z_Nd.tolist(), "dim": query.dim, "model": self.fingerprint})
 
     async def _answer(self, query: Query) -> np.ndarray:
         z_Nd: np.ndarray = await self._encode_batch(query)

@@ -24,12 +24,28 @@ class ApplicationSettings(Settings):
     """Requests that wait at each HTTP proxy or handle while all replicas are busy; further ones get status 503."""
 
 
-class ServeSettings(ApplicationSettings):
+class LimitSettings(Settings):
+    """What keeps slow clients and too many requests from those that can be answered."""
+
+    deadline: float = Field(10, gt=0)
+    """Seconds from a request's head to its answer. A body that has not come by then gets status 408, and what still
+    waits for a replica 503. A client that takes as long again to read its answer is cut off."""
+    max_wait: float = Field(0.15, gt=0)
+    """Seconds that requests may wait for replicas, as judged by how fast the last ones were answered: what would wait
+    longer gets status 503 at once, but a few requests at a time are always taken."""
+    max_connections: int = Field(2000, ge=1)
+    """Open connections, of which half of the open files that the system allows are the most: one more takes the place
+    of an idle one, or else is answered on the health paths only."""
+    drain_seconds: float = Field(2, ge=0)
+    """Seconds after SIGTERM in which /readyz fails but requests are still taken, for load balancers to notice."""
+
+
+class ServeSettings(ApplicationSettings, LimitSettings):
     """Serve a model on Ray Serve: original embeddings in, nested vectors out, over HTTP and by Serve handle.
 
-    POST /encode takes {"inputs": [[...], ...], "dim": 96}; GET /healthz and /info. There is no login: whoever reaches
-    the port may use it. Runs until Ctrl-C. On the cluster of RAY_ADDRESS it returns when the application runs there,
-    and in place of one that is there already, without a pause: so a new model takes over.
+    POST /encode takes {"inputs": [[...], ...], "dim": 96}; GET /info, /healthz and /readyz. There is no login: whoever
+    reaches the port may use it. Runs until Ctrl-C. On the cluster of RAY_ADDRESS it returns when the application runs
+    there, and in place of one that is there already, without a pause: so a new model takes over.
 
     Example: smec serve --model models/products --replicas 2
     """

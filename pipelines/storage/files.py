@@ -25,10 +25,12 @@ import pyarrow.fs as pafs
 from pipelines.storage import objects
 from smec_core.checksums import READ_BYTES
 from smec_core.data.uri import open_filesystem
-from smec_core.errors import DamagedError, one_line
+from smec_core.errors import LONGEST_REASON, DamagedError, one_line
+from smec_core.shown import safe_line
 
 SUM = "sha256"
 """Key of a record's checksum, over all of its other keys."""
+UNREADABLE = "mend its rights or its disk, or restore it"
 LOCK = ".lock"
 TEMPORARY = ".tmp"
 
@@ -42,6 +44,9 @@ def read_bytes(filesystem: pafs.FileSystem, path: str) -> bytes | None:
     """A small file's content; None where there is no such file.
 
     It is whole also while others replace the file, if none of its contents comes back within the time of a read.
+
+    Raises:
+        DamagedError: there is something of that name that cannot be read: no rights, no file, a bad disk.
     """
     try:
         while True:
@@ -54,6 +59,16 @@ def read_bytes(filesystem: pafs.FileSystem, path: str) -> bytes | None:
                     return bytes(content)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        if not isinstance(filesystem, pafs.LocalFileSystem):
+            # which may answer the next time
+            raise
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: str, error: OSError) -> DamagedError:
+    """What is said of a local file that is there and cannot be read."""
+    return DamagedError(path, f"cannot be read ({one_line(error)})", UNREADABLE)
 
 
 def checksum_of(content: dict[str, Any]) -> str:
@@ -185,8 +200,24 @@ def remove_file(filesystem: pafs.FileSystem, path: str) -> None:
             sync(Path(path).parent)
 
 
-def remove_folder(filesystem: pafs.FileSystem, path: str) -> None:
-    """Removes a folder with all that is in it, where it is there, so that a power cut does not bring it back."""
+def move_file(filesystem: pafs.FileSystem, path: str, to: str) -> None:
+    """Gives a file another name in its folder, so that a power cut does not bring the old one back."""
+    filesystem.move(path, to)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        sync(Path(path).parent)
+
+
+def remove_folder(filesystem: pafs.FileSystem, path: str, last: str = "") -> None:
+    """Removes a folder with all that is in it, where it is there, so that a power cut does not bring it back.
+
+    Args:
+        filesystem: where it is.
+        path: of it.
+        last: the file that goes last: it tells what the folder is where a kill leaves a part of it.
+    """
+    for name in sizes_of(filesystem, path).keys() - {last} if last else ():
+        with suppress(FileNotFoundError):
+            filesystem.delete_file(f"{path}/{name}")
     if filesystem.get_file_info(path).type == pafs.FileType.Directory:
         filesystem.delete_dir(path)
         if isinstance(filesystem, pafs.LocalFileSystem):
@@ -259,4 +290,4 @@ def sizes_of(filesystem: pafs.FileSystem, folder: str) -> dict[str, int]:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, for messages of one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return safe_line((str(error).strip().splitlines() or [type(error).__name__])[0], LONGEST_REASON)

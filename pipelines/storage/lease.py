@@ -26,7 +26,7 @@ from pipelines.console import say
 from pipelines.storage.files import TEMPORARY, as_record, parse_record, read_bytes, swap
 from pipelines.storage.run_folder import RunFolder
 from smec_core.data.uri import join_uri, public_uri
-from smec_core.errors import InputError, LeaseError, StoreUnreachable, one_line
+from smec_core.errors import DamagedError, InputError, LeaseError, StoreUnreachable, one_line
 
 TTL_SECONDS = 60.0
 HOLD_SECONDS = 45.0
@@ -210,15 +210,7 @@ class Lease:
             self._lost.set()
 
     def _read(self) -> tuple[bytes | None, Holder | None]:
-        content = read_bytes(self._run_folder.filesystem, f"{self._run_folder.path}/{LEASE}")
-        if content is None:
-            return None, None
-        try:
-            return content, Holder(**parse_record(content, self._uri, ""))
-        except (InputError, TypeError) as error:
-            raise InputError(
-                f"{public_uri(self._uri)}: is no lease; remove it when nothing trains this run any more"
-            ) from error
+        return _read(self._run_folder)
 
     def _write(self, seen: bytes | None) -> bool:
         started = time.monotonic()
@@ -236,6 +228,31 @@ class Lease:
                 with suppress(OSError):
                     if time.time() - left.stat().st_mtime > LEFTOVER_SECONDS:
                         left.unlink()
+
+
+def holder_of(run_folder: RunFolder) -> Holder | None:
+    """Who holds the lease of a folder, for those who only look: also one of another machine that may be gone.
+
+    Raises:
+        DamagedError: what is there is no lease.
+    """
+    _, found = _read(run_folder)
+    if found is None:
+        return None
+    is_gone = found.is_on_machine_of(Holder.this_process()) and _started(found.pid) != found.pid_started
+    return None if is_gone else found
+
+
+def _read(run_folder: RunFolder) -> tuple[bytes | None, Holder | None]:
+    content = read_bytes(run_folder.filesystem, f"{run_folder.path}/{LEASE}")
+    if content is None:
+        return None, None
+    uri = join_uri(run_folder.uri, LEASE)
+    try:
+        return content, Holder(**parse_record(content, uri, ""))
+    except (InputError, TypeError) as error:
+        cure = "remove it when nothing trains this run any more"
+        raise DamagedError(public_uri(uri), "is no lease", cure) from error
 
 
 def _time(seconds_from_now: float = 0.0) -> str:

@@ -6,7 +6,7 @@ seal                             the manifest, written last, makes the folder a 
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -19,10 +19,11 @@ from pipelines.storage.files import (
     remove_folder,
     sizes_of,
     swap,
+    unreadable,
     write_record,
 )
 from smec_core.checksums import READ_BYTES
-from smec_core.data.parquet_files import stamp_of_file
+from smec_core.data.table_files import stamp_of_file
 from smec_core.data.tables import MANIFEST
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.errors import DamagedError, SmecError, one_line
@@ -60,7 +61,7 @@ def describe(filesystem: pafs.FileSystem, path: str, name: str, rows: int = 0) -
     return StoredFile(name, rows, size, digest.hexdigest(), stamp)
 
 
-def problem_of(filesystem: pafs.FileSystem, folder: str, file: StoredFile) -> str | None:
+def problem_of(filesystem: pafs.FileSystem, folder: str, file: StoredFile, deep: bool = False) -> str | None:
     """What is wrong with a file that a manifest lists; None where it is what was written.
 
     Its bytes are read only if size and stamp are not those that it was described with.
@@ -69,31 +70,43 @@ def problem_of(filesystem: pafs.FileSystem, folder: str, file: StoredFile) -> st
         filesystem: where it is.
         folder: of the manifest.
         file: as it was described.
+        deep: read its bytes in any case.
     """
     path = f"{folder}/{file.name}"
-    info = filesystem.get_file_info(path)
-    if info.type != pafs.FileType.File:
-        return "is missing"
-    if info.size != file.bytes:
-        return f"has {info.size:,} bytes instead of {file.bytes:,}"
-    if file.stamp and stamp_of_file(filesystem, path) == file.stamp:
-        return None
-    if describe(filesystem, path, file.name).sha256 != file.sha256:
-        return "is not as it was written: its checksum differs"
+    try:
+        info = filesystem.get_file_info(path)
+        if info.type != pafs.FileType.File:
+            return "is missing"
+        if info.size != file.bytes:
+            return f"has {info.size:,} bytes instead of {file.bytes:,}"
+        if not deep and file.stamp and stamp_of_file(filesystem, path) == file.stamp:
+            return None
+        if describe(filesystem, path, file.name).sha256 != file.sha256:
+            return "is not as it was written: its checksum differs"
+    except OSError as error:
+        if not isinstance(filesystem, pafs.LocalFileSystem):
+            raise
+        return unreadable(path, error).problem
     return None
 
 
-def first_damaged(filesystem: pafs.FileSystem, folder: str, files: Sequence[StoredFile]) -> DamagedError | None:
-    """The first of a folder's files that is not what was written, as an error without a cure; None where all are."""
+def damaged(
+    filesystem: pafs.FileSystem, folder: str, files: Sequence[StoredFile], deep: bool = False
+) -> Iterator[DamagedError]:
+    """Each of a folder's files that is not what was written, as an error without a cure of its own."""
     pool = ThreadPoolExecutor(8)
     try:
-        problems = pool.map(lambda file: problem_of(filesystem, folder, file), files)
+        problems = pool.map(lambda file: problem_of(filesystem, folder, file, deep), files)
         for file, problem in zip(files, problems, strict=True):
             if problem:
-                return DamagedError(f"{folder}/{file.name}", problem)
-        return None
+                yield DamagedError(f"{folder}/{file.name}", problem)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def first_damaged(filesystem: pafs.FileSystem, folder: str, files: Sequence[StoredFile]) -> DamagedError | None:
+    """The first of these; None where all files are what was written."""
+    return next(damaged(filesystem, folder, files), None)
 
 
 def files_of(manifest: Mapping[str, Any]) -> list[StoredFile]:
@@ -149,7 +162,13 @@ def seal(uri: str, manifest: Mapping[str, Any], files: Sequence[StoredFile]) -> 
     manifest = {**manifest, "files": [file._asdict() for file in files]}
     if not swap(join_uri(uri, MANIFEST), None, as_record(manifest)):
         raise SmecError(f"{public_uri(uri)}: another run finished it meanwhile; run again")
-    for stray in sizes_of(filesystem, folder).keys() - {MANIFEST, *(file.name for file in files)}:
-        remove_file(filesystem, f"{folder}/{stray}")
-    remove_folder(filesystem, f"{folder}/{DONE}")
+    tidy(filesystem, folder, files)
     return manifest
+
+
+def tidy(filesystem: pafs.FileSystem, folder: str, files: Sequence[StoredFile]) -> None:
+    """Removes from a finished folder what its manifest does not list; the last to go tells that it was done."""
+    for stray in sizes_of(filesystem, folder).keys() - {MANIFEST, *(file.name for file in files)}:
+        if not stray.startswith(f"{DONE}/"):
+            remove_file(filesystem, f"{folder}/{stray}")
+    remove_folder(filesystem, f"{folder}/{DONE}")

@@ -21,8 +21,9 @@ from obstore.exceptions import (
 )
 from obstore.store import AzureStore, GCSStore, ObjectStore, S3Store
 
-from smec_core.data.uri import mask, public_uri, split_uri
-from smec_core.errors import InputError, StoreError, StoreUnreachable, one_line
+from smec_core.data.uri import public_uri, split_uri
+from smec_core.errors import LONGEST_REASON, InputError, StoreError, StoreUnreachable, one_line
+from smec_core.shown import safe_line
 
 
 def swap(uri: str, path: str, seen: bytes | None, content: bytes | None) -> bool:
@@ -73,7 +74,7 @@ def _read(store: ObjectStore, key: str) -> tuple[dict[str, Any], bytes | None]:
 
 
 def _first_line(error: BaseException) -> str:
-    return mask(str(error).partition("\n")[0])
+    return safe_line(str(error).partition("\n")[0], LONGEST_REASON)
 
 
 def _open(uri: str, path: str) -> tuple[ObjectStore, str]:
@@ -91,7 +92,7 @@ def _open(uri: str, path: str) -> tuple[ObjectStore, str]:
         if parts.scheme in ("abfs", "abfss"):
             return AzureStore(bucket, account_name=(host or parts.host).partition(".")[0]), key
     except (BaseError, ValueError, OSError, pa.ArrowException) as error:
-        raise InputError(f"{public_uri(uri)}: cannot be opened ({mask(one_line(error))})") from error
+        raise InputError(f"{public_uri(uri)}: cannot be opened ({one_line(error)})") from error
     raise InputError(f"{public_uri(uri)}: no conditional writes are known for {parts.scheme}://; use s3, gs or abfs")
 
 

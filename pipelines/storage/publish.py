@@ -30,15 +30,15 @@ from pipelines.storage.files import (
     create_folder,
     exists,
     first_line,
+    move_file,
     new_file,
     read_bytes,
     read_record,
-    remove_file,
     remove_folder,
     swap,
     sync,
 )
-from pipelines.storage.manifest import StoredFile, files_of, first_damaged, seal
+from pipelines.storage.manifest import DONE, StoredFile, files_of, first_damaged, seal, tidy
 from pipelines.storage.model_folder import NEW
 from smec_core.data.tables import MANIFEST, find_manifest
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
@@ -142,6 +142,12 @@ def check_version(out: str, name: str) -> dict[str, Any]:
     return manifest
 
 
+def checksum_of_version(out: str, name: str) -> str:
+    """Checksum of a finished version's manifest."""
+    filesystem, root = _open(out)
+    return checksum_of(manifest_of(filesystem, f"{root}/{name}") or {})
+
+
 def promote(out: str, name: str, seen: InForce) -> bool:
     """Points CURRENT at a finished version; leaves it alone where it does so already.
 
@@ -183,7 +189,11 @@ def finished_version(out: str, plan: dict[str, Any]) -> tuple[str, dict[str, Any
         with suppress(DamagedError):
             found = manifest_of(filesystem, f"{root}/{name}") if _is_finished(filesystem, root, name) else None
             if found is not None and found["version"] == name and plan_of(found) == json.loads(json.dumps(plan)):
-                return join_uri(out, name), check_version(out, name)
+                found = check_version(out, name)
+                if filesystem.get_file_info(f"{root}/{name}/{DONE}").type == pafs.FileType.Directory:
+                    # whoever has finished it was killed before it had put away what it worked with
+                    tidy(filesystem, f"{root}/{name}", files_of(found))
+                return join_uri(out, name), found
     return None
 
 
@@ -215,8 +225,9 @@ def remove_version(out: str, name: str) -> None:
     filesystem, root = _open(out)
     folder = f"{root}/{name}"
     while (manifest := find_manifest(filesystem, folder)) is not None:
-        remove_file(filesystem, manifest)
-    remove_folder(filesystem, folder)
+        # no manifest any more, but it still tells whose the folder is
+        move_file(filesystem, manifest, f"{folder}/{PLAN}")
+    remove_folder(filesystem, folder, PLAN)
 
 
 class Draft:

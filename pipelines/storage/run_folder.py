@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from pipelines.storage.files import (
+    UNREADABLE,
     create_folder,
     exists,
     new_file,
@@ -117,7 +118,7 @@ class RunFolder:
         try:
             content = read_record(self.filesystem, f"{self.path}/{name}", cure)
         except DamagedError as error:
-            raise DamagedError(public, error.problem, cure) from error
+            raise DamagedError(public, error.problem, error.cure if error.cure == UNREADABLE else cure) from error
         if content is not None and (missing := set(keys) - content.keys()):
             raise DamagedError(public, f"has no key {min(missing)}", cure)
         return content
@@ -168,7 +169,7 @@ class RunFolder:
     def remove(self) -> None:
         """Removes the folder with all that is in it; killed in the middle it leaves no run that passes for finished."""
         remove_file(self.filesystem, f"{self.path}/{FINISHED}")
-        remove_folder(self.filesystem, self.path)
+        remove_folder(self.filesystem, self.path, IDENTITY_FILE)
 
     def fetch_model(self, folder: Path) -> None:
         """Copies the finished model into an empty local folder.

@@ -14,6 +14,7 @@ from pipelines.cli.help import flags_of
 from pipelines.cli.main import COMMANDS, COMMON, make_command
 from pipelines.cli.settings import check_flags, read_assignment
 from smec_core.errors import InputError
+from smec_core.masking import mask
 from smec_core.yaml_file import read_mapping
 
 PACKAGES = ("smec_core", "pipelines", "tune_spaces")
@@ -21,6 +22,7 @@ PACKAGES = ("smec_core", "pipelines", "tune_spaces")
 SUFFIXES = {".py", ".yaml", ".j2"}
 FILE_OPTIONS = ("--config", "--space")
 """Options whose file is read by the command itself, so that it is sent along."""
+ELSEWHERE = "leave it out, and give the cluster's machines a role, or the secret in their environment"
 FILES = "files"
 """Folder of the bundle for those files."""
 
@@ -151,4 +153,16 @@ def _take(option: str, value: str, folder: Path) -> str:
         shutil.copyfile(source, folder / target)
     except OSError as error:
         raise InputError(f"{option} {value}: cannot be read ({error.strerror})") from error
+    _refuse_secrets(folder / target, f"{option} {value}")
     return str(target)
+
+
+def _refuse_secrets(file: Path, shown: str) -> None:
+    """Refuses a file that would lie in the cluster's store and on its machines with a secret in it."""
+    text = file.read_bytes().decode(errors="replace")
+    if mask(text) == text:
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        if mask(line) != line:
+            raise InputError(f"{shown}: line {number} holds a secret ({mask(line.strip())}); {ELSEWHERE}")
+    raise InputError(f"{shown}: holds a secret; {ELSEWHERE}")

@@ -15,8 +15,9 @@ from ray.dashboard.modules.job.pydantic_models import JobDetails, JobType
 from ray.exceptions import AuthenticationError
 
 from pipelines.runtime.ray_private import timed_job_client
-from smec_core.data.uri import mask
 from smec_core.errors import InputError, SmecError
+from smec_core.masking import mask
+from smec_core.shown import safe_line, safe_lines
 
 POLL_SECONDS = 5.0
 RETRY_SECONDS = 1.0
@@ -102,12 +103,12 @@ class JobClient:
 
         Args:
             job_id: the job.
-            printed: characters of it to leave out, since they are printed already.
+            printed: characters of it to leave out, since they are printed already: whole lines.
 
         Returns:
             Characters printed by now, and whether that is all: not where the connection was lost.
         """
-        skip = printed
+        skip, begun = printed, ""
         log = self._client.tail_job_logs(job_id)
         while True:
             # around this alone: that stdout is closed is another matter
@@ -116,10 +117,13 @@ class JobClient:
             except (aiohttp.ClientError, OSError, RuntimeError):
                 return printed, False
             if text is None:
-                return printed, True
-            new, skip = text[skip:], max(0, skip - len(text))
-            print(new, end="", flush=True)
-            printed += len(new)
+                print("\n".join(safe_lines(begun)), end="", flush=True)
+                return printed + len(begun), True
+            new, skip = begun + text[skip:], max(0, skip - len(text))
+            # by whole lines, in which secrets are found
+            whole, mark, begun = new.rpartition("\n")
+            print("\n".join(safe_lines(whole)), end=mark, flush=True)
+            printed += len(whole + mark)
 
     @contextmanager
     def _one_line_errors(self) -> Iterator[None]:
@@ -139,7 +143,7 @@ class JobClient:
             # of a traceback from the cluster, the error
             lines = [line for line in str(error).splitlines() if len(line.strip()) > 1] or [type(error).__name__]
             kind = Unreachable if re.search(r"status code 5\d\d", lines[0]) else SmecError
-            raise kind(f"the cluster at {where} refuses: {mask(lines[-1].strip())[:500]}") from error
+            raise kind(f"the cluster at {where} refuses: {safe_line(lines[-1].strip(), 500)}") from error
 
 
 def follow(client: JobClient, job_id: str, patience: float) -> JobDetails:

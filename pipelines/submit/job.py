@@ -7,17 +7,18 @@ from hashlib import sha256
 from typing import Any
 
 from pipelines import signals
-from pipelines.console import say, warn
-from pipelines.submit.bundle import check_command, fingerprint, write_bundle
+from pipelines.console import say
+from pipelines.submit.bundle import ELSEWHERE, check_command, fingerprint, write_bundle
 from pipelines.submit.client import JobClient, follow
 from pipelines.submit.settings import SubmitSettings
-from smec_core.data.uri import mask
 from smec_core.errors import GateError, InputError, SmecError
+from smec_core.masking import is_secret_name, mask
+from smec_core.shown import safe_line
 from smec_core.temporary import temporary_folder
 
 # what a training needs to record itself; the rest of the environment is the cluster's own
 FORWARDED = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")
-SECRET_NAMES = re.compile(r"(?i)pass|pwd|secret|token|key|credential")
+SEEN = "which whoever may read the cluster's jobs would see"
 REFUSED = GateError.exit_code
 """A decision, which another start would not make again: it would find nothing new."""
 STOP_SECONDS = "RAY_JOB_STOP_WAIT_TIME_S"
@@ -33,7 +34,8 @@ class JobError(SmecError):
         super().__init__(message, exit_code)
         self.exit_code = exit_code
 
-    def __str__(self) -> str:
+    def message(self) -> str:
+        """What became of it."""
         return str(self.args[0])
 
 
@@ -46,11 +48,12 @@ def run(settings: SubmitSettings) -> dict[str, Any]:
         id and status (SUCCEEDED; with `detach`, that of now) of the job, and its exit_code (None while it runs).
 
     Raises:
-        InputError: the command is wrong, the address or the token is, or the environment would give a password away.
+        InputError: the command is wrong, the address or the token is, or what would be sent holds a secret.
         JobError: the job failed or was stopped; its exit code is that of the command, or 1.
         SmecError: the cluster cannot be reached, or was lost.
     """
     check_command(settings.command)
+    _refuse_secrets(settings)
     variables = _variables(settings.env)
     address = _address(settings.address)
     with temporary_folder() as folder:
@@ -66,7 +69,7 @@ def run(settings: SubmitSettings) -> dict[str, Any]:
         print(job_id)
         info = client.info(job_id)
         return {"id": job_id, "status": info.status.value, "exit_code": info.driver_exit_code}
-    goes_on = f"no longer followed, job {job_id} goes on. {_how(client, job_id)}"
+    goes_on = safe_line(f"no longer followed, job {job_id} goes on. {_how(client, job_id)}")
     signals.then(goes_on)
     try:
         info = follow(client, job_id, settings.patience)
@@ -101,14 +104,22 @@ def _variables(env: list[str]) -> dict[str, str]:
     uri = variables.get("MLFLOW_TRACKING_URI", "")
     if mask(uri) != uri:
         raise InputError(
-            "MLFLOW_TRACKING_URI holds a password or token, which whoever may read the cluster's jobs would see; set "
-            "it without, and MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment of the "
-            "cluster's machines"
+            f"MLFLOW_TRACKING_URI holds a password or token, {SEEN}; set it without, and MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD in the environment of the cluster's machines"
         )
-    for name in variables:
-        if SECRET_NAMES.search(name):
-            warn(f"whoever holds the cluster's token can read {name} in the job; rather set it on the machines")
+    for name, value in variables.items():
+        if is_secret_name(name) or mask(value) != value:
+            raise InputError(f"env {name} holds a secret, {SEEN}; set it in the environment of the cluster's machines")
     return variables
+
+
+def _refuse_secrets(settings: SubmitSettings) -> None:
+    """Refuses what Ray would show in its list of jobs: it keeps the command and its environment."""
+    # word by word, so that it can be said which, then together: a word may say that the next one is a secret
+    for words in [*([word] for word in [*settings.command, settings.id or ""]), settings.command]:
+        text = " ".join(words)
+        if mask(text) != text:
+            raise InputError(f"{mask(text)} holds a secret, {SEEN}; {ELSEWHERE}")
 
 
 def _name(entrypoint: str, variables: dict[str, str], files: str) -> str:
@@ -154,8 +165,8 @@ def _failure(job_id: str, info: Any) -> JobError:
     if info.status.value == "STOPPED":
         return JobError(f"job {job_id} was stopped", 1)
     if code is None:
-        why = mask(" ".join((info.message or "no reason given").split()))
-        return JobError(f"job {job_id} failed on the cluster: {why[:500]}", 1)
+        why = safe_line(" ".join((info.message or "no reason given").split()), 500)
+        return JobError(f"job {job_id} failed on the cluster: {why}", 1)
     # others are of a process that was killed, or that a shell could not start
     return JobError(f"job {job_id} ended with exit code {code}; its log says why", code if 0 < code < 126 else 1)
 

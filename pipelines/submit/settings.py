@@ -14,7 +14,8 @@ class SubmitSettings(Settings):
     those of the cluster's machines: absolute, or URIs. The machines have all other packages installed.
 
     The job gets MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, MLFLOW_EXPERIMENT_ID and each --env. Whoever holds the
-    cluster's token can read them: passwords belong into the environment of the machines.
+    cluster's token can read them, and the command and its files: a secret in any of them is refused. It belongs into
+    the environment of the machines.
 
     A job that runs is followed and not started twice: give the command again after a lost connection. Once it has
     ended, the same command starts anew. With --id, one that has succeeded is not run again: for schedulers, which
@@ -37,7 +38,7 @@ class SubmitSettings(Settings):
     env: list[str] = Field([], json_schema_extra={"metavar": "NAME[=VALUE]"})
     """NAME=VALUE, or NAME to take the value from this environment: what the job's environment gets besides
     MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and MLFLOW_EXPERIMENT_ID. Whoever holds the cluster's token can read
-    it."""
+    it, so no secrets."""
     detach: bool = False
     """Leave once the job is submitted."""
     patience: float = Field(120.0, gt=0)

@@ -19,7 +19,9 @@ from smec_core.data.dataset import Dataset
 from smec_core.data.seen import parts_of
 from smec_core.data.uri import public_uri
 from smec_core.evaluation.evaluate import default_split
+from smec_core.shown import markdown, safe_line
 
+LONGEST_NAME = 400
 COLUMNS = Schema([ColSpec(DataType.string, "id"), ColSpec(Array(DataType.float), "embedding")])
 """Of corpus and queries."""
 
@@ -48,10 +50,10 @@ def dataset_inputs(dataset: Dataset) -> list[DatasetInput]:
             profile |= {"split": split, "judged_queries": judged["queries"], "judgements": judged["judgements"]}
         entity = DatasetEntity(
             # two datasets of one name and digest are one in MLflow
-            name=f"{uri.rstrip('/').rsplit('/', 1)[-1]}, {use}",
+            name=f"{safe_line(uri.rstrip('/').rsplit('/', 1)[-1], LONGEST_NAME)}, {use}",
             digest=dataset.fingerprint,
             source_type=uri.partition("://")[0] if "://" in uri else "local",
-            source=json.dumps({"uri": uri}),
+            source=json.dumps({"uri": safe_line(uri)}),
             schema=json.dumps({"mlflow_colspec": COLUMNS.to_dict()}),
             profile=json.dumps(profile),
         )
@@ -63,10 +65,9 @@ def data_text(dataset: Dataset) -> str:
     """The dataset in a sentence."""
     summary = dataset.summary()
     splits = [f"{judged['queries']:,} in {split}" for split, judged in summary["splits"].items()]
-    return (
-        f"Data: {summary['uri']}, {summary['corpus']['rows']:,} documents and {summary['queries']['rows']:,} queries "
-        f"of {dataset.dim} dims; queries with judgements: {', '.join(splits) or 'none'}."
-    )
+    rows = f"{summary['corpus']['rows']:,} documents and {summary['queries']['rows']:,} queries"
+    judged = ", ".join(splits) or "none"
+    return f"Data: {markdown(summary['uri'])}, {rows} of {dataset.dim} dims; queries with judgements: {judged}."
 
 
 def reached_text(metrics: Mapping[str, Any]) -> str:

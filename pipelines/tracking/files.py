@@ -13,13 +13,14 @@ from typing import Any
 import mlflow.pyfunc
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput, Metric
+from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
 from mlflow.models import Model, ModelSignature
 from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 import smec_core
 from pipelines.tracking.plots import loss_picture, main_measure, quality_picture
 from smec_core.data.seen import PARTS, parts_of
+from smec_core.shown import csv_cell
 from smec_core.temporary import temporary_folder
 
 FINGERPRINT_TAG = "smec.model_fingerprint"
@@ -111,28 +112,8 @@ def log_model(client: MlflowClient, run_id: str, folder: Path, model: smec_core.
     experiment_id = client.get_run(run_id).info.experiment_id
     tags = {FINGERPRINT_TAG: model.fingerprint}
     logged = client.create_logged_model(experiment_id, "model", run_id, tags, model_type="smec")
-    # without inputs: MLflow refuses a tensor of another type than the one named, and numpy's default is not the model's
-    signature = ModelSignature(
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]),
-        params=ParamSchema([ParamSpec("dim", DataType.long, default=model.input_dim)]),
-    )
     try:
-        with temporary_folder() as made:
-            mlflow.pyfunc.save_model(
-                f"{made}/model",
-                mlflow_model=Model(
-                    logged.artifact_location, run_id, model_uuid=logged.model_id, model_id=logged.model_id
-                ),
-                python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-                artifacts={"model": str(folder)},
-                code_paths=[str(Path(smec_core.__file__).parent)],
-                signature=signature,
-                input_example=(np.eye(1, model.input_dim, dtype=np.float32), {"dim": min(model.dims)}),
-                # "+cpu" and the like name builds that package indexes do not have
-                pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in MODEL_REQUIREMENTS],
-                metadata={"smec_fingerprint": model.fingerprint, "smec_dims": list(model.dims)},
-            )
-            client.log_model_artifacts(logged.model_id, f"{made}/model")
+        log_model_files(client, logged, folder, model)
     except BaseException:
         with suppress(Exception):
             client.finalize_logged_model(logged.model_id, "FAILED")
@@ -140,6 +121,38 @@ def log_model(client: MlflowClient, run_id: str, folder: Path, model: smec_core.
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     client.set_tag(run_id, FINGERPRINT_TAG, model.fingerprint)
+
+
+def log_model_files(client: MlflowClient, logged: LoggedModel, folder: Path, model: smec_core.Model) -> None:
+    """Logs the files of a logged model.
+
+    Args:
+        client: of the server.
+        logged: the logged model.
+        folder: the stored model.
+        model: the same, read.
+    """
+    # without inputs: MLflow refuses a tensor of another type than the one named, and numpy's default is not the model's
+    signature = ModelSignature(
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]),
+        params=ParamSchema([ParamSpec("dim", DataType.long, default=model.input_dim)]),
+    )
+    with temporary_folder() as made:
+        mlflow.pyfunc.save_model(
+            f"{made}/model",
+            mlflow_model=Model(
+                logged.artifact_location, logged.source_run_id, model_uuid=logged.model_id, model_id=logged.model_id
+            ),
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            artifacts={"model": str(folder)},
+            code_paths=[str(Path(smec_core.__file__).parent)],
+            signature=signature,
+            input_example=(np.eye(1, model.input_dim, dtype=np.float32), {"dim": min(model.dims)}),
+            # "+cpu" and the like name builds that package indexes do not have
+            pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in MODEL_REQUIREMENTS],
+            metadata={"smec_fingerprint": model.fingerprint, "smec_dims": list(model.dims)},
+        )
+        client.log_model_artifacts(logged.model_id, f"{made}/model")
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
@@ -164,5 +177,5 @@ def _write_table(path: Path, evaluation: Mapping[str, Any]) -> None:
         columns[f"{main} {label}"] = part[main]
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["dim", *columns])
+        rows.writerow(["dim", *map(csv_cell, columns)])
         rows.writerows([dim, *(scores.get(dim, "") for scores in columns.values())] for dim in evaluation[main])

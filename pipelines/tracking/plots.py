@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from smec_core.shown import safe_line
 from smec_core.training.tracker import Record
 
 BLUE, GREEN, ORANGE, GREY, INK = "#2457d6", "#0b8f72", "#d97706", "#8d97a8", "#1b2433"
@@ -90,4 +91,7 @@ def finish(axes: Axes, size: int = 9) -> None:
     axes.grid(color="#e8ebf1", linewidth=0.8)
     axes.tick_params(labelsize=size)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=size, frameon=False)
+    for text in (axes.title, *axes.legend(fontsize=size, frameon=False).get_texts()):
+        # names of datasets, in which a dollar begins no formula
+        text.set_parse_math(False)
+        text.set_text(safe_line(text.get_text()))

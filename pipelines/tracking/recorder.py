@@ -32,8 +32,10 @@ from pipelines.tracking.files import MOST_METRICS, log_figures, log_files, log_m
 from pipelines.tracking.machine import PREFIX, MachineFigures, is_wanted
 from pipelines.tracking.server import EXPERIMENT, experiment_of, kept_run, prepare_mlflow
 from smec_core.data.dataset import Dataset
-from smec_core.data.uri import mask, public_uri
+from smec_core.data.uri import public_uri
 from smec_core.errors import one_line
+from smec_core.masking import mask
+from smec_core.shown import markdown, safe_line, safe_lines
 from smec_core.training.tracker import Record
 
 FLUSH_SECONDS = 2.0
@@ -166,9 +168,9 @@ class MlflowRecorder:
         self._thread.join()
         self._flush()
         if error is not None:
-            text = mask(error)[:LONGEST_TAG]
+            text = safe_line(error, LONGEST_TAG)
             self._send(lambda run: run.client.set_tag(run.run_id, ERROR_TAG, text))
-            outcome = f"{'Failed' if status == 'FAILED' else 'Ended'}: {text}"
+            outcome = f"{'Failed' if status == 'FAILED' else 'Ended'}: {markdown(error)}"
         if model is not None:
             folder = Path(str(model_folder)).absolute()
             outcome = reached_text(model.metrics)
@@ -176,7 +178,7 @@ class MlflowRecorder:
                 self._send(lambda run, log=log: log(run.client, run.run_id, folder))  # type: ignore[misc]
             self._send(lambda run: log_model(run.client, run.run_id, folder, model))
         self._tags[NOTE] = "\n\n".join(filter(None, (self._about, outcome)))
-        self._send(lambda run: run.client.set_tag(run.run_id, NOTE, mask(self._tags[NOTE])[:LONGEST_TAG]))
+        self._send(lambda run: run.client.set_tag(run.run_id, NOTE, _tag(self._tags[NOTE])))
         self._send(lambda run: run.client.set_terminated(run.run_id, status))
         for left in self._left:
             # often only the artifact store fails: the run must look neither still running nor complete
@@ -245,7 +247,7 @@ class MlflowRecorder:
             then += f" (see it with: mlflow ui --backend-store-uri {self._offline})."
         else:
             then = "Training goes on without MLflow; the model folder has all figures."
-        why = shorten(mask(why), 300, placeholder=" ...")
+        why = shorten(safe_line(why), 300, placeholder=" ...")
         if run is not None:
             run.failed = f"{why}. {then}"
             self._left.append(run)
@@ -270,10 +272,10 @@ class MlflowRecorder:
             client.update_run(run.info.run_id, status="RUNNING")
             if ERROR_TAG in run.data.tags:
                 client.delete_tag(run.info.run_id, ERROR_TAG)
-        client.log_batch(run.info.run_id, tags=[RunTag(k, mask(v)[:LONGEST_TAG]) for k, v in tags.items()])
+        client.log_batch(run.info.run_id, tags=[RunTag(k, _tag(v)) for k, v in tags.items()])
         # A param cannot change, so a restart adds only those that a kill kept from being logged.
         params = [
-            Param(k, mask(str(v))[:LONGEST_PARAM])
+            Param(k, safe_line(str(v), LONGEST_PARAM))
             for k, v in self._config.items()
             if v is not None and k not in run.data.params
         ]
@@ -283,6 +285,11 @@ class MlflowRecorder:
             client.log_inputs(run.info.run_id, self._inputs)
         last_step = {latest.key: latest.step for latest in run.data.to_proto().metrics}
         return _OpenRun(client, run.info.run_id, last_step)
+
+
+def _tag(text: str) -> str:
+    """A tag as MLflow takes it; descriptions have several lines."""
+    return "\n".join(safe_lines(text))[:LONGEST_TAG]
 
 
 def _metrics_of(timestamp: int, record: Record) -> list[Metric]:

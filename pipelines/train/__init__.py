@@ -8,6 +8,7 @@ from pipelines.train.settings import TrainingSettings, TrainSettings
 if TYPE_CHECKING:
     from pipelines.train.checkpoints import remove_checkpoints
     from pipelines.train.driver import RayRun
+    from pipelines.train.in_python import fit
     from pipelines.train.job import Training, run
     from pipelines.train.scoring import (
         MAIN_MEASURE,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "checkpoints": ["remove_checkpoints"],
     "driver": ["RayRun"],
+    "in_python": ["fit"],
     "job": ["Training", "run"],
     "scoring": ["MAIN_MEASURE", "Kept", "Scored", "as_finished", "gain_interval", "gains", "train_and_score"],
     "worker": ["Placed"],
@@ -37,6 +39,7 @@ __all__ = [
     "Training",
     "TrainingSettings",
     "as_finished",
+    "fit",
     "gain_interval",
     "gains",
     "remove_checkpoints",

@@ -12,7 +12,6 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from pipelines.console import say, show, warn
-from pipelines.data.source import ScannedData
 from pipelines.runtime.cluster import threads_of
 from pipelines.runtime.settings import ClusterSettings
 from pipelines.storage.run_folder import RunFolder
@@ -27,6 +26,7 @@ from smec_core.model.adapter import FrozenStage
 from smec_core.training.context import TrainingData
 from smec_core.training.plan import StagePlan, plan_training
 from smec_core.training.rehearsal import SampledRows, StageTime, rehearse
+from smec_core.training.scanned import ScannedData
 from smec_core.training.warm import WarmStart
 
 FIRST_ROWS = 16_384

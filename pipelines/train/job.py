@@ -1,22 +1,19 @@
 """`smec train`: scans a dataset, trains the chain in Ray Train workers, evaluates and stores the model."""
 
-import platform
 import shutil
 from _thread import interrupt_main
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-import smec_core
 from pipelines.console import adopt_loggers, context, say, show
-from pipelines.data.source import ScannedData, scan_data
+from pipelines.data.source import Source, scan_data
 from pipelines.runtime.cluster import connect, is_own, threads_of
-from pipelines.runtime.evaluation import on_cluster, quality_tables
+from pipelines.runtime.evaluation import on_cluster
 from pipelines.storage.lease import Lease
 from pipelines.storage.model_folder import check_replaceable, replace_folder
 from pipelines.storage.run_folder import RunFolder, check_storage, digest
@@ -25,20 +22,18 @@ from pipelines.train.driver import RayRun, with_threads
 from pipelines.train.dry_run import dry_run
 from pipelines.train.settings import TrainingSettings, TrainSettings
 from smec_core.data.dataset import Dataset
-from smec_core.data.seen import SeenDocuments, joined
 from smec_core.data.uri import public_uri
 from smec_core.errors import InputError, SmecError
-from smec_core.evaluation.corpus_search import Encode, JudgedSearch, Parts, in_one_part
-from smec_core.evaluation.evaluate import baseline_encoders, default_split, evaluate
-from smec_core.model.adapter import FrozenStage
+from smec_core.evaluation.corpus_search import Parts, in_one_part
+from smec_core.evaluation.report import quality_tables
 from smec_core.model.files import load
 from smec_core.model.model import Model
-from smec_core.model.quantize import learn_int8_scales
 from smec_core.temporary import temporary_folder
+from smec_core.training.finish import Beside, Parents, finished_model, no_others
 from smec_core.training.plan import plan_training
-from smec_core.training.schedule import TrainingShape, prefix_dims
+from smec_core.training.scanned import ScannedData
+from smec_core.training.schedule import TrainingShape
 from smec_core.training.trained import Trained
-from smec_core.training.warm import WarmStart
 
 if TYPE_CHECKING:
     from pipelines.tracking.recorder import MlflowRecorder
@@ -98,6 +93,7 @@ class Training:
         dataset: what it learns from.
         identity: what decides its result.
         name: of its run.
+        base_stages: stages that are trained already, to which it adds.
         warm_start: the champion that it starts from; None where it starts from nothing.
         scanned: the rows that it learns from.
     """
@@ -108,7 +104,7 @@ class Training:
         series: str = "smec",
         read: tuple[Dataset, ScannedData] | None = None,
         storage: str | None = None,
-        beside: Callable[[Model, dict[str, Encode]], list[JudgedSearch]] = lambda model, systems: [],
+        beside: Beside = no_others,
     ) -> None:
         """Opens the data and the models that it builds on.
 
@@ -125,9 +121,8 @@ class Training:
         self._settings, self._config, self._beside = settings, settings.method(), beside
         self.dataset = _open(settings) if read is None else read[0]
         dim = self.dataset.dim
-        self._base = None if settings.base is None else _read_base(settings.base, dim)
-        self._champion = None if settings.warm_start is None else load(settings.warm_start)
-        self.warm_start = None if self._champion is None else WarmStart.of(self._champion, str(settings.warm_start))
+        self._parents = Parents.of(settings.base, settings.warm_start, dim)
+        self.base_stages, self.warm_start = self._parents.base_stages, self._parents.warm_start
         labelled = self.dataset.train_judgements() is not None
         plan_training(TrainingShape(dim, labelled), self._config, self.base_stages, self.warm_start)
         self.scanned = read[1] if read else scan_data(self.dataset, self._config, settings, storage)
@@ -135,22 +130,11 @@ class Training:
             "train": self._config.model_dump(mode="json"),
             "data": self.dataset.fingerprint,
         }
-        if self._base is not None:
-            self.identity["base"] = self._base.fingerprint
-        if self._champion is not None and self.warm_start is not None:
-            self.identity["warm_start"] = {
-                "fingerprint": self._champion.fingerprint,
-                "epochs": self.warm_start.epochs,
-            }
+        self.identity |= self._parents.identity
         if settings.hold_out:
             self.identity["hold_out"] = settings.hold_out
         self.identity |= self.scanned.identity
         self.name = settings.name or f"{series}-{digest(self.identity)}"
-
-    @property
-    def base_stages(self) -> list[FrozenStage]:
-        """Stages that are trained already, to which it adds."""
-        return self._base.stages if self._base else []
 
     def finish(self, run_folder: RunFolder, scratch: Path) -> None:
         """Trains where that is not done yet; then the run's folder has the model.
@@ -191,7 +175,7 @@ class Training:
                 run = RayRun(
                     settings,
                     config,
-                    self.scanned.store(config),
+                    Source.of(self.scanned, config),
                     run_folder,
                     recorder,
                     base=self.base_stages,
@@ -246,57 +230,19 @@ class Training:
 
     def _evaluated(self, trained: Trained, used: dict[str, Any]) -> Model:
         """The trained chain as a model that knows what made it and how good it is."""
-        dataset, config, base = self.dataset, self._config, self._base
-        record: dict[str, Any] = {
-            "dims": prefix_dims(dataset.dim, config.dims),
-            "train": config.model_dump(mode="json"),
-            "used": used,
-            "run": self.name,
-            "data": {
-                "uri": public_uri(dataset.uri),
-                "fingerprint": dataset.fingerprint,
-                "rows": dataset.corpus.rows,
-                "queries": dataset.queries.rows,
-                "splits": dataset.summary()["splits"],
-            },
-            "versions": {
-                "smec": smec_core.__version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        if self._champion is not None:
-            record["warm_start"] = {"fingerprint": self._champion.fingerprint}
-        if self._settings.hold_out:
-            record["hold_out"] = self._settings.hold_out
-        if base is None:
-            model = Model(trained.stages, dataset.dim, record, trained.metrics)
-        else:
-            model = base.extended(trained.stages[len(base.stages) :], record, trained.metrics)
-        model.seen, docs = self._seen(), self.scanned.docs
-        model.config["int8_scales"] = learn_int8_scales(model, docs.x_KD[: docs.drawn or None])
-        split = default_split(dataset)
-        say(f"evaluating on {'nearest documents' if split is None else split}")
-        systems = baseline_encoders(torch.from_numpy(docs.moment_DD))
-        beside = self._beside(model, systems)
-        model.metrics["evaluation"] = evaluate(dataset, model, split, systems, self._parts(), beside)
-        return model
-
-    def _seen(self) -> SeenDocuments | None:
-        """What the model has learnt from; None where one that it builds on does not know its own."""
-        train, dev = self.scanned.learnt
-        if train is not None and dev is not None and (self._config.refit or self.warm_start is not None):
-            train = train.merge(dev)
-        own = SeenDocuments.of(train, *self.dataset.ids)
-        older = [model.seen for model in (self._base, self._champion) if model is not None]
-        seen = joined([own, *older])
-        if seen is None:
-            say(
-                "seen and unseen queries are not told apart: the model that this one builds on does not know what it "
-                "has learnt from, as those of earlier versions; train once without --from and --warm-start"
-            )
-        return seen
+        told = {"used": used, "run": self.name}
+        return finished_model(
+            trained,
+            self.dataset,
+            self.scanned,
+            self._config,
+            self._parents,
+            told,
+            say,
+            self._settings.hold_out,
+            self._parts(),
+            self._beside,
+        )
 
     def _parts(self) -> Parts:
         """How the corpus is searched: by as many tasks as there are workers, here where that is one on this machine."""
@@ -331,20 +277,3 @@ def _check_readable(folder: Path) -> None:
         load(folder)
     except InputError as error:
         raise SmecError(f"the trained model cannot be read back, so it is not kept: {error}") from error
-
-
-def _read_base(folder: str, input_dim: int) -> Model:
-    """A model whose chain goes on for such vectors.
-
-    Raises:
-        InputError: it does not.
-    """
-    base = load(folder)
-    if base.input_dim != input_dim or not base.stages:
-        raise InputError(
-            f"base: {folder} takes {base.input_dim} dims in {len(base.stages)} stages, the data has "
-            f"{input_dim} dims; take a model that was trained on such vectors"
-        )
-    if set(base.dims) - {base.input_dim, *(stage.dim for stage in base.stages)}:
-        raise InputError(f"base: {folder} was trained with schedule=parallel, and dims can be added to stages only")
-    return base

@@ -31,7 +31,8 @@ from pipelines.storage.study import (
 from pipelines.tracking.recorder import MlflowRecorder
 from pipelines.train import remove_checkpoints
 from smec_core.config import TrainConfig
-from smec_core.errors import DamagedError, SmecError, one_line
+from smec_core.errors import LONGEST_REASON, DamagedError, SmecError, one_line
+from smec_core.shown import safe_line
 
 RELEASE_SECONDS = 60.0
 """How long the end of a study waits for what its trials still hold."""
@@ -235,4 +236,4 @@ def _cause(trial: TuneTrial) -> str:
     if not lines:
         return "its process was lost"
     # of a traceback the last line says what; of a lost process the first
-    return lines[-1] if any(line.startswith("Traceback") for line in lines) else lines[0]
+    return safe_line(lines[-1] if any(line.startswith("Traceback") for line in lines) else lines[0], LONGEST_REASON)

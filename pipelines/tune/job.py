@@ -18,6 +18,7 @@ from pipelines.tune.settings import TuneSettings
 from smec_core.data.dataset import Dataset
 from smec_core.data.uri import public_uri
 from smec_core.errors import InputError, one_line
+from smec_core.masking import mask
 from smec_core.training.plan import plan_training
 from smec_core.training.schedule import TrainingShape, prefix_dims
 from smec_core.yaml_file import read_mapping
@@ -64,6 +65,12 @@ def run(settings: TuneSettings) -> dict[str, Any]:
         raise InputError(f"out: {out} cannot be made ({one_line(error)})") from error
     if not os.access(out, os.W_OK | os.X_OK):
         raise InputError(f"out: {out} may not be written to; name another folder")
+    if settings.storage is not None and mask(settings.storage) != settings.storage:
+        # Tune pickles what opens it into a file there, and into files of Ray's
+        raise InputError(
+            f"storage: {mask(settings.storage)} holds a secret, which Ray Tune would write to files; leave it out, and "
+            "give the machines a role, or the secret in their environment"
+        )
     check_storage(settings.storage)
     storage = settings.storage or str(out.absolute() / ".smec-study")
     # the best are compared on test among all documents

@@ -17,7 +17,7 @@ from ray import tune
 from ray.tune import TuneError
 
 from pipelines.console import say, show
-from pipelines.data.source import ScannedData, Source
+from pipelines.data.source import Source
 from pipelines.runtime.cluster import connect, unwrap, use_gpus
 from pipelines.storage.files import new_file, read_record, write_record
 from pipelines.storage.lease import Lease
@@ -36,6 +36,7 @@ from smec_core.data.dataset import Dataset
 from smec_core.data.uri import public_uri
 from smec_core.errors import DamagedError, InputError, SmecError
 from smec_core.temporary import temporary_folder
+from smec_core.training.scanned import ScannedData
 from smec_core.training.schedule import chain_dims
 from tune_spaces.space import Space, describe
 
@@ -151,7 +152,7 @@ class StudyStart:
 
     @cached_property
     def _source(self) -> Source:
-        return self.scanned.store(self.config)
+        return Source.of(self.scanned, self.config)
 
     @property
     def _measure(self) -> str:

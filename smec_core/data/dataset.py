@@ -4,14 +4,13 @@ Shapes: N rows, D dims, J judgements.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 
 from smec_core.config import TrainConfig
 from smec_core.data.columns import DEFAULT_NAMES, ColumnNames
@@ -20,10 +19,10 @@ from smec_core.data.grades import score_figures
 from smec_core.data.ids import TableIds
 from smec_core.data.judgements import Judgements
 from smec_core.data.parquet import EmbeddingTable
-from smec_core.data.parquet_files import stamp_of, states_of
-from smec_core.data.qrels import distinct, judgements_of, read_qrels
+from smec_core.data.qrels import QrelsFile, distinct, judgements_of, read_qrels
 from smec_core.data.seen import SeenDocuments
-from smec_core.data.tables import TABLES, Table, check_names, find_manifest, find_qrels, find_table
+from smec_core.data.table_files import stamp_of, states_of, stored_files
+from smec_core.data.tables import TABLES, Table, check_names, find_qrels, find_table, refuse_draft
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.errors import InputError, SmecError
 
@@ -75,23 +74,41 @@ class Dataset:
             InputError: anything that breaks the data contract, with file, row and column.
         """
         filesystem, root = open_filesystem(uri.rstrip("/"))
-        if _is_draft(filesystem, root):
-            raise InputError(f"{public_uri(uri)}: is not finished; run `smec ingest` again, which goes on with it")
+        refuse_draft(uri)
         check_names(filesystem, root)
         # before anything is read
         stamp = dataset_stamp(uri)
         corpus, queries = (EmbeddingTable.open(join_uri(uri, name), names=columns) for name in TABLES)
-        if corpus.dim != queries.dim:
-            raise InputError(f"{public_uri(uri)}: queries have {queries.dim} dims, the corpus has {corpus.dim}")
         qrels = find_qrels(filesystem, root)
         files = {split: read_qrels(filesystem, table, columns) for split, table in qrels.items()}
-        read = [file for some in files.values() for file in some]
+        return cls.of(uri, corpus, queries, files, qrels, max_unknown, exclude_self, stamp)
+
+    @classmethod
+    def of(
+        cls,
+        uri: str,
+        corpus: EmbeddingTable,
+        queries: EmbeddingTable,
+        judged: Mapping[str, list[QrelsFile]],
+        qrels: dict[str, Table],
+        max_unknown: float = 0.1,
+        exclude_self: bool = False,
+        stamp: str = "",
+    ) -> Self:
+        """Puts tables and the judgements of each split together; ids are read, vectors are not.
+
+        Raises:
+            InputError: they do not fit together.
+        """
+        if corpus.dim != queries.dim:
+            raise InputError(f"{public_uri(uri)}: queries have {queries.dim} dims, the corpus has {corpus.dim}")
+        read = [file for some in judged.values() for file in some]
         queries_too = queries.ids() if exclude_self else pa.chunked_array([], pa.string())
         doc_ids = TableIds.read(corpus, distinct([file.doc_id for file in read] + [queries_too]))
         query_ids = TableIds.read(queries, distinct([file.query_id for file in read]))
         own_doc_of = doc_ids.rows_of(queries_too) if exclude_self else None
         splits, unknown = {}, {}
-        for split, some in files.items():
+        for split, some in judged.items():
             splits[split], unknown[split] = judgements_of(some, query_ids, doc_ids, max_unknown, own_doc_of)
         return cls(uri, corpus, queries, splits, unknown, qrels, (doc_ids, query_ids), stamp)
 
@@ -118,11 +135,16 @@ class Dataset:
 
     def _fingerprint_of(self, checks: Sequence[int]) -> str:
         filesystem, _ = open_filesystem(self.uri.rstrip("/"))
-        paths = [path for table in self.qrels.values() for path in table.paths]
+        found = [path for table in self.qrels.values() for path in table.paths]
+        paths = [file for path in found for file in stored_files(filesystem, path)]
+        return content_fingerprint(self._told(checks), filesystem, paths)
+
+    def _told(self, checks: Sequence[int]) -> list[str]:
+        """What the fingerprint says of the tables."""
         # the sum ignores order; the digest of ids does not
         told = [f"{ids.digest} {check % 2**64}" for ids, check in zip(self.ids, checks, strict=True)]
         names = "" if self.corpus.names == DEFAULT_NAMES else self.corpus.names.model_dump_json()
-        return content_fingerprint([names, str(self.dim), *told], filesystem, paths)
+        return [names, str(self.dim), *told]
 
     def check_unchanged(self) -> None:
         """Refuses data that were changed since they were opened; to be called before a result of theirs is kept.
@@ -310,14 +332,3 @@ def dataset_stamp(uri: str) -> str:
 def hash_share(name: str, what_for: bytes = b"") -> float:
     """A number from 0 to 1 by which ids are chosen, another one for each purpose."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8, person=what_for).digest()) / 2**64
-
-
-def _is_draft(filesystem: pafs.FileSystem, root: str) -> bool:
-    """Whether `smec ingest` still writes a dataset: on an object store it does so in place, beside its plan."""
-    if find_manifest(filesystem, root) is not None:
-        return False
-    try:
-        return bool(filesystem.get_file_info(f"{root}.partial/plan.json").is_file)
-    except OSError:
-        # a role that may not read beside this dataset cannot have begun one here
-        return False

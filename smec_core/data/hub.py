@@ -1,4 +1,6 @@
-"""Datasets on the Hugging Face Hub: hf://datasets/USER/NAME[@REVISION]/FOLDER, read as any other file system.
+"""Datasets and models on the Hugging Face Hub, read as any other file system.
+
+hf://datasets/USER/NAME[@REVISION]/FOLDER is a folder of a dataset, hf://USER/NAME[@REVISION] a model.
 
 A URI stands for the commit that its revision is at when it is opened, so that all that is read of it belongs together;
 opened again, it may stand for a later one.
@@ -7,48 +9,65 @@ opened again, it may stand for a later one.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from smec_core.errors import InputError, SmecError, StoreError, StoreUnreachable, one_line
 
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
 _TIMEOUT_S = 30
-FORM = "hf://datasets/USER/NAME[@REVISION]/FOLDER"
+FORMS = {"dataset": "hf://datasets/USER/NAME[@REVISION]/FOLDER", "model": "hf://USER/NAME[@REVISION]"}
+
+_OTHERS = ("hf://spaces/", "hf://buckets/", "hf://kernels/")
 
 
 def open_hub(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Opens a URI of that form; the token is HF_TOKEN of the environment, and the Hub HF_ENDPOINT.
+    """Opens a URI of one of these forms; the Hub is HF_ENDPOINT of the environment.
 
     Raises:
-        InputError: another form, no such dataset or revision, no access to it, or huggingface_hub is missing.
+        InputError: another form, no such thing or revision, no access to it, or huggingface_hub is missing.
         StoreUnreachable: the Hub does not answer.
     """
-    if not uri.startswith("hf://datasets/"):
-        raise InputError(f"{uri}: only datasets are read from the Hub: {FORM}")
+    if uri.startswith(_OTHERS):
+        raise InputError(f"{uri}: only datasets and models are read from the Hub: {', '.join(FORMS.values())}")
+    api, token = hub_api(uri)
+    kind = "dataset" if uri.startswith("hf://datasets/") else "model"
+    files = HubFiles(api.endpoint, token)
     try:
-        from huggingface_hub import HfApi
-    except ImportError as error:
-        raise InputError(f"{uri}: needs huggingface_hub to be read: pip install 'smec-ray[sources]'") from error
-    endpoint, token = os.environ.get("HF_ENDPOINT") or None, os.environ.get("HF_TOKEN") or None
-    files = HubFiles(endpoint, token)
-    try:
-        with _told(uri):
+        with told(uri):
             try:
                 place = files.fs.resolve_path(uri)
-            except ValueError as error:
-                raise InputError(f"{uri}: is not of the form {FORM} ({one_line(error)})") from error
-            api = HfApi(endpoint=endpoint, token=token or False)
-            commit = api.dataset_info(place.repo_id, revision=place.revision, timeout=_TIMEOUT_S).sha
+            except (ValueError, NotImplementedError) as error:
+                raise InputError(f"{uri}: is not of the form {FORMS[kind]} ({one_line(error)})") from error
+            commit = api.repo_info(place.repo_id, revision=place.revision, repo_type=kind, timeout=_TIMEOUT_S).sha
     except FileNotFoundError as error:
         cure = "check the name" if token else "check the name, or set HF_TOKEN if it is private"
-        raise InputError(f"{uri}: the Hub has no such dataset, or no such revision of it; {cure}") from error
-    return pafs.PyFileSystem(files), f"datasets/{place.repo_id}@{commit}/{place.path_in_repo}".rstrip("/")
+        cure += f"; a dataset is {FORMS['dataset']}" if kind == "model" else ""
+        raise InputError(f"{uri}: the Hub has no such {kind}, or no such revision of it; {cure}") from error
+    prefix = "datasets/" if kind == "dataset" else ""
+    return pafs.PyFileSystem(files), f"{prefix}{place.repo_id}@{commit}/{place.path_in_repo}".rstrip("/")
+
+
+def hub_api(uri: str) -> "tuple[HfApi, str | None]":
+    """The Hub's client, and the token: HF_TOKEN of the environment, else that of `hf auth login`.
+
+    Raises:
+        InputError: huggingface_hub is missing.
+    """
+    try:
+        from huggingface_hub import HfApi, get_token
+    except ImportError as error:
+        raise InputError(f"{uri}: needs huggingface_hub: pip install 'smec-ray[sources]'") from error
+    token = get_token()
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token or False), token
 
 
 @contextmanager
-def _told(path: str) -> Iterator[None]:
+def told(path: str) -> Iterator[None]:
     """Turns what the Hub's client raises into errors that name the file; a missing file stays what it is."""
     try:
         yield
@@ -84,14 +103,14 @@ class HubFiles(pafs.FSSpecHandler):
 
     def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
         """What is known of some files."""
-        with _told(", ".join(paths)):
+        with told(", ".join(paths)):
             found: list[pafs.FileInfo] = super().get_file_info(paths)
             return found
 
     def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
         """What lies in a folder."""
         folder, depth = selector.base_dir, None if selector.recursive else 1
-        with _told(folder):
+        with told(folder):
             try:
                 # FSSpecHandler's own takes a Hub that fails for a folder that is not there
                 if self.fs.info(folder)["type"] != "directory":
@@ -105,7 +124,7 @@ class HubFiles(pafs.FSSpecHandler):
 
     def stamp_of_file(self, path: str) -> str:
         """Hash of a file's content, as git has it."""
-        with _told(path):
+        with told(path):
             return str(self.fs.info(path)["blob_id"])
 
     def open_input_stream(self, path: str) -> pa.NativeFile:
@@ -114,7 +133,7 @@ class HubFiles(pafs.FSSpecHandler):
 
     def open_input_file(self, path: str) -> pa.NativeFile:
         """A file to be read anywhere."""
-        with _told(path):
+        with told(path):
             if self.fs.info(path)["type"] != "file":
                 raise FileNotFoundError(path)
             return pa.PythonFile(_ToldFile(self.fs.open(path, mode="rb"), path), mode="r")
@@ -140,5 +159,5 @@ class _ToldFile:
         return getattr(self._file, name)
 
     def read(self, size: int = -1) -> bytes:
-        with _told(self._path):
+        with told(self._path):
             return bytes(self._file.read(size))

@@ -1,9 +1,9 @@
-"""Embedding tables in Parquet: opened by footer, read in validated blocks, written as fixed-size lists.
+"""Embedding tables, as a rule in Parquet: opened by footer, read in validated blocks, written as fixed-size lists.
 
 Shapes: N rows, D embedding dims.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,10 +13,11 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from smec_core.data.columns import DEFAULT_NAMES, ColumnNames, judge_schema, strings_of
-from smec_core.data.parquet_files import NULL_VECTOR, open_parquet, read_any_batches, read_batches, row_groups
+from smec_core.data.parquet_files import NULL_VECTOR
+from smec_core.data.table_files import TableFile, open_rows
 from smec_core.data.tables import find_table
 from smec_core.data.uri import open_filesystem, public_uri
-from smec_core.errors import InputError, RowError, one_line
+from smec_core.errors import InputError, RowError
 
 ROW_GROUP_ROWS = 65_536
 READ_ROWS = 8192
@@ -24,12 +25,21 @@ ID_ROWS = 1 << 18
 
 
 class ParquetPart(NamedTuple):
-    """One file of a table; `start` is the global row of its first row, `groups` are the rows of its row groups."""
+    """One file of a table, also a fragment of a Lance dataset.
+
+    `start` is the global row of its first row, `groups` are the rows of its row groups, and `values` are of columns
+    that are not in it, the same for every row.
+    """
 
     path: str
     rows: int
     start: int
     groups: tuple[int, ...] = ()
+    values: tuple[tuple[str, pa.Scalar], ...] = ()
+
+    def added(self, schema: pa.Schema) -> dict[str, pa.Scalar]:
+        """Those of its values that are of no column in its own schema."""
+        return {name: value for name, value in self.values if name not in schema.names}
 
 
 class Batch(NamedTuple):
@@ -94,12 +104,11 @@ class EmbeddingTable:
         dims: dict[str, int] = {}
         start = 0
         for file in find_table(filesystem, path.rstrip("/")):
-            with open_parquet(filesystem, file) as parquet:
-                judge_schema(file, parquet.schema_arrow, names.of_vectors)
-                groups = range(parquet.metadata.num_row_groups)
-                rows = tuple(parquet.metadata.row_group(group).num_rows for group in groups)
+            with open_rows(filesystem, file) as opened:
+                judge_schema(file, opened.schema, names.of_vectors)
+                rows = opened.groups
                 if sum(rows) and dim is None:
-                    dims[file] = _first_dim(parquet, file, names.embedding)
+                    dims[file] = _first_dim(opened, file, names.embedding)
             parts.append(ParquetPart(file, sum(rows), start, rows))
             start += sum(rows)
         if not start:
@@ -112,13 +121,21 @@ class EmbeddingTable:
         assert dim is not None
         return cls(filesystem, parts, dim, names)
 
+    def with_values(self, values: Mapping[str, Mapping[str, pa.Scalar]]) -> "EmbeddingTable":
+        """The table with columns that its files do not hold: by path, the value that a column has in all of a file."""
+        files = [part._replace(values=tuple(values.get(part.path, {}).items())) for part in self.files]
+        return EmbeddingTable(self.filesystem, files, self.dim, self.names)
+
     def schema_of(self, part: ParquetPart) -> pa.Schema:
         """The columns of a file, with the vectors and their ids called id and embedding.
 
         Raises:
             InputError: it has a column of that name beside.
         """
-        schema = pq.read_schema(part.path, filesystem=self.filesystem)
+        with open_rows(self.filesystem, part.path) as opened:
+            schema = opened.schema
+        for name, value in part.added(schema).items():
+            schema = schema.append(pa.field(name, value.type))
         schema = pa.schema([field.with_name(self._name_here(field.name)) for field in schema], schema.metadata)
         for name in ("id", "embedding"):
             if schema.names.count(name) > 1:
@@ -137,7 +154,8 @@ class EmbeddingTable:
         """All ids in global row order; those of a large table take much memory.
 
         Raises:
-            InputError: a null, or a column that cannot be read.
+            InputError: a null.
+            SmecError: rows that cannot be read.
         """
         return pa.chunked_array([ids for _, ids in self.id_chunks()], pa.string())
 
@@ -145,22 +163,14 @@ class EmbeddingTable:
         """All ids in global row order, some at a time: the global row of the first, and the ids.
 
         Raises:
-            InputError: a null, or a column that cannot be read.
+            InputError: a null.
+            SmecError: rows that cannot be read.
         """
         name = self.names.id
         for part in self.files:
-            row = 0
-            with open_parquet(self.filesystem, part.path) as parquet:
-                batches = parquet.iter_batches(ID_ROWS, columns=[name])
-                while True:
-                    try:
-                        batch = next(batches, None)
-                    except (pa.ArrowException, OSError) as error:
-                        raise InputError(f"{part.path}: column {name} cannot be read ({one_line(error)})") from error
-                    if batch is None:
-                        break
+            with open_rows(self.filesystem, part.path) as opened:
+                for row, batch in opened.batches([name], ID_ROWS):
                     yield part.start + row, strings_of(batch[name], part.path, name, row)
-                    row += len(batch)
 
     def locate(self, row: int) -> str:
         """Names the file and the row in it of a global row."""
@@ -193,25 +203,22 @@ class EmbeddingTable:
         """
         stop = self.rows if stop is None else stop
         wanted = list(dict.fromkeys(["id", "embedding", *columns]))
-        stored, vector = [self._name_there(name) for name in wanted], self.names.embedding
+        vector = self.names.embedding
         for part in self.files:
             if part.start + part.rows <= start or part.start >= stop:
                 continue
             low, high = start - part.start, stop - part.start
-            with open_parquet(self.filesystem, part.path) as parquet:
-                groups, row = row_groups(parquet, low, high)
-                if any_row:
-                    read = read_any_batches(
-                        parquet, self.filesystem, part.path, batch_rows, stored, vector, groups, row
-                    )
-                else:
-                    read = read_batches(parquet, part.path, batch_rows, stored, vector, groups, row)
-                for rows in read:
+            with open_rows(self.filesystem, part.path) as opened:
+                added = part.added(opened.schema)
+                stored = [self._name_there(name) for name in wanted if name not in added]
+                for row, rows in opened.batches(stored, batch_rows, vector, max(low, 0), min(high, part.rows), any_row):
                     first, last = max(low - row, 0), min(high - row, len(rows))
                     if first < last:
-                        found = rows.select(stored).rename_columns(wanted)
-                        yield Batch(part, row + first, found.slice(first, last - first), self.names)
-                    row += len(rows)
+                        found = rows.rename_columns([self._name_here(name) for name in stored])
+                        for name in set(wanted) & added.keys():
+                            found = found.append_column(name, pa.repeat(added[name], len(found)))
+                        found = found.select(wanted).slice(first, last - first)
+                        yield Batch(part, row + first, found, self.names)
 
 
 def vectors_of(column: pa.Array, dim: int, file: str, row: int, name: str = "embedding") -> np.ndarray:
@@ -266,11 +273,20 @@ def write_embeddings(
     pq.write_table(pa.table(columns), path, use_dictionary=False, row_group_size=ROW_GROUP_ROWS)
 
 
-def _first_dim(parquet: pq.ParquetFile, file: str, name: str) -> int:
-    kind = parquet.schema_arrow.field(name).type
+def _first_dim(opened: TableFile, file: str, name: str) -> int:
+    kind = opened.schema.field(name).type
     if pa.types.is_fixed_size_list(kind) and kind.list_size:
         return int(kind.list_size)
-    first = next(read_batches(parquet, file, 1, [name], name, row_groups(parquet, 0, 1)[0]))[name]
+    _, rows = next(opened.batches([name], 1, name, 0, 1))
+    return dim_of(rows[name], file, name)
+
+
+def dim_of(first: pa.Array, file: str, name: str) -> int:
+    """D of a column of vectors, by its first row.
+
+    Raises:
+        RowError: there is none.
+    """
     dim = int(_row_dims(first)[0])
     if not first[0].is_valid or not dim:
         raise RowError(file, 0, name, "is null or has 0 dims; every row needs a vector")

@@ -5,21 +5,22 @@ Shapes: J judgements.
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from smec_core.data.columns import DEFAULT_NAMES, MAX_SCORE, ColumnNames, judge_schema, scores_of, strings_of
 from smec_core.data.ids import TableIds
 from smec_core.data.judgements import Judgements
+from smec_core.data.table_files import open_rows
 from smec_core.data.tables import Table
-from smec_core.errors import InputError, SmecError, one_line
+from smec_core.errors import InputError, one_line
 
+_READ_ROWS = 1 << 18
 _NEEDS = "needs query-id, corpus-id and a score, separated by tabs"
 _HEADINGS = ("score", "rel", "relevance")
 
@@ -52,7 +53,7 @@ def read_qrels(filesystem: pafs.FileSystem, table: Table, names: ColumnNames = D
         InputError: a file that cannot be read, is malformed, or holds nothing.
     """
     files = [
-        _read_tsv(filesystem, path) if path.endswith(".tsv") else _read_parquet(filesystem, path, names)
+        _read_tsv(filesystem, path) if path.endswith(".tsv") else _read_rows(filesystem, path, names)
         for path in table.paths
     ]
     if not sum(len(file.score_J) for file in files):
@@ -60,15 +61,21 @@ def read_qrels(filesystem: pafs.FileSystem, table: Table, names: ColumnNames = D
     return files
 
 
-def _read_parquet(filesystem: pafs.FileSystem, path: str, names: ColumnNames) -> QrelsFile:
-    try:
-        with pq.ParquetFile(path, filesystem=filesystem) as parquet:
-            column = judge_schema(path, parquet.schema_arrow, names.of_qrels)
-            table = parquet.read(columns=list(column.values()))
-    except SmecError:
-        raise
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
+def _read_rows(filesystem: pafs.FileSystem, path: str, names: ColumnNames) -> QrelsFile:
+    with open_rows(filesystem, path) as opened:
+        column = judge_schema(path, opened.schema, names.of_qrels)
+        stored = list(dict.fromkeys(column.values()))
+        batches = [batch for _, batch in opened.batches(stored, _READ_ROWS)]
+        table = pa.Table.from_batches(batches, pa.schema([opened.schema.field(name) for name in stored]))
+    return judgements_in(table, path, column)
+
+
+def judgements_in(table: pa.Table, path: str, column: Mapping[str, str]) -> QrelsFile:
+    """The judgements of a table, given what its columns are called.
+
+    Raises:
+        RowError: a null, or what is no score.
+    """
     query_id, doc_id = (strings_of(table[column[name]], path, column[name]) for name in ("query_id", "doc_id"))
     return QrelsFile(path, query_id, doc_id, scores_of(table[column["score"]], path, column["score"]))
 

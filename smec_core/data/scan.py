@@ -11,12 +11,15 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import torch
 from threadpoolctl import threadpool_limits
 
 from smec_core.data.fingerprint import are_in, check_of, hash_ids, keys_of
 from smec_core.data.parquet import EmbeddingTable, unit_rows
 from smec_core.errors import SmecError
 
+SMALL_BYTES = 128 << 20
+"""Vectors of so many bytes are read before a cluster would have started."""
 CUT_ROWS = 8192
 GRID = 2.0**18
 """Unit vectors are rounded to multiples of 1 / GRID for their sums: by 2e-6 a number at most, which averages out."""
@@ -123,6 +126,12 @@ class Scanned:
     x_KD: np.ndarray
     drawn: int
 
+    @classmethod
+    def nothing(cls, dim: int) -> "Scanned":
+        """That of a table without rows."""
+        ids, rows = pa.array([], pa.large_string()), np.empty((0, dim), np.float32)
+        return cls(0, np.zeros(dim), np.zeros((dim, dim)), ids, rows, 0)
+
 
 class TableScan:
     """Adds up the cuts of a table."""
@@ -198,7 +207,8 @@ class TableScan:
         kept = kept[np.lexsort((order_A[kept], ~is_sample_A[kept]))]
         place_A = np.full(len(hash_A), -1)
         place_A[kept] = np.arange(len(kept))
-        x_KD = np.empty((len(kept), len(self._low_DD)), np.float32)
+        # memory of torch's own: how a product is rounded depends on where its operands lie
+        x_KD = torch.empty(len(kept), len(self._low_DD)).numpy()
         start = 0
         # part by part, each let go of: the vectors are not held twice
         while self._vectors:

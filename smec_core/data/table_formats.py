@@ -1,4 +1,4 @@
-"""Tables that keep a log of their files, Delta Lake and Iceberg: which Parquet files the newest version consists of.
+"""Tables that keep a log of their files, Delta Lake, Iceberg and Lance: of which the newest version consists.
 
 Log and metadata are read through the file system that the folder was opened on, so what opens a folder of Parquet
 files opens such a table there, too, with the same credentials. What the Parquet files alone do not tell (rows that are
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from smec_core.data.lance_files import find_fragments, is_fragment, is_lance
 from smec_core.errors import InputError, SmecError, one_line
 from smec_core.temporary import temporary_folder
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from pyiceberg.table.metadata import TableMetadata
 
 _DELTA_LOG, _ICEBERG_METADATA = "_delta_log", "metadata"
-_UNREADABLE = {"_versions": "a Lance dataset", ".hoodie": "a Hudi table"}
 _DELTA_FEATURES = {"columnMapping", "deletionVectors", "timestampNtz", "typeWidening", "typeWidening-preview"}
 _DELTA_FEATURES |= {"v2Checkpoint", "vacuumProtocolCheck"}
 """What a Delta table may ask of its readers: of those that matter here, each table is looked at."""
@@ -47,23 +47,25 @@ def files_in_force(filesystem: pafs.FileSystem, folder: str, subfolders: Collect
         subfolders: names of the folders in it, also of hidden ones.
 
     Returns:
-        Paths of Parquet files, sorted; None where the folder is no such table.
+        Paths of Parquet files or names of fragments, sorted; None where the folder is no such table.
 
     Raises:
         InputError: the table needs more than its Parquet files to be read, a file is missing, or so is the package
             that knows the format.
     """
     if _DELTA_LOG in subfolders:
-        paths = _delta_files(filesystem, folder)
+        paths = _delta_files(filesystem, folder)["path"].to_pylist()
     elif _ICEBERG_METADATA in subfolders and (versions := _iceberg_versions(filesystem, folder)):
         paths = _iceberg_files(filesystem, folder, versions)
-    elif found := sorted(_UNREADABLE.keys() & set(subfolders)):
-        raise InputError(f"{folder}: is {_UNREADABLE[found[0]]}, which is not read; write the table as Parquet files")
+    elif is_lance(filesystem, folder, subfolders):
+        paths = find_fragments(filesystem, folder)
+    elif ".hoodie" in subfolders:
+        raise InputError(f"{folder}: is a Hudi table, which is not read; write the table as Parquet files")
     else:
         return None
     if not paths:
         raise InputError(f"{folder}: the newest version of the table holds no rows")
-    for info in filesystem.get_file_info(paths):
+    for info in filesystem.get_file_info([path for path in paths if not is_fragment(path)]):
         if info.type != pafs.FileType.File:
             raise InputError(f"{info.path}: belongs to the table's newest version, but is not there; restore the table")
     return sorted(paths)
@@ -73,7 +75,26 @@ def _needs(folder: str, what: str, package: str) -> InputError:
     return InputError(f"{folder}: is {what}, which needs {package} to be read: pip install 'smec-ray[sources]'")
 
 
-def _delta_files(filesystem: pafs.FileSystem, folder: str) -> list[str]:
+def partition_values(filesystem: pafs.FileSystem, folder: str) -> dict[str, dict[str, pa.Scalar]]:
+    """The columns by which a Delta table is partitioned, which its files do not hold: their values, by file.
+
+    Raises:
+        InputError: as `files_in_force`.
+    """
+    if filesystem.get_file_info(f"{folder}/{_DELTA_LOG}").type != pafs.FileType.Directory:
+        return {}
+    files = _delta_files(filesystem, folder)
+    if "partition" not in files.column_names:
+        return {}
+    fields = list(files.schema.field("partition").type)
+    return {
+        path: {field.name: value[field.name] for field in fields}
+        for path, value in zip(files["path"].to_pylist(), files["partition"], strict=True)
+    }
+
+
+def _delta_files(filesystem: pafs.FileSystem, folder: str) -> pa.Table:
+    """The files in force with what the log says of them."""
     try:
         from deltalake import DeltaTable
         from deltalake.exceptions import DeltaError
@@ -85,7 +106,7 @@ def _delta_files(filesystem: pafs.FileSystem, folder: str) -> list[str]:
             _copy_log(filesystem, f"{folder}/{_DELTA_LOG}", Path(copy, _DELTA_LOG))
             table = DeltaTable(copy)
             _refuse_delta(folder, table, DeltaError)
-            names: list[str] = pa.table(table.get_add_actions())["path"].to_pylist()
+            files = pa.table(table.get_add_actions())
         except SmecError:
             raise
         except (DeltaError, OSError, ValueError) as error:
@@ -94,10 +115,12 @@ def _delta_files(filesystem: pafs.FileSystem, folder: str) -> list[str]:
             raise InputError(
                 f"{folder}: cannot be read as a Delta table ({told}); mend or restore the table"
             ) from error
+    names: list[str] = files["path"].to_pylist()
     if far := next((name for name in names if name.startswith("/") or _SCHEME.match(name)), None):
         raise InputError(f"{folder}: the table is a shallow clone, with files elsewhere ({far}); make a deep one")
     # of the names in the log, which are escaped as URIs are; those of folders may be escaped once more, on disk too
-    return [f"{folder}/{unquote(name)}" for name in names]
+    paths = pa.array([f"{folder}/{unquote(name)}" for name in names], pa.string())
+    return files.set_column(files.column_names.index("path"), "path", paths)
 
 
 def _copy_log(filesystem: pafs.FileSystem, log: str, copy: Path) -> None:

@@ -5,32 +5,38 @@
     validation) and test likewise
     text also: corpus.jsonl, data/corpus-*.parquet
 
-A folder that is a Delta or an Iceberg table stands for the files of its newest version.
+A folder that is a Delta or an Iceberg table or a Lance dataset (also corpus.lance) stands for the files of its newest
+version.
 
 Anything else that could be data is refused by name: nothing is skipped silently. Names that begin with `.` or `_` are
 ignored, as in Spark and Hive.
 """
 
 import difflib
-import os
 import posixpath
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import NamedTuple
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
-from smec_core.data.table_formats import files_in_force
-from smec_core.errors import InputError, SmecError, StoreError, one_line
+from smec_core.data.folders import asking, entries, files_below, listed, not_hidden
+from smec_core.data.lance_files import is_fragment
+from smec_core.data.table_formats import files_in_force, partition_values
+from smec_core.data.uri import open_filesystem, public_uri
+from smec_core.errors import InputError, StoreError
 
 TABLES = ("corpus", "queries")
+_ENDINGS = (".parquet", ".lance")
 SPLITS = ("train", "dev", "test")
 QRELS = "qrels"
+UNFINISHED = "_unfinished.json"
+"""Lies among judgements on an object store while they are replaced, one after another."""
 _ALIASES = {"validation": "dev"}
 _SPLIT = "|".join((*SPLITS, *_ALIASES))
 _QRELS_FILE = re.compile(rf"({_SPLIT})(-\d+(?:-of-\d+)?(?:-[0-9a-f]+)?)?(\.parquet|\.tsv)")
-_QRELS_FOLDER = re.compile(rf"({_SPLIT})(\.parquet)?")
+_QRELS_FOLDER = re.compile(rf"({_SPLIT})(\.parquet|\.lance)?")
 _NOTE = re.compile(r".+\.md|(readme|license|licence|notice)(\..+)?", re.IGNORECASE)
 # what a table may be called by mistake
 _PART = r"\d+(-of-\d+)?|train|dev|validation|test"
@@ -38,7 +44,7 @@ _NEARLY = re.compile(
     rf"(corpus|queries|qrels)([-_.]({_PART}))?(\.(parquet|parq|pq|tsv|csv|jsonl|txt|lance|delta))?", re.IGNORECASE
 )
 _DATA_ENDINGS = {".parquet", ".parq", ".pq", ".tsv", ".csv", ".jsonl", ".ndjson", ".arrow", ".feather", ".ipc"}
-_DATA_ENDINGS |= {".orc", ".avro", ".npy", ".npz", ".safetensors", ".gz", ".bz2", ".zst", ".xz", ".zip"}
+_DATA_ENDINGS |= {".orc", ".avro", ".lance", ".npy", ".npz", ".safetensors", ".gz", ".bz2", ".zst", ".xz", ".zip"}
 _PARQUET_MAGIC = (b"PAR1", b"PARE")
 
 
@@ -61,6 +67,22 @@ def find_table(filesystem: pafs.FileSystem, path: str) -> list[str]:
     return table.paths
 
 
+def find_values(filesystem: pafs.FileSystem, path: str, file: str) -> dict[str, dict[str, pa.Scalar]]:
+    """Of the table of such a `path` the columns that its files do not hold, by file: what each is in all rows of it.
+
+    Args:
+        filesystem: where the table lies.
+        path: as `find_table` takes it.
+        file: one of the files.
+
+    Raises:
+        InputError: the table cannot be read.
+    """
+    places = (path, *(f"{path}{ending}" for ending in _ENDINGS))
+    folder = next((place for place in places if file.startswith(f"{place}/")), None)
+    return {} if folder is None else partition_values(filesystem, folder)
+
+
 def find_texts(filesystem: pafs.FileSystem, root: str, kind: str) -> Table:
     """The text of the corpus or of the queries, as Parquet or as lines of JSON.
 
@@ -72,7 +94,7 @@ def find_texts(filesystem: pafs.FileSystem, root: str, kind: str) -> Table:
     found |= _parquet_forms(filesystem, posixpath.join(root, kind))
     shards = re.compile(rf"{kind}-.+\.parquet")
     # the other table lies there, too
-    in_data = _entries(filesystem, posixpath.join(root, "data"))
+    in_data = entries(filesystem, posixpath.join(root, "data"))
     found[f"data/{kind}-*.parquet"] = [info.path for info in in_data if shards.fullmatch(info.base_name)]
     table = _only(root, found, kind)
     if table is None:
@@ -81,26 +103,34 @@ def find_texts(filesystem: pafs.FileSystem, root: str, kind: str) -> Table:
     return table
 
 
-def find_qrels(filesystem: pafs.FileSystem, root: str) -> dict[str, Table]:
+def find_qrels(filesystem: pafs.FileSystem, root: str, unfinished: bool = False) -> dict[str, Table]:
     """Judgements of every split that is there, in the order train, dev, test.
 
+    Args:
+        filesystem: where the dataset lies.
+        root: its folder.
+        unfinished: find also those that are being replaced.
+
     Raises:
-        InputError: a split in more than one form, or a file that fits no split.
+        InputError: a split in more than one form, a file that fits no split, or judgements that are being replaced.
     """
     folder = posixpath.join(root, QRELS)
     found: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
-    for info in _entries(filesystem, folder):
+    infos = listed(filesystem, folder)
+    if not unfinished and any(info.base_name == UNFINISHED for info in infos):
+        raise InputError(f"{folder}: smec judge has not finished these judgements; run it again")
+    for info in not_hidden(infos):
         name, is_folder = info.base_name, info.type == pafs.FileType.Directory
         match = (_QRELS_FOLDER if is_folder else _QRELS_FILE).fullmatch(name)
         if match is None:
             if is_folder:
-                _refuse_data(filesystem, info, "")
+                refuse_data(filesystem, info, "")
             elif not _NOTE.fullmatch(name):
                 raise InputError(f"{info.path}: fits no split; {_meant(name)}")
             continue
         split, form = _ALIASES.get(match[1], match[1]), name
         if is_folder:
-            form, paths = f"{name}/*.parquet", _files_in(filesystem, info.path)
+            [(form, paths)] = _form_of(name, _files_in(filesystem, info.path)).items()
             if not paths:
                 raise InputError(f"{info.path}: holds no Parquet file; add the judgements, or remove the folder")
         elif match[2]:
@@ -119,8 +149,8 @@ def check_names(filesystem: pafs.FileSystem, root: str) -> None:
         InputError: such a name, as Corpus, corpus-00000-of-00002.parquet or qrels.tsv.
     """
     # lines of JSON are text, which may lie beside its vectors
-    known = {QRELS, *(f"{name}{ending}" for name in TABLES for ending in ("", ".parquet", ".jsonl"))}
-    for info in _entries(filesystem, root):
+    known = {QRELS, *(f"{name}{ending}" for name in TABLES for ending in ("", *_ENDINGS, ".jsonl"))}
+    for info in entries(filesystem, root):
         match = _NEARLY.fullmatch(info.base_name)
         if match and info.base_name not in known:
             name = match[1].lower()
@@ -129,10 +159,10 @@ def check_names(filesystem: pafs.FileSystem, root: str) -> None:
 
 
 def _parquet_forms(filesystem: pafs.FileSystem, path: str) -> dict[str, list[str]]:
-    """Files of the file or the folder `path`, and of `path`.parquet, by what these are called."""
+    """Files of the file or the folder `path`, and of those with an ending, by what these are called."""
     found: dict[str, list[str]] = {}
     refused: OSError | None = None
-    for place in (path, f"{path}.parquet"):
+    for place in (path, *(f"{path}{ending}" for ending in _ENDINGS)):
         name = posixpath.basename(place)
         try:
             kind = filesystem.get_file_info(place).type
@@ -140,15 +170,20 @@ def _parquet_forms(filesystem: pafs.FileSystem, path: str) -> dict[str, list[str
             # a role may list a folder without the right to ask for a key beside it or of its name
             refused = refused or error
             with suppress(StoreError):
-                found[f"{name}/*.parquet"] = _files_in(filesystem, place)
+                found |= _form_of(name, _files_in(filesystem, place))
             continue
         if kind == pafs.FileType.File:
             found[name] = [place]
         elif kind == pafs.FileType.Directory:
-            found[f"{name}/*.parquet"] = _files_in(filesystem, place)
+            found |= _form_of(name, _files_in(filesystem, place))
     if refused is not None and not any(found.values()):
         raise refused
     return found
+
+
+def _form_of(folder: str, paths: list[str]) -> dict[str, list[str]]:
+    """The files of a folder by what they are called together."""
+    return {folder if any(map(is_fragment, paths)) else f"{folder}/*.parquet": paths}
 
 
 def _only(folder: str, found: dict[str, list[str]], what: str) -> Table | None:
@@ -171,27 +206,27 @@ def _files_in(filesystem: pafs.FileSystem, folder: str) -> list[str]:
         InputError: data that would not be read: in a subfolder, or under another name; or a table that cannot be.
     """
     paths = []
-    infos = _listed(filesystem, folder)
+    infos = listed(filesystem, folder)
     subfolders = {info.base_name for info in infos if info.type == pafs.FileType.Directory}
-    with _asking(folder):
+    with asking(folder):
         if (in_force := files_in_force(filesystem, folder, subfolders)) is not None:
             return in_force
-    for info in _not_hidden(infos):
+    for info in not_hidden(infos):
         if info.type == pafs.FileType.File and info.base_name.endswith(".parquet"):
             paths.append(info.path)
         else:
-            _refuse_data(filesystem, info, "would not be read; give it a name that ends in .parquet, or move it away")
+            refuse_data(filesystem, info, "would not be read; give it a name that ends in .parquet, or move it away")
     return paths
 
 
-def _refuse_data(filesystem: pafs.FileSystem, info: pafs.FileInfo, why: str) -> None:
+def refuse_data(filesystem: pafs.FileSystem, info: pafs.FileInfo, why: str) -> None:
     """Refuses what could be data that was meant to be read; notes, logs and the like may stay.
 
     Raises:
         InputError: it could be.
     """
     if info.type == pafs.FileType.Directory:
-        for one in _files_below(filesystem, info.path):
+        for one in files_below(filesystem, info.path):
             if _is_data(filesystem, one):
                 raise InputError(
                     f"{one.path}: lies in a subfolder, and subfolders are not read; move it up, or begin the "
@@ -201,63 +236,14 @@ def _refuse_data(filesystem: pafs.FileSystem, info: pafs.FileInfo, why: str) -> 
         raise InputError(f"{info.path}: {why}")
 
 
-def _files_below(filesystem: pafs.FileSystem, folder: str) -> Iterator[pafs.FileInfo]:
-    """Files of a folder, and then those of its subfolders."""
-    infos = _entries(filesystem, folder)
-    yield from (info for info in infos if info.type == pafs.FileType.File)
-    for info in infos:
-        if info.type == pafs.FileType.Directory:
-            yield from _files_below(filesystem, info.path)
-
-
 def _is_data(filesystem: pafs.FileSystem, info: pafs.FileInfo) -> bool:
     if posixpath.splitext(info.base_name)[1].lower() in _DATA_ENDINGS:
         return True
     if info.size < len(_PARQUET_MAGIC[0]):
         return False
-    with _asking(info.path), filesystem.open_input_file(info.path) as content:
+    with asking(info.path), filesystem.open_input_file(info.path) as content:
         return content.read(len(_PARQUET_MAGIC[0])) in _PARQUET_MAGIC
     return False
-
-
-@contextmanager
-def _asking(path: str) -> Iterator[None]:
-    """Turns what a local file system raises into an InputError, as object stores do by themselves."""
-    try:
-        yield
-    except SmecError:
-        raise
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({one_line(error)})") from error
-
-
-def _entries(filesystem: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:
-    """What lies in a folder, sorted, but for hidden names; nothing where there is no such folder.
-
-    Raises:
-        InputError: the folder cannot be listed, or has a broken link.
-    """
-    return _not_hidden(_listed(filesystem, folder))
-
-
-def _not_hidden(infos: list[pafs.FileInfo]) -> list[pafs.FileInfo]:
-    return [info for info in infos if not _is_hidden(info.base_name)]
-
-
-def _listed(filesystem: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:
-    """What lies in a folder, sorted, also under hidden names; nothing where there is no such folder.
-
-    Raises:
-        InputError: the folder cannot be listed, or has a broken link.
-    """
-    with _asking(folder):
-        infos = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
-        if isinstance(filesystem, pafs.LocalFileSystem) and os.path.isdir(folder):
-            # pyarrow skips broken links
-            for path in sorted(posixpath.join(folder, name) for name in os.listdir(folder) if not _is_hidden(name)):
-                if os.path.islink(path) and not os.path.exists(path):
-                    raise InputError(f"{path}: is a broken link; fix or remove it")
-    return sorted(infos, key=lambda info: str(info.path))
 
 
 def _meant(name: str) -> str:
@@ -266,11 +252,6 @@ def _meant(name: str) -> str:
     if near:
         return f"did you mean {near[0]}.parquet?"
     return "name it train, dev (or validation) or test, with .parquet or .tsv"
-
-
-def _is_hidden(name: str) -> bool:
-    # the last is on every ext4 volume
-    return name.startswith((".", "_")) or name == "lost+found"
 
 
 MANIFEST = "_manifest.json"
@@ -283,3 +264,24 @@ def find_manifest(filesystem: pafs.FileSystem, folder: str) -> str | None:
     """Path of the manifest in a folder, by its name or its earlier one; None where there is none."""
     infos = filesystem.get_file_info([f"{folder}/{name}" for name in (MANIFEST, EARLIER_MANIFEST)])
     return next((info.path for info in infos if info.type == pafs.FileType.File), None)
+
+
+def refuse_draft(uri: str) -> None:
+    """Refuses a dataset that `smec ingest` still writes.
+
+    Raises:
+        InputError: it is one.
+    """
+    if _is_draft(*open_filesystem(uri.rstrip("/"))):
+        raise InputError(f"{public_uri(uri)}: is not finished; run `smec ingest` again, which goes on with it")
+
+
+def _is_draft(filesystem: pafs.FileSystem, root: str) -> bool:
+    """Whether `smec ingest` still writes a dataset: on an object store it does so in place, beside its plan."""
+    if find_manifest(filesystem, root) is not None:
+        return False
+    try:
+        return bool(filesystem.get_file_info(f"{root}.partial/plan.json").is_file)
+    except OSError:
+        # a role that may not read beside this dataset cannot have begun one here
+        return False

@@ -12,6 +12,7 @@ import pyarrow.fs as pafs
 from smec_core.data.hub import open_hub
 from smec_core.data.object_store import ToldErrors
 from smec_core.errors import InputError, one_line
+from smec_core.masking import mask
 
 # a URI that has lost a slash would pass for the name of a local folder
 HALF_A_URI = re.compile(r"(?i)(file|s3a?|gs|gcs|abfss?|hdfs|https?|hf):(?!//)")
@@ -57,7 +58,7 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         return pafs.LocalFileSystem(), path
     shown, parts = public_uri(uri), split_uri(uri)
     if problem := _ambiguity(parts):
-        raise InputError(f"{shown if shown.isprintable() else repr(shown)}: {problem}")
+        raise InputError(f"{shown}: {problem}")
     if parts.scheme == "hf":
         return open_hub(shown)
     path = parts.path if parts.scheme == "file" else quote(parts.path)
@@ -106,9 +107,3 @@ def public_uri(uri: str) -> str:
     # what stands there in Azure is the container
     kept = user + mark if parts.scheme in ("abfs", "abfss") and ":" not in user else ""
     return f"{parts.scheme}://{kept}{host}{parts.path}"
-
-
-def mask(text: str) -> str:
-    """The text, with *** for the credentials of every URI in it."""
-    text = re.sub(r"://(?:[^\s'\"/@]*:[^\s\"]*|[^\s'\"/]*)@", "://***@", text)
-    return re.sub(r"(?i)([?&;][^=&;\s]*(?:pass|pwd|secret|token|key|odbc)[^=&;\s]*=)[^&;\s'\"]+", r"\1***", text)

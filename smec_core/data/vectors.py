@@ -12,6 +12,8 @@ from torch import Tensor
 
 from smec_core.errors import InputError
 
+_ALIGNED_BYTES = 64
+
 
 def tensor_of(numbers: np.ndarray | Sequence[Any]) -> Tensor:
     """Numbers as a float32 tensor.
@@ -33,6 +35,30 @@ def tensor_of(numbers: np.ndarray | Sequence[Any]) -> Tensor:
     if array.dtype.kind not in "biuf":
         raise InputError(f"embeddings are of type {array.dtype}; give numbers")
     return torch.from_numpy(np.require(array, np.float32, ["C", "W"]))
+
+
+def aligned(x_ND: np.ndarray) -> Tensor:
+    """An array as a tensor whose memory begins where torch's own does: how a product is rounded depends on it."""
+    x = torch.from_numpy(x_ND)
+    return x if x.data_ptr() % _ALIGNED_BYTES == 0 else x.clone()
+
+
+class _Writable:
+    """Says of an array that it may be written to."""
+
+    def __init__(self, numbers: np.ndarray) -> None:
+        told = numbers.__array_interface__
+        self.__array_interface__ = {**told, "data": (told["data"][0], False)}
+        # whose memory it is
+        self.numbers = numbers
+
+
+def tensor_over(numbers: np.ndarray) -> Tensor:
+    """A tensor over an array's own memory, which nothing may write to, as that of Arrow and of Ray's object store.
+
+    torch would warn of it, and a warning cannot be held back for one thread alone.
+    """
+    return torch.from_numpy(np.asarray(_Writable(numbers)))
 
 
 def unit(z_Nd: Tensor) -> Tensor:

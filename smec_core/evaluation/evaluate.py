@@ -39,6 +39,18 @@ def default_split(dataset: Dataset) -> str | None:
     return next((split for split in ("test", "dev", HELD_OUT) if split in dataset.splits), None)
 
 
+def with_held_out(dataset: Dataset, model: Model, name: str) -> Dataset:
+    """The data with the queries that a model's training has held out as a split of their own.
+
+    Raises:
+        InputError: it has held out none; `name` is the model's in the message.
+    """
+    share = model.config.get("hold_out")
+    if not share:
+        raise InputError(f"split: the training of {name} has held out no queries (smec train --set hold_out=0.2)")
+    return dataset.holding_out(share)
+
+
 def evaluate(
     dataset: Dataset,
     model: Model,

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 from smec_core.config import Settings
 from smec_core.evaluation.significance import p_text, randomisation_p
 
-CHALLENGER, CHAMPION, OLD_DOCUMENTS = "challenger", "champion", "new queries on old documents"
+CHALLENGER, CHAMPION, ANCHOR, OLD_DOCUMENTS = "challenger", "champion", "anchor", "new queries on old documents"
 BASELINES = ("truncation", "pca")
 
 Scores = Mapping[str, Mapping[int, np.ndarray]]
@@ -34,8 +34,9 @@ class GateSettings(Settings):
     min_gain: float = Field(0.0, ge=0, le=1)
     """Least gain on the champion, mean over the dims."""
     max_loss: float = Field(0.01, ge=0, le=1)
-    """The most that any dim may lose against the champion, PCA, or the frozen embeddings cut to that dim: over all gate
-    queries, and over those that search for documents seen in training, and unseen, where either are min_queries."""
+    """The most that any dim may lose against the champion, the anchor, PCA, or the frozen embeddings cut to that dim:
+    over all gate queries, and over those that search for documents seen in training, and unseen, where either are
+    min_queries."""
     significance: float = Field(0.05, gt=0, le=1)
     """The gain on the champion must have a p of at most this, in a paired randomisation test; 1: no test."""
     max_below: float = Field(0.0, ge=0, le=1)
@@ -45,6 +46,14 @@ class GateSettings(Settings):
     that it was promoted by: more than that speaks against the new data, and nothing is released."""
     max_old_loss: float = Field(0.02, ge=0, le=1)
     """With `compatible`: the most that new queries may lose on old documents against old queries, mean over dims."""
+    anchor: str | None = Field(None, pattern=r"^v\d{4,}$")
+    """Published version, as v0007: of the releases since that one the best is the anchor, with which challengers are
+    compared as well, so that small losses do not add up. Default: the best of all. Name the version in force to begin
+    anew, where judgements or documents have changed for good."""
+
+    def identity(self) -> dict[str, Any]:
+        """What of it decides; as before where the anchor was not reset."""
+        return self.model_dump(mode="json", exclude={"anchor"} if self.anchor is None else None)
 
 
 @dataclass(frozen=True)
@@ -103,8 +112,9 @@ def judge(scores: Scores, settings: GateSettings, seen_Q: np.ndarray | None = No
     Without a champion there is nothing to lose: it must not be below the baselines, and that is all.
 
     Args:
-        scores: of the challenger, of `truncation` and `pca`, and where there is one of the champion; with
-            OLD_DOCUMENTS those of the challenger's queries on the champion's documents.
+        scores: of the challenger, of `truncation` and `pca`, and where there is one of the champion, and of the anchor
+            where that is another model; with OLD_DOCUMENTS those of the challenger's queries on the champion's
+            documents.
         settings: what is asked for.
         seen_Q: whether champion or challenger has learnt from a relevant document of each query; None: not known.
     """
@@ -129,7 +139,7 @@ def judge(scores: Scores, settings: GateSettings, seen_Q: np.ndarray | None = No
                 f"than gate.max_below, {settings.max_below}"
             )
     for label, some in {"": means, **{f" on {label} queries": some for label, (_, some) in parts.items()}}.items():
-        for name in (CHAMPION, *BASELINES):
+        for name in (CHAMPION, ANCHOR, *BASELINES):
             for dim, mean in some.get(name, {}).items():
                 loss = mean - some[CHALLENGER][dim]
                 if loss > settings.max_loss:

@@ -3,10 +3,23 @@
 from typing import Any
 
 from smec_core.data.seen import parts_of
+from smec_core.shown import markdown
+
+HUB_HEAD = """---
+library_name: smec-ray
+tags:
+- embeddings
+- feature-extraction
+- matryoshka
+- smec
+---
+
+"""
+"""What the Hugging Face Hub reads of a card."""
 
 
-def model_card(config: dict[str, Any], metrics: dict[str, Any]) -> str:
-    """Markdown for a model folder's README.md, from its config.json and metrics.json."""
+def model_card(config: dict[str, Any], metrics: dict[str, Any], place: str = "this/folder") -> str:
+    """Markdown for a model folder's README.md, from its config.json and metrics.json; `place` is the folder's."""
     dims = config["dims"]
     evaluation = metrics.get("evaluation", {})
     lines = [
@@ -18,7 +31,7 @@ def model_card(config: dict[str, Any], metrics: dict[str, Any]) -> str:
         "```python",
         "import smec_core",
         "",
-        f'vectors = smec_core.load("this/folder").encode(embeddings, dim={dims[-1]})  # unit norm, (N, {dims[-1]})',
+        f'vectors = smec_core.load("{place}").encode(embeddings, dim={dims[-1]})  # unit norm, (N, {dims[-1]})',
         "```",
         "",
         "Cut a stored vector to any of the dims above and normalise it again; documents and queries need the same dim.",
@@ -26,7 +39,7 @@ def model_card(config: dict[str, Any], metrics: dict[str, Any]) -> str:
     ]
     measures = [name for name in ("ndcg@10", "recall@100", "mrr@10", "neighbour_recall@10") if name in evaluation]
     if measures:
-        split = f" on {evaluation.get('split') or 'nearest documents'}"
+        split = f" on {markdown(evaluation.get('split') or 'nearest documents')}"
         lines += [f"## Quality{split}", "", "| dims | " + " | ".join(measures) + " |"]
         lines += ["|---" * (len(measures) + 1) + "|"]
         lines += [
@@ -44,6 +57,7 @@ def model_card(config: dict[str, Any], metrics: dict[str, Any]) -> str:
         rows = {dim: [f"{part[measures[0]][str(dim)]:.4f}" for part in parts.values()] for dim in dims}
         lines += [*(f"| {dim} | {' | '.join(cells)} |" for dim, cells in rows.items()), ""]
     data = config.get("data", {})
+    versions = ", ".join(f"{name} {version}" for name, version in config.get("versions", {}).items())
     base, champion = config.get("base"), config.get("warm_start")
     lines += [
         "## Training",
@@ -52,8 +66,8 @@ def model_card(config: dict[str, Any], metrics: dict[str, Any]) -> str:
         *([f"- started from model {champion['fingerprint']}"] if champion else []),
         f"- data fingerprint: {data.get('fingerprint', 'unknown')}",
         f"- seed: {config.get('train', {}).get('seed', 'unknown')}",
-        f"- versions: {', '.join(f'{name} {version}' for name, version in config.get('versions', {}).items())}",
-        f"- created: {config.get('created', 'unknown')}",
+        f"- versions: {markdown(versions)}",
+        f"- created: {markdown(config.get('created', 'unknown'))}",
         "- method: SMEC, Sequential Matryoshka Embedding Compression (EMNLP 2025, arXiv 2510.12474)",
         "",
     ]

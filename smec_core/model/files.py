@@ -18,7 +18,8 @@ from smec_core.data.seen import SeenDocuments
 from smec_core.data.uri import open_filesystem, public_uri
 from smec_core.errors import DamagedError, InputError, StoreError, StoreUnreachable, one_line
 from smec_core.model.adapter import MLP_TENSORS, FrozenStage
-from smec_core.model.model import FORMAT, SEEN_FILE, Model, check_chain
+from smec_core.model.extension import check_chain
+from smec_core.model.model import FORMAT, SEEN_FILE, Model
 
 READ = ("config.json", "metrics.json", "adapter.safetensors")
 LATER = (SUMS, SEEN_FILE)
@@ -34,10 +35,15 @@ def load(folder: str | Path) -> Model:
     """Reads a model folder.
 
     Args:
-        folder: a path or URI.
+        folder: a path or URI (`s3://`, ...), or `hf://USER/NAME[@REVISION]` of the Hugging Face Hub.
 
     Raises:
         InputError: not a model folder, one whose files do not fit together, or (DamagedError) one that was altered.
+
+    Example:
+        >>> model.save("model")
+        >>> load("model").encode(queries, dim=8).shape
+        (100, 8)
     """
     filesystem, path = open_filesystem(str(folder))
     folder = public_uri(str(folder))

@@ -5,10 +5,10 @@ Shapes: N rows, D input dims, d dims asked for, w dims of stored vectors, I dims
 
 import hashlib
 import json
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -16,33 +16,20 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor
 
+import smec_core
 from smec_core.checksums import write_sums
 from smec_core.data.seen import SeenDocuments
 from smec_core.data.vectors import tensor_of, unit
 from smec_core.errors import InputError
-from smec_core.model.adapter import FrozenStage, apply_chain, fold, nearest_rotation
+from smec_core.model.adapter import FrozenStage, apply_chain, fold
 from smec_core.model.card import model_card
+from smec_core.model.extension import Base, check_chain, exact_rotation, kept_dim, read_base
+from smec_core.model.push import push_model
 
 FORMAT = 2
 """Since format 2 a model folder has checksums."""
 SEEN_FILE = "seen.safetensors"
 SEALED = ("adapter.safetensors", SEEN_FILE, "config.json", "metrics.json", "history.jsonl", "README.md")
-ROTATION_ERROR = 1e-2
-"""Frobenius norm of W W' - I up to which a weight is a rotation, less the rounding of its training."""
-
-
-class Base(NamedTuple):
-    """The model that another one extends.
-
-    Attributes:
-        fingerprint: sha256 (hex) of its adapter.safetensors.
-        dims: its usable prefixes, D first, descending.
-        stages: how many stages it has: the first ones of the model that extends it.
-    """
-
-    fingerprint: str
-    dims: tuple[int, ...]
-    stages: int
 
 
 class Model:
@@ -77,9 +64,9 @@ class Model:
         self.metrics = metrics
         self.seen = seen
         self.matrix_DD = fold(self.stages, input_dim)
-        self.base = _read_base(self.config.get("base"), self.stages, self.dims)
+        self.base = read_base(self.config.get("base"), self.stages, self.dims)
         if self.base is not None:
-            self._base_block = _kept_dim(self.stages[: self.base.stages], input_dim)
+            self._base_block = kept_dim(self.stages[: self.base.stages], input_dim)
             self._added_II = fold(self.stages[self.base.stages :], self._base_block)
 
     def __repr__(self) -> str:
@@ -110,7 +97,10 @@ class Model:
             InputError: the input is not such numbers, or `dim` is out of range.
 
         Example:
-            >>> smec_core.load("model").encode(vectors, dim=96)
+            >>> small = model.encode(corpus, dim=8)
+            >>> small.shape, small.dtype
+            ((300, 8), dtype('float32'))
+            >>> nearest = (model.encode(queries, dim=8) @ small.T).argmax(1)
         """
         if not isinstance(x, Tensor):
             return self.encode(tensor_of(x), dim).numpy()
@@ -126,6 +116,58 @@ class Model:
         else:
             z_Nd = x_ND @ self.matrix_DD[:dim].to(x.device).T
         return unit(z_Nd).reshape(*x.shape[:-1], dim)
+
+    @property
+    def evaluation(self) -> "smec_core.Evaluation | None":
+        """What it has reached when it was trained; None where that was not looked at."""
+        report = self.metrics.get("evaluation")
+        return None if report is None else smec_core.Evaluation(report)
+
+    def evaluate(
+        self,
+        corpus: Any,
+        queries: Any = None,
+        qrels: Any = None,
+        *,
+        split: str | None = None,
+        baselines: bool = True,
+        exclude_self: bool = False,
+        columns: Mapping[str, str] | None = None,
+    ) -> "smec_core.Evaluation":
+        """Scores every prefix on judged queries, beside truncation, PCA and the original embeddings.
+
+        Args:
+            corpus: documents, or a whole dataset, as `smec_core.fit` takes them.
+            queries: queries.
+            qrels: judgements; those that are not given by split are of "test".
+            split: judgements to score by: "train", "dev", "test" or "held_out". Default: test, else dev, else how many
+                of the nearest documents by the original embeddings are so at each prefix, which needs no judgements.
+            baselines: whether to score the others, too, which takes one more pass over the corpus.
+            exclude_self: never find the document that has the query's own id; always so where it was trained so.
+            columns: names of columns that have others.
+
+        Raises:
+            InputError: bad data, with table, row and column, or a split that is not there.
+
+        Example:
+            >>> found = model.evaluate(corpus, queries, qrels)
+            >>> found.split, found.queries
+            ('test', 75)
+            >>> print(found)  # doctest: +ELLIPSIS
+            ndcg@10 on test, 75 queries...
+            >>> bool(found.to_pandas().loc[8, "ndcg@10"] > 0)
+            True
+        """
+        return smec_core.evaluate_model(
+            self,
+            corpus,
+            queries,
+            qrels,
+            split=split,
+            baselines=baselines,
+            exclude_self=exclude_self,
+            columns=columns,
+        )
 
     @overload
     def upgrade(self, v: Tensor, dim: int | None = None) -> Tensor: ...
@@ -146,7 +188,10 @@ class Model:
             InputError: the model extends no other, or w or `dim` is out of range.
 
         Example:
-            >>> smec_core.load("smaller").upgrade(stored, dim=24)
+            >>> stored = model.encode(corpus, dim=8)
+            >>> smaller = smec_core.fit(corpus, queries, qrels, dims=4, base=model, progress=False, epochs=1)
+            >>> smaller.upgrade(stored, dim=4).shape
+            (300, 4)
         """
         if not isinstance(v, Tensor):
             return self.upgrade(tensor_of(v), dim).numpy()
@@ -194,13 +239,13 @@ class Model:
             InputError: an added stage does not fit or is no rotation, or no stage keeps one of the dims.
         """
         try:
-            check_chain(added, _kept_dim(self.stages, self.input_dim), first=len(self.stages))
+            check_chain(added, kept_dim(self.stages, self.input_dim), first=len(self.stages))
         except ValueError as error:
             raise InputError(f"the model cannot be extended: {error}") from error
         blocks = {self.input_dim, *(stage.dim for stage in (*self.stages, *added))}
         if lost := sorted(set(config["dims"]) - blocks, reverse=True):
             raise InputError(f"dims: no stage keeps {lost[0]} dims; name one of {sorted(blocks, reverse=True)}")
-        rotations = [_nearest_rotation(stage, len(self.stages) + number) for number, stage in enumerate(added)]
+        rotations = [exact_rotation(stage, len(self.stages) + number) for number, stage in enumerate(added)]
         base = Base(self.fingerprint, self.dims, len(self.stages))
         dims = sorted({*self.dims, *config["dims"]}, reverse=True)
         record = {**config, "dims": dims, "base": base._asdict()}
@@ -227,6 +272,11 @@ class Model:
         The folder is made if it is missing. SHA256SUMS is as `sha256sum` writes it; where history.jsonl is there
         already, it covers that, too. seen.safetensors has hashes of the ids of the documents that the model has learnt
         from, where that is known.
+
+        Example:
+            >>> model.save("models/products")
+            >>> smec_core.load("models/products").dims
+            (32, 16, 8)
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -241,59 +291,26 @@ class Model:
         (folder / "README.md").write_text(model_card(self.config, self.metrics))
         write_sums(folder, [name for name in SEALED if (folder / name).exists()])
 
+    def push_to_hub(self, repo: str, private: bool = True, message: str = "Upload a SMEC model") -> str:
+        """Uploads the model folder to the Hugging Face Hub in one commit, its card as README.md.
 
-def check_chain(stages: Sequence[FrozenStage], width: int, first: int = 0) -> None:
-    """Refuses stages that do not fit together.
+        Of the data's place nothing is uploaded. seen.safetensors is: whoever may read the model and has an id can tell
+        whether the model has learnt from that document. The token is HF_TOKEN, else that of `hf auth login`; needs
+        `pip install 'smec-ray[sources]'`.
 
-    Args:
-        stages: the chain.
-        width: dims that its first stage is to take.
-        first: that stage's number, for messages.
+        Args:
+            repo: "USER/NAME"; it is made where there is none.
+            private: whether a repository that is made is.
+            message: of the commit.
 
-    Raises:
-        ValueError: a stage takes another number of dims than it is given.
-    """
-    for number, stage in enumerate(stages, first):
-        if stage.d_in != width:
-            raise ValueError(f"stage {number} takes {stage.d_in} dims, the one before gives {width}")
-        width = stage.dim
+        Returns:
+            `hf://USER/NAME@COMMIT`, which `smec_core.load` takes, as without the commit.
 
-
-def _kept_dim(stages: Sequence[FrozenStage], input_dim: int) -> int:
-    """Dims of the block that the last stage keeps, on which a further stage would work."""
-    return stages[-1].dim if stages else input_dim
-
-
-def _read_base(record: Any, stages: Sequence[FrozenStage], dims: Sequence[int]) -> Base | None:
-    """The `base` of a config.json.
-
-    Raises:
-        ValueError: it is no such record, or not of this model.
-    """
-    if record is None:
-        return None
-    if not isinstance(record, dict) or record.keys() != set(Base._fields):
-        raise ValueError(f"base must hold {', '.join(Base._fields)}")
-    base = Base(record["fingerprint"], tuple(record["dims"]), record["stages"])
-    if not isinstance(base.fingerprint, str) or not re.fullmatch("[0-9a-f]{64}", base.fingerprint):
-        raise ValueError(f"base: fingerprint {base.fingerprint!r} is no sha256")
-    if type(base.stages) is not int or not 0 <= base.stages < len(stages):
-        raise ValueError(f"base: has {base.stages} stages, of a model with {len(stages)}")
-    block = stages[base.stages].d_in
-    if not base.dims or not set(base.dims) <= {dim for dim in dims if dim >= block}:
-        raise ValueError(f"base: its dims {base.dims} are not among those of {dims} that its stages give")
-    for number, stage in enumerate(stages[base.stages :], base.stages):
-        if stage.projection != "rotation":
-            raise ValueError(f"stage {number} extends the base and must be a rotation, but is {stage.projection!r}")
-    return base
-
-
-def _nearest_rotation(stage: FrozenStage, number: int) -> FrozenStage:
-    weight_II = stage.tensors["weight"].double()
-    eye_II = torch.eye(stage.d_in, dtype=weight_II.dtype, device=weight_II.device)
-    if stage.projection != "rotation" or torch.linalg.norm(weight_II @ weight_II.T - eye_II) > ROTATION_ERROR:
-        raise InputError(
-            f"the model cannot be extended: stage {number} ({stage.projection}) is no rotation and would change the "
-            "results of the dims before it"
-        )
-    return FrozenStage(stage.dim, stage.projection, {**stage.tensors, "weight": nearest_rotation(weight_II)})
+        Raises:
+            InputError: no such name, or no right to write there.
+            StoreUnreachable: the Hub does not answer.
+        """
+        shown = copy(self)
+        data = self.config.get("data", {})
+        shown.config = self.config | {"data": {name: data[name] for name in data if name != "uri"}}
+        return push_model(shown.save, shown.config, shown.metrics, repo, private, message, SEALED)

@@ -3,17 +3,15 @@
 Shapes: N rows, D input dims, d dims kept.
 """
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import torch
 from torch import Tensor
 
 from smec_core.config import VectorType
 from smec_core.data.parquet import embedding_column
-from smec_core.data.vectors import unit_prefix
+from smec_core.data.vectors import tensor_over, unit_prefix
 from smec_core.errors import InputError, SmecError
 from smec_core.model.model import Model
 from smec_core.model.quantize import to_bits, to_int8
@@ -48,10 +46,7 @@ def nested_columns(
         InputError: the vectors or the dims are not what the model takes.
         SmecError: the model gives NaN or infinity.
     """
-    with warnings.catch_warnings():
-        # Arrow's memory is read-only, and nothing here writes to it
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        x_ND = torch.from_numpy(vectors_ND).to(device)
+    x_ND = tensor_over(vectors_ND).to(device)
     z_Nd = model.upgrade(x_ND, dims[0]) if upgrade else model.encode(x_ND, dims[0])
     if not (finite_N := z_Nd.isfinite().all(dim=1)).all():
         row = int(finite_N.logical_not().nonzero()[0])

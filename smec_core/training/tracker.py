@@ -1,7 +1,8 @@
 """Where training figures go; the training loop knows this interface only, never the store behind it."""
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Protocol, Self
 
 Record = Mapping[str, float | int | str]
 
@@ -23,3 +24,51 @@ class NullTracker:
 
     def log(self, record: Record) -> None:
         """Drops the record."""
+
+
+class StepBar:
+    """Steps of a training, of the most that it may take: where a stage ends early, the bar jumps to the next.
+
+    A tracker. Where stderr is no terminal, and this no notebook, nothing is shown.
+    """
+
+    def __init__(self, stages: Sequence[tuple[str, int, int]], shows: bool = True) -> None:
+        """Takes pass, dim and most steps of each stage, and whether there is a bar at all."""
+        # here and not above: whoever keeps records only needs no bar
+        from tqdm.auto import tqdm
+
+        # a projection may be settled by dev only
+        self._places = [(pass_name, dim) for pass_name, dim, _ in stages]
+        self._starts = [0, *accumulate(steps for *_, steps in stages)]
+        self._place, self._first = -1, 0
+        self._score = ""
+        self._bar = tqdm(
+            total=self._starts[-1], desc="smec", unit="step", disable=None if shows else True, dynamic_ncols=True
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
+        if kind is None:
+            self._show(self._starts[-1])
+        self._bar.close()
+
+    def log(self, record: Record) -> None:
+        """Takes a record of the training."""
+        step = int(record["step"])
+        place = (record["pass"], record["stage"])
+        if self._place < 0 or self._places[self._place] != place:
+            # the first stage may keep all dims, as a stage of another pass does
+            later = range(self._place + 1, len(self._places))
+            self._place = next((number for number in later if self._places[number] == place), self._place)
+            # a step is told of when it is done, dev scores before the first one, too
+            self._first = step - ("loss" in record)
+        if self._place >= 0:
+            most = self._starts[self._place + 1] - self._starts[self._place]
+            self._show(self._starts[self._place] + min(step - self._first, most))
+        if "loss" in record:
+            self._bar.set_postfix_str(f"{record['pass']} pass, {record['stage']} dims, loss {record['loss']:.4f}")
+
+    def _show(self, step: int) -> None:
+        self._bar.update(max(step - self._bar.n, 0))

@@ -12,7 +12,7 @@ from smec_core.config import TrainConfig
 from smec_core.data.dataset import Dataset
 from smec_core.evaluation.metrics import PrefixSearch, gains_of, ndcg
 from smec_core.model.adapter import apply_chain
-from smec_core.training.local import load_training_data
+from smec_core.training.scanned import load_training_data
 from smec_core.training.tracker import NullTracker
 from smec_core.training.trainer import train
 

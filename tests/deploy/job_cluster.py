@@ -35,6 +35,8 @@ class Cluster(NamedTuple):
     """For RAY_ADDRESS of processes on this machine, HOST:PORT."""
     dashboard: str
     """For job submission, http://HOST:PORT."""
+    agent: str
+    """The head's own agent, http://HOST:PORT; every node has one."""
     client_env: dict[str, str]
 
     def submit(
@@ -94,7 +96,9 @@ def start_cluster() -> Iterator[Cluster]:
             head = subprocess.Popen(
                 [binaries / "ray", *command], env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
-        cluster = Cluster(head, Path(folder), f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", env)
+        cluster = Cluster(
+            head, Path(folder), f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{agent}", env
+        )
         try:
             _wait_for_jobs_api(cluster)
             yield cluster

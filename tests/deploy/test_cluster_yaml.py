@@ -1,6 +1,7 @@
 """cluster.yaml, read as Ray's cluster launcher reads it."""
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,13 @@ def test_setup_installs_this_project_with_its_pins_and_cuda_only_where_there_is_
         assert "pip install" in install
         assert "-c ~/smec/constraints.txt ~/smec/*.whl" in install
         assert ("https://download.pytorch.org/whl/cpu" in install) == (kind != "gpu-worker")
+
+
+def test_make_wheel_leaves_what_the_machines_install(launched: dict[str, Any]) -> None:
+    assert launched["file_mounts"]["~/smec"] == "dist"
+    recipe = subprocess.run(["make", "-n", "wheel"], cwd=REPOSITORY, text=True, capture_output=True, check=True).stdout
+    assert re.search(r"pip wheel .*--no-deps .*--wheel-dir dist \.$", recipe, re.MULTILINE)
+    assert "cp constraints.txt dist/\n" in recipe
 
 
 def test_aws_takes_the_machines(launched: dict[str, Any]) -> None:

@@ -4,7 +4,10 @@ import os
 import signal
 import subprocess
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -88,6 +91,21 @@ def test_a_client_that_cannot_show_the_token_is_refused(cluster: Cluster, tmp_pa
     assert "refuses the token" in _only_line(refused)
     assert token is None or token not in refused.stderr
     assert cluster.jobs().keys() == before.keys()
+
+
+def test_the_pages_that_kubernetes_probes_need_no_token(cluster: Cluster) -> None:
+    """KubeRay's probes of head and workers show none."""
+
+    def is_healthy(page: str) -> bool:
+        try:
+            with urllib.request.urlopen(page, timeout=30) as answer:
+                return b"success" in answer.read()
+        except urllib.error.URLError as error:
+            assert getattr(error, "code", None) not in (401, 403), page
+            return False  # the agent starts after the dashboard
+
+    for page in (f"{cluster.dashboard}/api/gcs_healthz", f"{cluster.agent}/api/local_raylet_healthz"):
+        _until(partial(is_healthy, page), page)
 
 
 def test_a_training_stores_its_model_and_records_its_run(cluster: Cluster, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.table import Table
 
-from pipelines.console import Progress, adopt_loggers, begin, context, say, say_failed, warn
+from pipelines.console import Progress, adopt_loggers, begin, console, context, say, say_failed, show, warn
 from smec_core.errors import InputError, SmecError
 from tests.builders import write_dataset
 
@@ -34,6 +35,26 @@ with suppress(Exception):  # of a run of nothing
     train.Training._recorder(*[MagicMock()] * 5)
 assert "mlflow" in sys.modules
 logging.getLogger("mlflow.store").warning("no answer of http://me:hunter2@host/x")
+"""
+
+
+FORGING = """
+import logging, warnings
+from pipelines.console import begin
+from pipelines.cli.command import fail
+
+begin("check")
+text = "refused http://me:hunter2@host/\\nFORGED: x\\x1b[2K"
+warnings.warn(text)
+library = logging.getLogger("some.library")
+try:
+    try:
+        raise KeyError(text)
+    except KeyError as error:
+        library.exception(text)
+        raise ValueError("password='hunter2'\\nsmec: FORGED") from error
+except ValueError as error:
+    fail(error)
 """
 
 
@@ -151,6 +172,54 @@ def test_what_libraries_log_has_the_same_form(as_json: None, capsys: pytest.Capt
     assert "ValueError: two\nlines" in second["traceback"]
 
 
+FORGERY = "x\nsmec: done\x1b[2K [red]:bug:"
+
+
+def test_a_line_for_people_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("SMEC_LOG", raising=False)
+    console.cache_clear()
+    try:
+        say(FORGERY)
+        table = Table(FORGERY, title="[b]t[/b]")
+        table.add_row(f"漢 {FORGERY}")
+        show(table)
+        say("x" * 1_000_000)
+    finally:
+        console.cache_clear()
+    printed = capsys.readouterr()
+    shown = r"x\nsmec: done\x1b[2K [red]:bug:"
+    said, long = printed.err.splitlines()
+    assert said == shown
+    assert len(long) <= 4000
+    assert f"│ 漢 {shown} " in printed.out
+    assert "[b]t[/b]" in printed.out
+    assert "\x1b" not in printed.out + printed.err
+
+
+def test_what_libraries_log_and_raise_forges_nothing(tmp_path: Path) -> None:
+    for form in ("text", "json"):
+        ended = subprocess.run(
+            [sys.executable, "-c", FORGING],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY), "SMEC_LOG": form, "SMEC_DEBUG": "1"},
+            capture_output=True,
+        )
+        text = ended.stderr.decode()
+        assert ended.returncode == 1, text
+        assert "hunter2" not in text
+        assert "\x1b" not in text
+        assert text.count("KeyError") == 2
+        if form == "text":
+            assert "refused http://***@host" in text
+            lines = text.rstrip("\n").split("\n")
+            assert not [line for line in lines if line.startswith("FORGED")]
+            # the last one is our own
+            assert [line for line in lines if line.startswith("smec: ")] == [lines[-1]]
+        else:
+            for line in text.splitlines():
+                assert "\n" not in json.loads(line)["message"]
+
+
 def test_what_mlflow_logs_has_the_same_form_though_it_is_imported_late(tmp_path: Path) -> None:
     # in a process of its own: here MLflow has been imported
     ended = subprocess.run(
@@ -188,8 +257,6 @@ def test_people_read_no_json_and_no_password(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("SMEC_LOG", raising=False)
-    from pipelines.console import console
-
     console.cache_clear()
     try:
         with context(run="nightly"):

@@ -13,6 +13,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 
 from pipelines.runtime.text_encoder import hub_is_offline, load_encoder
 from smec_core.errors import InputError
+from smec_core.shown import markdown
 
 TEXTS = [
     "salt",
@@ -67,7 +68,7 @@ pipeline_tag: sentence-similarity
 
 # Nested sentence embeddings
 
-The encoder {origin["encoder"]}, then a SMEC adapter: unit vectors of {origin["dim"]} dims, usable at
+The encoder {markdown(origin["encoder"])}, then a SMEC adapter: unit vectors of {origin["dim"]} dims, usable at
 {", ".join(map(str, origin["dims"]))} dims. A cut vector must be normalised again:
 
 ```python

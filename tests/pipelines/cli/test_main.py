@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipelines.cli import app
-from pipelines.cli.main import COMMANDS
+from pipelines.cli.main import COMMANDS, GROUPS
 from tests.builders import write_dataset
 
 
@@ -326,6 +327,13 @@ def test_an_interrupt_is_one_line_and_exit_130(message: str, dataset: Path, monk
 def test_the_version_is_that_of_the_package() -> None:
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
     assert smec("--version") == (0, f"smec {project['version']}\n", "")
+
+
+def test_help_shows_every_command_in_one_group() -> None:
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(COMMANDS)
+    shown = CliRunner().invoke(app, ["--help"]).stdout
+    for name, command in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(command.about)}$", shown, re.MULTILINE)
 
 
 def test_help_breaks_lines_where_the_terminal_ends_only() -> None:

@@ -120,7 +120,8 @@ SCRIPT = """
 import sys, time
 from pipelines import signals
 signals.install()
-signals.then("it goes on", 2.0)
+signals.then("it goes on")
+signals.allow(2.0)
 signals.begin(lambda text: print(text, file=sys.stderr, flush=True))
 {body}
 """

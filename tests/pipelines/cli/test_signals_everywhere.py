@@ -24,7 +24,8 @@ from tests.builders import json_lines, write_beir, write_dataset
 from tests.deploy.job_cluster import start_cluster
 from tests.endings import Ended, started
 from tests.pipelines.retrain.series import SETTINGS
-from tests.pipelines.serve.test_job import free_port
+from tests.serve_process import free_port
+from tests.smec_core.clicks.logs import write_log, write_vectors
 
 MOMENTS = 10
 QUICK = "--dims 8,4 --set epochs=20 --set batch_size=32"
@@ -43,6 +44,7 @@ CASES = {
     "sample": Case("sample made --size 200", ("made/**/*.parquet",)),
     "check": Case("check data --json made.json", ("made.json",)),
     "ingest": Case("ingest text made --encoder {encoder} --set rows_per_file=8", ("made/**/*.parquet",)),
+    "judge": Case("judge clicks bare", ("bare/qrels/*.parquet",)),
     "train": Case(f"train --data data --out made {QUICK} --set checkpoint_every=5", ("made/adapter.safetensors",)),
     "tune": Case(f"tune --data data --out made --space quick --trials 2 {QUICK}"),
     "experiment": Case(
@@ -58,12 +60,19 @@ CASES = {
         "retrain --config retrain.yaml", ("vectors/v*/**/*.parquet", "storage/*/model/adapter.safetensors")
     ),
     "rollback": Case("rollback --config retrain.yaml", ("vectors/CURRENT",)),
+    "status": Case("status --config retrain.yaml --deep", ("vectors/CURRENT",)),
+    "clean": Case(
+        "clean --config retrain.yaml --set publish.keep=1", ("vectors/*/*.parquet", "storage/*/model/*.safetensors")
+    ),
     "verify": Case("verify model"),
     "export": Case("export --model model --to numpy --dim 8 --out made", ("made/*.npy",)),
     "serve": Case("serve --model model --port {port}"),
     "submit": Case("submit --id {id} -- check {data}"),
     "report": Case("report model --out made/report.html"),
 }
+
+SERIES = {"retrain": 1, "rollback": 2, "status": 1, "clean": 2}
+"""Commands that work on a series, and how many releases it has had."""
 
 
 def test_no_command_is_left_out() -> None:
@@ -101,14 +110,20 @@ def prepare(name: str, folder: Path, temporary: Path, environment: dict[str, str
         asked = [{"_id": f"q{row}", "text": f"which {row}"} for row in range(8)]
         qrels = "query-id\tcorpus-id\tscore\n" + "".join(f"q{row}\td{row}\t1\n" for row in range(8))
         write_beir(folder / "text", json_lines(texts), json_lines(asked), train=qrels)
-    if name in ("retrain", "rollback"):
+    if name == "judge":
+        write_vectors(folder / "bare")
+        hours = range(20 * 24)
+        columns = {"query_id": [f"q{hour % 30}" for hour in hours], "doc_id": [f"d{hour % 30}" for hour in hours]}
+        times = [f"2026-01-{1 + hour // 24:02}T{hour % 24:02}:00:00Z" for hour in hours]
+        write_log(folder / "clicks/0.parquet", {**columns, "timestamp": times})
+    if name in SERIES:
         places = {"name": "series", "data": "data", "storage": "storage"}
         publish = {"publish": {"output": "vectors", "dim": 16}}
-        for seed in range(2 if name == "rollback" else 1):
+        for seed in range(SERIES[name]):
             settings = {**SETTINGS, "train": {**SETTINGS["train"], "seed": seed}, "gate": {"min_queries": 20}}
             gate = {"significance": 1, "min_queries": 20, "min_gain": -1, "max_loss": 1, "max_below": 1, "max_drop": 1}
             (folder / "retrain.yaml").write_text(dump({**places, **settings, **publish, "gate": gate}))
-            if name == "rollback":
+            if name != "retrain":
                 assert finished("retrain --config retrain.yaml", folder, temporary, environment).code == 0
 
 

@@ -155,8 +155,8 @@ def test_it_pickles_as_its_arguments_and_loads_a_model_once_in_a_process(tmp_pat
 
 
 @pytest.mark.ray
-def test_the_example_in_the_readme_runs(tmp_path: Path, model: Path) -> None:
-    section = (REPOSITORY / "README.md").read_text().split("### The compressed corpus")[1].split("\n### ")[0]
+def test_the_example_of_the_guide_runs(tmp_path: Path, model: Path) -> None:
+    section = (REPOSITORY / "docs/compress.md").read_text()
     [example] = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     write_corpus(tmp_path / "corpus", [30, 20])
     smec_core.load(model).save(tmp_path / "model")

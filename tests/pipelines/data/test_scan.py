@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -69,6 +70,33 @@ def test_the_cluster_gives_the_bits_of_one_process(ray_cluster: None, folder: Pa
     assert found.id_K == whole.id_K
     for name in ("mean_D", "moment_DD", "x_KD"):
         np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+
+
+def test_fragments_of_lance_give_the_bits_of_the_same_rows_in_parquet(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan_module, "TASK_ROWS", 9_000)
+    plain, fragments = tmp_path / "plain", tmp_path / "fragments"
+    plain.mkdir()
+    for name, first, rows in (("a", 0, 10_000), ("b", 10_000, 9_500)):
+        write(plain / f"{name}.parquet", first, rows)
+        table = pq.read_table(plain / f"{name}.parquet")
+        gone = table.slice(0, 50).set_column(0, "sku", pa.array([f"gone {row}" for row in range(50)]))
+        table = pa.concat_tables([table.slice(0, 100), gone, table.slice(100)])
+        lance.write_dataset(table, fragments, mode="append" if fragments.exists() else "create")
+    lance.dataset(fragments).delete("sku like 'gone%'")
+    tables = [EmbeddingTable.open(str(folder), names=NAMES) for folder in (plain, fragments)]
+    assert [part.rows for part in tables[1].files] == [10_000, 9_500]
+    hash_M = hash_ids(tables[0].ids())
+    keep = Keep(19_500, 500, np.sort(hash_M[5::3000]))
+    expected, found = (scan(table, keep, hash_M) for table in tables)
+    assert (found.check, found.drawn, found.id_K) == (expected.check, expected.drawn, expected.id_K)
+    for name in ("mean_D", "moment_DD", "x_KD"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    bad = table.slice(0, 3).set_column(2, "vector", embedding_column(np.array([[1] * DIM, [np.nan] * DIM, [1] * DIM])))
+    lance.write_dataset(bad.cast(table.schema), fragments, mode="append")
+    with pytest.raises(SmecError, match=r"fragment-000002: row 1, column vector: holds NaN"):
+        scan(EmbeddingTable.open(str(fragments), names=NAMES), Keep(19_503, 100))
 
 
 KILLED = """

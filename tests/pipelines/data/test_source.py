@@ -7,13 +7,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.data.source import ScannedData, scan_data
+from pipelines.data.source import scan_data
 from pipelines.runtime.settings import ClusterSettings
 from smec_core.config import TrainConfig
 from smec_core.data.dataset import Dataset
 from smec_core.data.ids import TableIds
 from smec_core.data.judgements import Judgements
 from smec_core.errors import InputError
+from smec_core.training.scanned import ScannedData
 from tests.builders import write_dataset
 
 GIB = 2.0**30

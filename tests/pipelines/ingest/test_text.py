@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lance
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
@@ -69,7 +70,15 @@ def in_a_data_folder(folder: Path) -> None:
     write_tsv(folder)
 
 
-@pytest.mark.parametrize("layout", [as_the_hub_has_beir, as_the_hub_has_mteb, in_one_file_each, in_a_data_folder])
+def in_lance(folder: Path) -> None:
+    lance.write_dataset(pa.table(CORPUS), folder / "corpus", max_rows_per_file=1)
+    lance.write_dataset(pa.table(ASKED), folder / "queries.lance")
+    lance.write_dataset(pa.table(JUDGED), folder / "qrels/test.lance")
+
+
+@pytest.mark.parametrize(
+    "layout", [as_the_hub_has_beir, as_the_hub_has_mteb, in_one_file_each, in_a_data_folder, in_lance]
+)
 def test_parquet_holds_what_the_beir_folder_holds(tmp_path: Path, layout: Callable[[Path], None]) -> None:
     layout(tmp_path / "hub")
     beir = Source.read(str(write_beir(tmp_path / "beir")), 2)
@@ -216,7 +225,7 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
     in_one_file_each(tmp_path)
     content = (tmp_path / "corpus.parquet").read_bytes()
     (tmp_path / "corpus.parquet").write_bytes(content[:-5])
-    with pytest.raises(InputError, match=r"corpus\.parquet: rows from 0 on cannot be read"):
+    with pytest.raises(InputError, match=r"corpus\.parquet: not a readable Parquet file"):
         Source.read(str(tmp_path), 2)
     in_one_file_each(tmp_path)
     (tmp_path / "qrels/test.parquet").write_text("no Parquet")

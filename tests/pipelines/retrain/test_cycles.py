@@ -217,7 +217,7 @@ def test_nothing_is_switched_without_the_registry_or_by_data_that_change(
         return figures
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.retrain.job.compress", compress_and_touch)
+        patch.setattr("pipelines.retrain.cycle.compress", compress_and_touch)
         with pytest.raises(SmecError, match="data: changed while it was used; nothing is decided, run again"):
             series.retrain()
     assert (series.champion, series.version) == (champion, "v0001")

@@ -90,7 +90,7 @@ def outcome(series: Series) -> dict[str, Any]:
         if name.endswith(".json") and not is_model:
             text = json.loads(content)
             for record in [text, *(text.get("releases", []) if isinstance(text, dict) else [])]:
-                for key in ("created", "decided", "seconds", "sha256", "stamp", "input_fingerprint"):
+                for key in ("created", "decided", "seconds", "sha256", "stamp", "input_fingerprint", "manifest"):
                     record.pop(key, None)
                     if record.get("release"):
                         record["release"].pop(key, None)

@@ -37,7 +37,19 @@ def test_what_is_in_force_stays_after_a_rollback() -> None:
 def test_a_withdrawn_model_takes_no_place_of_a_sound_one() -> None:
     back = series("ab").returned_to(release(1, "a"))
     assert cycles(back.with_new(release(3, "c")).kept(2)) == [1, 2, 3]
-    assert cycles(back.with_new(release(3, "c")).with_new(release(4, "d")).kept(2)) == [3, 4]
+    newer = back.with_new(release(3, "c")).with_new(release(4, "d"))._replace(anchor=4)
+    assert cycles(newer.kept(2)) == [3, 4]
+
+
+def test_the_anchor_stays_however_many_releases_follow_and_a_withdrawn_model_is_none() -> None:
+    anchored = series("abcdef")._replace(anchor=2)
+    assert cycles(anchored.kept(2)) == [2, 5, 6]
+    # its last corpus
+    assert cycles(anchored.with_new(release(7, "b")._replace(trained_in=2)).kept(1)) == [7]
+    back = series("abc")._replace(anchor=3).returned_to(release(2, "b"))
+    assert back.anchored == release(2, "b")
+    # records of earlier versions have none
+    assert series("abc").anchored == release(3, "c")
 
 
 def test_an_older_corpus_withdraws_no_model_and_a_return_takes_the_mark_away() -> None:

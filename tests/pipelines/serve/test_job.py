@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,8 +26,8 @@ from pipelines.serve.settings import ApplicationSettings, ServeSettings
 from smec_core.errors import InputError, SmecError
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.model import Model
-from tests.kills import take_interrupts
 from tests.query_client import post, request
+from tests.serve_process import free_port, serve_command, serving
 
 serve = pytest.importorskip("ray.serve", reason="Ray Serve is not installed (extra: serve)")
 
@@ -80,12 +79,6 @@ def url(models: tuple[Path, Path], port: int) -> str:
 def deploy(model: Path, port: int) -> str:
     batching: dict[str, Any] = {"batch_wait_ms": 20, "max_rows": 16}
     return str(run(ServeSettings(model=str(model), port=port, **batching))["url"])
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def get(url: str) -> tuple[int, Any]:
@@ -259,39 +252,25 @@ def test_a_serve_config_file_builds_the_application(url: str, models: tuple[Path
 def test_the_command_answers_what_is_under_way_and_ends(
     models: tuple[Path, Path], tmp_path: Path, stop: signal.Signals, code: int
 ) -> None:
-    port = free_port()
-    command = [sys.executable, "-m", "pipelines.cli", "serve", "--model", str(models[0]), "--port", str(port)]
     # long enough for the signal to come while the request waits
-    log, slow = tmp_path / "log", ["--set", "batch_wait_ms=4000"]
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            [*command, *slow], stdout=output, stderr=subprocess.STDOUT, preexec_fn=take_interrupts
-        )
-    try:
-        deadline = time.monotonic() + WAIT_SECONDS
-        while "serving at" not in log.read_text() and server.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.2)
-        assert f"serving at http://127.0.0.1:{port};" in log.read_text()
-
-        second = subprocess.run(command, capture_output=True, text=True)
+    with serving(models[0], tmp_path, "batch_wait_ms=4000") as server:
+        second = subprocess.run(serve_command(models[0], server.port), capture_output=True, text=True)
         assert second.returncode == 2
         assert "choose another --host or --port" in second.stderr
 
         sent = request(1, DIM)
         with ThreadPoolExecutor(1) as pool:
-            answer = pool.submit(post, f"http://127.0.0.1:{port}", sent.body)
+            answer = pool.submit(post, server.url, sent.body)
             time.sleep(1.5)
-            server.send_signal(stop)
+            server.process.send_signal(stop)
             status, content = answer.result(WAIT_SECONDS)
         assert status == 200
         expected_Nd = smec_core.load(models[0]).encode(sent.x_ND, sent.dim)
         np.testing.assert_allclose(np.array(content["embeddings"]), expected_Nd, rtol=0, atol=1e-6)
-        assert server.wait(WAIT_SECONDS) == code, log.read_text()
+        log = server.log
+        assert server.process.wait(WAIT_SECONDS) == code, log.read_text()
         assert "Traceback" not in log.read_text()
         assert ("ended by SIGINT" in log.read_text()) == (code == 130)
-    finally:
-        server.kill()
-        server.wait()
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:

@@ -99,3 +99,22 @@ def test_more_rows_than_allowed_are_too_large(model: Model) -> None:
     with pytest.raises(QueryError, match="has 3 rows, but a request takes at most 2") as refused:
         check(rows(3), 4, model, max_rows=2)
     assert refused.value.status == 413
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "cure"),
+    [
+        ('{"inputs": [' + "[]," * 100_000 + "[]]}", 413, "at most 2 rows"),
+        ('{"inputs": [[' + "1," * 200_000 + "1]]}", 413, "at most 2 rows"),
+        ('{"inputs": [[1]]' + ', "a": 1' * 200_000 + "}", 413, "at most 2 rows"),
+        ('{"inputs": [[1]]' + ', "a": 1' * 200 + "}", 400, "more than 100 keys"),
+    ],
+    ids=["rows", "numbers", "parts", "keys"],
+)
+def test_a_body_of_too_many_parts_is_refused_unread(
+    model: Model, body: str, status: int, cure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.serve.queries._Body", None)
+    with pytest.raises(QueryError, match=cure) as refused:
+        read(body.encode(), model, max_rows=2)
+    assert refused.value.status == status

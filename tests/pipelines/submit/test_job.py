@@ -100,6 +100,47 @@ def test_an_mlflow_address_with_a_password_goes_nowhere(monkeypatch: pytest.Monk
     assert "hunter2" not in printed
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--", "check", "s3://key:Hunter2x@bucket/data"],
+        ["--", "check", "s3://bucket/data?sig=Hunter2x"],
+        ["--", "check", "https://bucket.s3.amazonaws.com/data?X-Amz-Credential=a&X-Amz-Signature=Hunter2x"],
+        ["--", "train", "--data", "/data", "--set", "storage=s3://key:Hunter2x@bucket/runs"],
+        ["--", "ingest", "/text", "/data", "--set", "encoder=hf_Hunter2xAbCdEfGhIjKlMnOp"],
+        ["--id", "ghp_Hunter2xAbCdEfGhIjKlMnOpQrStUvWxYz01", *CHECK],
+        ["--env", "AWS_SECRET_ACCESS_KEY=Hunter2x", *CHECK],
+        ["--env", "HF_TOKEN", *CHECK],
+        ["--env", "WHERE=postgresql://me:Hunter2x@host/db", *CHECK],
+    ],
+)
+def test_a_secret_goes_nowhere(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "Hunter2x and more")
+    code, printed = submit(*arguments)
+
+    assert code == 2
+    assert "holds a secret, which whoever may read the cluster's jobs would see" in printed
+    assert "environment" in printed
+    assert "Hunter2x" not in printed
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("data: s3://key:Hunter2x@bucket/data", 1),
+        ("dims: [8]\n# once: s3://bucket/data?sig=Hunter2x\n", 2),
+        ("dims: [8]\nstorage: {a: 1, password: Hunter2x}\n", 2),
+    ],
+)
+def test_a_settings_file_with_a_secret_is_not_sent(tmp_path: Path, text: str, line: int) -> None:
+    (tmp_path / "train.yaml").write_text(text)
+    said = rf"train.yaml: line {line} holds a secret \(.*\*\*\*.*\); leave it out"
+    for option in ("--config", "--space"):
+        with pytest.raises(InputError, match=f"{option} {said}") as refused:
+            write_bundle(["tune", option, "train.yaml"], tmp_path / option)
+        assert "Hunter2x" not in str(refused.value)
+
+
 def test_help_of_the_command_is_answered_here() -> None:
     code, printed = submit("--", "train", "--help")
 

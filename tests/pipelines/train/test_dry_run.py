@@ -16,7 +16,7 @@ from pipelines.train.settings import TrainSettings
 from smec_core.config import TrainConfig
 from smec_core.data.dataset import Dataset
 from smec_core.model.model import Model
-from smec_core.training.local import load_training_data
+from smec_core.training.scanned import load_training_data
 from smec_core.training.tracker import NullTracker
 from smec_core.training.trainer import train
 from tests.builders import write_dataset

@@ -323,6 +323,10 @@ def test_without_judgements_neighbours_are_kept(space: Path, tmp_path: Path) -> 
         ({"dims": "64,8"}, "dims: 64 is more than the 32 dims"),
         ({"cpus_per_worker": 9}, "workers: a trial needs 9 CPUs, "),
         ({"hours": 1e-6}, "no trial finished in time"),
+        (
+            {"storage": "s3://key:hunter2@bucket/runs"},
+            r"storage: s3://\*\*\*@bucket/runs holds a secret",
+        ),
     ],
 )
 def test_what_cannot_be_tuned_is_refused(

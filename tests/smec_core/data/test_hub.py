@@ -12,7 +12,7 @@ from smec_core.data.tables import find_table
 from smec_core.data.uri import open_filesystem
 from smec_core.errors import InputError, SmecError, StoreError, StoreUnreachable
 from tests.builders import write_dataset
-from tests.hub import REPO, TOKEN, Hub
+from tests.hub import DATASET, REPO, TOKEN, Hub
 
 URI = f"hf://datasets/{REPO}/v1"
 
@@ -54,7 +54,7 @@ def test_what_is_open_is_one_commit_and_a_push_is_seen(data: Path, hub: Hub) -> 
 
 
 def test_it_travels_to_other_processes_with_its_token(data: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.is_private = True
+    hub.private.add(DATASET)
     with pytest.raises(InputError, match=r"v1: the Hub has no such dataset.*set HF_TOKEN"):
         open_filesystem(URI)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -69,7 +69,7 @@ def test_it_travels_to_other_processes_with_its_token(data: Path, hub: Hub, monk
 
 
 def test_a_wrong_token_is_refused_and_not_shown(data: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.is_private = True
+    hub.private.add(DATASET)
     monkeypatch.setenv("HF_TOKEN", "hf_another")
     with pytest.raises(InputError) as refused:
         open_filesystem(URI)
@@ -79,7 +79,8 @@ def test_a_wrong_token_is_refused_and_not_shown(data: Path, hub: Hub, monkeypatc
 @pytest.mark.parametrize(
     ("uri", "told"),
     [
-        ("hf://someone/model", "only datasets are read from the Hub"),
+        ("hf://someone/model", "no such model, .*a dataset is hf://datasets/USER/NAME"),
+        ("hf://spaces/someone/app", "only datasets and models are read from the Hub"),
         ("hf://datasets/someone", "is not of the form hf://datasets/USER/NAME"),
         (f"{URI}?token=x", "hf:// has no options; the token is read from HF_TOKEN"),
         ("hf://datasets/nobody/nothing/v1", "the Hub has no such dataset"),

@@ -4,9 +4,11 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -32,6 +34,7 @@ from pyiceberg.typedef import Record
 
 from smec_core.data.dataset import Dataset, dataset_stamp
 from smec_core.data.parquet import EmbeddingTable
+from smec_core.data.tables import find_values
 from smec_core.data.uri import open_filesystem
 from smec_core.errors import InputError, SmecError
 from tests.builders import write_dataset
@@ -39,7 +42,7 @@ from tests.builders import write_dataset
 DIM = 4
 
 
-def rows(*names: str, **more: list[str]) -> pa.Table:
+def rows(*names: str, **more: list[Any]) -> pa.Table:
     """Rows of these ids, with vectors that follow from them."""
     x_ND: np.ndarray = np.array([[ord(name[0]), 1, 2, 3] for name in names], np.float32)
     return pa.table({"id": list(names), "embedding": pa.array(list(x_ND), pa.list_(pa.float32())), **more})
@@ -111,6 +114,34 @@ def test_delta_files_lie_in_partitions_under_escaped_names(tmp_path: Path) -> No
         ids_of(tmp_path / "by-id")
 
 
+def test_columns_that_partition_a_delta_table_are_added_where_they_are_asked_for(tmp_path: Path) -> None:
+    corpus, days = tmp_path / "corpus.parquet", [date(2026, 1, 2), None, date(2026, 1, 2)]
+    write_deltalake(
+        corpus,
+        rows("a", "b", "c", lang=["x y", "ä/%", "x y"], day=days, n=[7, 8, 7]),
+        partition_by=["lang", "day", "n"],
+    )
+    table = EmbeddingTable.open(str(tmp_path / "corpus"))
+    found = table.with_values(find_values(table.filesystem, str(tmp_path / "corpus"), table.files[0].path))
+    assert [column.names for column in map(table.schema_of, table.files)] == [["id", "embedding"]] * 2
+    for part in found.files:
+        schema = found.schema_of(part)
+        assert dict(zip(schema.names[2:], schema.types[2:], strict=True)) == {
+            "lang": pa.string(),
+            "day": pa.date32(),
+            "n": pa.int64(),
+        }
+    told = [block.table.drop_columns("embedding").to_pylist() for block in found.blocks(columns=["n", "lang", "day"])]
+    assert sorted((row for rows in told for row in rows), key=lambda row: row["id"]) == [
+        {"id": "a", "n": 7, "lang": "x y", "day": date(2026, 1, 2)},
+        {"id": "b", "n": 8, "lang": "ä/%", "day": None},
+        {"id": "c", "n": 7, "lang": "x y", "day": date(2026, 1, 2)},
+    ]
+    # a plain folder has none
+    pq.write_table(rows("a"), tmp_path / "queries.parquet")
+    assert find_values(table.filesystem, str(tmp_path / "queries"), str(tmp_path / "queries.parquet")) == {}
+
+
 def test_delta_tables_on_an_object_store(s3: Callable[[str], str], tmp_path: Path) -> None:
     write_deltalake(tmp_path / "corpus", rows("a", "b", lang=["x y", "z"]), partition_by=["lang"])
     DeltaTable(tmp_path / "corpus").delete("id = 'b'")
@@ -178,25 +209,30 @@ def test_what_delta_files_do_not_tell_is_refused(tmp_path: Path, change: Callabl
         EmbeddingTable.open(str(corpus))
 
 
-@pytest.mark.parametrize(("package", "what"), [("deltalake", "a Delta table"), ("pyiceberg", "an Iceberg table")])
+@pytest.mark.parametrize(
+    ("package", "what"),
+    [("deltalake", "a Delta table"), ("pyiceberg", "an Iceberg table"), ("pylance", "a Lance dataset")],
+)
 def test_without_the_package_no_file_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, what: str
 ) -> None:
     if package == "deltalake":
         write_deltalake(tmp_path / "corpus", rows("a"))
+    elif package == "pylance":
+        lance.write_dataset(rows("a"), tmp_path / "corpus")
     else:
         iceberg(tmp_path).append(rows("a"))
-    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+    module = "lance" if package == "pylance" else package
+    for name in [name for name in sys.modules if name.partition(".")[0] == module]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(InputError, match=rf"corpus: is {what}, which needs {package}.*'smec-ray\[sources\]'"):
         EmbeddingTable.open(str(tmp_path / "corpus"))
 
 
-@pytest.mark.parametrize(("inside", "what"), [("_versions", "a Lance dataset"), (".hoodie", "a Hudi table")])
-def test_other_formats_are_refused_by_name(tmp_path: Path, inside: str, what: str) -> None:
-    (tmp_path / "corpus" / inside).mkdir(parents=True)
+def test_other_formats_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "corpus/.hoodie").mkdir(parents=True)
     pq.write_table(rows("a"), tmp_path / "corpus/0.parquet")
-    with pytest.raises(InputError, match=rf"corpus: is {what}, which is not read; write the table as Parquet files"):
+    with pytest.raises(InputError, match=r"corpus: is a Hudi table, which is not read; write the table as Parquet fil"):
         EmbeddingTable.open(str(tmp_path / "corpus"))
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
-from smec_core.data.uri import mask, open_filesystem, public_uri
+from smec_core.data.uri import open_filesystem, public_uri
 from smec_core.errors import InputError
+from smec_core.masking import mask
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Vectors in every form in which users have them, and what is no vector."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from smec_core.config import Projection
 from smec_core.data.parquet import embedding_column
+from smec_core.data.vectors import tensor_over
 from smec_core.errors import InputError
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.model import Model
@@ -99,3 +101,20 @@ def test_what_are_no_vectors_is_refused_in_one_line(given: Any, why: str) -> Non
         make_model().encode(given)
     assert why in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_tensor_over_memory_that_is_read_only_is_no_copy_and_no_warning() -> None:
+    x_ND = np.arange(12, dtype=np.float32).reshape(3, 4)
+    x_ND.flags.writeable = False
+    torch.set_warn_always(True)  # else torch warns once a process, perhaps in an earlier test
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found, empty, copied = tensor_over(x_ND[:, ::2]), tensor_over(x_ND[:0]), tensor_over(x_ND.copy())
+    finally:
+        torch.set_warn_always(False)
+    assert found.data_ptr() == x_ND.ctypes.data and found.tolist() == x_ND[:, ::2].tolist()
+    assert empty.shape == (0, 4)
+    # the tensor holds the memory, which would else be others' by now
+    others = [np.zeros_like(x_ND) for _ in range(100)]
+    assert copied.tolist() == x_ND.tolist() and len(others) == 100

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from smec_core.evaluation.gate import CHALLENGER, CHAMPION, OLD_DOCUMENTS, GateSettings, judge
+from smec_core.evaluation.gate import ANCHOR, CHALLENGER, CHAMPION, OLD_DOCUMENTS, GateSettings, judge
 
 DIMS = (8, 4)
 QUERIES = 200
@@ -93,3 +93,23 @@ def test_a_loss_on_unseen_queries_alone_keeps_a_challenger_out() -> None:
     # too few to decide by
     assert judge(found, GateSettings(min_queries=60), ~unseen_Q).holds
     assert set(judge(found, GateSettings(min_queries=60), ~unseen_Q).as_json()) >= {"seen", "queries"}
+
+
+def test_losses_that_the_champion_does_not_notice_add_up_against_the_anchor() -> None:
+    """Each challenger loses .006 at the smallest dim, which max_loss allows, and gains as much at the largest."""
+    settings = GateSettings(significance=1)
+    first = scores({CHALLENGER: 0.5})[CHALLENGER]
+    champion = first
+    for number in range(1, 4):
+        step = {max(DIMS): 0.007, min(DIMS): -0.006}
+        challenger = {dim: value_Q + step.get(dim, 0) for dim, value_Q in champion.items()}
+        baselines = {name: {dim: value_Q - 0.1 for dim, value_Q in first.items()} for name in ("truncation", "pca")}
+        found = {CHALLENGER: challenger, CHAMPION: champion, **baselines}
+        assert judge(found, settings).holds
+        verdict = judge({**found, ANCHOR: first}, settings)
+        assert verdict.holds == (number == 1)
+        if not verdict.holds:
+            assert verdict.problems == [
+                f"{min(DIMS)} dims lose {0.006 * number:.4f} against anchor, gate.max_loss is 0.01"
+            ]
+        champion = challenger

@@ -12,9 +12,9 @@ from smec_core.data.dataset import Dataset
 from smec_core.distributed.resident import Node, ResidentRows
 from smec_core.model.model import Model
 from smec_core.training.context import TrainingData
-from smec_core.training.local import load_training_data
 from smec_core.training.plan import plan_training
 from smec_core.training.rehearsal import SampledRows, rehearse
+from smec_core.training.scanned import load_training_data
 from smec_core.training.schedule import TrainingShape
 from smec_core.training.tracker import NullTracker
 from smec_core.training.trainer import train

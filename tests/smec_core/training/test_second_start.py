@@ -14,7 +14,7 @@ from smec_core.model.adapter import fold
 from smec_core.training import second_start
 from smec_core.training.checkpoint import Checkpoint
 from smec_core.training.context import TrainingData
-from smec_core.training.local import load_training_data
+from smec_core.training.scanned import load_training_data
 from smec_core.training.trained import Trained
 from smec_core.training.trainer import Hooks, train
 from tests.smec_core.generated import Records

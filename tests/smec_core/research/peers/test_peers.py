@@ -20,7 +20,7 @@ from smec_core.research.peers.matryoshka_adaptor import MatryoshkaAdaptor
 from smec_core.research.peers.peer import FewLabels, Fitted, Peer, Smec, score
 from smec_core.research.peers.search_adaptor import SearchAdaptor
 from smec_core.training.context import TrainingData
-from smec_core.training.local import load_training_data
+from smec_core.training.scanned import load_training_data
 from tests.smec_core.generated import Generated, generate, ndcg_of, resident
 
 CONFIG = TrainConfig.model_validate(

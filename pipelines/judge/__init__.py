@@ -1,0 +1,1 @@
+"""Makes judgements of a click log: `smec judge`."""

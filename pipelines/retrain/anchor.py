@@ -1,0 +1,53 @@
+"""The anchor: the best release so far, with which each challenger is compared beside the champion.
+
+Each champion is compared with the one before only, so losses that are small enough for the gate would add up, and
+judgements that become a little worse each time would never be seen to. The anchor stays until another release is better
+by the same measure: today's gate queries, and those that the anchor itself was promoted by.
+"""
+
+from pipelines.retrain.drift import known_queries
+from pipelines.retrain.ledger import Ledger, QueryScores, Release
+from pipelines.retrain.settings import RetrainSettings
+from smec_core.errors import InputError
+from smec_core.evaluation import gate
+
+
+def find_anchor(ledger: Ledger, settings: RetrainSettings) -> Release | None:
+    """The release of the anchor; None before the first release.
+
+    Raises:
+        InputError: `gate.anchor` names no release.
+    """
+    releases = ledger.releases()
+    anchor, since = releases.anchored, settings.gate.anchor
+    if anchor is None or since is None:
+        return anchor
+    # also one that is kept no more, or whose vectors were made again under another name
+    decided = [ledger.cycle(number)["release"] for number in ledger.numbers()]
+    all_releases = [*(Release(**one) for one in decided if one is not None), *releases.releases]
+    here = [one for one in all_releases if (one.output, one.version) == (settings.publish.place, since)]
+    if not here:
+        kept = ", ".join(one.version for one in releases.releases)
+        raise InputError(f"gate.anchor: no release has version {since}; those that are kept: {kept}")
+    first = here[-1].trained_in
+    if anchor.trained_in >= first:
+        return anchor
+    later = [one for one in releases.releases if one.trained_in == first]
+    return later[-1] if later else releases.champion
+
+
+def beats(ledger: Ledger, anchor: Release, scores: gate.Scores, reached: QueryScores) -> bool:
+    """Whether a challenger that has passed the gate is the anchor from now on.
+
+    Args:
+        ledger: of the series.
+        anchor: until now.
+        scores: nDCG@10 of each gate query, by system and dim.
+        reached: that of the challenger, by the query's id.
+    """
+    challenger, other = scores[gate.CHALLENGER], scores.get(gate.ANCHOR, scores[gate.CHAMPION])
+    # at every dim: one that always loses a little would be carried along by the others
+    loses_nowhere = all(challenger[dim].mean() >= other[dim].mean() for dim in challenger)
+    # where the judgements have become worse, no model reaches on them what the anchor once has
+    record = known_queries(ledger, anchor, reached)
+    return loses_nowhere and (record is None or record["now"] >= record["then"])

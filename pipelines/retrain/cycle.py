@@ -1,0 +1,343 @@
+"""A cycle of a series: what is known when it starts, and its steps, from the data to the decision."""
+
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipelines.compress import CompressSettings, compress
+from pipelines.console import say, warn
+from pipelines.data.source import scan_data
+from pipelines.retrain.anchor import beats, find_anchor
+from pipelines.retrain.damage import Damage
+from pipelines.retrain.drift import by_query, check_data, drift_since, encoder_of, known_queries, problem_of_known
+from pipelines.retrain.ledger import Release
+from pipelines.retrain.releases import NOTHING_NEW, PROMOTED, REFUSED, REPAIRED, UNCHANGED, ReleaseManager
+from pipelines.runtime.cluster import threads_of
+from pipelines.runtime.evaluation import on_cluster
+from pipelines.storage.publish import checksum_of_version
+from pipelines.storage.run_folder import RunFolder, digest
+from pipelines.tracking.files import metric
+from pipelines.train import Training, TrainingSettings
+from smec_core.data.dataset import HELD_OUT, Dataset, dataset_stamp
+from smec_core.data.seen import joined
+from smec_core.data.uri import join_uri, public_uri
+from smec_core.errors import SmecError
+from smec_core.evaluation import gate
+from smec_core.evaluation.corpus_search import Encode, JudgedSearch, Sides, search_judged
+from smec_core.evaluation.drift import Reference
+from smec_core.evaluation.evaluate import baseline_encoders
+from smec_core.model.files import load
+from smec_core.model.model import Model
+from smec_core.temporary import temporary_folder
+from smec_core.training.scanned import ScannedData
+from smec_core.training.schedule import prefix_dims
+
+
+class _Released(NamedTuple):
+    """A release and its model."""
+
+    release: Release
+    model: Model
+
+
+class Cycle:
+    """One cycle of a series: what is known when it starts, and its steps."""
+
+    def __init__(self, manager: ReleaseManager) -> None:
+        self.settings, self.ledger, self.lease = manager.settings, manager.ledger, manager.lease
+        self.registry = manager.registry
+        self.identity, self.stamp = digest(self.settings.identity()), dataset_stamp(self.settings.data)
+        self.started = time.monotonic()
+
+    @cached_property
+    def last(self) -> dict[str, Any] | None:
+        """The last decision, once the records are known to be whole."""
+        return self.ledger.last_cycle()
+
+    @property
+    def number(self) -> int:
+        """That of this cycle."""
+        return 1 if self.last is None else self.last["cycle"] + 1
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The data as they are, opened when they are first needed."""
+        settings = self.settings
+        return Dataset.open(settings.data, exclude_self=settings.train.exclude_self, columns=settings.columns)
+
+    @cached_property
+    def learnt(self) -> Dataset:
+        """The same without the gate queries, which are a split of their own."""
+        return self.dataset.holding_out(self.settings.gate.fraction)
+
+    @cached_property
+    def scanned(self) -> ScannedData:
+        """The rows to learn from, read when they are first needed."""
+        say(f"{self.settings.name}, cycle {self.number}: reading {self.dataset.corpus.rows:,} documents")
+        return scan_data(self.learnt, self.settings.train.method(), self.settings.train, self.settings.storage)
+
+    @cached_property
+    def champion(self) -> _Released | None:
+        """What is in force; None before the first release."""
+        release = self.ledger.releases().champion
+        return None if release is None else _Released(release, load(self._run_folder(release).model_uri))
+
+    @cached_property
+    def anchor(self) -> _Released | None:
+        """The best so far, which the challenger is compared with, too: the champion itself where that is the best."""
+        release, champion = find_anchor(self.ledger, self.settings), self.champion
+        if release is None or champion is None or release.fingerprint == champion.release.fingerprint:
+            return champion
+        return _Released(release, load(self._run_folder(release).model_uri))
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the data."""
+        self.scanned  # noqa: B018 it has the fingerprint
+        return self.learnt.fingerprint
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The prefixes that the gate looks at."""
+        return prefix_dims(self.dataset.dim, self.settings.train.dims)
+
+    def unless_nothing_new(self, repaired: list[Damage], was_cut_short: bool) -> dict[str, Any] | None:
+        """A record that says so, where neither data nor settings are new since the last decision.
+
+        Args:
+            repaired: what was damaged when this process started.
+            was_cut_short: whether the last decision came into force only now: nobody has heard of it yet.
+        """
+        last = self.last
+        if last is None or last["identity"] != self.identity:
+            return None
+        if last["stamp"] != self.stamp:
+            self._refuse_in_vain()
+            if last["data"] != self.fingerprint:
+                return None
+        known = f"{self.settings.name}: data and settings are those of cycle {last['cycle']} ({last['reason']})"
+        if was_cut_short:
+            say(f"{known}, whose release was not in force yet")
+            return last
+        say(f"{known}; {f'repaired: {len(repaired)}' if repaired else 'there is nothing to do'}")
+        return {**last, "outcome": REPAIRED if repaired else NOTHING_NEW}
+
+    def decide(self) -> dict[str, Any]:
+        """Reads, trains and compares; writes the decision, with all that it needs.
+
+        Returns:
+            The cycle's record.
+        """
+        # an anchor that is named and not there is refused here, before anything is trained
+        settings, champion, _ = self.settings, self.champion, self.anchor
+        self._refuse_in_vain()
+        dataset = self.learnt
+        reference, encoder = Reference.of(dataset.corpus.rows, self.scanned.docs), encoder_of(settings.data)
+        drift = None
+        if champion is not None:
+            drift = drift_since(self.ledger, champion.release, settings.data, encoder, reference)
+        run_folder, challenger, scores = self._train(reference)
+        record: dict[str, Any] = {
+            "cycle": self.number,
+            "identity": self.identity,
+            "stamp": self.stamp,
+            "data": self.fingerprint,
+            "encoder": encoder,
+            "gate_fraction": settings.gate.fraction,
+            "champion": None if champion is None else champion.release.fingerprint,
+            "drift": None if drift is None else asdict(drift),
+            "anchor": None if self.anchor is None else self.anchor.release.trained_in,
+            "known_queries": None,
+            "run": run_folder.name,
+            "challenger": challenger.fingerprint,
+        }
+        if (problem := self._look_at_known(record, scores)) is not None:
+            return self._close(record, REFUSED, problem, None)
+        return self._challenge(record, run_folder, challenger, reference, scores)
+
+    def _look_at_known(self, record: dict[str, Any], scores: gate.Scores) -> str | None:
+        """Compares what champion and anchor reach now with what they reached; why the data are refused, if so."""
+        champion, anchor, max_drop = self.champion, self.anchor, self.settings.gate.max_drop
+        if champion is None or anchor is None:
+            return None
+        known = known_queries(self.ledger, champion.release, by_query(self.learnt, scores[gate.CHAMPION]))
+        record["known_queries"] = known
+        if known is None:
+            warn("no gate query is one that the champion was promoted by: whether judgements still fit is not known")
+        elif known["fresh_queries"]:
+            fresh = f"{known['fresh']:.4f} nDCG@10 on {known['fresh_queries']} fresh gate queries"
+            say(f"the champion reaches {fresh}")
+        problem = problem_of_known("the champion", known, max_drop)
+        if problem or gate.ANCHOR not in scores:
+            return problem
+        known = known_queries(self.ledger, anchor.release, by_query(self.learnt, scores[gate.ANCHOR]))
+        record["anchor_known_queries"] = known
+        problem = problem_of_known(f"the anchor, {anchor.release.version},", known, max_drop)
+        return problem and f"{problem}; if they are right, set gate.anchor to {champion.release.version}"
+
+    def _refuse_in_vain(self) -> None:
+        champion = None
+        if self.champion is not None:
+            fraction = self.ledger.cycle(self.champion.release.trained_in)["gate_fraction"]
+            champion = self.champion.model.dims, fraction
+        check_data(self.settings, self.learnt, self.dims, champion)
+
+    def _challenge(
+        self,
+        record: dict[str, Any],
+        run_folder: RunFolder,
+        challenger: Model,
+        reference: Reference,
+        scores: dict[str, dict[int, np.ndarray]],
+    ) -> dict[str, Any]:
+        """The gate, and what follows from it."""
+        dataset, champion = self.learnt, self.champion
+        if champion is not None and challenger.fingerprint == champion.release.fingerprint:
+            reason = "unchanged: the new data give the champion again"
+            return self._close(record, UNCHANGED, reason, self._refresh(reason))
+        if challenger.fingerprint in self.ledger.releases().withdrawn:
+            reason = "REFUSED: it is the very model that was rolled back from"
+            return self._close(record, REFUSED, reason, self._refresh(reason))
+        tags = {"smec.data_fingerprint": record["data"], "smec.cycle": str(self.number)}
+        registry_version = self.registry.register(run_folder, challenger.fingerprint, tags)
+        self.registry.challenge(registry_version)
+        say(f"{self.settings.name} version {registry_version} in MLflow's registry is the challenger")
+        verdict = gate.judge(scores, self.settings.gate, self._seen_queries(dataset, challenger))
+        record |= {"gate": verdict.as_json(), "registry_version": registry_version}
+        figures = [metric(f"gate/{name}", mean, dim) for name, dim, mean in verdict.figures()]
+        drift = record["drift"] or {}
+        figures += [metric(f"drift/{name}", value) for name, value in drift.items() if value is not None]
+        self.registry.note(registry_version, {"smec.gate": verdict.reason}, figures)
+        if not verdict.holds:
+            return self._close(record, REFUSED, verdict.reason, self._refresh(verdict.reason))
+        say(f"gate {verdict.reason}")
+        reached = by_query(dataset, scores[gate.CHALLENGER])
+        if self.anchor is None or beats(self.ledger, self.anchor.release, scores, reached):
+            record["anchor"] = self.number
+        self.ledger.keep_reference(self.number, reference, reached)
+        version = self.compress(run_folder)
+        release = Release(
+            cycle=self.number,
+            trained_in=self.number,
+            run=run_folder.name,
+            fingerprint=challenger.fingerprint,
+            registry_version=registry_version,
+            output=self.settings.publish.place,
+            version=version,
+            reason=verdict.reason,
+            created=_now(),
+            manifest=checksum_of_version(self.settings.publish.output, version),
+        )
+        return self._close(record, PROMOTED, verdict.reason, release)
+
+    def _seen_queries(self, dataset: Dataset, challenger: Model) -> np.ndarray | None:
+        """Whether any compared model has learnt from a relevant document of each gate query; None: not known."""
+        others = {one.release.run: one.model.seen for one in (self.champion, self.anchor) if one is not None}
+        seen = joined([challenger.seen, *others.values()])
+        return None if seen is None else seen.seen_queries(dataset.splits[HELD_OUT], dataset.ids[0])
+
+    def _close(self, record: dict[str, Any], outcome: str, reason: str, release: Release | None) -> dict[str, Any]:
+        """Writes the decision. From here on it stands, whatever happens."""
+        record |= {
+            "outcome": outcome,
+            "reason": reason,
+            "release": None if release is None else release._asdict(),
+            "decided": _now(),
+            "seconds": round(time.monotonic() - self.started, 3),
+        }
+        if dataset_stamp(self.settings.data) != self.stamp:
+            raise SmecError(
+                f"{public_uri(self.settings.data)}: changed while it was used; nothing is decided, run again"
+            )
+        self.lease.check()
+        self.ledger.write_cycle(record)
+        return record
+
+    def _gate_search(self, challenger: Model, baselines: dict[str, Encode]) -> JudgedSearch:
+        """Challenger, champion, anchor and baselines, by the gate queries."""
+        champion = self.champion
+        systems = baselines | {gate.CHALLENGER: challenger.encode}
+        if champion is not None:
+            systems[gate.CHAMPION] = champion.model.encode
+        if self.anchor is not None and self.anchor is not champion:
+            systems[gate.ANCHOR] = self.anchor.model.encode
+        sides = {name: Sides.same(encode) for name, encode in systems.items()}
+        if champion is not None and self.settings.train.compatible:
+            sides[gate.OLD_DOCUMENTS] = Sides(queries=challenger.encode, documents=champion.model.encode)
+        return JudgedSearch(self.learnt.splits[HELD_OUT], sides, self.dims)
+
+    def _train(self, reference: Reference) -> tuple[RunFolder, Model, dict[str, dict[int, np.ndarray]]]:
+        """Trains the challenger, or takes the one that an interrupted cycle has trained.
+
+        Returns:
+            Its run, the model, and the nDCG@10 of each gate query by system and dim.
+        """
+        settings = self.settings
+        values = {name: getattr(settings.train, name) for name in type(settings.train).model_fields if name != "start"}
+        if settings.train.start == "warm" and self.champion is not None:
+            values["warm_start"] = self._run_folder(self.champion.release).model_uri
+        else:
+            if settings.train.start == "warm":
+                say(f"{settings.name}: there is no champion yet, so the first model is trained fresh")
+            # nor are there old documents
+            values["compatible"] = 0.0
+        values |= {"data": settings.data, "storage": settings.storage, "hold_out": settings.gate.fraction}
+        searches: list[JudgedSearch] = []
+
+        def beside(model: Model, baselines: dict[str, Encode]) -> list[JudgedSearch]:
+            searches.append(self._gate_search(model, baselines))
+            return searches
+
+        training = Training(TrainingSettings(**values), settings.name, (self.learnt, self.scanned), beside=beside)
+        run_folder = RunFolder(settings.storage, training.name)
+        self.ledger.begin_training(run_folder)
+        with temporary_folder() as scratch:
+            training.finish(run_folder, scratch)
+        challenger = load(run_folder.model_uri)
+        if not searches:
+            # an interrupted cycle has evaluated it, and did not come to compare
+            parts = on_cluster(settings.train.worker_range[0], threads_of(settings.train))
+            search_judged(self.learnt, beside(challenger, baseline_encoders(reference.moment_DD)), parts)
+        return run_folder, challenger, searches[0].scores()
+
+    def _run_folder(self, release: Release) -> RunFolder:
+        return RunFolder(self.settings.storage, release.run)
+
+    def compress(self, run_folder: RunFolder) -> str:
+        """The finished version of the corpus, which is not in force yet."""
+        settings, publish = self.settings, self.settings.publish
+        figures = compress(
+            CompressSettings(
+                model=run_folder.model_uri,
+                input=join_uri(settings.data, "corpus"),
+                columns=settings.columns,
+                output=publish.output,
+                dim=publish.dim,
+                dtype=publish.dtype,
+                gpu="auto" if settings.train.gpu == "wait" else settings.train.gpu,
+            )
+        )
+        version: str = figures["version"]
+        return version
+
+    def _refresh(self, reason: str) -> Release | None:
+        """A release of the champion with the current corpus; None if there is no champion, or nothing to refresh."""
+        if self.champion is None or not self.settings.publish.refresh:
+            return None
+        release, output = self.champion.release, self.settings.publish.place
+        version = self.compress(self._run_folder(release))
+        if (output, version) == (release.output, release.version):
+            return None
+        manifest = checksum_of_version(self.settings.publish.output, version)
+        now, reason = _now(), f"new corpus ({reason})"
+        return release._replace(
+            cycle=self.number, output=output, version=version, reason=reason, created=now, manifest=manifest
+        )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

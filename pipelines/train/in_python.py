@@ -1,0 +1,116 @@
+"""`pipelines.train.fit`: what `smec_core.fit` does, on a Ray cluster."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipelines.console import say
+from pipelines.storage.files import exists, new_file
+from pipelines.storage.model_folder import check_replaceable
+from pipelines.storage.run_folder import check_storage
+from pipelines.train.job import run
+from pipelines.train.settings import TrainSettings
+from smec_core.config import PRESETS
+from smec_core.data.dataset import Dataset
+from smec_core.data.forms import Qrels, Vectors, dataset_of
+from smec_core.data.memory import MemoryDataset
+from smec_core.data.parquet import ROW_GROUP_ROWS
+from smec_core.data.uri import join_uri, open_filesystem, public_uri
+from smec_core.errors import InputError
+from smec_core.layers import merged
+from smec_core.model.files import load
+from smec_core.model.model import Model
+from smec_core.temporary import temporary_folder
+from smec_core.training.fit import plain_dims
+
+
+def fit(
+    corpus: Vectors | str | Path | Dataset,
+    queries: Vectors = None,
+    qrels: Qrels = None,
+    *,
+    dims: Sequence[int] | int | str,
+    out: str | Path,
+    preset: str | None = None,
+    base: Model | str | Path | None = None,
+    warm_start: Model | str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    **settings: Any,
+) -> Model:
+    """Trains on the cluster of RAY_ADDRESS, or on one on this machine, as `smec train` does: it survives kills.
+
+    Args:
+        corpus: as `smec_core.fit` takes it. Arrays and tables are written to `storage` as a dataset, once: all nodes
+            read them there.
+        queries: queries.
+        qrels: judgements.
+        dims: target dims.
+        out: model folder to write.
+        preset: settings under the others.
+        base: model, or its folder or URI, to which smaller dims are added.
+        warm_start: model, or its folder or URI, whose weights the training starts at.
+        columns: names of columns that have others.
+        settings: of `smec train`: `workers=4`, `storage="s3://bucket/runs"`, `epochs=5`.
+
+    Returns:
+        The model in `out`.
+
+    Raises:
+        InputError: bad settings or data.
+        SmecError: the training failed.
+
+    Example:
+        >>> model = fit(corpus, queries, qrels, dims=[16, 8], out="model", workers=2)  # doctest: +SKIP
+    """
+    if preset is not None and preset not in PRESETS:
+        raise InputError(f"preset: {preset} is unknown; known: {', '.join(PRESETS)}")
+    with temporary_folder() as made:
+        given: dict[str, Any] = {
+            "dims": plain_dims(dims),
+            "data": "",
+            "out": str(out),
+            "columns": dict(columns or {}),
+            **settings,
+        }
+        for name, model in (("base", base), ("warm_start", warm_start)):
+            if isinstance(model, Model):
+                model.save(made / name)
+                model = made / name
+            given[name] = None if model is None else str(model)
+        layers = [("the preset", PRESETS[preset] if preset else {}), ("fit", given)]
+
+        def checked() -> TrainSettings:
+            return merged(TrainSettings, layers, lambda key: f"give {key}=")
+
+        asked = checked()
+        if asked.dry_run:
+            raise InputError("dry_run: makes no model; use smec train --dry-run")
+        check_replaceable(Path(out))
+        check_storage(settings.get("storage"))
+        dataset = dataset_of(corpus, queries, qrels, exclude_self=asked.exclude_self, columns=columns)
+        given["data"] = dataset.uri
+        if isinstance(dataset, MemoryDataset):
+            storage = settings.get("storage") or str(Path(out).absolute().parent / ".smec-runs")
+            given |= {"data": _written(dataset, join_uri(storage, f"data-{dataset.fingerprint}")), "columns": {}}
+        run(checked())
+    return load(out)
+
+
+def _written(dataset: MemoryDataset, uri: str) -> str:
+    """Writes a dataset to a folder that is named by its content, so that what is there already is the same."""
+    filesystem, folder = open_filesystem(uri)
+    content = dict(dataset.content)
+    if not content["queries"].num_rows:
+        # a dataset has queries; a training without judgements uses none
+        content["queries"] = content["corpus"].slice(0, 1)
+    for name, table in content.items():
+        path = f"{folder}/{name}.parquet"
+        if not exists(filesystem, path):
+            with new_file(filesystem, path) as sink:
+                pq.write_table(
+                    table, sink, use_dictionary=False, row_group_size=ROW_GROUP_ROWS, write_page_checksum=True
+                )
+    say(f"data: {public_uri(uri)}")
+    return uri

@@ -1,0 +1,1 @@
+"""Relevance judgements from a log of clicks."""

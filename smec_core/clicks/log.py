@@ -1,0 +1,290 @@
+"""Files of a click log: Parquet, CSV with a header, or lines of JSON, read a batch at a time.
+
+What is read here is not checked yet but for the columns of the files; see `rows.py`.
+"""
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.fs as pafs
+from pydantic import Field
+
+from smec_core.config import Settings
+from smec_core.data.columns import ColumnNames, Wanted, judge_schema
+from smec_core.data.folders import asking, listed, not_hidden
+from smec_core.data.table_files import open_rows
+from smec_core.data.table_formats import files_in_force
+from smec_core.data.tables import Table, refuse_data
+from smec_core.data.uri import open_filesystem
+from smec_core.errors import InputError, SmecError, one_line
+
+BATCH_ROWS = 1 << 18
+BLOCK_BYTES = 1 << 24
+IDS = ("query_id", "doc_id")
+OPTIONAL = ("count", "timestamp", "rank", "clicked")
+_LOG_ENDINGS = (".parquet", ".csv", ".jsonl")
+
+
+class ClickColumns(Settings):
+    """What the columns of a click log, and of the dataset beside it, are called."""
+
+    id: str = Field("id", min_length=1)
+    """Of DATA's corpus and queries: the id of a row."""
+    embedding: str = Field("embedding", min_length=1)
+    """Of DATA's corpus and queries: its vector."""
+    query_id: str = Field("query_id", min_length=1)
+    """Of CLICKS: the query."""
+    doc_id: str = Field("doc_id", min_length=1)
+    """Of CLICKS: the document."""
+    count: str = Field("count", min_length=1)
+    """Of CLICKS: how many events a row stands for; one where there is no such column."""
+    timestamp: str = Field("timestamp", min_length=1)
+    """Of CLICKS: when it was."""
+    rank: str = Field("rank", min_length=1)
+    """Of CLICKS: where the document was shown, from 1."""
+    clicked: str = Field("clicked", min_length=1)
+    """Of CLICKS: 1 where the document was clicked, 0 where it was only shown. All rows are clicks where there is no
+    such column."""
+
+    @property
+    def of_data(self) -> ColumnNames:
+        """Those of the dataset."""
+        return ColumnNames(id=self.id, embedding=self.embedding)
+
+
+class RawRows(NamedTuple):
+    """Consecutive rows of a file as they are stored.
+
+    Attributes:
+        path: the file.
+        unit: what its rows are called: row, from 0, or line, from 1.
+        row: number of the first.
+        is_text: whether the values are text, as in CSV and JSON, and not of the types that Parquet has.
+        columns: those of IDS and OPTIONAL that are wanted, by these names.
+    """
+
+    path: str
+    unit: str
+    row: int
+    is_text: bool
+    columns: dict[str, pa.Array]
+
+
+class ClickLog:
+    """A click log that was found.
+
+    Attributes:
+        paths: its files, sorted.
+        present: the columns of OPTIONAL that it has.
+    """
+
+    def __init__(self, uri: str, names: ClickColumns) -> None:
+        """Finds the files and judges the columns of each; no row is read.
+
+        Raises:
+            InputError: nothing there, files of several kinds, columns that are missing, or differ between the files.
+        """
+        self.filesystem, root = open_filesystem(uri.rstrip("/"))
+        self.names = names
+        self.form, self.paths = find_log(self.filesystem, root)
+        self._schemas = {path: self._schema(path) for path in self.paths}
+        found = {path: self._present(path, schema) for path, schema in self._schemas.items()}
+        first = self.paths[0]
+        self.present = found[first]
+        for path, present in found.items():
+            if odd := sorted(set(present) ^ set(self.present)):
+                has, lacks = (path, first) if odd[0] in present else (first, path)
+                raise InputError(
+                    f"{lacks}: column {getattr(names, odd[0])} is missing, but {has} has it; give all files of a log "
+                    "the same columns"
+                )
+
+    def kind_of(self, name: str) -> str:
+        """The type of a column in the first file, where files have types."""
+        return str(self._schemas[self.paths[0]].field(getattr(self.names, name)).type)
+
+    def batches(self, wanted: Sequence[str]) -> Iterator[RawRows]:
+        """All rows, file by file.
+
+        Args:
+            wanted: the columns to read, of IDS and OPTIONAL.
+
+        Raises:
+            InputError: a file that cannot be read, or a malformed line.
+        """
+        stored = {name: str(getattr(self.names, name)) for name in wanted}
+        read = {".parquet": self._read_parquet, ".csv": self._read_csv, ".jsonl": self._read_lines}[self.form]
+        for path in self.paths:
+            with _reading(path):
+                yield from read(path, stored)
+
+    def _schema(self, path: str) -> pa.Schema:
+        with _reading(path):
+            if self.form == ".parquet":
+                with open_rows(self.filesystem, path) as opened:
+                    return opened.schema
+            if self.form == ".csv":
+                with self.filesystem.open_input_stream(path) as stream:
+                    names = pacsv.open_csv(stream, pacsv.ReadOptions(use_threads=False)).schema.names
+                return pa.schema([(name, pa.string()) for name in names])
+            with self.filesystem.open_input_stream(path) as stream:
+                first = next((_parsed(path, *line) for line in _lines(stream)), {})
+            return pa.schema([(name, pa.string()) for name in first])
+        raise AssertionError
+
+    def _present(self, path: str, schema: pa.Schema) -> list[str]:
+        """Optional columns of a file; whoever gives a column's name expects it to be there."""
+        wanted = {name: Wanted((getattr(self.names, name),), "id") for name in IDS}
+        judge_schema(path, schema, wanted)
+        for name in sorted(self.names.model_fields_set & set(OPTIONAL)):
+            if getattr(self.names, name) not in schema.names:
+                holds = ", ".join(schema.names)
+                raise InputError(
+                    f"{path}: column {getattr(self.names, name)} (columns.{name}) is missing; it holds {holds}"
+                )
+        return [name for name in OPTIONAL if getattr(self.names, name) in schema.names]
+
+    def _read_parquet(self, path: str, stored: dict[str, str]) -> Iterator[RawRows]:
+        with open_rows(self.filesystem, path) as opened:
+            for row, batch in opened.batches(list(stored.values()), BATCH_ROWS):
+                yield RawRows(path, "row", row, False, {name: batch[column] for name, column in stored.items()})
+
+    def _read_csv(self, path: str, stored: dict[str, str]) -> Iterator[RawRows]:
+        columns, row = list(stored.values()), 0
+        convert = pacsv.ConvertOptions(
+            column_types=dict.fromkeys(columns, pa.string()), include_columns=columns, strings_can_be_null=False
+        )
+        # one thread: with several, errors do not name the row
+        options = pacsv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES)
+        with self.filesystem.open_input_stream(path) as stream:
+            for batch in pacsv.open_csv(stream, options, convert_options=convert):
+                yield RawRows(path, "row", row, True, {name: batch[column] for name, column in stored.items()})
+                row += len(batch)
+
+    def _read_lines(self, path: str, stored: dict[str, str]) -> Iterator[RawRows]:
+        kinds: dict[str, type] = {}
+        absent = [str(getattr(self.names, name)) for name in OPTIONAL if name not in self.present]
+        with self.filesystem.open_input_stream(path) as stream:
+            held: list[dict[str, Any]] = []
+            first = 1
+            for number, raw in _lines(stream):
+                if len(held) == BATCH_ROWS // 4:
+                    yield _as_text(path, first, held, stored, kinds)
+                    held, first = [], number
+                held.append(_parsed(path, number, raw))
+                if odd := next((column for column in absent if column in held[-1]), None):
+                    raise InputError(
+                        f"{path}: line {number}: has {odd}, which line 1 has not; give all lines the same keys"
+                    )
+            yield _as_text(path, first, held, stored, kinds)
+
+
+def find_log(filesystem: pafs.FileSystem, path: str) -> Table:
+    """The files of a log: of the folder `path`, or that file; all Parquet, all CSV or all lines of JSON.
+
+    Returns:
+        Its form is the ending: .parquet, .csv or .jsonl; of text files also those that end in .gz.
+
+    Raises:
+        InputError: nothing there, files of several kinds, or data that would not be read.
+    """
+    with asking(path):
+        info = filesystem.get_file_info(path)
+    forms = ", ".join(_LOG_ENDINGS)
+    if info.type == pafs.FileType.File:
+        if not (ending := _log_ending(path)):
+            raise InputError(f"{path}: is no file of a log; its name has to end in one of {forms}")
+        return Table(ending, [path])
+    infos = listed(filesystem, path)
+    subfolders = {one.base_name for one in infos if one.type == pafs.FileType.Directory}
+    with asking(path):
+        if (in_force := files_in_force(filesystem, path, subfolders)) is not None:
+            return Table(".parquet", in_force)
+    found: dict[str, list[str]] = {}
+    for one in not_hidden(infos):
+        if one.type == pafs.FileType.File and (ending := _log_ending(one.base_name)):
+            found.setdefault(ending, []).append(one.path)
+        else:
+            refuse_data(filesystem, one, f"would not be read; files of a log end in one of {forms}")
+    if not found:
+        raise InputError(f"{path}: no file of a log there; expected a file, or a folder of files, that end in {forms}")
+    if len(found) > 1:
+        one, other = (found[ending][0] for ending in sorted(found)[:2])
+        raise InputError(f"{path}: holds {one} and {other}; leave files of one kind there")
+    [(ending, paths)] = found.items()
+    return Table(ending, sorted(paths))
+
+
+def _log_ending(name: str) -> str | None:
+    """The ending of a log's file, without .gz; None where it is none."""
+    stem = name.removesuffix(".gz")
+    ending = next((ending for ending in _LOG_ENDINGS if stem.endswith(ending)), None)
+    return None if ending == ".parquet" and stem != name else ending
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Turns what readers raise into one line that names the file."""
+    try:
+        yield
+    except SmecError:
+        raise
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise InputError(f"{path}: cannot be read ({one_line(error)}); mend the file, or write it anew") from error
+
+
+def _lines(stream: pa.NativeFile) -> Iterator[tuple[int, bytes]]:
+    """Lines from 1; a blank one ends the file or is refused as no JSON."""
+    yield from enumerate(io.BufferedReader(stream, BLOCK_BYTES), start=1)
+
+
+def _parsed(path: str, number: int, raw: bytes) -> dict[str, Any]:
+    try:
+        entry = json.loads(raw)
+    except ValueError as error:
+        raise InputError(f"{path}: line {number}: is not JSON ({one_line(error)}); mend or remove it") from None
+    if not isinstance(entry, dict):
+        raise InputError(f'{path}: line {number}: is no JSON object; write {{"query_id": ..., "doc_id": ...}}')
+    return entry
+
+
+def _as_text(
+    path: str, first: int, held: list[dict[str, Any]], stored: dict[str, str], kinds: dict[str, type]
+) -> RawRows:
+    """Values of lines as text; `kinds` has the type of the ids of the lines before.
+
+    Raises:
+        InputError: an id of another type than those before it, or a value that is no plain one.
+    """
+    columns = {}
+    for name, column in stored.items():
+        values: list[str | None] = []
+        for place, entry in enumerate(held):
+            value = entry.get(column)
+            if isinstance(value, dict | list) or (name in IDS and isinstance(value, float | bool)):
+                must_be = "a string or a whole number" if name in IDS else "a number or text"
+                raise InputError(f"{path}: line {first + place}, column {column}: {value!r} is not {must_be}")
+            if name in IDS and value is not None and kinds.setdefault(name, type(value)) is not type(value):
+                raise InputError(
+                    f"{path}: line {first + place}, column {column}: {value!r} is {_called(type(value))}, but "
+                    "ids before "
+                    f"it are {_called(kinds[name])}s; write all ids of a column the same way"
+                )
+            values.append(str(value).lower() if isinstance(value, bool) else None if value is None else str(value))
+        try:
+            columns[name] = pa.array(values, pa.string())
+        except UnicodeEncodeError:
+            raise InputError(
+                f"{path}: column {column}: half of a surrogate pair, which is no text, in lines {first} to "
+                f"{first + len(held) - 1}; mend or remove it"
+            ) from None
+    return RawRows(path, "line", first, True, columns)
+
+
+def _called(kind: type) -> str:
+    return "string" if kind is str else "whole number"
