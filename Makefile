@@ -49,7 +49,7 @@ quickstart: $(READY)
 	$(BIN)/smec evaluate --data $(OUT)/data --model $(OUT)/model --baselines --json $(OUT)/evaluation.json
 	@echo "report: $(OUT)/report.html   compressed corpus: $(OUT)/compressed   figures: $(OUT)/evaluation.json"
 
-# The picture in README.md, from the last quickstart.
+# The picture in docs/index.md, from the last quickstart.
 picture: $(READY)
 	mkdir -p docs
 	$(BIN)/python -c "import json; from pipelines.tracking.plots import quality_picture; \

@@ -85,7 +85,7 @@ def _explain(error: Exception, where: str) -> str:
     mark = getattr(error, "problem_mark", None)
     if not isinstance(error, yaml.MarkedYAMLError) or mark is None:
         return f"{where}: not valid YAML ({' '.join(str(error).split())})"
-    return f"{where}:{mark.line + 1}: not valid YAML, {error.problem}: {_line(mark)}"
+    return f"{where}:{mark.line + 1}: not valid YAML, {error.problem}, in: {_line(mark)}"
 
 
 def _line(mark: yaml.Mark) -> str:

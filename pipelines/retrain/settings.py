@@ -58,7 +58,7 @@ class RetrainSettings(Settings):
     With --compatible the challenger starts at the champion's weights and learns to find its documents, too: an index
     can be refreshed bit by bit. The gate then asks for that as well.
 
-    Sections are written as such, or with dots: --set gate.min_gain=0.01. README.md has an example.
+    Sections are written as such, or with dots: --set gate.min_gain=0.01. docs/operations.md has an example.
 
     Example: smec retrain --config retrain.yaml
 

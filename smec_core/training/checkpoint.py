@@ -19,9 +19,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from smec_core.errors import InputError
 from smec_core.training.memory import MemoryShard
 
 STAGE_FILE = "stage.safetensors"
+FORMER_LINEAR = "free"
+"""What earlier versions called a linear map, in its checkpoints, too."""
 
 Tree = dict[str, Any]
 """Numbers, strings, None, tensors, and lists and dicts of them."""
@@ -68,11 +71,13 @@ class Checkpoint:
         progress: where it stands; None on other ranks than the first.
         stage: state of the stage in training; None on other ranks than the first, and between stages.
         memory: shards of the memory, of the writing rank or of all.
+        former: states by kind of projection instead, of which earlier versions tried several in a stage.
     """
 
     progress: Progress | None
     stage: Tree | None
     memory: list[MemoryShard]
+    former: dict[str, Tree] = field(default_factory=dict)
 
     def write(self, folder: Path, rank: int) -> None:
         """Writes the part of one rank into the folder that all ranks write to."""
@@ -87,8 +92,44 @@ class Checkpoint:
     def read(cls, folder: Path) -> "Checkpoint":
         """Reads what all ranks wrote."""
         shards = [MemoryShard(**read_tree(path)) for path in sorted(folder.glob("memory-*.safetensors"))]
+        progress = read_tree(folder / "progress.safetensors")
+        former = _of_former(progress, folder)
         stage = read_tree(folder / STAGE_FILE) if (folder / STAGE_FILE).exists() else None
-        return cls(Progress(**read_tree(folder / "progress.safetensors")), stage, shards)
+        return cls(Progress(**progress), stage, shards, former)
+
+    @property
+    def is_within(self) -> bool:
+        """Whether it was made within a stage, not between two."""
+        return self.stage is not None or bool(self.former)
+
+    def stage_of(self, projection: str) -> Tree:
+        """State of the stage in training, which has this kind of projection.
+
+        Raises:
+            InputError: an earlier version made it, and was not training that kind.
+        """
+        if self.stage is not None:
+            return self.stage
+        if projection not in self.former:
+            raise InputError(
+                f"checkpoint: an earlier version of smec made it, with {' and '.join(self.former)} in training, where "
+                f"this one trains a {projection}; take another name for a new run, or end this one with that version"
+            )
+        return self.former[projection]
+
+
+def _of_former(progress: Tree, folder: Path) -> dict[str, Tree]:
+    """Makes today's progress of one of an earlier version; gives what that keeps of the stage in training, by kind."""
+    # the plan says it now
+    progress.pop("epochs", None)
+    for outcomes in progress["passes"].values():
+        for outcome in outcomes:
+            outcome.update(outcome.pop("tried", {}).get(outcome["stage"]["projection"], {}))
+    guards, states = progress.pop("guards", {}), {}
+    for path in folder.glob("candidate-*.safetensors"):
+        kind = path.stem.removeprefix("candidate-").replace(FORMER_LINEAR, "linear")
+        states[kind] = read_tree(path) | guards[kind]
+    return states
 
 
 class Checkpoints(Protocol):
@@ -130,7 +171,7 @@ def read_tree(path: Path) -> Tree:
                 return node
             return file.get_tensor(node["tensor"]) if "tensor" in node else {k: fill(v) for k, v in node["dict"]}
 
-        tree: Tree = fill(json.loads(file.metadata()["tree"]))
+        tree: Tree = fill(json.loads(file.metadata()["tree"].replace(f'"{FORMER_LINEAR}"', '"linear"')))
     return tree
 
 

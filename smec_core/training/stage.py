@@ -106,10 +106,10 @@ class StageTraining:
         return orders.rotation(self.order)
 
     def _restore(self, resumed: Checkpoint) -> None:
-        assert resumed.progress is not None and resumed.stage is not None
+        assert resumed.progress is not None
         self.epoch, self.batch = resumed.progress.epoch, resumed.progress.batch
         self.order = ClosedForm(**resumed.progress.order) if resumed.progress.order else None
-        self.learner.restore(resumed.stage)
+        self.learner.restore(resumed.stage_of(self.plan.projection))
         self.memory.restore(resumed.memory, self.context.x_docs)
 
     def run(self) -> None:

@@ -288,7 +288,7 @@ class _Training:
             # what the stage before left is a checkpoint even where this stage takes long to begin
             if progress is None and context.step:
                 checkpointing.save(None, context.group.rank)
-        within = resumed if resumed is not None and resumed.stage is not None else None
+        within = resumed if resumed is not None and resumed.is_within else None
         stage = StageTraining(context, plan, y_docs, y_queries, callbacks, self.warm_start, within)
         stage.run()
         kept, guard, seconds = stage.learner.best, stage.learner.guard, before + time.perf_counter() - started

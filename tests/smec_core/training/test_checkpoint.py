@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from smec_core.errors import InputError
 from smec_core.model.adapter import fold
-from smec_core.training.checkpoint import Checkpoint, Tree, read_tree, write_tree
+from smec_core.training.checkpoint import STAGE_FILE, Checkpoint, Tree, read_tree, write_tree
 from smec_core.training.trained import Trained
 from tests.smec_core.interrupted import DIM, Case, Ended, alone, assert_same, checkpoint_at, run_case
 from tests.smec_core.ranks import Ranks
@@ -140,9 +141,54 @@ def check_killed_everywhere(run: Callable[..., Ended], case: Case, root: Path) -
 def place_of(checkpoint: Checkpoint, epoch_steps: int) -> tuple[str, int, str]:
     progress = checkpoint.progress
     assert progress is not None
-    if checkpoint.stage is None:
+    if not checkpoint.is_within:
         return progress.pass_name, progress.stage, "before"
     return progress.pass_name, progress.stage, "end of epoch" if progress.batch == epoch_steps else "within epoch"
+
+
+def test_a_checkpoint_of_the_first_edition_is_read(tmp_path: Path) -> None:
+    """It calls a linear map `free`, and keeps the most epochs of a stage, which the plan says now."""
+    stage = {"dim": 2, "projection": "free", "tensors": {"weight": torch.eye(2)}}
+    outcome = {"d_in": 2, "stage": stage, "tried": {"free": {"epochs": 1}}, "seconds": 1.0}
+    counts = dict.fromkeys(("stage", "epoch", "batch", "step", "rows", "seconds", "stage_seconds", "epochs"), 1)
+    names = {"pass_name": "first", "dev_scores": {}, "passes": {"first": [outcome]}, "guards": {"free": {}}}
+    write_tree(tmp_path / "progress.safetensors", counts | names)
+    write_tree(tmp_path / "candidate-free.safetensors", {"stage": {}})
+    found = Checkpoint.read(tmp_path)
+    assert found.progress is not None
+    assert found.is_within
+    assert found.stage_of("linear") == {"stage": {}}
+    [kept] = found.progress.passes["first"]
+    assert kept["stage"]["projection"] == "linear"
+    assert kept["epochs"] == 1
+    with pytest.raises(InputError, match="an earlier version of smec made it, with linear in training, where this one"):
+        found.stage_of("rotation")
+
+
+def as_two_kinds(folder: Path) -> None:
+    """Makes of a checkpoint what earlier versions wrote where they tried two kinds at once."""
+    progress, path = read_tree(folder / "progress.safetensors"), folder / STAGE_FILE
+    for outcome in (outcome for outcomes in progress["passes"].values() for outcome in outcomes):
+        kept = {name: outcome.pop(name) for name in ("epochs", "dev_score", "scores")}
+        outcome["tried"] = {"other": kept | {"epochs": -1}, outcome["stage"]["projection"]: kept}
+    progress["guards"] = {}
+    if path.exists():
+        state = read_tree(path)
+        path.unlink()
+        kind = "rotation" if progress["stage"] else "linear"
+        kept = {name: state.pop(name) for name in ("guard", "best")}
+        progress["guards"] = {kind: kept, "other": {}}
+        for name, tree in {kind: state, "other": {"stage": {}}}.items():
+            write_tree(folder / f"candidate-{name}.safetensors", tree)
+    write_tree(folder / "progress.safetensors", progress)
+
+
+def test_a_training_goes_on_from_checkpoints_of_two_kinds(ranks: Ranks, tmp_path: Path) -> None:
+    case = CASES["pca"]
+    whole = alone(ranks, case, str(tmp_path))
+    for number in range(len(whole.records_before)):
+        as_two_kinds(tmp_path / str(number))
+        assert_same(alone(ranks, case, str(tmp_path), number), whole)
 
 
 def test_what_is_no_better_than_its_start_gives_the_start(ranks: Ranks, tmp_path: Path) -> None:
