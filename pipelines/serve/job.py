@@ -44,7 +44,7 @@ HEALTH_SECONDS = 2
 SURGE_PERCENT = 25
 
 
-class _Terminated(BaseException):
+class _Terminated(KeyboardInterrupt):
     """SIGTERM has come."""
 
 
@@ -115,7 +115,6 @@ def run(settings: ServeSettings) -> dict[str, Any]:
         say(f"serving at {_url(settings.host or HOST, settings.port or PORT, settings.route)}; Ctrl-C ends it")
         _watch(settings.name, front)
     except _Terminated:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         say("terminated: answering what is under way, then ending")
         if front is not None:
             front.drain(settings.drain_seconds)
@@ -256,4 +255,6 @@ def _watch(name: str, front: "Front") -> NoReturn:
 
 
 def _terminate(*unused: object) -> NoReturn:
+    # the next one is to cut nothing short
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise _Terminated
