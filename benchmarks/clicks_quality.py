@@ -46,7 +46,7 @@ def measure(truth: Dataset, model: Model) -> dict[int, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="as benchmarks.clicks has written it")
-    parser.add_argument("--dims", required=True, help="as of smec train")
+    parser.add_argument("--dims", required=True, help="as for smec train")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--on", default="truth,data", help="what to learn from: truth, data, or both")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of smec train")

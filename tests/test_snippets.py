@@ -26,6 +26,7 @@ SKIPPED = {
     r"smec export|import (onnxruntime|faiss)|from sentence_transformers|index =|empty =": "tests/pipelines/export",
     r"import sys\n\nsys.path.insert": "tests/pipelines/export",
     r"mlflow |curl -H": "tests/pipelines/tracking, which has the run's id",
+    r"smec judge": "tests/pipelines/judge: DATA has judgements here",
     r"smec rollback": "tests/pipelines/retrain: it needs two releases",
     r"name: products": "tests/pipelines/retrain: it needs s3://bucket",
     r" +lr: ": "tests/tune_spaces",
@@ -50,7 +51,7 @@ def blocks_of(page: Path) -> list[tuple[str, str]]:
     found = [(match.start(), match[1] or "text", match[2]) for match in FENCE.finditer(text)]
     bare = FENCE.sub(lambda match: "\n" * match[0].count("\n"), text)
     for match in INDENTED.finditer(bare):
-        before = text.count("\n") and bare[: match.start()].count("\n")
+        before = bare[: match.start()].count("\n")
         lines = text.split("\n")[before : before + match[0].count("\n")]
         found.append((len("\n".join(text.split("\n")[:before])), "", "\n".join(line[4:] for line in lines) + "\n"))
     return [(kind, block) for _, kind, block in sorted(found)]

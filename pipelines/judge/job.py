@@ -19,7 +19,7 @@ from smec_core.data.seen import LEAST_QUERIES
 from smec_core.data.table_files import stamp_of, states_of
 from smec_core.data.tables import TABLES, check_names, refuse_draft
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
-from smec_core.errors import SmecError
+from smec_core.errors import DamagedError, SmecError
 
 RECIPE = 1
 """Counts up when the same log and settings give other judgements."""
@@ -58,7 +58,13 @@ def run(settings: JudgeSettings) -> dict[str, Any]:
         "settings": settings.model_dump(mode="json", exclude={"clicks", "data", "replace"}),
         "files": stamp(),
     }
-    if record := folder.made(plan):
+    try:
+        record = folder.made(plan)
+    except DamagedError:
+        if not settings.replace:
+            raise
+        record = None
+    if record:
         figures: dict[str, Any] = record["figures"]
         say(f"nothing to do: {folder.uri} holds the judgements of this log already")
         _tell(settings, figures)
@@ -67,7 +73,7 @@ def run(settings: JudgeSettings) -> dict[str, Any]:
         folder.check_replaceable()
     read = read_log(log, settings, _progress())
     found = judge(log, read, settings, corpus, queries)
-    figures = figures_of(read, found)
+    figures = {"dim": corpus.dim, **figures_of(read, found)}
     if stamp() != plan["files"]:
         raise SmecError(f"{public_uri(settings.clicks)} or {public_uri(settings.data)} changed meanwhile; run again")
     tables = {name: table_of(part, found.ids) for name, part in found.parts.items()}
@@ -122,15 +128,17 @@ def _tell(settings: JudgeSettings, figures: dict[str, Any]) -> None:
             f"clicks a look: {rates['relevant']:.3f} on relevant documents, {rates['other']:.3f} on others (mistakes); "
             f"{rates['share']:.1%} of the pairs that were shown are relevant"
         )
+    else:
+        say("clicks by mistake are not told from others (min_certainty has no effect)")
     if "test" in figures["splits"]:
         say(
             "seen: a query with a relevant document that train (or dev) has, too; recurring: one that has the very "
-            "pair of query and document. Of what is new, only unseen queries tell"
+            "pair of query and document. Only unseen queries say how new documents will do"
         )
-    _advise(settings, figures["splits"])
+    _advise(settings, figures["splits"], figures["dim"])
 
 
-def _advise(settings: JudgeSettings, splits: dict[str, Any]) -> None:
+def _advise(settings: JudgeSettings, splits: dict[str, Any], dim: int) -> None:
     queries = splits["train"]["queries"]
     if queries < MIN_TRAIN_QUERIES:
         warn(f"train has {queries} queries; a training needs {MIN_TRAIN_QUERIES}: take a longer log")
@@ -141,7 +149,8 @@ def _advise(settings: JudgeSettings, splits: dict[str, Any]) -> None:
         )
     columns = [f"--set columns.{name}={value}" for name, value in _other_names(settings).items()]
     options = " ".join(["", *columns])
-    say(f"next: smec train --data {settings.data}{options} --dims 384,192,96 --out model")
+    dims = ",".join(str(dim // part) for part in (2, 4, 8) if dim // part)
+    say(f"next: smec train --data {settings.data}{options} --dims {dims or dim} --out model")
 
 
 def _other_names(settings: JudgeSettings) -> dict[str, str]:

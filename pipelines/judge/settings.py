@@ -14,8 +14,8 @@ class JudgeSettings(ClickRules):
     --set columns.query_id=search names another.
 
     DATA/qrels gets train.parquet, test.parquet (the last fifth of the clicks, or from --test-from on) and, with
-    dev_share, dev.parquet. A score is the number of clicks. Where the log has ranks and what was shown at them, each
-    counts the more the less likely it was that the document was looked at, and pairs that are more likely clicked by
+    dev_share, dev.parquet. A score is the number of clicks. Where the log has ranks and what was shown at them, a
+    click counts more the less likely the document was to be looked at, and pairs that are more likely clicked by
     mistake than relevant are left out (min_certainty). Where it has ranks alone, give eta; where it has counts alone,
     min_clicks and min_share leave out what is clicked too rarely.
 

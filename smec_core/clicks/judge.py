@@ -96,12 +96,16 @@ def judge(log: ClickLog, read: Read, rules: ClickRules, corpus: EmbeddingTable, 
         )
         for number in range(len(SPLITS))
     ]
+    if p_K is None and rules.min_skips is not None:
+        raise InputError(
+            f"min_skips: needs to know how likely each rank is looked at, and propensities are {told}; leave it out"
+        )
     rates = None
     if rules.min_certainty and pairs[0].looks_J is not None:
         rates = fit_rates(pairs[0].clicks_J, pairs[0].looks_J)
     parts = {name: _part(rules, read, some, rates) for name, some in zip(SPLITS, pairs, strict=True)}
-    parts = {name: part for name, part in parts.items() if len(part.judged)}
     _check_parts(log, read, rules, parts)
+    parts = {name: part for name, part in parts.items() if len(part.judged)}
     return Found(parts, propensities, told, rates, unknown, (doc_ids, query_ids))
 
 
@@ -179,14 +183,17 @@ def _check_parts(log: ClickLog, read: Read, rules: ClickRules, parts: Mapping[st
     """
     wants_test = rules.test_from is not None or rules.test_share > 0
     for name, wanted in (("train", True), ("dev", rules.dev_share > 0), ("test", wants_test)):
-        if name in parts or not wanted:
+        if len(parts[name].judged) or not wanted:
             continue
         span = ""
         if read.split.first_us is not None and read.split.last_us is not None:
             span = f"; the log is from {shown_time(read.split.first_us)} to {shown_time(read.split.last_us)}"
+        left_out = "".join(
+            f"; {cause} left out {count} of {parts[name].pairs} pairs" for cause, count in parts[name].left_out.items()
+        )
         raise InputError(
-            f"{log.paths[0]}: nothing is left for {name}, split by {read.split.by}{span}; choose another test_from or "
-            "test_share, or ask for fewer clicks"
+            f"{log.paths[0]}: nothing is left for {name}, split by {read.split.by}{span}{left_out}; choose another "
+            "test_from or test_share, or ask for less of what left pairs out"
         )
 
 

@@ -5,6 +5,7 @@ What is read here is not checked yet but for the columns of the files; see `rows
 
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -147,7 +148,20 @@ class ClickLog:
                 raise InputError(
                     f"{path}: column {getattr(self.names, name)} (columns.{name}) is missing; it holds {holds}"
                 )
-        return [name for name in OPTIONAL if getattr(self.names, name) in schema.names]
+        present = [name for name in OPTIONAL if getattr(self.names, name) in schema.names]
+        for name in OPTIONAL:
+            stored = getattr(self.names, name)
+            if f"/{stored}=" in f"/{path}":
+                raise InputError(
+                    f"{path}: column {stored} is part of the path, where it is not read; write it into the files"
+                )
+            near = [other for other in schema.names if _plain(other) == _plain(stored)]
+            if name not in present and near:
+                raise InputError(
+                    f"{path}: column {near[0]} would be passed over; rename it to {stored}, say "
+                    f"--set columns.{name}={near[0]}, or leave it out of the log"
+                )
+        return present
 
     def _read_parquet(self, path: str, stored: dict[str, str]) -> Iterator[RawRows]:
         with open_rows(self.filesystem, path) as opened:
@@ -225,6 +239,11 @@ def _log_ending(name: str) -> str | None:
     stem = name.removesuffix(".gz")
     ending = next((ending for ending in _LOG_ENDINGS if stem.endswith(ending)), None)
     return None if ending == ".parquet" and stem != name else ending
+
+
+def _plain(name: str) -> str:
+    """A column's name as one may have meant it."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 @contextmanager

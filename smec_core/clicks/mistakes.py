@@ -76,4 +76,5 @@ def fit_rates(clicks_J: np.ndarray, looks_J: np.ndarray) -> ClickRates | None:
     if rates.relevant < LEAST_RATIO * rates.other:
         return None
     # so that the last bits of an exponential, which differ between machines, do not count
-    return ClickRates(*(float(np.round(value, 5)) for value in rates))
+    relevant, other, share = (float(f"{value:.5g}") for value in rates)
+    return ClickRates(relevant, other, float(np.clip(share, _TINY, 1 - _TINY)))

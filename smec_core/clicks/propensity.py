@@ -37,7 +37,9 @@ def power_law(eta: float, ranks: int) -> Propensities:
     return Propensities(f"(1 / rank)^{eta:g}, as given", p_K, np.full(ranks, np.nan))
 
 
-def estimate(pair_E: np.ndarray, rank_E: np.ndarray, clicks_E: np.ndarray, shown_E: np.ndarray) -> Propensities | None:
+def estimate(
+    pair_E: np.ndarray, rank_E: np.ndarray, clicks_E: np.ndarray, shown_E: np.ndarray, *, ranks: int = 0
+) -> Propensities | None:
     """Propensities by intervention harvesting: documents that the same query showed at several ranks.
 
     The idea, and that no click needs to be bought by an experiment, are those of Agarwal et al. (WSDM 2019, arXiv
@@ -60,13 +62,14 @@ def estimate(pair_E: np.ndarray, rank_E: np.ndarray, clicks_E: np.ndarray, shown
         rank_E: from 1.
         clicks_E: clicks.
         shown_E: how often it was shown.
+        ranks: how many are wanted at least; the entries may have fewer.
 
     Returns:
-        For ranks up to the last of the entries; None where fewer than two ranks can be compared.
+        For all those ranks; None where fewer than two ranks can be compared.
     """
     if not len(pair_E):
         return None
-    ranks = int(rank_E.max())
+    ranks = max(ranks, int(rank_E.max()))
     pair = np.unique(pair_E, return_inverse=True)[1]
     clicks_P, ranks_P = np.bincount(pair, clicks_E), np.bincount(pair)
     keep_E = ((clicks_P > 0) & (ranks_P > 1))[pair] & (shown_E > 0)

@@ -61,8 +61,14 @@ class ClickRules(Settings):
 
     @model_validator(mode="after")
     def _shares_leave_some(self) -> Self:
-        if self.test_share + self.dev_share >= 1:
+        if self.test_from is None and self.test_share + self.dev_share >= 1:
             raise ValueError("test_share and dev_share leave nothing to train on; their sum must be below 1")
+        return self
+
+    @model_validator(mode="after")
+    def _one_test_is_asked_for(self) -> Self:
+        if self.test_from is not None and "test_share" in self.model_fields_set:
+            raise ValueError("test_from and test_share both say what is test; leave one out")
         return self
 
     @model_validator(mode="after")

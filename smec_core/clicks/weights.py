@@ -10,6 +10,7 @@ import numpy as np
 from smec_core.clicks.propensity import Propensities, estimate, power_law
 from smec_core.clicks.reading import Read
 from smec_core.clicks.rules import ClickRules
+from smec_core.clicks.tally import MOST_RANK
 
 
 def propensities_for(
@@ -28,7 +29,7 @@ def propensities_for(
             "none: the log has ranks, but not what was shown and not clicked (clicked), by which they are estimated; "
             "give --set eta=1 to correct for a usual position bias"
         )
-    found = estimate(*train)
+    found = estimate(*train, ranks=ranks)
     if found is None:
         return None, (
             "none: too few documents were shown at several ranks for the same query, and clicked, to estimate them; "
@@ -108,7 +109,20 @@ class Pairs(NamedTuple):
 
 
 def _asked(query_E: np.ndarray, rank_E: np.ndarray, shown_E: np.ndarray) -> np.ndarray:
-    """How often the query of each entry (E) was asked: each time shows one document at a rank."""
+    """How often the query of each entry (E) was asked: each time shows one document at a rank.
+
+    What stands for all ranks from there on is left out, unless a query has no other.
+    """
+    is_last_E = rank_E == MOST_RANK
+    is_alone_E = ~np.isin(query_E, query_E[~is_last_E])
+    use_E = ~is_last_E | is_alone_E
+    asked_U = _most_shown(query_E[use_E], rank_E[use_E], shown_E[use_E])
+    asked_E: np.ndarray = asked_U[np.searchsorted(query_E[use_E], query_E)]
+    return asked_E
+
+
+def _most_shown(query_E: np.ndarray, rank_E: np.ndarray, shown_E: np.ndarray) -> np.ndarray:
+    """For each entry (E), the most that any rank of its query was shown."""
     order = np.lexsort((rank_E, query_E))
     is_first = np.ones(len(order), bool)
     is_first[1:] = (np.diff(query_E[order]) != 0) | (np.diff(rank_E[order]) != 0)

@@ -64,6 +64,10 @@ def dataset_of(
                 "arrays or tables"
             )
         if isinstance(corpus, Dataset):
+            excludes = any(judged.own_doc_of is not None for judged in corpus.splits.values())
+            if columns or (exclude_self and corpus.splits and not excludes):
+                what = "columns" if columns else "exclude_self"
+                raise InputError(f"{what}: differs from that of the open dataset; give it to Dataset.open")
             return corpus
         return Dataset.open(str(corpus), exclude_self=exclude_self, columns=names)
     docs = MemoryTable("corpus", table_of("corpus", corpus, names), names)

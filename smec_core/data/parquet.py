@@ -17,7 +17,7 @@ from smec_core.data.parquet_files import NULL_VECTOR
 from smec_core.data.table_files import TableFile, open_rows
 from smec_core.data.tables import find_table
 from smec_core.data.uri import open_filesystem, public_uri
-from smec_core.errors import InputError, RowError
+from smec_core.errors import InputError, RowError, SmecError
 
 ROW_GROUP_ROWS = 65_536
 READ_ROWS = 8192
@@ -123,6 +123,8 @@ class EmbeddingTable:
 
     def with_values(self, values: Mapping[str, Mapping[str, pa.Scalar]]) -> "EmbeddingTable":
         """The table with columns that its files do not hold: by path, the value that a column has in all of a file."""
+        if values and not all(part.path in values for part in self.files):
+            raise SmecError(f"{self.files[0].path}: the table has changed while it was opened; run again")
         files = [part._replace(values=tuple(values.get(part.path, {}).items())) for part in self.files]
         return EmbeddingTable(self.filesystem, files, self.dim, self.names)
 

@@ -53,7 +53,7 @@ def fit(
         corpus: documents: (N, D) numbers (numpy, torch, lists), whose ids are row numbers; or a table with columns `id`
             and `embedding` (Arrow, pandas, polars, `datasets.Dataset`, `{"id": ids, "embedding": vectors}`). Or a whole
             dataset: its folder or URI (`s3://`, `hf://datasets/`), or an open one; then without `queries` and `qrels`.
-        queries: queries, in the same forms; they may stay out where there are no `qrels`.
+        queries: queries, in the same forms; may be omitted without `qrels`.
         qrels: judgements: a table with columns `query_id`, `doc_id` and `score`; (query_id, doc_id) or (query_id,
             doc_id, score) each; `{query_id: {doc_id: score}}` or `{query_id: {doc_id}}`. All are learnt from, a part
             to choose by; or give them by split: `{"train": ..., "dev": ..., "test": ...}`. Without, the training is

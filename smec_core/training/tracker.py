@@ -41,7 +41,6 @@ class StepBar:
         self._places = [(pass_name, dim) for pass_name, dim, _ in stages]
         self._starts = [0, *accumulate(steps for *_, steps in stages)]
         self._place, self._first = -1, 0
-        self._score = ""
         self._bar = tqdm(
             total=self._starts[-1], desc="smec", unit="step", disable=None if shows else True, dynamic_ncols=True
         )

@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 from smec_core.clicks import tally
 from smec_core.clicks.judge import figures_of, table_of
 from smec_core.clicks.log import BATCH_ROWS
+from smec_core.clicks.mistakes import fit_rates
+from smec_core.clicks.tally import MOST_RANK
+from smec_core.clicks.weights import _asked
 from smec_core.errors import InputError
 from tests.smec_core.clicks.logs import found_in, judged_in, write_log, write_vectors
 
@@ -308,3 +311,43 @@ def test_files_that_are_no_log_are_refused_by_name(tmp_path: Path, data: Path, f
             path.with_suffix(".csv").rename(path)
     with pytest.raises(InputError, match=why):
         found_in(tmp_path / "log", data)
+
+
+def test_a_deeper_rank_after_training_is_weighed_too(tmp_path: Path, data: Path) -> None:
+    """What is estimated is of train, whose ranks may be fewer."""
+    log = model_log(3000)
+    rank = np.array(log["rank"])
+    early = np.arange(len(rank)) < len(rank) // 2
+    log["timestamp"] = np.where(early, "2026-01-01", "2026-02-01").tolist()
+    log["rank"] = np.where(early, rank, rank + 4).tolist()
+    judged = judged_in(write_log(tmp_path / "log.parquet", log), data, test_from="2026-02-01", min_certainty=0)
+    assert judged["train"] and judged["test"]
+
+
+def test_what_lies_beyond_the_last_rank_does_not_count_as_more_searches() -> None:
+    ranks = np.minimum(np.arange(1, 151), MOST_RANK)
+    rank, shown = np.unique(ranks, return_counts=True)
+    query = np.zeros(len(rank), np.int64)
+    asked = _asked(query, rank, 10 * shown)
+    assert set(asked.tolist()) == {10}
+
+
+def test_a_column_of_nearly_the_name_is_refused(tmp_path: Path, data: Path) -> None:
+    log = write_log(tmp_path / "log.csv", {"query_id": ["q1"], "doc_id": ["d1"], "Clicked": ["0"]})
+    with pytest.raises(InputError, match="column Clicked would be passed over; rename it to clicked, say --set"):
+        judged_in(log, data)
+
+
+def test_rules_that_need_propensities_are_refused_without(tmp_path: Path, data: Path) -> None:
+    order = {"query_id": ["q1"] * 40, "doc_id": ["d1"] * 40, "rank": [1] * 40, "clicked": [1, 0] * 20}
+    log = write_log(tmp_path / "log.parquet", order)
+    with pytest.raises(InputError, match="min_skips: needs to know how likely each rank is looked at"):
+        judged_in(log, data, test_share=0, min_skips=5)
+
+
+def test_a_small_share_of_relevant_pairs_stays_one() -> None:
+    clicks, looks = np.zeros(400_000), np.ones(400_000)
+    clicks[0], looks[0] = 70, 100
+    clicks[1:4000] = 1
+    rates = fit_rates(clicks, looks)
+    assert rates is None or 0 < rates.share < 1
