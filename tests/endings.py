@@ -64,7 +64,7 @@ class Command:
         self._said, self._printed = folder / "said", folder / "printed"
         with self._said.open("w") as said, self._printed.open("w") as printed:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pipelines.cli", *words],
+                [sys.executable, "-m", "smec_core", *words],
                 cwd=folder,
                 env=os.environ | {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(temporary)} | dict(environment or {}),
                 stdout=printed,

