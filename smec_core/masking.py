@@ -31,7 +31,7 @@ _EMPTY = {"", MASK, "none", "null", "true", "false", "~"}
 _HEX = "%(?:25)*"
 _ASSIGNED = re.compile(
     rf"""(?:(?P<before>{_HEX}(?:26|3F|3B|23|20|22|27|2C|0A|7B)|<|(?<![\w-])--?)|(?<![\w$-]))
-    (?P<name>[A-Za-z_$][\w.$-]*)
+    (?P<name>[A-Za-z_$][\w.$-]{{0,100}})
     (?P<close>\\*["']|{_HEX}2[27])?
     (?P<sep>[ \t]*(?:=>|:=|=(?!=)|:(?!//)(?:[ \t]*\n[ \t]+(?![\w.-]+:))?|{_HEX}3[AD]|,(?=[ \t]*b?\\*["'])|>)[ \t]*
         |(?<=\w)[ \t]+(?=[^\s=:,-]))
@@ -52,17 +52,17 @@ _NO_TOKEN = r"(?!(?:auth|token|scheme|header|realm|error|cred|cert)\w*\b)"
 _AWS_KEY = r"[A-Za-z0-9+/]{40}"
 _BESIDE = r"[\s:;,'\"|=]{1,4}"
 _TOKENS = (
-    r"gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|gl[a-z]{2,5}-[\w-]{16,}",
-    r"hf_(?:[A-Za-z0-9]{20,}|(?=[A-Za-z]*[0-9])[A-Za-z0-9]{10,})|dapi[a-f0-9]{32}",
-    r"xox[abeoprs]-[\w-]{10,}|sk-[\w-]{20,}|[rs]k_(?:live|test)_\w{16,}",
-    r"AIza[\w-]{35}|ya29\.[\w-]{20,}|npm_[A-Za-z0-9]{30,}|pypi-[\w-]{16,}",
+    r"gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|gl(?:pat|dt|rt|rtr|cbt|ptt|ft|imt|agent|oas|soat)-[\w-]{16,}",
+    r"hf_(?=[A-Za-z0-9]*[A-Z0-9])[A-Za-z0-9]{10,}|dapi[a-f0-9]{32}",
+    r"xox[abeoprs]-[\w-]{10,}|sk-(?=[\w-]*[A-Z])(?=[\w-]*[0-9])[\w-]{20,}|[rs]k_(?:live|test)_\w{16,}",
+    r"AIza[\w-]{35}|ya29\.[\w-]{20,}|npm_[A-Za-z0-9]{30,}|pypi-AgE[\w-]{16,}",
     r"eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?",
 )
 _FORMS = (
     (r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", MASK),
     # a user or a token before the host of a URI; what Azure has there without a colon is the container
     (rf"(?i)(?<!\babfs)(?<!\babfss)(?<!\bwasb)(?<!\bwasbs)(:{_SLASHES})[^\s'\"/]+@", rf"\1{MASK}@"),
-    (rf"(?i)(\b(?:{_SCHEMES}):/?)[^\s'\"/@]*:[^\s\"']*@", rf"\1{MASK}@"),
+    (rf"(?i)(\b(?:{_SCHEMES}):/?)[^\s'\"/@:]*:[^\s\"']*@", rf"\1{MASK}@"),
     (rf"(?i)({_HEX}3A{_HEX}2F{_HEX}2F)[^\s\"'&/]*({_HEX}40)", rf"\1{MASK}\2"),
     (r"(?<!:)(//)[^\s\"'/@]*:[^\s\"'/@]*@", rf"\1{MASK}@"),
     (r"(?i)(\bjdbc:\w+:\w+:)[^\s@\"']+@", rf"\1{MASK}@"),
@@ -76,7 +76,7 @@ _FORMS = (
     (r"(?i)(\b(?:set-)?cookie:[ \t]*)(?!\*\*\*)[^\s\"'][^\"'\r\n]*", rf"\1{MASK}"),
     (rf"(?i)(\bbearer(?:\s+|{_HEX}20|\+)){_NO_TOKEN}[\w.~+/=-]{{6,}}", rf"\1{MASK}"),
     (
-        rf"(\b[Bb]asic(?:\s+|{_HEX}20))(?=[A-Za-z0-9+/]*(?:[0-9+/=]|[a-z][A-Z]))[A-Za-z0-9+/]{{8,}}={{0,2}}",
+        rf"(\b[Bb]asic(?:\s+|{_HEX}20))(?=[A-Za-z0-9+/]*[A-Z])(?=[A-Za-z0-9+/]*(?:[0-9=]|[a-z][A-Z]))[A-Za-z0-9+/]{{8,}}={{0,2}}",
         rf"\1{MASK}",
     ),
     # ids of Amazon's keys, with the key beside them

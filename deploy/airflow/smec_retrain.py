@@ -15,12 +15,12 @@ and in their environment:
     MLFLOW_TRACKING_URI      the series' MLflow server
 
 The task succeeds when a model was released, or there is nothing to do. It is skipped when the gate refused the new
-model and the old one stays in force (exit code 3), or another run is at it (4). Bad settings or data and damaged state
-(2) fail it at once, anything else after two more tries.
+model and the old one stays in force (exit code 3), or another run is working on the series (4). Bad settings or data
+and damaged state (2) fail it at once, anything else after two more tries.
 
 The job has the id of Airflow's run. A task that is tried again or cleared, after a lost worker or a timeout, follows
 the job that still runs, or takes the result of the one that is done. Whoever marks a task as failed leaves its job
-running; `ray job stop RUN_ID` ends that.
+running; `ray job stop` with the id that the task's log names ends that.
 """
 
 from datetime import UTC, datetime, timedelta

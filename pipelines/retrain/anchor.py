@@ -1,7 +1,7 @@
 """The anchor: the best release so far, with which each challenger is compared beside the champion.
 
 Each champion is compared with the one before only, so losses that are small enough for the gate would add up, and
-judgements that become a little worse each time would never be seen to. The anchor stays until another release is better
+judgements that become a little worse each time would never be noticed. The anchor stays until another release is better
 by the same measure: today's gate queries, and those that the anchor itself was promoted by.
 """
 

@@ -1,6 +1,5 @@
-"""`smec clean`: removes what a series does not need any more, by rule, and says what and how much that is."""
+"""`smec clean`: removes what a series does not need any more, by rule, and reports what and how much."""
 
-import posixpath
 import re
 import time
 from _thread import interrupt_main
@@ -26,6 +25,10 @@ from pipelines.storage.run_folder import IDENTITY_FILE, RunFolder, digest
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.errors import DamagedError, SmecError
 from smec_core.temporary import is_left_behind
+
+_NEW = re.compile(rf"\.(.+\.)?\w{{8}}{re.escape(NEW)}")
+_TEMPORARY = re.compile(rf"\.[0-9a-f]{{8}}{re.escape(TEMPORARY)}$")
+"""Names that no other program gives."""
 
 
 class Leftover(NamedTuple):
@@ -76,6 +79,11 @@ def run(settings: CleanSettings) -> dict[str, Any]:
                 f"{settings.name}: a decision is not in effect yet, so nothing is removed; run smec retrain"
             )
         removed, left = leftovers(settings, ledger)
+        if removed and not ledger.numbers():
+            raise DamagedError(
+                f"{public_uri(folder.uri)}: has no records of {settings.name}, but {removed[0].path} is there; restore "
+                "the folder from a copy, or remove by hand what is not needed"
+            )
         if lease is not None:
             lease.check()
             # first: the records never name what is gone
@@ -200,11 +208,9 @@ def _half_written(settings: RetrainSettings, ledger: Ledger) -> Iterator[Leftove
         for info in filesystem.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True)):
             age = time.time() - (info.mtime_ns or 0) / 1e9
             is_folder = info.type == pafs.FileType.Directory
-            if is_folder and info.base_name.startswith(".") and info.base_name.endswith(NEW):
-                if not is_left_behind(Path(info.path)):
-                    continue
+            if is_folder and _NEW.fullmatch(info.base_name) and is_left_behind(Path(info.path)):
                 size = sum(sizes_of(filesystem, info.path).values())
                 removal = _removal(remove_folder, filesystem, info.path)
                 yield Leftover(info.path, size, "half written", removal)
-            elif not is_folder and posixpath.basename(info.path).endswith(TEMPORARY) and age > TEMPORARY_SECONDS:
+            elif not is_folder and _TEMPORARY.search(info.base_name) and age > TEMPORARY_SECONDS:
                 yield Leftover(info.path, info.size, "half written", _removal(remove_file, filesystem, info.path))

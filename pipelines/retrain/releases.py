@@ -221,7 +221,7 @@ class ReleaseManager:
         return self._renamed(releases, made)
 
     def _mend_kept(self, kept: Sequence[Release], compress: Compress) -> list[DamagedError]:
-        """Mends the releases that are kept for a rollback; gives those of them that are no use any more up.
+        """Mends the releases that are kept for a rollback; drops those that are beyond use.
 
         Returns:
             What could not be mended.

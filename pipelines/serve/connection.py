@@ -72,7 +72,11 @@ class Connection(HttpToolsProtocol):
         self.head_since = self.loop.time()
         if len(self.connections) <= self.most:
             return
-        idle = [one for one in self.connections if isinstance(one, Connection) and one.timeout_keep_alive_task]
+        idle = [
+            one
+            for one in self.connections
+            if isinstance(one, Connection) and one.timeout_keep_alive_task and not one.transport.is_closing()
+        ]
         if idle:
             min(idle, key=lambda one: one.timeout_keep_alive_task.when()).shutdown()  # type: ignore[union-attr]
         elif len(self.connections) <= self.most + BACKLOG:

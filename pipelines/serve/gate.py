@@ -82,8 +82,11 @@ class Queue:
         """A request was answered, or was given up."""
         self.requests -= 1
         self._units -= units
-        if is_done:
-            now = time.monotonic()
+        now = time.monotonic()
+        if not is_done:
+            # the time until now was not spent on what is done next
+            self._since = now
+        else:
             fade = math.exp((self._since - now) / MEMORY_SECONDS)
             # what has faded all the way would say nothing
             self._busy = max(self._busy * fade, 1e-4) + now - self._since

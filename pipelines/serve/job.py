@@ -154,7 +154,11 @@ def _open(settings: ServeSettings, listener: "socket.socket") -> "Front":
     # the first call starts what brings all others to the replicas
     handle.describe.remote().result()
     front = Front(handle, settings, body_limit(model, settings.max_rows), model.fingerprint, settings.route)
+    host, port = listener.getsockname()[:2]
     front.start(listener)
+    if not front.is_alive():
+        # another process has bound the address at the same time, and was the first to listen
+        raise InputError(f"cannot listen on {host}:{port} (Address already in use); choose another --host or --port")
     return front
 
 

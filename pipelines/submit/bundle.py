@@ -19,7 +19,7 @@ from smec_core.yaml_file import read_mapping
 
 PACKAGES = ("smec_core", "pipelines", "tune_spaces")
 # what the packages are made of; whatever else lies in their folders stays here
-SUFFIXES = {".py", ".yaml", ".j2"}
+SUFFIXES = {".py", ".yaml", ".j2", ".typed"}
 FILE_OPTIONS = ("--config", "--space")
 """Options whose file is read by the command itself, so that it is sent along."""
 ELSEWHERE = "leave it out, and give the cluster's machines a role, or the secret in their environment"
@@ -27,7 +27,7 @@ FILES = "files"
 """Folder of the bundle for those files."""
 
 PLACES = {
-    *("base", "data", "folder", "input", "json_file", "model", "out", "output", "source", "storage"),
+    *("base", "clicks", "data", "folder", "input", "json_file", "model", "out", "output", "path", "source", "storage"),
     "warm_start",
 }
 """Parameters and settings of the commands that name a place to read or to write."""

@@ -14,7 +14,7 @@ class SubmitSettings(Settings):
     those of the cluster's machines: absolute, or URIs. The machines have all other packages installed.
 
     The job gets MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, MLFLOW_EXPERIMENT_ID and each --env. Whoever holds the
-    cluster's token can read them, and the command and its files: a secret in any of them is refused. It belongs into
+    cluster's token can read them, and the command and its files: a secret in any of them is refused. It belongs in
     the environment of the machines.
 
     A job that runs is followed and not started twice: give the command again after a lost connection. Once it has

@@ -275,7 +275,8 @@ class MlflowRecorder:
         client.log_batch(run.info.run_id, tags=[RunTag(k, _tag(v)) for k, v in tags.items()])
         # A param cannot change, so a restart adds only those that a kill kept from being logged.
         params = [
-            Param(k, safe_line(str(v), LONGEST_PARAM))
+            # a long one is cut at its end
+            Param(k, safe_line(str(v), 2 * LONGEST_PARAM)[:LONGEST_PARAM])
             for k, v in self._config.items()
             if v is not None and k not in run.data.params
         ]

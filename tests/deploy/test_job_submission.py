@@ -290,18 +290,18 @@ def test_the_environment_arrives_and_no_value_of_it_is_printed(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_dataset(tmp_path / "data")
-    env = {**cluster.client_env, "MLFLOW_TRACKING_URI": "http://127.0.0.1:1", "MY_TOKEN": "hunter2"}
+    env = {**cluster.client_env, "MLFLOW_TRACKING_URI": "http://127.0.0.1:1", "MY_MODE": "hunter2"}
 
     submitted = cluster.submit(
-        "--id", "with-env", "--env", "MY_TOKEN", "--env", "A=b=c", "--", "check", str(data), cwd=tmp_path, env=env
+        "--id", "with-env", "--env", "MY_MODE", "--env", "A=b=c", "--", "check", str(data), cwd=tmp_path, env=env
     )
 
     assert submitted.returncode == 0
-    assert "MY_TOKEN" in submitted.stderr
+    assert "MY_MODE" in submitted.stderr
     assert "hunter2" not in submitted.stdout + submitted.stderr
     runtime_env = cluster.jobs()["with-env"].runtime_env
     assert runtime_env is not None
-    given = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1", "MY_TOKEN": "hunter2", "A": "b=c"}
+    given = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1", "MY_MODE": "hunter2", "A": "b=c"}
     assert runtime_env["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "30", **given}
 
 

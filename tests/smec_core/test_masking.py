@@ -155,3 +155,24 @@ def test_text_that_assigns_nothing_stays(text: str) -> None:
     words = json.dumps(text, ensure_ascii=False).lower()
     if not any(word in words for word in ("bearer", "basic", "--", "akia", "asia", "hf_", "gh", "sk-", "eyj")):
         assert mask(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/data/global-product-catalog-2024",
+        "glove-wiki-gigaword-300",
+        "s3://b/sk-news-articles-embeddings/corpus",
+        "s3://b/pypi-package-descriptions-2026",
+        "hf_internal_testing_embeddings",
+        "# basic training/test settings",
+    ],
+)
+def test_names_that_begin_as_tokens_do_are_shown(text: str) -> None:
+    assert mask(text) == text
+
+
+@pytest.mark.parametrize("text", ["a." * 20_000, "http:" * 4000, "x" * 100_000 + "=1"])
+def test_hostile_text_takes_no_longer_than_its_length(text: str) -> None:
+    """Run with a limit by the caller: what grows with the square of it would take minutes."""
+    assert mask(text)

@@ -157,7 +157,7 @@ def test_a_release_that_is_damaged_can_be_left_for_an_earlier_one(tmp_path: Path
         next((series.output / "v0001").glob("*.parquet")).rename(tmp_path / "kept")
         series.rollback(to="v0001")
     # nothing was decided
-    assert series.retrain()["outcome"] == "nothing new"
+    assert series.retrain()["outcome"] == "repaired"
     assert series.champion is not None
     assert series.check_whole() == series.champion.tags["smec.model_fingerprint"]
 
