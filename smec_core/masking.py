@@ -99,7 +99,7 @@ def mask(text: str) -> str:
     """The text, with *** for each secret in it; see the module.
 
     Example:
-        >>> mask("GET https://me:hunter2@host/x?sig=abc&x=1 failed")
+        >>> mask("GET https://me:open-sesame@host/x?sig=abc&x=1 failed")
         'GET https://***@host/x?sig=***&x=1 failed'
     """
     # what is left of one secret may show where the next one begins
