@@ -81,8 +81,9 @@ def run(settings: CleanSettings) -> dict[str, Any]:
         removed, left = leftovers(settings, ledger)
         if removed and not ledger.numbers():
             raise DamagedError(
-                f"{public_uri(folder.uri)}: has no records of {settings.name}, but {removed[0].path} is there; restore "
-                "the folder from a copy, or remove by hand what is not needed"
+                public_uri(folder.uri),
+                f"has no records of {settings.name}, but {removed[0].path} is there",
+                "restore the folder from a copy, or remove by hand what is not needed",
             )
         if lease is not None:
             lease.check()

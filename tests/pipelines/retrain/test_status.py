@@ -117,6 +117,15 @@ def test_what_size_and_stamp_do_not_tell_is_found_by_all_bytes(series: Series) -
     assert damage["problem"] == "is not the model that was registered" and "adapter.safetensors" in damage["cure"]
 
 
+def left_folder(place: Path) -> Path:
+    """A folder as a killed process leaves it."""
+    with temporary_folder(place, ".", NEW) as left:
+        pass
+    left.mkdir()
+    (left / "part.parquet").write_bytes(b"PAR1")
+    return left
+
+
 def litter(series: Series) -> tuple[set[str], set[str]]:
     """What killed runs leave, and what only looks so: paths of what is to go, and of what stays."""
     ledger = Ledger(RunFolder(series.stored, series.name))
@@ -139,10 +148,7 @@ def litter(series: Series) -> tuple[set[str], set[str]]:
     os.utime(half_written, (0, 0))
     fresh = series.output / "CURRENT.4567abcd.tmp"
     fresh.write_bytes(b"v00")
-    with temporary_folder(series.output, ".", NEW) as of_the_dead:
-        pass
-    of_the_dead.mkdir()
-    (of_the_dead / "part.parquet").write_bytes(b"PAR1")
+    of_the_dead = left_folder(series.output)
     of_the_living = make_folder(series.output, ".", NEW)
     go = {copied, run / f"{run.name}.start-1", half_written, of_the_dead}
     # a folder that is not named as its own record says, data of a cycle that has not decided, another's version
@@ -217,6 +223,15 @@ def test_a_damaged_series_is_not_cleaned(series: Series) -> None:
     finally:
         for path, content in before.items():
             Path(path).write_bytes(content)
+
+
+def test_without_records_nothing_is_cleaned(tmp_path: Path) -> None:
+    series = Series(tmp_path)
+    series.output.mkdir()
+    left = left_folder(series.output)
+    with pytest.raises(DamagedError, match=f"has no records of {series.name}, but {left} is there; restore the folder"):
+        cleaned(series)
+    assert left.exists()
 
 
 def test_older_releases_go_when_fewer_are_to_be_kept_but_not_the_anchor(tmp_path: Path) -> None:
