@@ -190,7 +190,7 @@ def a_release(folder: Path, environment: dict[str, str]) -> Scene:
 
 
 MADE = {"compress": a_compression, "train": a_training, "retrain": a_release}
-STEPS = {"compress": 12, "train": 39, "retrain": 64}
+STEPS = {"compress": 10, "train": 39, "retrain": 61}
 
 
 @pytest.mark.parametrize(
