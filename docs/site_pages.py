@@ -22,7 +22,7 @@ EXIT_CODES = """\
 | 2 | bad usage, bad input, or stored state that is damaged |
 | 3 | `smec retrain`: the new model was refused, and the champion stays |
 | 4 | another process trains the run or series of this name, or writes this dataset |
-| 130 | interrupted (Ctrl-C) |
+| 129, 130, 143 | ended by SIGHUP, SIGINT (Ctrl-C) or SIGTERM |
 """
 
 

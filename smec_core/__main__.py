@@ -17,7 +17,7 @@ def main() -> None:
             f"smec: the package pipelines of smec lies in {here}, but Python finds {where}; uninstall or rename the "
             "other one, or give smec an environment of its own"
         )
-    importlib.import_module("pipelines.cli").main()
+    importlib.import_module("pipelines.cli.process").main()
 
 
 if __name__ == "__main__":

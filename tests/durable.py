@@ -105,7 +105,7 @@ def watch(point: int | None = None) -> list[str]:
 
 def main(point: int, command: list[str]) -> int:
     """Runs a command of smec in this process."""
-    from pipelines.cli.main import main as smec
+    from pipelines.cli.main import app as smec
 
     # sitecustomize has watched it already, without a point
     os.fsync, os.mkdir = _fsync, _mkdir

@@ -1,6 +1,7 @@
 """The arrows of the house: who may import whom, and how large files are. CONTRIBUTING.md draws the picture."""
 
 import ast
+import re
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -107,3 +108,10 @@ def test_files_are_neither_long_nor_many_and_small() -> None:
     small = [str(path.relative_to(REPOSITORY)) for path, count in lines.items() if count < FEW_LINES]
     assert not long, f"above {MOST_LINES} lines: {long}"
     assert len(small) <= MOST_SMALL_FILES, f"below {FEW_LINES} lines: {small}; merge some"
+
+
+def test_temporary_folders_have_one_maker() -> None:
+    # files without a name go by themselves
+    named = re.compile(r"\b(mkdtemp|mkstemp|TemporaryDirectory|NamedTemporaryFile|from tempfile)\b")
+    wrong = [name for name, path in MODULES.items() if named.search(path.read_text())]
+    assert not wrong, f"smec_core.temporary makes those that a kill does not leave behind; not so: {wrong}"

@@ -1,5 +1,5 @@
 """`python -m pipelines.cli` is the command `smec`, where that is not installed."""
 
-from pipelines.cli.main import main
+from pipelines.cli.process import main
 
 main()

@@ -10,9 +10,11 @@ from typing import Any, NoReturn
 
 from pydantic import BaseModel
 
+from pipelines import signals
 from smec_core.config import PRESETS
 from smec_core.errors import InputError, SmecError, one_line
 from smec_core.masking import mask
+from smec_core.temporary import base_folder
 
 
 def run_job(
@@ -25,6 +27,7 @@ def run_job(
     config: str | None,
     assign: Sequence[str],
     json_file: str | None,
+    rerun: str,
 ) -> None:
     """Runs a job; ends the process with the exit code of what went wrong.
 
@@ -37,6 +40,7 @@ def run_job(
         config: YAML file of settings.
         assign: each --set.
         json_file: where the figures go.
+        rerun: what the same command does after a signal.
     """
     from pipelines.cli.settings import resolve
     from pipelines.console import adopt_loggers, begin, say_failed
@@ -44,20 +48,31 @@ def run_job(
     figures_file = None if json_file is None else Path(json_file)
     try:
         begin(name)
+        signals.then(rerun)
+        signals.begin(lambda text: say_failed(KeyboardInterrupt(), text))
         if preset is not None and preset not in PRESETS:
             raise InputError(f"--preset {preset}: unknown; known: {', '.join(PRESETS)}")
         settings = resolve(kind, flags, config, assign, PRESETS[preset] if preset else None)
         if figures_file is not None:
             _check_writable(figures_file)
+        if signals.is_installed():
+            from pipelines.runtime.leftovers import remove_left
+
+            remove_left(base_folder())
         module = importlib.import_module(run)
         adopt_loggers()
         figures = module.run(settings)
         if figures_file is not None:
             _write_json(figures_file, figures)
     except KeyboardInterrupt as error:
-        say_failed(error, str(error) or "interrupted")
+        # a signal is said when it comes
+        if not signals.came():
+            say_failed(error, str(error) or "interrupted")
         sys.exit(130)
     except Exception as error:
+        if signals.came():
+            # it is what led to this
+            sys.exit(130)
         if figures_file is not None and isinstance(error, SmecError) and error.figures is not None:
             _write_json(figures_file, error.figures)
         fail(error)

@@ -1,7 +1,5 @@
 """The `smec` command. Each command is made from its settings class, which is imported when the command is asked for."""
 
-import atexit
-import gc
 import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,8 +15,11 @@ from smec_core.shown import safe_line
 
 EPILOG = (
     "Exit codes: 0 done, 1 failed, 2 bad usage or bad input, 3 a new model was refused, 4 another process has the run, "
-    "130 interrupted."
+    "129, 130, 143 ended by SIGHUP, SIGINT (Ctrl-C), SIGTERM: the same command goes on."
 )
+
+ANEW = "the same command starts anew"
+ON = "the same command goes on where it stopped"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Command:
         presets: whether there is --preset.
         has_figures: whether there is --json.
         implied: settings that a flag sets beside its own.
+        rerun: what the same command does after a signal.
     """
 
     about: str
@@ -45,6 +47,7 @@ class Command:
     presets: bool = False
     has_figures: bool = True
     implied: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rerun: str = ANEW
 
 
 def _job(about: str, name: str, arguments: str = "", flags: str = "", **more: Any) -> Command:
@@ -66,24 +69,29 @@ COMMANDS = {
         "pipelines.data.check",
         ("data",),
     ),
-    "ingest": _job("Embed text with judgements into a dataset.", "ingest", "source output", "encoder workers gpu"),
+    "ingest": _job(
+        "Embed text with judgements into a dataset.", "ingest", "source output", "encoder workers gpu", rerun=ON
+    ),
     "judge": _job("Make judgements of a click log.", "judge", "clicks data", "test_from replace"),
     "train": _job(
         "Train a nested embedding and evaluate it.",
         "train",
         flags="data dims out workers gpu base=--from warm_start compatible storage name seed dry_run",
         presets=True,
+        rerun=ON,
     ),
     "tune": _job(
         "Search settings of the method by dev figures.",
         "tune",
         flags="data space dims out trials hours objective workers gpu confirm train_best=--refit storage name seed",
+        rerun=ON,
     ),
     "experiment": _job(
         "Run one of the paper's experiments on any dataset.",
         "experiment",
         "experiment",
         "data dims out seeds methods direction exclude_self",
+        rerun=ON,
     ),
     "evaluate": _job(
         "Score a model, or whole searches with it.",
@@ -94,12 +102,14 @@ COMMANDS = {
         "Compress embeddings with a model.",
         "compress",
         flags="model input output dim dtype on_bad_row upgrade workers gpu",
+        rerun=ON,
     ),
     "retrain": _job(
         "Train a challenger, and release it where it wins.",
         "retrain",
         flags="train.compatible",
         implied={"train.compatible": {"train.start": "warm"}},
+        rerun=ON,
     ),
     "rollback": Command(
         "Put an earlier release in force again.",
@@ -118,11 +128,18 @@ COMMANDS = {
         "pipelines.retrain.settings:CleanSettings",
         "pipelines.retrain.clean",
         flags=("dry_run",),
+        rerun=ON,
     ),
     "verify": _job("Compare what is stored with its checksums.", "verify", "path"),
     "export": _job("Export a model to another tool.", "export", flags="model to out dim encoder"),
     "serve": _job("Serve a model over HTTP.", "serve", flags="model host port replicas", has_figures=False),
-    "submit": _job("Run a command as a job of a cluster.", "submit", "command", "address id env detach"),
+    "submit": _job(
+        "Run a command as a job of a cluster.",
+        "submit",
+        "command",
+        "address id env detach",
+        rerun="the same command finds the job, where it was submitted",
+    ),
     "report": _job("Write a page about a model or a study.", "report", "folder", "out"),
 }
 
@@ -222,7 +239,7 @@ def make_command(name: str) -> SettingsCommand:
         for setting, implied in command.implied.items():
             if flags[setting] is not None:
                 flags |= implied
-        run_job(name, command.run, kind, flags, **common)
+        run_job(name, command.run, kind, flags, **common, rerun=command.rerun)
 
     return SettingsCommand(
         name,
@@ -254,10 +271,3 @@ app = Smec(
 def _print_version(context: click.Context) -> None:
     click.echo(f"smec {__version__}")
     context.exit()
-
-
-def main() -> None:
-    """Entry point of `smec`."""
-    # what is held at the end goes with the process; to look through all modules for cycles takes a second
-    atexit.register(gc.freeze)
-    app()

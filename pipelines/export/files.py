@@ -7,16 +7,17 @@
 The JSON files also hold a checksum of each file, so that a file that somebody has changed is never replaced.
 """
 
+import glob
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pipelines.storage.files import sync
-from pipelines.storage.model_folder import put_in_place, replace_folder
+from pipelines.storage.model_folder import NEW, put_in_place, replace_folder
 from smec_core.checksums import sha256_of
 from smec_core.errors import InputError
+from smec_core.temporary import remove_left_behind, temporary_folder
 
 MADE_BY = "smec export"
 FOLDERS = {"numpy", "sentence-transformers"}
@@ -70,12 +71,13 @@ def place(out: Path, to: str, origin: dict[str, Any], write: Callable[[Path], ob
         replace_folder(out, fill)
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
-            new = Path(beside) / out.name
+        remove_left_behind(out.parent, f".{glob.escape(out.name)}.*{NEW}")
+        with temporary_folder(out.parent, f".{out.name}.", NEW) as beside:
+            new = beside / out.name
             write(new)
             _write_record(new, to, origin)
             # in this order the record comes last: it never speaks of an index that is not there
-            for path in sorted(Path(beside).iterdir()):
+            for path in sorted(beside.iterdir()):
                 sync(path)
                 put_in_place(path, out.with_name(path.name))
     return sum(path.stat().st_size for _, path in _files(out, to))

@@ -5,6 +5,7 @@ import time
 from _thread import interrupt_main
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow.fs as pafs
@@ -18,11 +19,12 @@ from pipelines.retrain.settings import CleanSettings, RetrainSettings
 from pipelines.storage.files import TEMPORARY, remove_file, remove_folder, sizes_of
 from pipelines.storage.lease import LEFTOVER_SECONDS as TEMPORARY_SECONDS
 from pipelines.storage.lease import Lease, holder_of
-from pipelines.storage.model_folder import LEFTOVER_SECONDS, NEW
+from pipelines.storage.model_folder import NEW
 from pipelines.storage.publish import in_force, plans, remove_version
 from pipelines.storage.run_folder import IDENTITY_FILE, RunFolder, digest
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.errors import DamagedError, SmecError
+from smec_core.temporary import is_left_behind
 
 _NEW = re.compile(rf"\.(.+\.)?\w{{8}}{re.escape(NEW)}")
 _TEMPORARY = re.compile(rf"\.[0-9a-f]{{8}}{re.escape(TEMPORARY)}$")
@@ -199,7 +201,7 @@ def _references(ledger: Ledger, kept: Releases, last: int) -> Iterator[Leftover]
 
 
 def _half_written(settings: RetrainSettings, ledger: Ledger) -> Iterator[Leftover]:
-    """Files and folders that killed processes were writing, of an age at which none still does; on local disks."""
+    """What dead processes were writing, on local disks: folders that none holds, files of an age at which none does."""
     out, root = open_filesystem(settings.publish.output)
     for filesystem, folder in ((out, root.rstrip("/")), (ledger.folder.filesystem, ledger.folder.path)):
         if not isinstance(filesystem, pafs.LocalFileSystem):
@@ -207,7 +209,7 @@ def _half_written(settings: RetrainSettings, ledger: Ledger) -> Iterator[Leftove
         for info in filesystem.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True)):
             age = time.time() - (info.mtime_ns or 0) / 1e9
             is_folder = info.type == pafs.FileType.Directory
-            if is_folder and _NEW.fullmatch(info.base_name) and age > LEFTOVER_SECONDS:
+            if is_folder and _NEW.fullmatch(info.base_name) and is_left_behind(Path(info.path)):
                 size = sum(sizes_of(filesystem, info.path).values())
                 removal = _removal(remove_folder, filesystem, info.path)
                 yield Leftover(info.path, size, "half written", removal)

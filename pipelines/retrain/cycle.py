@@ -4,8 +4,6 @@ import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cached_property
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +32,7 @@ from smec_core.evaluation.drift import Reference
 from smec_core.evaluation.evaluate import baseline_encoders
 from smec_core.model.files import load
 from smec_core.model.model import Model
+from smec_core.temporary import temporary_folder
 from smec_core.training.scanned import ScannedData
 from smec_core.training.schedule import prefix_dims
 
@@ -296,8 +295,8 @@ class Cycle:
         training = Training(TrainingSettings(**values), settings.name, (self.learnt, self.scanned), beside=beside)
         run_folder = RunFolder(settings.storage, training.name)
         self.ledger.begin_training(run_folder)
-        with TemporaryDirectory() as scratch:
-            training.finish(run_folder, Path(scratch))
+        with temporary_folder() as scratch:
+            training.finish(run_folder, scratch)
         challenger = load(run_folder.model_uri)
         if not searches:
             # an interrupted cycle has evaluated it, and did not come to compare

@@ -7,8 +7,6 @@ corpus is. `deep` reads all bytes, those in MLflow's registry among them.
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from pipelines.console import warn
@@ -23,6 +21,7 @@ from pipelines.storage.run_folder import RESTORE
 from smec_core.data.uri import public_uri
 from smec_core.errors import DamagedError, InputError, SmecError
 from smec_core.model.files import load
+from smec_core.temporary import temporary_folder
 
 AGAIN = "smec retrain makes the vectors again, from the corpus as it is now"
 BACK = "smec retrain puts it back"
@@ -237,8 +236,8 @@ def _model(ledger: Ledger, registry: Registry, release: Release, deep: bool) -> 
         return
     lacks = registry.lacks(release.registry_version, run_folder.model_uri)
     if deep and lacks is None:
-        with TemporaryDirectory() as made:
-            stored = registry.fetch(release.registry_version, Path(made))
+        with temporary_folder() as made:
+            stored = registry.fetch(release.registry_version, made)
             try:
                 is_whole = stored is not None and load(stored).fingerprint == release.fingerprint
             except InputError:

@@ -5,7 +5,6 @@ Other than the record of a training, which may be lost, what is in force must be
 
 import os
 import posixpath
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -27,6 +26,7 @@ from smec_core.data.uri import open_filesystem, public_uri
 from smec_core.errors import InputError, SmecError, one_line
 from smec_core.masking import mask
 from smec_core.shown import safe_line
+from smec_core.temporary import temporary_folder
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 ARTIFACTS = "artifacts/model"
@@ -111,7 +111,7 @@ class Registry:
         model_id = self._model_of(run, fingerprint)
         if model_id is None:
             try:
-                with tempfile.TemporaryDirectory() as made:
+                with temporary_folder() as made:
                     folder = _fetched(run_folder, made)
                     log_model(self._client, run.info.run_id, folder, smec_core.load(folder))
             except BaseException:
@@ -241,7 +241,7 @@ class Registry:
         Raises:
             SmecError: the registry cannot be reached.
         """
-        with self._reaching(), tempfile.TemporaryDirectory() as made:
+        with self._reaching(), temporary_folder() as made:
             folder = _fetched(run_folder, made)
             source = self._client.get_model_version(self._name, version).source or ""
             try:
@@ -302,9 +302,9 @@ class Registry:
             ) from error
 
 
-def _fetched(run_folder: RunFolder, made: str) -> Path:
+def _fetched(run_folder: RunFolder, made: Path) -> Path:
     """A copy of a run's model, in a folder of the name that MLflow is to have for it."""
-    folder = Path(made, posixpath.basename(ARTIFACTS))
+    folder = made / posixpath.basename(ARTIFACTS)
     folder.mkdir()
     run_folder.fetch_model(folder)
     return folder

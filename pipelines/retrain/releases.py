@@ -5,8 +5,6 @@ import posixpath
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -35,6 +33,7 @@ from smec_core.data.uri import public_uri
 from smec_core.errors import DamagedError, InputError, SmecError
 from smec_core.evaluation import gate
 from smec_core.model.files import load
+from smec_core.temporary import temporary_folder
 
 Compress = Callable[[RunFolder], str]
 """Compresses the corpus with the model of a run; gives the version, which is not in force yet."""
@@ -274,8 +273,8 @@ class ReleaseManager:
         problem = problems[0]
         if not problem.is_replaceable:
             raise DamagedError(problem.path, problem.problem, problem.cure)
-        with TemporaryDirectory() as made:
-            stored = self.registry.fetch(release.registry_version, Path(made))
+        with temporary_folder() as made:
+            stored = self.registry.fetch(release.registry_version, made)
             try:
                 whole = stored is not None and load(stored).fingerprint == release.fingerprint
             except InputError:

@@ -3,9 +3,11 @@
 import atexit
 import logging
 import os
+import shutil
 import time
 import warnings
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,12 +16,14 @@ from joblib import cpu_count
 from ray import PlacementGroupID
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from pipelines.console import warn
-from pipelines.runtime.preflight import check_limits, keep_token, ray_folder
+from pipelines.console import say, warn
+from pipelines.runtime.leftovers import end_processes, remove_left
+from pipelines.runtime.preflight import check_limits, keep_token, ray_place
 from pipelines.runtime.ray_private import masked_entrypoint, wait_for
 from pipelines.runtime.settings import ClusterSettings
 from smec_core.errors import LONGEST_REASON, InputError, SmecError
 from smec_core.shown import safe_line
+from smec_core.temporary import base_folder, make_folder, remove_folder
 
 # how long Ray takes to end an actor whose owner has died, and to say so
 DEATH_SECONDS = 2.0
@@ -50,7 +54,7 @@ def connect(cpus: float) -> None:
             local_cpus = max(int(cpus), cpu_count())
             check_limits(local_cpus)
             keep_token()
-            options |= {"num_cpus": local_cpus, "include_dashboard": False, "_temp_dir": str(ray_folder())}
+            options |= {"num_cpus": local_cpus, "include_dashboard": False, "_temp_dir": str(_new_folder())}
         # where Lance is imported it warns of every fork, and Ray's end in another program
         warnings.filterwarnings("ignore", message="lance is not fork-safe")
         try:
@@ -62,9 +66,35 @@ def connect(cpus: float) -> None:
             raise SmecError(f"cannot {doing}: {_first_line(error)}; where the machine is busy, run again") from error
         if not address:
             _started.add(ray.get_runtime_context().gcs_address)
+            # Ray opens it to everybody
+            os.chmod(options["_temp_dir"], 0o700)
         # Ray's own way out of a process waits half a second for lines of its workers, which are not printed here
         atexit.register(ray.shutdown)
     quiet_data()
+
+
+def _new_folder() -> Path:
+    """A folder for a Ray, which goes with it at the end of this process."""
+    place = ray_place()
+    remove_left(place)
+    folder = make_folder(place)
+    # before it starts, which may be interrupted, too
+    atexit.register(_end, folder)
+    return folder
+
+
+def _end(folder: Path) -> None:
+    """Ends the Ray that this process has started, and whatever of it Ray itself leaves running."""
+    with suppress(Exception):
+        ray.shutdown()
+    with suppress(Exception):
+        end_processes(folder)
+        if os.environ.get("SMEC_DEBUG") == "1":
+            kept = base_folder() / f"smec-ray-logs-{os.getpid()}"
+            for logs in folder.glob("session_2*/logs"):
+                shutil.move(logs, kept)
+                say(f"Ray's logs: {kept}")
+    remove_folder(folder)
 
 
 def is_own() -> bool:

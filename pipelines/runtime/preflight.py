@@ -7,7 +7,6 @@ import os
 import resource
 import secrets
 import shutil
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,12 +15,13 @@ import psutil
 from pipelines.console import warn
 from smec_core.errors import LONGEST_REASON, InputError, SmecError, one_line
 from smec_core.shown import safe_line
+from smec_core.temporary import NAME_LENGTH, base_folder
 
 # bytes for the logs of a cluster
 ROOM = 16 << 20
 # of a Unix socket's path, what the kernel takes, and what Ray adds: its session is named by time and process
 SOCKET_PATH = 107
-RAY_PATH = len("/ray/session_2026-11-29_00-37-14_793622_4194304/sockets/plasma_store")
+RAY_PATH = NAME_LENGTH + len("//session_2026-11-29_00-37-14_793622_4194304/sockets/plasma_store")
 
 
 def check_limits(cpus: int) -> None:
@@ -53,8 +53,8 @@ def check_limits(cpus: int) -> None:
         resource.setrlimit(limit, (hard, hard))
 
 
-def ray_folder() -> Path:
-    """Where a Ray on this machine puts its files: in the temporary folder, or a shorter one where that is too long.
+def ray_place() -> Path:
+    """Where on this machine the folder of a Ray goes: the temporary folder, or a shorter one where that is too long.
 
     Raises:
         InputError: there is none.
@@ -62,19 +62,18 @@ def ray_folder() -> Path:
     longest = SOCKET_PATH - RAY_PATH
     named = os.environ.get("RAY_TMPDIR")
     try:
-        wanted = named or tempfile.gettempdir()
+        wanted = named or str(base_folder())
     except FileNotFoundError as error:
         raise InputError(f"TMPDIR: {one_line(error)}; name a folder that can be written to") from error
     for folder in [wanted] if named else [wanted, "/tmp", "/var/tmp", "/dev/shm"]:
-        made = Path(folder, "ray")
         if len(os.fsencode(folder)) > longest:
             continue
         with suppress(OSError):
-            made.mkdir(parents=True, exist_ok=True)
-        if os.access(made, os.W_OK | os.X_OK) and shutil.disk_usage(made).free >= ROOM:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK) and shutil.disk_usage(folder).free >= ROOM:
             if folder != wanted:
-                warn(f"Ray's files are in {made}: {wanted} is full, not to be written to or too long for sockets")
-            return made
+                warn(f"Ray's files are in {folder}: {wanted} is full, not to be written to or too long for sockets")
+            return Path(folder)
     raise InputError(
         f"{'RAY_TMPDIR' if named else 'TMPDIR'}: {wanted} is no folder for Ray; name one in RAY_TMPDIR that can be "
         f"written to, has {ROOM >> 20} MiB free and a path of at most {longest} bytes"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import ray
 import ray.exceptions
 
+from pipelines import signals
 from pipelines.console import say, warn
 from pipelines.runtime.cluster import connect
 from pipelines.runtime.ray_private import serve_http_options
@@ -36,13 +37,14 @@ if TYPE_CHECKING:
 HOST, PORT = "127.0.0.1", 8000
 POLL_SECONDS = 0.2
 WATCH_SECONDS = 5.0
+END_SECONDS = 100.0
 START_TRIES = 3
 HEALTH_SECONDS = 2
 # of the replicas, rounded up: as many new ones start before old ones stop, so that one replica is replaced, too
 SURGE_PERCENT = 25
 
 
-class _Terminated(BaseException):
+class _Terminated(KeyboardInterrupt):
     """SIGTERM has come."""
 
 
@@ -100,6 +102,8 @@ def run(settings: ServeSettings) -> dict[str, Any]:
         say(f"serving on the cluster at {url}; it stays there when this command has ended")
         return {"url": url, "name": settings.name}
     listener = _bind(settings.host or HOST, settings.port or PORT)
+    # for what waits, and for its answers
+    signals.allow(END_SECONDS + 2 * settings.deadline)
     connect(settings.replicas * settings.threads)
     front: Front | None = None
     try:
@@ -111,7 +115,6 @@ def run(settings: ServeSettings) -> dict[str, Any]:
         say(f"serving at {_url(settings.host or HOST, settings.port or PORT, settings.route)}; Ctrl-C ends it")
         _watch(settings.name, front)
     except _Terminated:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         say("terminated: answering what is under way, then ending")
         if front is not None:
             front.drain(settings.drain_seconds)
@@ -256,4 +259,6 @@ def _watch(name: str, front: "Front") -> NoReturn:
 
 
 def _terminate(*unused: object) -> NoReturn:
+    # the next one is to cut nothing short
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise _Terminated

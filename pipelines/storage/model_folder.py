@@ -4,11 +4,7 @@ import ctypes
 import errno
 import glob
 import os
-import shutil
-import tempfile
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +14,7 @@ from pipelines.storage.files import make_folder, sync
 from smec_core.checksums import SUMS
 from smec_core.data.uri import HALF_A_URI
 from smec_core.errors import InputError
+from smec_core.temporary import remove_left_behind, temporary_folder
 
 MODEL_FILES = {
     "adapter.safetensors",
@@ -29,7 +26,6 @@ MODEL_FILES = {
     SUMS,
 }
 NEW = ".new"
-LEFTOVER_SECONDS = 24 * 3600
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -87,24 +83,13 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
     """
     folder = folder.resolve()
     make_folder(folder.parent)
-    remove_leftovers(folder.parent, f".{glob.escape(folder.name)}.*{NEW}")
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=NEW, dir=folder.parent))
-    try:
-        # mkdtemp makes folders that only their owner can read
+    remove_left_behind(folder.parent, f".{glob.escape(folder.name)}.*{NEW}")
+    with temporary_folder(folder.parent, f".{folder.name}.", NEW) as new:
+        # only its owner can read it
         new.chmod(0o755)
         write(new)
         sync_tree(new)
         put_in_place(new, folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def remove_leftovers(folder: Path, pattern: str) -> None:
-    """Removes folders that processes which were killed have left in `folder`: of an age at which none still writes."""
-    for left in folder.glob(pattern):
-        with suppress(OSError):
-            if time.time() - left.stat().st_mtime > LEFTOVER_SECONDS:
-                shutil.rmtree(left)
 
 
 def put_in_place(new: Path, place: Path) -> None:

@@ -17,7 +17,6 @@ import errno
 import json
 import os
 import re
-import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -40,10 +39,11 @@ from pipelines.storage.files import (
     sync,
 )
 from pipelines.storage.manifest import DONE, StoredFile, files_of, first_damaged, seal, tidy
-from pipelines.storage.model_folder import NEW, remove_leftovers
+from pipelines.storage.model_folder import NEW
 from smec_core.data.tables import MANIFEST, find_manifest
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.errors import DamagedError, InputError, SmecError, StoreUnreachable
+from smec_core.temporary import let_go, make_folder, remove_left_behind
 
 CURRENT = "CURRENT"
 PLAN = "plan.json"
@@ -333,14 +333,14 @@ def _claim(out: str, number: int, plan: bytes) -> str:
         while not swap(join_uri(out, f"v{number:04d}/{PLAN}"), None, plan):
             number += 1
         return f"v{number:04d}"
-    remove_leftovers(Path(root), f".*{NEW}")
-    made = Path(root, f".{uuid.uuid4().hex[:8]}{NEW}")
-    made.mkdir()
+    remove_left_behind(Path(root), f".*{NEW}")
+    made = make_folder(Path(root), ".", NEW, mode=0o777)
     with new_file(filesystem, f"{made}/{PLAN}") as sink:
         sink.write(plan)
     while True:
         try:
             os.rename(made, f"{root}/v{number:04d}")
+            let_go(made)
             sync(root)
             return f"v{number:04d}"
         except OSError as error:

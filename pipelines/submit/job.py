@@ -3,11 +3,10 @@
 import os
 import re
 import shlex
-import tempfile
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
+from pipelines import signals
 from pipelines.console import say
 from pipelines.submit.bundle import ELSEWHERE, check_command, fingerprint, write_bundle
 from pipelines.submit.client import JobClient, follow
@@ -15,12 +14,15 @@ from pipelines.submit.settings import SubmitSettings
 from smec_core.errors import GateError, InputError, SmecError
 from smec_core.masking import is_secret_name, mask
 from smec_core.shown import safe_line
+from smec_core.temporary import temporary_folder
 
 # what a training needs to record itself; the rest of the environment is the cluster's own
 FORWARDED = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")
 SEEN = "which whoever may read the cluster's jobs would see"
 REFUSED = GateError.exit_code
 """A decision, which another start would not make again: it would find nothing new."""
+STOP_SECONDS = "RAY_JOB_STOP_WAIT_TIME_S"
+"""In a job's environment: how long Ray lets it end by itself when it is stopped; 3 s, the default, are few for that."""
 ID_METADATA = "smec_id"
 """Key of a job's metadata: the id that all its starts have in common."""
 
@@ -54,12 +56,12 @@ def run(settings: SubmitSettings) -> dict[str, Any]:
     _refuse_secrets(settings)
     variables = _variables(settings.env)
     address = _address(settings.address)
-    with tempfile.TemporaryDirectory(prefix="smec-submit-") as folder:
-        command = write_bundle(settings.command, Path(folder))
+    with temporary_folder() as folder:
+        command = write_bundle(settings.command, folder)
         # run by a shell on the cluster, so every argument is quoted
         entrypoint = shlex.join(["python", "-m", "pipelines.cli", *command])
-        name = settings.id or _name(entrypoint, variables, fingerprint(Path(folder)))
-        runtime_env = {"working_dir": folder, "env_vars": variables}
+        name = settings.id or _name(entrypoint, variables, fingerprint(folder))
+        runtime_env = {"working_dir": str(folder), "env_vars": {STOP_SECONDS: "30"} | variables}
         client = JobClient(address)
         job_id = _find_or_start(client, name, entrypoint, runtime_env, is_named=settings.id is not None)
     if settings.detach:
@@ -67,10 +69,12 @@ def run(settings: SubmitSettings) -> dict[str, Any]:
         print(job_id)
         info = client.info(job_id)
         return {"id": job_id, "status": info.status.value, "exit_code": info.driver_exit_code}
+    goes_on = safe_line(f"no longer followed, job {job_id} goes on. {_how(client, job_id)}")
+    signals.then(goes_on)
     try:
         info = follow(client, job_id, settings.patience)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"no longer followed, job {job_id} goes on. {_how(client, job_id)}") from None
+        raise KeyboardInterrupt(goes_on) from None
     if info.status.value != "SUCCEEDED":
         raise _failure(job_id, info)
     say(f"job {job_id} is done")

@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,6 +21,7 @@ import smec_core
 from pipelines.tracking.plots import loss_picture, main_measure, quality_picture
 from smec_core.data.seen import PARTS, parts_of
 from smec_core.shown import csv_cell
+from smec_core.temporary import temporary_folder
 
 FINGERPRINT_TAG = "smec.model_fingerprint"
 MOST_METRICS = 1000
@@ -87,15 +87,15 @@ def log_files(client: MlflowClient, run_id: str, folder: Path) -> None:
     client.log_artifacts(run_id, str(folder), "model_folder")
     history_file = folder / "history.jsonl"
     history = [json.loads(line) for line in history_file.read_text().splitlines()] if history_file.exists() else []
-    with tempfile.TemporaryDirectory() as made:
-        pictures = Path(made) / "pictures"
+    with temporary_folder() as made:
+        pictures = made / "pictures"
         pictures.mkdir()
         if evaluation := _read(folder, "metrics.json").get("evaluation"):
-            _write_table(Path(made) / "evaluation.csv", evaluation)
+            _write_table(made / "evaluation.csv", evaluation)
             quality_picture(evaluation).savefig(pictures / "quality.png", dpi=120)
         if any("loss" in record for record in history):
             loss_picture(history).savefig(pictures / "loss.png", dpi=120)
-        client.log_artifacts(run_id, made)
+        client.log_artifacts(run_id, str(made))
 
 
 def log_model(client: MlflowClient, run_id: str, folder: Path, model: smec_core.Model) -> None:
@@ -137,7 +137,7 @@ def log_model_files(client: MlflowClient, logged: LoggedModel, folder: Path, mod
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]),
         params=ParamSchema([ParamSpec("dim", DataType.long, default=model.input_dim)]),
     )
-    with tempfile.TemporaryDirectory() as made:
+    with temporary_folder() as made:
         mlflow.pyfunc.save_model(
             f"{made}/model",
             mlflow_model=Model(

@@ -23,6 +23,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 import smec_core
+from pipelines import signals
 from pipelines.console import warn
 from pipelines.runtime.preflight import check_store
 from pipelines.storage.run_folder import RunFolder
@@ -194,10 +195,10 @@ class MlflowRecorder:
         """Ends the run as failed or killed; leaves it alone where another process goes on in it (`lost`)."""
         if lost:
             self.abandon()
-        elif isinstance(error, Exception):
+        elif isinstance(error, Exception) and not signals.came():
             self.finish(None, "FAILED", str(error))
         else:
-            self.finish(None, "KILLED", "interrupted")
+            self.finish(None, "KILLED", str(error) or "interrupted")
 
     def abandon(self) -> None:
         """Stops without another word to MLflow: another process goes on in the run."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -23,6 +22,7 @@ from smec_core.errors import InputError
 from smec_core.layers import merged
 from smec_core.model.files import load
 from smec_core.model.model import Model
+from smec_core.temporary import temporary_folder
 from smec_core.training.fit import plain_dims
 
 
@@ -66,7 +66,7 @@ def fit(
     """
     if preset is not None and preset not in PRESETS:
         raise InputError(f"preset: {preset} is unknown; known: {', '.join(PRESETS)}")
-    with TemporaryDirectory() as made:
+    with temporary_folder() as made:
         given: dict[str, Any] = {
             "dims": plain_dims(dims),
             "data": "",
@@ -76,8 +76,8 @@ def fit(
         }
         for name, model in (("base", base), ("warm_start", warm_start)):
             if isinstance(model, Model):
-                model.save(Path(made) / name)
-                model = Path(made) / name
+                model.save(made / name)
+                model = made / name
             given[name] = None if model is None else str(model)
         layers = [("the preset", PRESETS[preset] if preset else {}), ("fit", given)]
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +28,7 @@ from smec_core.evaluation.corpus_search import Parts, in_one_part
 from smec_core.evaluation.report import quality_tables
 from smec_core.model.files import load
 from smec_core.model.model import Model
+from smec_core.temporary import temporary_folder
 from smec_core.training.finish import Beside, Parents, finished_model, no_others
 from smec_core.training.plan import plan_training
 from smec_core.training.scanned import ScannedData
@@ -168,10 +168,10 @@ class Training:
         used = self.scanned.used(config, is_warm=self.warm_start is not None)
         recorder = self._recorder(run_folder, scratch, lease, used)
         say(f"MLflow run {recorder.run_id} in {recorder.uri}")
-        with TemporaryDirectory() as made:
-            model_folder = Path(made) / "model"
+        with temporary_folder() as made:
+            model_folder = made / "model"
             try:
-                history = Path(made) / "history.jsonl"
+                history = made / "history.jsonl"
                 run = RayRun(
                     settings,
                     config,

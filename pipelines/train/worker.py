@@ -2,8 +2,6 @@
 
 import json
 import pickle
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from ray.util.queue import Queue
 
 from pipelines.data.source import Source
 from pipelines.runtime.cluster import RayFailure, quiet_data
+from pipelines.runtime.leftovers import remove_left
 from pipelines.runtime.prometheus import TrainMeters
 from pipelines.train.checkpoints import open_checkpoint, write_file_list
 from smec_core.config import TrainConfig
@@ -26,6 +25,7 @@ from smec_core.distributed.group import Group
 from smec_core.distributed.resident import Node, folder_for
 from smec_core.errors import SmecError
 from smec_core.model.adapter import FrozenStage
+from smec_core.temporary import base_folder, make_folder, remove_folder
 from smec_core.training.checkpoint import Checkpoint
 from smec_core.training.context import TrainingData
 from smec_core.training.tracker import NullTracker, Record
@@ -69,7 +69,7 @@ class WorkerTask:
 
     def local_folder(self) -> Path:
         """A folder on a local disk of this node."""
-        folder = Path(self.scratch or tempfile.gettempdir())
+        folder = Path(self.scratch) if self.scratch else base_folder()
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -149,7 +149,7 @@ class Sender:
 class RayCheckpoints:
     """Checkpoints through Ray Train, which uploads them while the training goes on and keeps the last."""
 
-    def __init__(self, every: int, group: Group, sender: Sender, number: int, folder: Path) -> None:
+    def __init__(self, every: int, group: Group, sender: Sender, number: int, place: Path) -> None:
         """Prepares them.
 
         Args:
@@ -157,10 +157,12 @@ class RayCheckpoints:
             group: all ranks of the run.
             sender: has the figures so far.
             number: that of the last one of the run.
-            folder: local folder in which a checkpoint waits until it is stored.
+            place: local folder, for one in which checkpoints wait until they are stored.
         """
         self.every = every
-        self._group, self._sender, self._number, self._folder = group, sender, number, folder
+        self._group, self._sender, self._number = group, sender, number
+        # what this process leaves there, the next worker of this machine removes
+        self._folder = make_folder(place)
 
     def save(self, write: Callable[[Path], None]) -> None:
         """Collective: every rank writes its part of one checkpoint."""
@@ -170,25 +172,20 @@ class RayCheckpoints:
         """Saves a checkpoint, and returns when it is stored. Collective."""
         self._report(write, CheckpointUploadMode.SYNC)
 
-    def remove_left_behind(self) -> None:
-        """Removes what killed workers of this run had not stored yet; before the first checkpoint, by one of a node."""
-        for folder in self._folder.glob(f"{_checkpoint_prefix()}*"):
-            shutil.rmtree(folder, ignore_errors=True)
+    def close(self) -> None:
+        """Removes the local folder; all checkpoints are stored."""
+        remove_folder(self._folder)
 
     def _report(self, write: Callable[[Path], None], mode: CheckpointUploadMode) -> None:
-        folder = Path(tempfile.mkdtemp(prefix=_checkpoint_prefix(), dir=self._folder))
+        self._number += 1
+        folder = self._folder / str(self._number)
+        folder.mkdir()
         write(folder)
         if self._group.rank == 0:
             (folder / HISTORY_FILE).write_text("".join(f"{line}\n" for line in self._sender.history))
-        self._number += 1
         write_file_list(folder, self._group.rank, self._group.size, self._number)
         checkpoint = ray.train.Checkpoint.from_directory(folder)
         ray.train.report({}, checkpoint, checkpoint_upload_mode=mode, delete_local_checkpoint_after_upload=True)
-
-
-def _checkpoint_prefix() -> str:
-    """Begins the names of the local checkpoint folders of a run, whichever start made them."""
-    return f"smec-checkpoint-{_run_name()}-"
 
 
 def _run_name() -> str:
@@ -218,9 +215,8 @@ def train_on_worker(loop: dict[str, WorkerTask]) -> None:
             resumed = Checkpoint.read(Path(folder))
             if group.rank == 0:
                 sender.resume((Path(folder) / HISTORY_FILE).read_text().splitlines())
+    remove_left(task.local_folder())
     checkpoints = RayCheckpoints(task.checkpoint_every, group, sender, number, task.local_folder())
-    if ray.train.get_context().get_local_rank() == 0:
-        checkpoints.remove_left_behind()
     data = _load(task, group)
     if group.rank == 0:
         sender.say(f"{group.size} worker(s) share the steps from here on")
@@ -247,6 +243,7 @@ def train_on_worker(loop: dict[str, WorkerTask]) -> None:
         raise
     sender.flush()
     checkpoints.save_last(lambda folder: trained.write(folder) if is_first else None)
+    checkpoints.close()
 
 
 def _load(task: WorkerTask, group: Group) -> TrainingData:

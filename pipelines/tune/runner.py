@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -36,6 +35,7 @@ from smec_core.config import TrainConfig
 from smec_core.data.dataset import Dataset
 from smec_core.data.uri import public_uri
 from smec_core.errors import DamagedError, InputError, SmecError
+from smec_core.temporary import temporary_folder
 from smec_core.training.scanned import ScannedData
 from smec_core.training.schedule import chain_dims
 from tune_spaces.space import Space, describe
@@ -95,10 +95,10 @@ class StudyStart:
         say(f"study {self.study.name}: {len(self.space)} settings to search; MLflow run {recorder.run_id}")
         try:
             summary = self._search_and_compare(recorder, scratch)
-            with TemporaryDirectory() as made:
+            with temporary_folder() as made:
                 for name in (SUMMARY_FILE, BEST_FILE):
-                    (Path(made) / name).write_bytes((self.out / name).read_bytes())
-                recorder.log_files(Path(made))
+                    (made / name).write_bytes((self.out / name).read_bytes())
+                recorder.log_files(made)
             recorder.finish(None, outcome=outcome_text(summary))
         except BaseException as error:
             recorder.fail(error, self.lease.lost)

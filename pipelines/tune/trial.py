@@ -1,10 +1,8 @@
 """What one trial of a study does, in a process of its own on the cluster."""
 
 import math
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -19,6 +17,7 @@ from pipelines.storage.study import METRIC, PLACE, PLACED_FILE, Objective, trial
 from smec_core.config import TrainConfig
 from smec_core.distributed.resident import Node
 from smec_core.errors import one_line
+from smec_core.temporary import temporary_folder
 from smec_core.training.schedule import chain_dims
 from smec_core.training.tracker import Record
 from smec_core.training.trainer import Hooks, StageReached, train
@@ -128,8 +127,8 @@ def _train_on_workers(config: TrainConfig, task: TrialTask, number: int, reporte
     quiet_data()
     run_folder = trial_folder(task.study, number)
     run_folder.create()
-    with tempfile.TemporaryDirectory() as made:
-        history = Path(made) / "history.jsonl"
+    with temporary_folder() as made:
+        history = made / "history.jsonl"
         run = RayRun(task.settings, config, task.source, run_folder, reporter, listener=reporter)
         trained = run.fit(history)
     return trained.metrics

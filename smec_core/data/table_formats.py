@@ -7,7 +7,6 @@ deleted by other files, columns under other names) is refused.
 
 import json
 import re
-import tempfile
 from collections import defaultdict
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 
 from smec_core.data.lance_files import find_fragments, is_fragment, is_lance
 from smec_core.errors import InputError, SmecError, one_line
+from smec_core.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from pyiceberg.table.metadata import TableMetadata
@@ -100,7 +100,8 @@ def _delta_files(filesystem: pafs.FileSystem, folder: str) -> pa.Table:
         from deltalake.exceptions import DeltaError
     except ImportError as error:
         raise _needs(folder, "a Delta table", "deltalake") from error
-    with tempfile.TemporaryDirectory(prefix="smec-") as copy:
+    with temporary_folder() as made:
+        copy = str(made)
         try:
             _copy_log(filesystem, f"{folder}/{_DELTA_LOG}", Path(copy, _DELTA_LOG))
             table = DeltaTable(copy)

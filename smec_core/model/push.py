@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from smec_core.checksums import SUMS, write_sums
 from smec_core.data.hub import FORMS, hub_api, told
 from smec_core.errors import InputError, one_line
 from smec_core.model.card import HUB_HEAD, model_card
+from smec_core.temporary import temporary_folder
 
 CARD = "README.md"
 
@@ -38,8 +38,7 @@ def push_model(
     form = FORMS["model"].partition("[")[0]
     if repo.count("/") != 1:
         raise InputError(f"{uri}: is not of the form {form} (a user or an organisation, and a name)")
-    with TemporaryDirectory() as made:
-        folder = Path(made)
+    with temporary_folder() as folder:
         save(folder)
         (folder / CARD).write_text(HUB_HEAD + model_card(config, metrics, uri))
         names = [name for name in files if (folder / name).exists()]

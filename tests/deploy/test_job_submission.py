@@ -233,7 +233,7 @@ def test_interrupting_leaves_the_job_running_and_stopping_it_fails_the_submissio
     assert "ray job logs --follow" in stderr
     assert "ray job stop" in stderr
     assert "Traceback" not in stderr
-    assert stderr.splitlines()[-1].startswith("smec: no longer followed, job interrupted goes on")
+    assert stderr.splitlines()[-1].startswith("smec: ended by SIGINT; no longer followed, job interrupted goes on")
 
     again = started(cluster.start_submit("--id", "interrupted", *check, cwd=tmp_path))
     _until(_is_running(cluster, "interrupted"), "the job")
@@ -305,7 +305,8 @@ def test_the_environment_arrives_and_no_value_of_it_is_printed(
     assert "hunter2" not in refused.stdout + refused.stderr
     runtime_env = cluster.jobs()["with-env"].runtime_env
     assert runtime_env is not None
-    assert runtime_env["env_vars"] == {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1", "MY_MODE": "hunter2", "A": "b=c"}
+    given = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1", "MY_MODE": "hunter2", "A": "b=c"}
+    assert runtime_env["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "30", **given}
 
 
 def test_a_lost_connection_is_taken_up_again_and_no_line_comes_twice(

@@ -132,7 +132,9 @@ def test_the_password_of_an_mlflow_server_is_in_no_file_and_no_line(tmp_path: Pa
     uri = f"http://someone:{PASSWORD}@127.0.0.1:9"
     # Ray puts sockets there, whose paths must be short
     with tempfile.TemporaryDirectory(prefix="smec-", ignore_cleanup_errors=True) as ray_folder:
-        env = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "RAY_TMPDIR": ray_folder}
+        # with SMEC_DEBUG Ray's logs stay there
+        env = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "TMPDIR": ray_folder}
+        env |= {"SMEC_DEBUG": "1", "RAY_TMPDIR": ""}
         command = ["train", "--data", str(data), "--dims", "8", "--out", str(tmp_path / "model"), "--set", "epochs=1"]
         ended = subprocess.run(
             [sys.executable, "-m", "pipelines.cli", *command],

@@ -4,7 +4,6 @@ Shapes: Q queries, d dims of a pass, k results.
 """
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 
 from pipelines.evaluate.indexes.store import BATCH_ROWS, Form, NestedVectors, SearchPath, TwoPassIndex
 from smec_core.model.quantize import to_bits
+from smec_core.temporary import temporary_folder
 
 NEIGHBOURS, BUILD_WIDTH = 32, 200
 """Links of a node, and how many candidates the build looks at for them."""
@@ -65,7 +65,7 @@ def _empty(form: Form, vectors: NestedVectors) -> Any:
 
 
 def _file_bytes(index: Any) -> int:
-    with tempfile.TemporaryDirectory(prefix="smec-faiss-") as folder:
+    with temporary_folder() as folder:
         path = os.path.join(folder, "index")
         (faiss.write_index_binary if isinstance(index, faiss.IndexBinary) else faiss.write_index)(index, path)
         return os.path.getsize(path)

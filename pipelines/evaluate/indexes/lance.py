@@ -3,7 +3,6 @@
 Shapes: Q queries, d dims of a pass, k results.
 """
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from lancedb.index import IvfFlat
 
 from pipelines.evaluate.indexes.store import BATCH_ROWS, Form, NestedVectors, SearchPath, TwoPassIndex
 from smec_core.model.quantize import to_bits
+from smec_core.temporary import temporary_folder
 
 SCAN_ROWS = 100_000
 """Up to here LanceDB's guide advises against an index; above, an IVF_FLAT index is built with its defaults."""
@@ -71,5 +71,5 @@ def _batches(path: SearchPath, vectors: NestedVectors, schema: pa.Schema) -> Ite
 @contextmanager
 def build(path: SearchPath, vectors: NestedVectors, threads: int) -> Iterator[Lance]:
     """Writes the table into a temporary folder. LanceDB takes threads as it finds cores."""
-    with tempfile.TemporaryDirectory(prefix="smec-lance-") as folder:
-        yield Lance(path, vectors, Path(folder))
+    with temporary_folder() as folder:
+        yield Lance(path, vectors, folder)

@@ -17,8 +17,10 @@ from pipelines.retrain import clean, status
 from pipelines.retrain.ledger import Ledger
 from pipelines.retrain.settings import CleanSettings, StatusSettings
 from pipelines.storage.lease import Lease
+from pipelines.storage.model_folder import NEW
 from pipelines.storage.run_folder import RunFolder
 from smec_core.errors import DamagedError, GateError, LeaseError
+from smec_core.temporary import make_folder, temporary_folder
 from tests.kills import REPOSITORY
 from tests.pipelines.retrain.damages import artifact, flip, spoil
 from tests.pipelines.retrain.series import Series
@@ -115,6 +117,15 @@ def test_what_size_and_stamp_do_not_tell_is_found_by_all_bytes(series: Series) -
     assert damage["problem"] == "is not the model that was registered" and "adapter.safetensors" in damage["cure"]
 
 
+def left_folder(place: Path) -> Path:
+    """A folder as a killed process leaves it."""
+    with temporary_folder(place, ".", NEW) as left:
+        pass
+    left.mkdir()
+    (left / "part.parquet").write_bytes(b"PAR1")
+    return left
+
+
 def litter(series: Series) -> tuple[set[str], set[str]]:
     """What killed runs leave, and what only looks so: paths of what is to go, and of what stays."""
     ledger = Ledger(RunFolder(series.stored, series.name))
@@ -137,13 +148,16 @@ def litter(series: Series) -> tuple[set[str], set[str]]:
     os.utime(half_written, (0, 0))
     fresh = series.output / "CURRENT.4567abcd.tmp"
     fresh.write_bytes(b"v00")
-    go = {copied, run / f"{run.name}.start-1", half_written}
+    of_the_dead = left_folder(series.output)
+    of_the_living = make_folder(series.output, ".", NEW)
+    go = {copied, run / f"{run.name}.start-1", half_written, of_the_dead}
     # a folder that is not named as its own record says, data of a cycle that has not decided, another's version
     stay = {
         half_trained,
         reference / "0009.safetensors",
         foreign,
         fresh,
+        of_the_living,
         series.output / "v0001",
         series.output / "v0002",
     }
@@ -213,9 +227,8 @@ def test_a_damaged_series_is_not_cleaned(series: Series) -> None:
 
 def test_without_records_nothing_is_cleaned(tmp_path: Path) -> None:
     series = Series(tmp_path)
-    left = series.output / ".abcd1234.new"
-    left.mkdir(parents=True)
-    os.utime(left, (0, 0))
+    series.output.mkdir()
+    left = left_folder(series.output)
     with pytest.raises(DamagedError, match=f"has no records of {series.name}, but {left} is there; restore the folder"):
         cleaned(series)
     assert left.exists()

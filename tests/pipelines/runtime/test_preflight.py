@@ -14,9 +14,10 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines.retrain.registry import Registry
-from pipelines.runtime.preflight import RAY_PATH, SOCKET_PATH, ray_folder
+from pipelines.runtime.preflight import RAY_PATH, SOCKET_PATH, ray_place
 from smec_core.errors import InputError, SmecError
 from smec_core.model.model import Model
+from smec_core.temporary import temporary_folder
 from tests.builders import write_dataset
 from tests.kills import REPOSITORY
 
@@ -102,10 +103,10 @@ def test_sockets_of_ray_have_room_in_any_tmpdir(tmp_path: Path, monkeypatch: pyt
             wanted.mkdir()
             monkeypatch.setenv("TMPDIR", str(wanted))
             monkeypatch.setattr(tempfile, "tempdir", None)
-            folder = ray_folder()
-            assert (folder.parent == wanted) == (length <= SOCKET_PATH - RAY_PATH)
-            with tempfile.TemporaryDirectory(dir=folder) as session, socket.socket(socket.AF_UNIX) as listener:
-                name = "s" * (len(str(folder.parent)) + RAY_PATH - len(session) - 1)
+            folder = ray_place()
+            assert (folder == wanted) == (length <= SOCKET_PATH - RAY_PATH)
+            with temporary_folder(folder) as session, socket.socket(socket.AF_UNIX) as listener:
+                name = "s" * (len(str(folder)) + RAY_PATH - len(str(session)) - 1)
                 listener.bind(f"{session}/{name}")
 
 
@@ -114,15 +115,15 @@ def test_sockets_of_ray_have_room_in_any_tmpdir(tmp_path: Path, monkeypatch: pyt
 def test_a_folder_that_the_user_named_for_ray_is_that_or_refused(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", named)
     with pytest.raises(InputError, match=f"RAY_TMPDIR: {named} is no folder for Ray; name one in RAY_TMPDIR that"):
-        ray_folder()
+        ray_place()
 
 
 @pytest.mark.usefixtures("fresh_tempdir")
 def test_a_folder_for_ray_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as short:
         monkeypatch.setenv("RAY_TMPDIR", f"{short}/new")
-        assert ray_folder() == Path(short, "new/ray")
-        assert ray_folder().is_dir()
+        assert ray_place() == Path(short, "new")
+        assert ray_place().is_dir()
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_a_long_tmpdir_and_a_home_that_is_not_there(folder: Path) -> None:
     long.mkdir()
     done = run(compress(folder, "long"), {"TMPDIR": str(long), "HOME": f"{NOWHERE}/none", "RAY_TMPDIR": None})
     assert done.returncode == 0, done.stdout
-    assert f"warning: Ray's files are in /tmp/ray: {long} is full, not to be written to or too long" in done.stdout
+    assert f"warning: Ray's files are in /tmp: {long} is full, not to be written to or too long" in done.stdout
 
 
 @pytest.mark.ray
@@ -155,7 +156,7 @@ def test_a_full_tmpdir_and_a_read_only_home(folder: Path) -> None:
     mounts = f"mount -t tmpfs -o ro none {empty} && mount -t tmpfs -o size=200k none /var/tmp"
     done = run(mounted(mounts, *compress(folder, "full")), {"TMPDIR": "/var/tmp", "HOME": empty, "RAY_TMPDIR": None})
     assert done.returncode == 0, done.stdout
-    assert "warning: Ray's files are in /tmp/ray: /var/tmp is full" in done.stdout
+    assert "warning: Ray's files are in /tmp: /var/tmp is full" in done.stdout
 
 
 @pytest.mark.ray

@@ -270,7 +270,7 @@ def test_the_command_answers_what_is_under_way_and_ends(
         log = server.log
         assert server.process.wait(WAIT_SECONDS) == code, log.read_text()
         assert "Traceback" not in log.read_text()
-        assert ("interrupted" in log.read_text()) == (code == 130)
+        assert ("ended by SIGINT" in log.read_text()) == (code == 130)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
