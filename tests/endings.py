@@ -44,7 +44,7 @@ class Ended(NamedTuple):
 
     def check_left(self) -> None:
         """It has left nothing behind."""
-        assert (self.processes, self.temporary) == ([], [])
+        assert (self.processes, self.temporary) == ([], []), (self.processes, self.temporary)
 
 
 class Command:
@@ -118,7 +118,8 @@ class Command:
         found = []
         for process in psutil.Process().children(recursive=True):
             try:
-                if process.pid in self._before:
+                if {process.pid, *(parent.pid for parent in process.parents())} & self._before:
+                    # or a process of what was there before, such as a cluster's
                     continue
                 if process.status() == psutil.STATUS_ZOMBIE:
                     if process.pid != self.process.pid and process.ppid() == os.getpid():

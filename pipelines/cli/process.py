@@ -18,6 +18,8 @@ READER_GONE = (errno.EPIPE, errno.EIO)
 def main() -> NoReturn:
     """Entry point of `smec`: runs the command, and ends the process with its exit code."""
     signals.install()
+    # a cluster is what a job connects to: Ray's first call is not to start one of its own
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     code = 1
     with suppress(KeyboardInterrupt):
         _open_streams()

@@ -9,7 +9,9 @@ import os
 import re
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -42,10 +44,6 @@ START_TRIES = 3
 HEALTH_SECONDS = 2
 # of the replicas, rounded up: as many new ones start before old ones stop, so that one replica is replaced, too
 SURGE_PERCENT = 25
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM has come."""
 
 
 def app(settings: ApplicationSettings) -> "Application":
@@ -106,23 +104,24 @@ def run(settings: ServeSettings) -> dict[str, Any]:
     signals.allow(END_SECONDS + 2 * settings.deadline)
     connect(settings.replicas * settings.threads)
     front: Front | None = None
+    # no exception of our own: Ray raises another KeyboardInterrupt where its calls are cut
+    terminated: list[int] = []
     try:
         # here and not before: Ray has set a handler of its own
-        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGTERM, partial(_terminate, terminated))
         ray.serve.start(proxy_location="Disabled")
         _deploy(application, settings)
         front = _open(settings, listener)
         say(f"serving at {_url(settings.host or HOST, settings.port or PORT, settings.route)}; Ctrl-C ends it")
-        _watch(settings.name, front)
-    except _Terminated:
-        say("terminated: answering what is under way, then ending")
-        if front is not None:
-            front.drain(settings.drain_seconds)
+        _watch(settings.name, front, terminated)
     except KeyboardInterrupt:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if terminated:
+            say("terminated: answering what is under way, then ending")
         if front is not None:
-            front.drain(0)
-        raise
+            front.drain(settings.drain_seconds if terminated else 0)
+        if not terminated:
+            raise
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         # where Ray has died already there is nothing to end
@@ -235,7 +234,7 @@ def _last_line(message: str) -> str:
     return re.sub(r"^[\w.]+: ", "", message.strip().split("\n")[-1].strip())
 
 
-def _watch(name: str, front: "Front") -> NoReturn:
+def _watch(name: str, front: "Front", terminated: Sequence[int]) -> NoReturn:
     """Waits for a signal, and reports what happens to the application meanwhile."""
     from ray import serve
     from ray.serve.exceptions import RayServeException
@@ -244,6 +243,9 @@ def _watch(name: str, front: "Front") -> NoReturn:
     said = ""
     while True:
         time.sleep(WATCH_SECONDS)
+        if terminated:
+            # it came while code ran that drops exceptions, as a destructor does
+            raise KeyboardInterrupt
         if not front.is_alive():
             raise SmecError("the HTTP server has ended; start smec serve again")
         try:
@@ -258,7 +260,8 @@ def _watch(name: str, front: "Front") -> NoReturn:
         said = message
 
 
-def _terminate(*unused: object) -> NoReturn:
+def _terminate(terminated: list[int], number: int, _: object) -> NoReturn:
     # the next one is to cut nothing short
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise _Terminated
+    terminated.append(number)
+    raise KeyboardInterrupt

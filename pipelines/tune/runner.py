@@ -144,14 +144,17 @@ class StudyStart:
         say(f"best settings: {self.out / BEST_FILE}   all figures: {self.out / SUMMARY_FILE}")
         return summary
 
+    def _connect(self) -> None:
+        connect(self.settings.worker_range[0] * self.settings.cpus_per_worker)
+
     @cached_property
     def _use_gpu(self) -> bool:
-        workers = self.settings.worker_range[0]
-        connect(workers * self.settings.cpus_per_worker)
-        return use_gpus(self.settings, workers)
+        self._connect()
+        return use_gpus(self.settings, self.settings.worker_range[0])
 
     @cached_property
     def _source(self) -> Source:
+        self._connect()
         return Source.of(self.scanned, self.config)
 
     @property

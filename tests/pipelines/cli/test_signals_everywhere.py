@@ -15,6 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.cli.main import COMMANDS
@@ -71,7 +72,7 @@ CASES = {
     "report": Case("report model --out made/report.html"),
 }
 
-SERIES = {"retrain": 1, "rollback": 2, "status": 1, "clean": 2}
+SERIES = {"retrain": 0, "rollback": 2, "status": 1, "clean": 2}
 """Commands that work on a series, and how many releases it has had."""
 
 
@@ -119,12 +120,13 @@ def prepare(name: str, folder: Path, temporary: Path, environment: dict[str, str
     if name in SERIES:
         places = {"name": "series", "data": "data", "storage": "storage"}
         publish = {"publish": {"output": "vectors", "dim": 16}}
-        for seed in range(SERIES[name]):
-            settings = {**SETTINGS, "train": {**SETTINGS["train"], "seed": seed}, "gate": {"min_queries": 20}}
-            gate = {"significance": 1, "min_queries": 20, "min_gain": -1, "max_loss": 1, "max_below": 1, "max_drop": 1}
-            (folder / "retrain.yaml").write_text(dump({**places, **settings, **publish, "gate": gate}))
-            if name != "retrain":
-                assert finished("retrain --config retrain.yaml", folder, temporary, environment).code == 0
+        (folder / "retrain.yaml").write_text(dump({**places, **SETTINGS, **publish}))
+        judged = folder / "data/qrels/train.parquet"
+        table = pq.read_table(judged)
+        # each cycle has more judgements to learn from than the one before
+        for rows in (len(table) // 4, len(table))[2 - SERIES[name] :]:
+            pq.write_table(table.slice(0, rows), judged)
+            assert finished("retrain --config retrain.yaml", folder, temporary, environment).code == 0
 
 
 def finished(words: str, folder: Path, temporary: Path, environment: dict[str, str]) -> Ended:
@@ -139,6 +141,10 @@ def results(case: Case, folder: Path) -> dict[str, str]:
     """Digests of what must be the same, but for where it lies."""
     paths = [path for pattern in case.results for path in folder.glob(pattern)]
     contents = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(paths)}
+    for name, data in contents.items():
+        if name.endswith("CURRENT"):
+            # its checksum is that of a manifest with paths and times
+            contents[name] = data.splitlines()[0]
     return {name: sha256(data.replace(bytes(folder), b"")).hexdigest() for name, data in contents.items()}
 
 
@@ -181,8 +187,10 @@ def test_a_command_that_is_ended_at_any_moment_goes_on(
             # it was done before, or it serves, and ends well
             assert "ended by" not in ended.said
             ended.check_left()
-            if results(case, wild) != results(case, calm):
-                assert name == "serve"
+            assert results(case, wild) == results(case, calm)
+            if name != "serve":
+                # the first run may have been a slow one
+                lasted = min(lasted, time.monotonic() - began)
             if name != "submit":
                 shutil.rmtree(wild)
                 shutil.copytree(tmp_path / "prepared", wild)
