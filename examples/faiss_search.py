@@ -20,8 +20,8 @@ import faiss
 import numpy as np
 
 import smec_core
-from pipelines.storage.publish import current
 from smec_core.data.parquet import EmbeddingTable
+from smec_core.data.versions import current
 
 
 def main() -> None:

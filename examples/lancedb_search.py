@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 
 import smec_core
-from pipelines.storage.publish import current
 from smec_core.data.parquet import EmbeddingTable, embedding_column
+from smec_core.data.versions import current
 
 
 def main() -> None:

@@ -26,8 +26,8 @@ from pgvector.psycopg import register_vector
 from psycopg import sql
 
 import smec_core
-from pipelines.storage.publish import current
 from smec_core.data.parquet import EmbeddingTable
+from smec_core.data.versions import current
 
 
 def main() -> None:

@@ -14,11 +14,12 @@ from pipelines.retrain.ledger import CYCLES, REGISTRY, RELEASES, TRAINING, Ledge
 from pipelines.retrain.registry import ARTIFACTS, Registry
 from pipelines.retrain.settings import RetrainSettings
 from pipelines.storage.audit import ELSEWHERE, Problem, model_problems, strays, version_problems
-from pipelines.storage.files import exists, unreadable
 from pipelines.storage.lease import LEASE, holder_of
-from pipelines.storage.publish import CURRENT, checksum_of_version, in_force
+from pipelines.storage.publish import checksum_of_version
 from pipelines.storage.run_folder import RESTORE
+from smec_core.data.records import exists, unreadable
 from smec_core.data.uri import public_uri
+from smec_core.data.versions import CURRENT, in_force
 from smec_core.errors import DamagedError, InputError, SmecError
 from smec_core.model.files import load
 from smec_core.temporary import temporary_folder

@@ -22,10 +22,11 @@ import pyarrow.fs as pafs
 from safetensors import SafetensorError
 
 from pipelines.runtime.settings import NAME
-from pipelines.storage.files import SUM, as_record, new_file, read_bytes, remove_file, swap
-from pipelines.storage.publish import VERSION
+from pipelines.storage.files import new_file, remove_file, swap
 from pipelines.storage.run_folder import RESTORE, RunFolder
+from smec_core.data.records import SUM, as_record, read_bytes
 from smec_core.data.uri import join_uri, public_uri
+from smec_core.data.versions import VERSION
 from smec_core.errors import DamagedError, InputError, LeaseError, one_line
 from smec_core.evaluation.drift import Reference
 

@@ -17,19 +17,13 @@ from pipelines.retrain.settings import RetrainSettings
 from pipelines.runtime.cluster import connect
 from pipelines.runtime.prometheus import report_retrain
 from pipelines.storage.audit import Problem, model_problems, version_problems
-from pipelines.storage.files import exists, remove_file
+from pipelines.storage.files import remove_file
 from pipelines.storage.lease import Lease
-from pipelines.storage.publish import (
-    CURRENT,
-    check_version,
-    checksum_of_version,
-    in_force,
-    plans,
-    promote,
-    remove_version,
-)
+from pipelines.storage.publish import check_version, checksum_of_version, plans, promote, remove_version
 from pipelines.storage.run_folder import MODEL, RunFolder
+from smec_core.data.records import exists
 from smec_core.data.uri import public_uri
+from smec_core.data.versions import CURRENT, in_force
 from smec_core.errors import DamagedError, InputError, SmecError
 from smec_core.evaluation import gate
 from smec_core.model.files import load

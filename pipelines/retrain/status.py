@@ -16,10 +16,10 @@ from pipelines.retrain.ledger import Ledger, Release
 from pipelines.retrain.registry import Registry
 from pipelines.retrain.settings import StatusSettings
 from pipelines.storage.lease import holder_of
-from pipelines.storage.publish import CURRENT
 from pipelines.storage.run_folder import RunFolder, digest
 from smec_core.data.dataset import dataset_stamp
 from smec_core.data.uri import open_filesystem, public_uri
+from smec_core.data.versions import CURRENT
 from smec_core.errors import DamagedError, InputError
 
 LAST = 5

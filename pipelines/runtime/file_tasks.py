@@ -14,7 +14,7 @@ from ray.util.annotations import RayDeprecationWarning
 from pipelines.console import warn
 from pipelines.runtime.cluster import connect, unwrap
 from pipelines.storage.files import first_line
-from pipelines.storage.manifest import StoredFile
+from smec_core.data.stored_files import StoredFile
 from smec_core.errors import InputError, SmecError
 
 # a lost node takes with it what its workers have made

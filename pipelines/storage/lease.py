@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from pipelines.console import say
-from pipelines.storage.files import TEMPORARY, as_record, parse_record, read_bytes, swap
+from pipelines.storage.files import TEMPORARY, swap
 from pipelines.storage.run_folder import RunFolder
+from smec_core.data.records import as_record, parse_record, read_bytes
 from smec_core.data.uri import join_uri, public_uri
 from smec_core.errors import DamagedError, InputError, LeaseError, StoreUnreachable, one_line
 

@@ -7,14 +7,15 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from pipelines.console import say, warn
-from pipelines.storage.files import SUM, parse_record, read_bytes
-from pipelines.storage.manifest import DONE, describe
-from pipelines.storage.publish import CURRENT, VERSION, current
+from pipelines.storage.manifest import DONE
 from pipelines.storage.run_folder import FINISHED, MODEL
 from pipelines.verify.settings import VerifySettings
 from smec_core.checksums import SUMS, read_sums
+from smec_core.data.records import SUM, parse_record, read_bytes
+from smec_core.data.stored_files import describe
 from smec_core.data.tables import MANIFEST
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
+from smec_core.data.versions import CURRENT, VERSION, current
 from smec_core.errors import DamagedError, InputError, one_line
 
 RESTORE = "restore it from a copy, or make it again"

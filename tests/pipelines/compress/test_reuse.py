@@ -19,10 +19,11 @@ import pytest
 import smec_core
 from pipelines.compress.job import run
 from pipelines.compress.settings import CompressSettings
-from pipelines.storage.files import as_record
-from pipelines.storage.publish import check_version, current, in_force
+from pipelines.storage.publish import check_version
 from smec_core.data.parquet import embedding_column
+from smec_core.data.records import as_record
 from smec_core.data.uri import join_uri, open_filesystem
+from smec_core.data.versions import current, in_force
 from tests.builders import replace_vectors, write_vectors
 from tests.pipelines.compress.corpora import compress, plan_at, read, vectors, write_corpus
 

@@ -15,8 +15,8 @@ from pyiceberg.catalog.sql import SqlCatalog
 
 from pipelines.cli import app
 from pipelines.data import scan as scan_module
-from pipelines.storage.publish import current
 from smec_core.data.parquet import EmbeddingTable
+from smec_core.data.versions import current
 from smec_core.model.model import Model
 from tests.builders import write_dataset
 from tests.hub import REPO, Hub

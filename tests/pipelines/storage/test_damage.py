@@ -14,12 +14,13 @@ import torch
 from pipelines.compress.actor import CompressPiece, Job, cut
 from pipelines.retrain.ledger import Ledger, Release, Releases
 from pipelines.storage.manifest import finished_task
-from pipelines.storage.publish import Draft, check_version, current, in_force, promote
+from pipelines.storage.publish import Draft, check_version, promote
 from pipelines.storage.run_folder import RunFolder
 from pipelines.storage.study import Trial, read_trials, trial_folder
 from pipelines.train.checkpoints import begin_start, write_file_list
 from smec_core.data.parquet import EmbeddingTable, write_embeddings
 from smec_core.data.uri import join_uri, open_filesystem
+from smec_core.data.versions import current, in_force
 from smec_core.errors import DamagedError, InputError
 from smec_core.evaluation.drift import Reference
 from smec_core.model.files import load

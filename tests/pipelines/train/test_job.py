@@ -24,10 +24,10 @@ from pipelines.report import job as report
 from pipelines.report.settings import ReportSettings
 from pipelines.runtime.cluster import use_gpus
 from pipelines.storage.lease import Holder
-from pipelines.storage.publish import current
 from pipelines.storage.run_folder import RunFolder
 from pipelines.train import job as train
 from pipelines.train.settings import TrainSettings
+from smec_core.data.versions import current
 from smec_core.errors import InputError, SmecError
 from tests.builders import write_dataset
 

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from pipelines.storage.files import new_file
-from pipelines.storage.manifest import describe, finish_task
+from pipelines.storage.manifest import finish_task
 from pipelines.storage.publish import Draft
 from pipelines.verify import job as verify
 from pipelines.verify.job import RECORDS
 from pipelines.verify.settings import VerifySettings
+from smec_core.data.stored_files import describe
 from smec_core.data.uri import join_uri, open_filesystem
 from smec_core.errors import DamagedError, InputError
 from tests.pipelines.storage.test_damage import KINDS, a_published_folder, snapshot, write
