@@ -36,13 +36,13 @@ from smec_core.data.versions import (
     CURRENT,
     PLAN,
     PUBLISH,
-    VERSION,
     InForce,
     in_force,
     is_finished,
     manifest_of,
     manifest_of_version,
     open_folder,
+    versions_in,
 )
 from smec_core.errors import DamagedError, InputError, SmecError, StoreUnreachable
 from smec_core.temporary import let_go, make_folder, remove_left_behind
@@ -111,7 +111,7 @@ def finished_version(out: str, plan: dict[str, Any]) -> tuple[str, dict[str, Any
     The newest may not be in force: a run was killed before it came to that.
     """
     filesystem, root = open_folder(out)
-    for name in dict.fromkeys((in_force(out).name, *_versions(filesystem, root)[-1:])):
+    for name in dict.fromkeys((in_force(out).name, *versions_in(filesystem, root)[-1:])):
         # one that is damaged is written again by this run
         with suppress(DamagedError):
             found = manifest_of(filesystem, f"{root}/{name}") if is_finished(filesystem, root, name) else None
@@ -133,7 +133,7 @@ def plans(out: str) -> dict[str, dict[str, Any]]:
     """The plan of each version, finished or not, by its name."""
     filesystem, root = open_folder(out)
     found: dict[str, dict[str, Any]] = {}
-    for name in _versions(filesystem, root):
+    for name in versions_in(filesystem, root):
         for path in (f"{root}/{name}/{PLAN}", find_manifest(filesystem, f"{root}/{name}")):
             # one that is damaged tells nothing
             with suppress(DamagedError):
@@ -184,7 +184,7 @@ class Draft:
         plan = json.loads(json.dumps(plan))
         try:
             create_folder(filesystem, root)
-            names = _versions(filesystem, root)
+            names = versions_in(filesystem, root)
             for name in reversed(names):
                 draft = cls(out, name, plan)
                 if find_manifest(filesystem, draft.folder) is None and draft.is_ours:
@@ -234,14 +234,6 @@ class Draft:
             # a worker may have written a file meanwhile; an unfinished version that stays is never pointed at
             with suppress(OSError):
                 self.filesystem.delete_dir(self.folder)
-
-
-def _versions(filesystem: pafs.FileSystem, root: str) -> list[str]:
-    """Names of all versions, finished or not, oldest first."""
-    if filesystem.get_file_info(root).type != pafs.FileType.Directory:
-        return []
-    names = [info.base_name for info in filesystem.get_file_info(pafs.FileSelector(root))]
-    return sorted((name for name in names if VERSION.fullmatch(name)), key=lambda name: int(name[1:]))
 
 
 def _claim(out: str, number: int, plan: bytes) -> str:

@@ -122,3 +122,11 @@ def manifest_of_version(out: str, name: str) -> dict[str, Any]:
     if manifest is None or manifest["version"] != name:
         raise DamagedError(public_uri(join_uri(out, name)), "is no finished version", PUBLISH)
     return manifest
+
+
+def versions_in(filesystem: pafs.FileSystem, root: str) -> list[str]:
+    """Names of all versions of a published folder, finished or not, oldest first."""
+    if filesystem.get_file_info(root).type != pafs.FileType.Directory:
+        return []
+    names = [info.base_name for info in filesystem.get_file_info(pafs.FileSelector(root))]
+    return sorted((name for name in names if VERSION.fullmatch(name)), key=lambda name: int(name[1:]))

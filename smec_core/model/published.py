@@ -1,0 +1,335 @@
+"""Vectors that `smec compress` and `smec retrain` have published, as programs and vector stores read them.
+
+Shapes: N rows of a batch, d dims of a vector, b = ceil(d / 8) bytes of signs.
+"""
+
+import posixpath
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from smec_core.config import VectorType
+from smec_core.data.parquet import READ_ROWS
+from smec_core.data.parquet_files import ParquetRows
+from smec_core.data.records import checksum_of
+from smec_core.data.stored_files import files_of, problem_of
+from smec_core.data.table_files import stamp_of_file
+from smec_core.data.tables import find_manifest
+from smec_core.data.uri import join_uri, public_uri
+from smec_core.data.versions import (
+    CURRENT,
+    in_force,
+    manifest_in_force,
+    manifest_of_version,
+    open_folder,
+    versions_in,
+)
+from smec_core.errors import DamagedError, InputError, SmecError
+from smec_core.model.files import load
+from smec_core.model.model import Model
+from smec_core.model.vector_types import RESCORE
+
+CURE = "copy the folder again, CURRENT last, or publish again"
+
+
+class Changes(NamedTuple):
+    """Files of a version beside those of an earlier one, by name; one that was made anew is both `new` and `gone`.
+
+    Attributes:
+        same: of both, with the same bytes.
+        new: of the version only.
+        gone: of the earlier one only.
+    """
+
+    same: tuple[str, ...]
+    new: tuple[str, ...]
+    gone: tuple[str, ...]
+
+
+class Published:
+    """A version of a published folder: what it holds, and its rows. `smec_core.published` opens one.
+
+    What is read is compared with the version's manifest: sizes at once, and each file before its rows are read, by its
+    bytes where it is not the very file that was written.
+
+    Attributes:
+        folder: path or URI of the published folder.
+        version: name of the version, as v0003.
+        key: name that no version of any other folder has, as v0003_5d41402a; for a store's tables.
+        dtype: number type of the vectors: float32, float16, int8 or binary (signs as bits).
+        dim: d, dims of a vector.
+        dims: at which a vector may be cut, the largest first, as the model was trained for them; normalise it then.
+        scale: an int8 vector times this is about the vector; None of float32 and float16.
+        rows: how many there are.
+        files: the names of its files, in the order of the rows.
+        manifest: all that `_manifest.json` says.
+    """
+
+    def __init__(
+        self, folder: str, manifest: dict[str, Any], dim: int | None, model: str | Path | Model | None
+    ) -> None:
+        self.folder, self.manifest = public_uri(folder), manifest
+        self.version: str = manifest["version"]
+        self.key = f"{self.version}_{checksum_of(manifest)[:8]}"
+        self.dtype: VectorType = manifest["dtype"]
+        self.rows: int = manifest["rows"]
+        stored = tuple(map(int, manifest["folders"])) or (manifest["dim"],)
+        self.dim: int = stored[0] if dim is None else dim
+        if self.dim not in stored:
+            raise InputError(f"dim is {dim}, but {self._place} holds vectors of {', '.join(map(str, stored))} dims")
+        self.dims = tuple(prefix for prefix in manifest["dims"] if prefix <= self.dim)
+        self.scale: float | None = manifest.get("int8_scales", {}).get(str(self.dim))
+        self._uri, self._model = folder, model
+        self._filesystem, self._root = open_folder(join_uri(folder, self.version))
+        self._known: dict[str, str] = {}
+        # other dims, and rows that were set apart, lie in folders of their own
+        inside = str(self.dim) if len(stored) > 1 else ""
+        self._files = {file.name: file for file in files_of(manifest) if posixpath.dirname(file.name) == inside}
+        self.files = tuple(self._files)
+        self._check_sizes()
+
+    def __repr__(self) -> str:
+        return (
+            f"Published({self._place}: {self.rows:,} rows; {self.dim} dims, {self.dtype}; ids {self.id_type}; "
+            f"model {self.manifest['model_fingerprint'][:12]})"
+        )
+
+    @property
+    def _place(self) -> str:
+        return f"{self.folder.rstrip('/')}/{self.version}"
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Names and types of all columns, as `arrow` gives them."""
+        with self._reading(self.files[0]) as opened:
+            return opened.schema.remove_metadata()
+
+    @property
+    def id_type(self) -> pa.DataType:
+        """Type of the ids, as they were in the input."""
+        return self.schema.field("id").type
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The other columns that the version holds, as `smec compress` has kept them of its input."""
+        return tuple(name for name in self.schema.names if name not in ("id", *self._vectors))
+
+    @property
+    def _vectors(self) -> tuple[str, ...]:
+        return ("embedding", RESCORE) if self.dtype == "binary" else ("embedding",)
+
+    @cached_property
+    def model(self) -> Model:
+        """The model that made the vectors, and must encode the queries: `version.model.encode(queries, version.dim)`.
+
+        Loaded when it is first asked for, from where it was at that time, or the place that was given to `published`.
+
+        Raises:
+            InputError: it is not there any more, or another one is.
+        """
+        given = self.manifest["model"] if self._model is None else self._model
+        cure = f"give the one that made {self._place}: published({self.folder!r}, model=...)"
+        try:
+            model = given if isinstance(given, Model) else load(given)
+        except DamagedError:
+            raise
+        except InputError as error:
+            raise InputError(f"{error}; {cure}") from error
+        if model.fingerprint != self.manifest["model_fingerprint"]:
+            place = "the model given" if isinstance(given, Model) else public_uri(str(given))
+            raise InputError(
+                f"{place}: has the fingerprint {model.fingerprint[:12]}, but {self._place} was made by the model "
+                f"{self.manifest['model_fingerprint'][:12]} ({self.manifest['model']}); {cure}"
+            )
+        return model
+
+    def batches(
+        self, column: str = "embedding", batch_rows: int = READ_ROWS, files: Sequence[str] | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All rows in their order, some at a time, as ids and vectors.
+
+        Args:
+            column: which vectors: `embedding`, or `rescore`, the int8 vectors beside binary ones.
+            batch_rows: most rows of a batch.
+            files: names of those to read; by default all.
+
+        Yields:
+            ids (N,): numbers where they are numbers in the files, else objects of type str; and vectors, which are not
+            to be written to: (N, d) float32 or float16 of norm 1; (N, d) int8, which `scale` times are these; or
+            (N, b) uint8 of binary, the first number in the highest bit, as numpy.unpackbits reads it.
+
+        Raises:
+            InputError: no such column of vectors, or no such file.
+            DamagedError: a file is not what was written.
+            SmecError: the version was removed or replaced meanwhile.
+        """
+        if column not in self._vectors:
+            raise InputError(
+                f"{self._place}: column {column}: {self.dtype} vectors are in {' and '.join(self._vectors)}"
+            )
+        for batch in self.arrow(["id", column], batch_rows, files):
+            vectors = batch[column]
+            yield _ids(batch["id"]), vectors.flatten().to_numpy().reshape(-1, vectors.type.list_size)
+
+    def arrow(
+        self, columns: Sequence[str] | None = None, batch_rows: int = READ_ROWS, files: Sequence[str] | None = None
+    ) -> pa.RecordBatchReader:
+        """All rows in their order, as Arrow batches with all that was kept beside the vectors.
+
+        Args:
+            columns: to read, in this order; by default all, as in `schema`.
+            batch_rows: most rows of a batch.
+            files: names of those to read; by default all.
+
+        Raises:
+            InputError: no such column or file, also while it is read: a column that is another one in a later file.
+            DamagedError: while it is read: a file is not what was written.
+            SmecError: while it is read: the version was removed or replaced.
+        """
+        wanted = self.schema.names if columns is None else list(columns)
+        if missing := [name for name in wanted if name not in self.schema.names]:
+            raise InputError(f"{self._place}: column {missing[0]} is missing; it holds {', '.join(self.schema.names)}")
+        if strange := [name for name in files or () if name not in self._files]:
+            raise InputError(f"{self._place}: has no file {strange[0]}")
+        schema = pa.schema([self.schema.field(name) for name in wanted])
+        names = self.files if files is None else files
+        batches = (batch for name in names for batch in self._batches(name, schema, batch_rows))
+        return pa.RecordBatchReader.from_batches(schema, batches)
+
+    def changes(self, earlier: "Published") -> Changes:
+        """What is new since an earlier version, so that a store need not load all rows again.
+
+        `smec compress` takes over what it made of unchanged input files, byte by byte. Of another model, dim or number
+        type all files are new.
+
+        Args:
+            earlier: the version that the store holds.
+        """
+        same = [name for name, file in self._files.items() if file.sha256 == earlier._sha256(name)]
+        new = [name for name in self.files if name not in same]
+        return Changes(tuple(same), tuple(new), tuple(name for name in earlier.files if name not in same))
+
+    def _sha256(self, name: str) -> str | None:
+        return self._files[name].sha256 if name in self._files else None
+
+    def _batches(self, name: str, schema: pa.Schema, batch_rows: int) -> Iterator[pa.RecordBatch]:
+        with self._reading(name) as opened:
+            path = f"{self._root}/{name}"
+            for field in schema:
+                kind = opened.schema.field(field.name).type if field.name in opened.schema.names else "missing"
+                if kind != field.type:
+                    first = self.files[0]
+                    raise InputError(
+                        f"{path}: column {field.name} is {kind}, but {field.type} in {first}; leave it out"
+                    )
+            for _, batch in opened.batches(schema.names, batch_rows):
+                yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[ParquetRows]:
+        """Opens a file that is what was written, and looks at its end whether it still is."""
+        path = f"{self._root}/{name}"
+        try:
+            stamp = stamp_of_file(self._filesystem, path)
+            if not stamp or stamp != self._known.get(name):
+                if problem := problem_of(self._filesystem, self._root, self._files[name]):
+                    raise DamagedError(path, problem, CURE)
+                self._known[name] = stamp
+            with ParquetRows(self._filesystem, path) as opened:
+                yield opened
+            if stamp_of_file(self._filesystem, path) != stamp:
+                raise DamagedError(path, "was changed while it was read", CURE)
+        except FileNotFoundError as error:
+            self._check_there()
+            raise DamagedError(path, "is missing", CURE) from error
+        except (OSError, SmecError):
+            self._check_there()
+            raise
+
+    def _check_sizes(self) -> None:
+        infos = self._filesystem.get_file_info([f"{self._root}/{name}" for name in self.files])
+        for info, file in zip(infos, self._files.values(), strict=True):
+            if info.type != pafs.FileType.File:
+                raise DamagedError(f"{self._place}/{file.name}", "is missing", CURE)
+            if info.size != file.bytes:
+                problem = f"has {info.size:,} bytes instead of {file.bytes:,}"
+                raise DamagedError(f"{self._place}/{file.name}", problem, CURE)
+
+    def _check_there(self) -> None:
+        """Refuses to go on where the version is not there any more, or another one has its name."""
+        with suppress(InputError):
+            if manifest_of_version(self._uri, self.version) == self.manifest:
+                return
+        raise SmecError(
+            f"{self._place}: was removed or replaced while it was read, and {in_force(self._uri).name or 'nothing'} is "
+            "in force now; open the folder again"
+        )
+
+
+def published(
+    folder: str | Path,
+    *,
+    version: str | None = None,
+    dim: int | None = None,
+    model: str | Path | Model | None = None,
+) -> Published:
+    """Opens vectors that `smec compress` or `smec retrain` has published, to load them into a store.
+
+    Args:
+        folder: the published folder, a path or URI (`s3://`, ...): what `--output` or `publish.output` named.
+        version: name of a version, as v0001; by default the one in force. It stays what it is while later ones come.
+        dim: which vectors, where the version has several (`--dim 384,96`); by default those of the most dims.
+        model: the model that made it, or its folder or URI, where that is not where it was then.
+
+    Raises:
+        InputError: nothing is published there, or no such version or dim; or (DamagedError) files are missing or not
+            what was written, as in a copy that was made by half.
+
+    Example:
+        >>> version = smec_core.published("compressed")
+        >>> version.version, version.rows, version.dim, version.dtype, str(version.id_type), version.columns
+        ('v0001', 300, 8, 'int8', 'string', ('price',))
+        >>> for ids, vectors in version.batches():
+        ...     print(ids[:2], vectors.shape, vectors.dtype)
+        ['0' '1'] (300, 8) int8
+        >>> version.arrow(["id", "price"]).read_all().num_rows
+        300
+        >>> version.model.encode(queries, version.dim).shape
+        (100, 8)
+    """
+    uri = str(folder)
+    try:
+        manifest = manifest_in_force(uri) if version is None else manifest_of_version(uri, version)
+    except DamagedError as error:
+        cure = CURE
+        if version is not None and version not in (there := versions_in(*open_folder(uri))):
+            cure = f"give one that is there: {', '.join(there)}" if there else "no version is there"
+        raise DamagedError(error.path, error.problem, cure) from error
+    except InputError as error:
+        raise InputError(f"{error}; {_cure(uri)}") from error
+    return Published(uri, manifest, dim, model)
+
+
+def _cure(uri: str) -> str:
+    """What to do where a folder has no CURRENT."""
+    filesystem, root = open_folder(uri)
+    if find_manifest(filesystem, root) is not None:
+        return (
+            f"it is a version itself: give the folder that holds it, {public_uri(uri).rstrip('/').rpartition('/')[0]}"
+        )
+    if versions_in(filesystem, root):
+        return f"it holds versions, so copy {CURRENT}, too, or publish again"
+    return "give the folder that `smec compress --output` or publish.output of `smec retrain` named"
+
+
+def _ids(column: pa.Array) -> np.ndarray:
+    """Ids as numpy has them."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column.to_numpy(zero_copy_only=False)
