@@ -150,32 +150,38 @@ class Published:
         return model
 
     def batches(
-        self, column: str = "embedding", batch_rows: int = READ_ROWS, files: Sequence[str] | None = None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        self, *columns: str, batch_rows: int = READ_ROWS, files: Sequence[str] | None = None
+    ) -> Iterator[tuple[np.ndarray, ...]]:
         """All rows in their order, some at a time, as ids and vectors.
 
         Args:
-            column: which vectors: `embedding`, or `rescore`, the int8 vectors beside binary ones.
+            columns: which vectors: `embedding` by default, `rescore`, the int8 vectors beside binary ones, or both.
             batch_rows: most rows of a batch.
             files: names of those to read; by default all.
 
         Yields:
-            ids (N,): numbers where they are numbers in the files, else objects of type str; and vectors, which are not
-            to be written to: (N, d) float32 or float16 of norm 1; (N, d) int8, which `scale` times are these; or
-            (N, b) uint8 of binary, the first number in the highest bit, as numpy.unpackbits reads it.
+            ids (N,): numbers where they are numbers in the files, else objects of type str; then of each column the
+            vectors, which are not to be written to: (N, d) float32 or float16 of norm 1; (N, d) int8, which `scale`
+            times are these; or (N, b) uint8 of binary, the first number in the highest bit, as numpy.unpackbits reads
+            it.
 
         Raises:
             InputError: no such column of vectors, or no such file.
             DamagedError: a file is not what was written.
             SmecError: the version was removed or replaced meanwhile.
         """
-        if column not in self._vectors:
-            raise InputError(
-                f"{self._place}: column {column}: {self.dtype} vectors are in {' and '.join(self._vectors)}"
-            )
-        for batch in self.arrow(["id", column], batch_rows, files):
-            vectors = batch[column]
-            yield _ids(batch["id"]), vectors.flatten().to_numpy().reshape(-1, vectors.type.list_size)
+        columns = columns or ("embedding",)
+        for name in columns:
+            if name not in self._vectors:
+                there = " and ".join(self._vectors)
+                raise InputError(f"{self._place}: column {name}: {self.dtype} vectors are in {there}")
+        for batch in self.arrow(["id", *dict.fromkeys(columns)], batch_rows, files):
+            found = (batch[name] for name in columns)
+            yield _ids(batch["id"]), *(one.flatten().to_numpy().reshape(-1, one.type.list_size) for one in found)
+
+    def read(self, *columns: str) -> tuple[np.ndarray, ...]:
+        """All rows at once, as `batches` gives them some at a time."""
+        return tuple(np.concatenate(parts) for parts in zip(*self.batches(*columns), strict=True))
 
     def arrow(
         self, columns: Sequence[str] | None = None, batch_rows: int = READ_ROWS, files: Sequence[str] | None = None

@@ -86,12 +86,18 @@ def test_a_corpus_that_grows_and_shrinks(
     assert "compressed 120 rows to " in (said := capsys.readouterr().err)
     assert f", {first['rows']} taken from v0001, " in said
     assert_as_from_scratch(grown, model, source, tmp_path / "grown", **options)
+    before, now = smec_core.published(out, version="v0001"), smec_core.published(out)
+    assert [os.path.basename(name) for name in now.changes(before).new] == ["more.parquet"]
+    assert now.changes(before).gone == ()
+    assert sum(len(ids) for ids, _ in now.batches(files=now.changes(before).new)) == 120
 
     (source / "part-00.parquet").unlink()
     shrunk = compress(model, source, out, **options)
     assert (shrunk["version"], shrunk["rows"], shrunk["reused"]) == ("v0003", grown["rows"] - 300, grown["rows"] - 300)
     assert shrunk["rows_per_s"] == 0
     assert_as_from_scratch(shrunk, model, source, tmp_path / "shrunk", **options)
+    gone = smec_core.published(out).changes(now).gone
+    assert [os.path.basename(name) for name in gone] == ["part-00.parquet"]
 
 
 def test_a_file_with_other_vectors_under_its_name_is_compressed(storage: str, model: Path, tmp_path: Path) -> None:
