@@ -61,7 +61,7 @@ class Published:
     Attributes:
         folder: path or URI of the published folder.
         version: name of the version, as v0003.
-        key: name that no version of any other folder has, as v0003_5d41402a; for a store's tables.
+        key: name that no other vectors of any folder have, as v0003_96_5d41402a; for a store's tables.
         dtype: number type of the vectors: float32, float16, int8 or binary (signs as bits).
         dim: d, dims of a vector.
         dims: at which a vector may be cut, the largest first, as the model was trained for them; normalise it then.
@@ -76,13 +76,13 @@ class Published:
     ) -> None:
         self.folder, self.manifest = public_uri(folder), manifest
         self.version: str = manifest["version"]
-        self.key = f"{self.version}_{checksum_of(manifest)[:8]}"
         self.dtype: VectorType = manifest["dtype"]
         self.rows: int = manifest["rows"]
         stored = tuple(map(int, manifest["folders"])) or (manifest["dim"],)
         self.dim: int = stored[0] if dim is None else dim
         if self.dim not in stored:
             raise InputError(f"dim is {dim}, but {self._place} holds vectors of {', '.join(map(str, stored))} dims")
+        self.key = f"{self.version}_{self.dim}_{checksum_of(manifest)[:8]}"
         self.dims = tuple(prefix for prefix in manifest["dims"] if prefix <= self.dim)
         self.scale: float | None = manifest.get("int8_scales", {}).get(str(self.dim))
         self._uri, self._model = folder, model

@@ -152,11 +152,12 @@ def test_a_version_stays_what_it_is_while_a_later_one_comes(model: Path, tmp_pat
         smec_core.published(tmp_path / "out", version="v0007")
 
 
-def test_two_folders_never_share_a_key(model: Path, tmp_path: Path) -> None:
+def test_no_two_sets_of_vectors_share_a_key(model: Path, tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus")
-    for dim, out in ((8, "one"), (12, "other")):
-        publish(tmp_path / out, model, tmp_path / "corpus", dim)
-    assert len({smec_core.published(tmp_path / out).key for out in ("one", "other")}) == 2
+    publish(tmp_path / "one", model, tmp_path / "corpus", 12)
+    publish(tmp_path / "other", model, tmp_path / "corpus", 12, 8)
+    keys = {smec_core.published(tmp_path / out, dim=dim).key for out, dim in (("one", 12), ("other", 12), ("other", 8))}
+    assert len(keys) == 3
 
 
 def test_what_has_changed_is_enough_to_bring_a_store_up_to_date(model: Path, tmp_path: Path) -> None:
