@@ -226,13 +226,12 @@ class Published:
 
     def _batches(self, name: str, schema: pa.Schema, batch_rows: int) -> Iterator[pa.RecordBatch]:
         with self._reading(name) as opened:
-            path = f"{self._root}/{name}"
             for field in schema:
                 kind = opened.schema.field(field.name).type if field.name in opened.schema.names else "missing"
                 if kind != field.type:
                     first = self.files[0]
                     raise InputError(
-                        f"{path}: column {field.name} is {kind}, but {field.type} in {first}; leave it out"
+                        f"{self._place}/{name}: column {field.name} is {kind}, but {field.type} in {first}; leave it out"
                     )
             for _, batch in opened.batches(schema.names, batch_rows):
                 yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
@@ -240,20 +239,20 @@ class Published:
     @contextmanager
     def _reading(self, name: str) -> Iterator[ParquetRows]:
         """Opens a file that is what was written, and looks at its end whether it still is."""
-        path = f"{self._root}/{name}"
+        path, shown = f"{self._root}/{name}", f"{self._place}/{name}"
         try:
             stamp = stamp_of_file(self._filesystem, path)
             if not stamp or stamp != self._known.get(name):
                 if problem := problem_of(self._filesystem, self._root, self._files[name]):
-                    raise DamagedError(path, problem, CURE)
+                    raise DamagedError(shown, problem, CURE)
                 self._known[name] = stamp
             with ParquetRows(self._filesystem, path) as opened:
                 yield opened
             if stamp_of_file(self._filesystem, path) != stamp:
-                raise DamagedError(path, "was changed while it was read", CURE)
+                raise DamagedError(shown, "was changed while it was read", CURE)
         except FileNotFoundError as error:
             self._check_there()
-            raise DamagedError(path, "is missing", CURE) from error
+            raise DamagedError(shown, "is missing", CURE) from error
         except (OSError, SmecError):
             self._check_there()
             raise
