@@ -229,10 +229,8 @@ class Published:
             for field in schema:
                 kind = opened.schema.field(field.name).type if field.name in opened.schema.names else "missing"
                 if kind != field.type:
-                    first = self.files[0]
-                    raise InputError(
-                        f"{self._place}/{name}: column {field.name} is {kind}, but {field.type} in {first}; leave it out"
-                    )
+                    here, there = f"{self._place}/{name}: column {field.name}", f"{field.type} in {self.files[0]}"
+                    raise InputError(f"{here} is {kind}, but {there}; leave it out")
             for _, batch in opened.batches(schema.names, batch_rows):
                 yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
 
