@@ -22,6 +22,7 @@ PLAN = "plan.json"
 VERSION = re.compile(r"v(\d{4,})")
 _CURRENT = re.compile(r"(v\d{4,})\n?(?:([0-9a-f]{64})\n)?")
 PUBLISH = "publish again"
+COPY_AGAIN = f"copy the folder again, {CURRENT} last, or publish again"
 
 
 class InForce(NamedTuple):
@@ -130,3 +131,36 @@ def versions_in(filesystem: pafs.FileSystem, root: str) -> list[str]:
         return []
     names = [info.base_name for info in filesystem.get_file_info(pafs.FileSelector(root))]
     return sorted((name for name in names if VERSION.fullmatch(name)), key=lambda name: int(name[1:]))
+
+
+def manifest_to_read(out: str, name: str | None = None) -> dict[str, Any]:
+    """The manifest of a version, or of the one in force, for those who read a folder that others have written.
+
+    Args:
+        out: the published folder.
+        name: of the version; None for the one in force.
+
+    Raises:
+        InputError: what `manifest_in_force` and `manifest_of_version` raise, with what helps a reader.
+    """
+    try:
+        return manifest_in_force(out) if name is None else manifest_of_version(out, name)
+    except DamagedError as error:
+        cure = COPY_AGAIN
+        if name is not None and name not in (there := versions_in(*open_folder(out))):
+            cure = f"give one that is there: {', '.join(there)}" if there else "no version is there"
+        raise DamagedError(error.path, error.problem, cure) from error
+    except InputError as error:
+        raise InputError(f"{error}; {_cure(out)}") from error
+
+
+def _cure(out: str) -> str:
+    """What to do where a folder has no CURRENT."""
+    filesystem, root = open_folder(out)
+    if find_manifest(filesystem, root) is not None:
+        return (
+            f"it is a version itself: give the folder that holds it, {public_uri(out).rstrip('/').rpartition('/')[0]}"
+        )
+    if versions_in(filesystem, root):
+        return f"it holds versions, so copy {CURRENT}, too, or publish again"
+    return "give the folder that `smec compress --output` or publish.output of `smec retrain` named"

@@ -20,22 +20,12 @@ from smec_core.data.parquet_files import ParquetRows
 from smec_core.data.records import checksum_of
 from smec_core.data.stored_files import files_of, problem_of
 from smec_core.data.table_files import stamp_of_file
-from smec_core.data.tables import find_manifest
 from smec_core.data.uri import join_uri, public_uri
-from smec_core.data.versions import (
-    CURRENT,
-    in_force,
-    manifest_in_force,
-    manifest_of_version,
-    open_folder,
-    versions_in,
-)
+from smec_core.data.versions import COPY_AGAIN, in_force, manifest_of_version, manifest_to_read, open_folder
 from smec_core.errors import DamagedError, InputError, SmecError
 from smec_core.model.files import load
 from smec_core.model.model import Model
 from smec_core.model.vector_types import RESCORE
-
-CURE = "copy the folder again, CURRENT last, or publish again"
 
 
 class Changes(NamedTuple):
@@ -242,15 +232,15 @@ class Published:
             stamp = stamp_of_file(self._filesystem, path)
             if not stamp or stamp != self._known.get(name):
                 if problem := problem_of(self._filesystem, self._root, self._files[name]):
-                    raise DamagedError(shown, problem, CURE)
+                    raise DamagedError(shown, problem, COPY_AGAIN)
                 self._known[name] = stamp
             with ParquetRows(self._filesystem, path) as opened:
                 yield opened
             if stamp_of_file(self._filesystem, path) != stamp:
-                raise DamagedError(shown, "was changed while it was read", CURE)
+                raise DamagedError(shown, "was changed while it was read", COPY_AGAIN)
         except FileNotFoundError as error:
             self._check_there()
-            raise DamagedError(shown, "is missing", CURE) from error
+            raise DamagedError(shown, "is missing", COPY_AGAIN) from error
         except (OSError, SmecError):
             self._check_there()
             raise
@@ -262,9 +252,9 @@ class Published:
         for file in self._files.values():
             size, place = sizes.get(posixpath.basename(file.name)), f"{self._place}/{file.name}"
             if size is None:
-                raise DamagedError(place, "is missing", CURE)
+                raise DamagedError(place, "is missing", COPY_AGAIN)
             if size != file.bytes:
-                raise DamagedError(place, f"has {size:,} bytes instead of {file.bytes:,}", CURE)
+                raise DamagedError(place, f"has {size:,} bytes instead of {file.bytes:,}", COPY_AGAIN)
 
     def _check_there(self) -> None:
         """Refuses to go on where the version is not there any more, or another one has its name."""
@@ -309,28 +299,14 @@ def published(
         (100, 8)
     """
     uri = str(folder)
-    try:
-        manifest = manifest_in_force(uri) if version is None else manifest_of_version(uri, version)
-    except DamagedError as error:
-        cure = CURE
-        if version is not None and version not in (there := versions_in(*open_folder(uri))):
-            cure = f"give one that is there: {', '.join(there)}" if there else "no version is there"
-        raise DamagedError(error.path, error.problem, cure) from error
-    except InputError as error:
-        raise InputError(f"{error}; {_cure(uri)}") from error
-    return Published(uri, manifest, dim, model)
-
-
-def _cure(uri: str) -> str:
-    """What to do where a folder has no CURRENT."""
-    filesystem, root = open_folder(uri)
-    if find_manifest(filesystem, root) is not None:
-        return (
-            f"it is a version itself: give the folder that holds it, {public_uri(uri).rstrip('/').rpartition('/')[0]}"
-        )
-    if versions_in(filesystem, root):
-        return f"it holds versions, so copy {CURRENT}, too, or publish again"
-    return "give the folder that `smec compress --output` or publish.output of `smec retrain` named"
+    while True:
+        seen = in_force(uri).content
+        try:
+            return Published(uri, manifest_to_read(uri, version), dim, model)
+        except InputError:
+            # where a later version has come into force meanwhile, this one may have been removed
+            if version is not None or in_force(uri).content == seen:
+                raise
 
 
 def _ids(column: pa.Array) -> np.ndarray:

@@ -4,6 +4,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ import pytest
 import torch
 
 import smec_core
-from pipelines.storage.publish import remove_version
+from pipelines.storage.publish import promote, remove_version
 from smec_core.data.parquet import embedding_column
 from smec_core.data.uri import join_uri, open_filesystem
+from smec_core.data.versions import in_force
 from smec_core.errors import DamagedError, InputError, SmecError
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.model import Model
@@ -294,6 +297,24 @@ def test_a_version_that_is_removed_while_it_is_read_is_told(replaced: bool, out:
     with pytest.raises(SmecError, match=r"v0001: was removed or replaced .*, and v0002 is in force now; open") as told:
         list(reading)
     assert told.value.exit_code == 1
+
+
+def test_versions_that_come_and_go_are_never_taken_for_damaged_ones(out: Path, model: Path, tmp_path: Path) -> None:
+    names = ["v0001", *(publish(out, model, tmp_path / "corpus", 12) for _ in range(30))]
+    promote(str(out), "v0001", in_force(str(out)))
+
+    def go_on() -> None:
+        for before, name in pairwise(names):
+            promote(str(out), name, in_force(str(out)))
+            remove_version(str(out), before)
+
+    opened = set()
+    with ThreadPoolExecutor(1) as pool:
+        going_on = pool.submit(go_on)
+        while not going_on.done():
+            opened.add(smec_core.published(out).version)
+        going_on.result()
+    assert len(opened) > 1
 
 
 def test_the_model_is_loaded_from_where_it_was_or_where_it_is_said_to_be(
