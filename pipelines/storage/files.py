@@ -24,7 +24,7 @@ import pyarrow.fs as pafs
 
 from pipelines.storage import objects
 from smec_core.checksums import READ_BYTES
-from smec_core.data.uri import open_filesystem
+from smec_core.data.uri import open_filesystem, shown_path
 from smec_core.errors import LONGEST_REASON, DamagedError, one_line
 from smec_core.shown import safe_line
 
@@ -109,7 +109,7 @@ def read_record(filesystem: pafs.FileSystem, path: str, cure: str = "restore it 
         DamagedError: it is not what was written; `cure` says what helps.
     """
     content = read_bytes(filesystem, path)
-    return None if content is None else parse_record(content, path, cure)
+    return None if content is None else parse_record(content, shown_path(filesystem, path), cure)
 
 
 def write_record(filesystem: pafs.FileSystem, path: str, content: dict[str, Any]) -> None:

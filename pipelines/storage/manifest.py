@@ -25,7 +25,7 @@ from pipelines.storage.files import (
 from smec_core.checksums import READ_BYTES
 from smec_core.data.table_files import stamp_of_file
 from smec_core.data.tables import MANIFEST
-from smec_core.data.uri import join_uri, open_filesystem, public_uri
+from smec_core.data.uri import join_uri, open_filesystem, public_uri, shown_path
 from smec_core.errors import DamagedError, SmecError, one_line
 
 DONE = "_done"
@@ -99,7 +99,7 @@ def damaged(
         problems = pool.map(lambda file: problem_of(filesystem, folder, file, deep), files)
         for file, problem in zip(files, problems, strict=True):
             if problem:
-                yield DamagedError(f"{folder}/{file.name}", problem)
+                yield DamagedError(shown_path(filesystem, f"{folder}/{file.name}"), problem)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -109,8 +109,8 @@ def first_damaged(filesystem: pafs.FileSystem, folder: str, files: Sequence[Stor
     return next(damaged(filesystem, folder, files), None)
 
 
-def files_of(manifest: Mapping[str, Any]) -> list[StoredFile]:
-    """The files that a manifest lists.
+def files_of(manifest: Mapping[str, Any], place: str = MANIFEST) -> list[StoredFile]:
+    """The files that a manifest lists; `place` is its own, as it is shown.
 
     Raises:
         DamagedError: it is none.
@@ -118,7 +118,7 @@ def files_of(manifest: Mapping[str, Any]) -> list[StoredFile]:
     try:
         return [StoredFile(**file) for file in manifest["files"]]
     except (TypeError, KeyError) as error:
-        raise DamagedError(MANIFEST, f"lists no files ({one_line(error)})") from error
+        raise DamagedError(place, f"lists no files ({one_line(error)})") from error
 
 
 def finish_task(

@@ -41,7 +41,7 @@ from pipelines.storage.files import (
 from pipelines.storage.manifest import DONE, StoredFile, files_of, first_damaged, seal, tidy
 from pipelines.storage.model_folder import NEW
 from smec_core.data.tables import MANIFEST, find_manifest
-from smec_core.data.uri import join_uri, open_filesystem, public_uri
+from smec_core.data.uri import join_uri, open_filesystem, public_uri, shown_path
 from smec_core.errors import DamagedError, InputError, SmecError, StoreUnreachable
 from smec_core.temporary import let_go, make_folder, remove_left_behind
 
@@ -111,13 +111,14 @@ def manifest_of(filesystem: pafs.FileSystem, folder: str) -> dict[str, Any] | No
         InputError: the version is not finished, or its manifest is not what was written.
     """
     path = find_manifest(filesystem, folder)
+    place = shown_path(filesystem, path or folder)
     if path is None:
         if exists(filesystem, f"{folder}/{PLAN}"):
-            raise InputError(f"{folder}: a version that is not finished (no {MANIFEST}); give one that is published")
+            raise InputError(f"{place}: a version that is not finished (no {MANIFEST}); give one that is published")
         return None
     manifest = read_record(filesystem, path, "publish the version again")
     if manifest is None or not {"model", "model_fingerprint", "version", "files"} <= manifest.keys():
-        raise DamagedError(path, "is not a manifest of smec compress", "give a folder with the Parquet files only")
+        raise DamagedError(place, "is not a manifest of smec compress", "give a folder with the Parquet files only")
     return manifest
 
 
@@ -137,7 +138,7 @@ def check_version(out: str, name: str) -> dict[str, Any]:
     # a copy of another one is none
     if manifest is None or manifest["version"] != name:
         raise DamagedError(public_uri(join_uri(out, name)), "is no finished version", PUBLISH)
-    if problem := first_damaged(filesystem, folder, files_of(manifest)):
+    if problem := first_damaged(filesystem, folder, files_of(manifest, shown_path(filesystem, f"{folder}/{MANIFEST}"))):
         raise DamagedError(problem.path, problem.problem, PUBLISH)
     return manifest
 
