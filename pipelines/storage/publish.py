@@ -29,7 +29,6 @@ from pipelines.storage.files import (
     checksum_of,
     create_folder,
     exists,
-    first_line,
     move_file,
     new_file,
     read_bytes,
@@ -42,7 +41,7 @@ from pipelines.storage.manifest import DONE, StoredFile, files_of, first_damaged
 from pipelines.storage.model_folder import NEW
 from smec_core.data.tables import MANIFEST, find_manifest
 from smec_core.data.uri import join_uri, open_filesystem, public_uri, shown_path
-from smec_core.errors import DamagedError, InputError, SmecError, StoreUnreachable
+from smec_core.errors import DamagedError, InputError, SmecError, StoreUnreachable, first_line
 from smec_core.temporary import let_go, make_folder, remove_left_behind
 
 CURRENT = "CURRENT"

@@ -51,9 +51,9 @@ class Batch(NamedTuple):
     part: ParquetPart
     row: int
     rows: pa.RecordBatch
-    names: ColumnNames = DEFAULT_NAMES
-    place: str = ""
+    place: str
     """The file, as it is shown."""
+    names: ColumnNames = DEFAULT_NAMES
 
 
 class Block(NamedTuple):
@@ -71,7 +71,7 @@ class Block(NamedTuple):
         Raises:
             RowError: null id, null, NaN or infinite values, a zero vector, or a differing dim.
         """
-        part, row, rows, names, place = batch
+        part, row, rows, place, names = batch
         ids = strings_of(rows["id"], place, names.id, row)
         vectors_ND = vectors_of(rows["embedding"], dim, place, row, names.embedding)
         return cls(part.start + row, ids, vectors_ND, pa.Table.from_batches([rows]))
@@ -224,7 +224,7 @@ class EmbeddingTable:
                         for name in set(wanted) & added.keys():
                             found = found.append_column(name, pa.repeat(added[name], len(found)))
                         found = found.select(wanted).slice(first, last - first)
-                        yield Batch(part, row + first, found, self.names, self._shown(part))
+                        yield Batch(part, row + first, found, self._shown(part), self.names)
 
 
 def vectors_of(column: pa.Array, dim: int, file: str, row: int, name: str = "embedding") -> np.ndarray:
