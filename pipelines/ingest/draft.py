@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from pipelines.ingest.readers import Place
-from pipelines.storage.files import LOCK, first_line, remove_file, sizes_of
+from pipelines.storage.files import LOCK, remove_file, sizes_of
 from pipelines.storage.lease import LEASE
 from pipelines.storage.manifest import DONE, first_damaged, seal
 from pipelines.storage.model_folder import put_in_place
@@ -27,7 +27,7 @@ from smec_core.data.stored_files import StoredFile, files_of
 from smec_core.data.tables import find_manifest
 from smec_core.data.uri import open_filesystem, public_uri
 from smec_core.data.versions import PLAN
-from smec_core.errors import DamagedError, InputError, SmecError, StoreUnreachable, one_line
+from smec_core.errors import DamagedError, InputError, SmecError, StoreUnreachable, first_line, one_line
 
 JOB = "ingest"
 FORMER_LOCK = "lease.lock"

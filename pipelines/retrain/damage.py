@@ -21,7 +21,6 @@ from smec_core.data.records import exists, unreadable
 from smec_core.data.uri import public_uri
 from smec_core.data.versions import CURRENT, in_force
 from smec_core.errors import DamagedError, InputError, SmecError
-from smec_core.model.files import load
 from smec_core.temporary import temporary_folder
 
 AGAIN = "smec retrain makes the vectors again, from the corpus as it is now"
@@ -238,12 +237,8 @@ def _model(ledger: Ledger, registry: Registry, release: Release, deep: bool) -> 
     lacks = registry.lacks(release.registry_version, run_folder.model_uri)
     if deep and lacks is None:
         with temporary_folder() as made:
-            stored = registry.fetch(release.registry_version, made)
-            try:
-                is_whole = stored is not None and load(stored).fingerprint == release.fingerprint
-            except InputError:
-                is_whole = False
-        if not is_whole:
+            stored = registry.fetch(release.registry_version, release.fingerprint, made)
+        if stored is None:
             cure = f"remove {ARTIFACTS}/adapter.safetensors of its logged model: then {LOGGED_AGAIN}"
             yield Damage(name, "is not the model that was registered", cure)
     if lacks:

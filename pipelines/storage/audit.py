@@ -57,7 +57,7 @@ def version_problems(out: str, name: str, checksum: str = "", deep: bool = False
     folder, public = f"{root.rstrip('/')}/{name}", public_uri(join_uri(out, name))
     try:
         manifest = manifest_of(filesystem, folder) if find_manifest(filesystem, folder) else None
-        files = [] if manifest is None else files_of(manifest)
+        files = [] if manifest is None else files_of(manifest, f"{public}/{MANIFEST}")
     except DamagedError as error:
         yield Problem.of(error, PUBLISH)
         return

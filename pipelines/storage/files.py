@@ -23,8 +23,6 @@ from pipelines.storage import objects
 from smec_core.checksums import READ_BYTES
 from smec_core.data.records import as_record, exists, read_bytes
 from smec_core.data.uri import open_filesystem
-from smec_core.errors import LONGEST_REASON
-from smec_core.shown import safe_line
 
 LOCK = ".lock"
 TEMPORARY = ".tmp"
@@ -204,8 +202,3 @@ def sizes_of(filesystem: pafs.FileSystem, folder: str) -> dict[str, int]:
     """Bytes of all files in a folder and below, by their path in it."""
     infos = filesystem.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True))
     return {posixpath.relpath(info.path, folder): info.size for info in infos if info.type == pafs.FileType.File}
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, for messages of one line."""
-    return safe_line((str(error).strip().splitlines() or [type(error).__name__])[0], LONGEST_REASON)

@@ -15,7 +15,7 @@ from pipelines.storage.files import remove_file, remove_folder, sizes_of, swap, 
 from smec_core.data.records import as_record, read_record
 from smec_core.data.stored_files import StoredFile, files_of, problem_of
 from smec_core.data.tables import MANIFEST
-from smec_core.data.uri import join_uri, open_filesystem, public_uri
+from smec_core.data.uri import join_uri, open_filesystem, public_uri, shown_path
 from smec_core.errors import DamagedError, SmecError
 
 DONE = "_done"
@@ -30,7 +30,7 @@ def damaged(
         problems = pool.map(lambda file: problem_of(filesystem, folder, file, deep), files)
         for file, problem in zip(files, problems, strict=True):
             if problem:
-                yield DamagedError(f"{folder}/{file.name}", problem)
+                yield DamagedError(shown_path(filesystem, f"{folder}/{file.name}"), problem)
     finally:
         pool.shutdown(cancel_futures=True)
 

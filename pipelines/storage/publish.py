@@ -25,12 +25,12 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from pipelines.storage.files import create_folder, first_line, move_file, new_file, remove_folder, swap, sync
+from pipelines.storage.files import create_folder, move_file, new_file, remove_folder, swap, sync
 from pipelines.storage.manifest import DONE, first_damaged, seal, tidy
 from pipelines.storage.model_folder import NEW
 from smec_core.data.records import as_record, checksum_of, read_record
 from smec_core.data.stored_files import StoredFile, files_of
-from smec_core.data.tables import find_manifest
+from smec_core.data.tables import MANIFEST, find_manifest
 from smec_core.data.uri import join_uri, public_uri
 from smec_core.data.versions import (
     CURRENT,
@@ -44,7 +44,7 @@ from smec_core.data.versions import (
     open_folder,
     versions_in,
 )
-from smec_core.errors import DamagedError, InputError, SmecError, StoreUnreachable
+from smec_core.errors import DamagedError, InputError, SmecError, StoreUnreachable, first_line
 from smec_core.temporary import let_go, make_folder, remove_left_behind
 
 FORMAT = 2
@@ -64,7 +64,8 @@ def check_version(out: str, name: str) -> dict[str, Any]:
     """
     manifest = manifest_of_version(out, name)
     filesystem, root = open_folder(out)
-    if problem := first_damaged(filesystem, f"{root}/{name}", files_of(manifest)):
+    files = files_of(manifest, public_uri(join_uri(out, f"{name}/{MANIFEST}")))
+    if problem := first_damaged(filesystem, f"{root}/{name}", files):
         raise DamagedError(problem.path, problem.problem, PUBLISH)
     return manifest
 

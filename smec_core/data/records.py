@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from smec_core.data.uri import shown_path
 from smec_core.errors import DamagedError, one_line
 
 SUM = "sha256"
@@ -87,4 +88,4 @@ def read_record(filesystem: pafs.FileSystem, path: str, cure: str = "restore it 
         DamagedError: it is not what was written; `cure` says what helps.
     """
     content = read_bytes(filesystem, path)
-    return None if content is None else parse_record(content, path, cure)
+    return None if content is None else parse_record(content, shown_path(filesystem, path), cure)

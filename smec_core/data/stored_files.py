@@ -72,8 +72,8 @@ def problem_of(filesystem: pafs.FileSystem, folder: str, file: StoredFile, deep:
     return None
 
 
-def files_of(manifest: Mapping[str, Any]) -> list[StoredFile]:
-    """The files that a manifest lists.
+def files_of(manifest: Mapping[str, Any], place: str = MANIFEST) -> list[StoredFile]:
+    """The files that a manifest lists; `place` is its own, as it is shown.
 
     Raises:
         DamagedError: it is none.
@@ -81,4 +81,4 @@ def files_of(manifest: Mapping[str, Any]) -> list[StoredFile]:
     try:
         return [StoredFile(**file) for file in manifest["files"]]
     except (TypeError, KeyError) as error:
-        raise DamagedError(MANIFEST, f"lists no files ({one_line(error)})") from error
+        raise DamagedError(place, f"lists no files ({one_line(error)})") from error

@@ -13,7 +13,7 @@ import pyarrow.fs as pafs
 
 from smec_core.data.records import checksum_of, exists, read_bytes, read_record
 from smec_core.data.tables import MANIFEST, find_manifest
-from smec_core.data.uri import join_uri, open_filesystem, public_uri
+from smec_core.data.uri import join_uri, open_filesystem, public_uri, shown_path
 from smec_core.errors import DamagedError, InputError
 
 CURRENT = "CURRENT"
@@ -86,13 +86,14 @@ def manifest_of(filesystem: pafs.FileSystem, folder: str) -> dict[str, Any] | No
         InputError: the version is not finished, or its manifest is not what was written.
     """
     path = find_manifest(filesystem, folder)
+    place = shown_path(filesystem, path or folder)
     if path is None:
         if exists(filesystem, f"{folder}/{PLAN}"):
-            raise InputError(f"{folder}: a version that is not finished (no {MANIFEST}); give one that is published")
+            raise InputError(f"{place}: a version that is not finished (no {MANIFEST}); give one that is published")
         return None
     manifest = read_record(filesystem, path, "publish the version again")
     if manifest is None or not {"model", "model_fingerprint", "version", "files"} <= manifest.keys():
-        raise DamagedError(path, "is not a manifest of smec compress", "give a folder with the Parquet files only")
+        raise DamagedError(place, "is not a manifest of smec compress", "give a folder with the Parquet files only")
     return manifest
 
 

@@ -20,6 +20,7 @@ from smec_core.data.parquet_files import ParquetRows
 from smec_core.data.records import checksum_of
 from smec_core.data.stored_files import files_of, problem_of
 from smec_core.data.table_files import stamp_of_file
+from smec_core.data.tables import MANIFEST
 from smec_core.data.uri import join_uri, public_uri
 from smec_core.data.versions import COPY_AGAIN, in_force, manifest_of_version, manifest_to_read, open_folder
 from smec_core.errors import DamagedError, InputError, SmecError
@@ -80,7 +81,11 @@ class Published:
         self._known: dict[str, str] = {}
         # other dims, and rows that were set apart, lie in folders of their own
         inside = str(self.dim) if len(stored) > 1 else ""
-        self._files = {file.name: file for file in files_of(manifest) if posixpath.dirname(file.name) == inside}
+        self._files = {
+            file.name: file
+            for file in files_of(manifest, f"{self._place}/{MANIFEST}")
+            if posixpath.dirname(file.name) == inside
+        }
         self.files = tuple(self._files)
         self._check_sizes(inside)
 
