@@ -87,7 +87,7 @@ def test_a_corpus_that_grows_and_shrinks(
     assert f", {first['rows']} taken from v0001, " in said
     assert_as_from_scratch(grown, model, source, tmp_path / "grown", **options)
     before, now = smec_core.published(out, version="v0001"), smec_core.published(out)
-    assert [os.path.basename(name) for name in now.changes(before).new] == ["more.parquet"]
+    assert {os.path.basename(name).partition(".")[0] for name in now.changes(before).new} == {"more"}
     assert now.changes(before).gone == ()
     assert sum(len(ids) for ids, _ in now.batches(files=now.changes(before).new)) == 120
 
@@ -97,7 +97,7 @@ def test_a_corpus_that_grows_and_shrinks(
     assert shrunk["rows_per_s"] == 0
     assert_as_from_scratch(shrunk, model, source, tmp_path / "shrunk", **options)
     gone = smec_core.published(out).changes(now).gone
-    assert [os.path.basename(name) for name in gone] == ["part-00.parquet"]
+    assert {os.path.basename(name).partition(".")[0] for name in gone} == {"part-00"}
 
 
 def test_a_file_with_other_vectors_under_its_name_is_compressed(storage: str, model: Path, tmp_path: Path) -> None:
