@@ -63,11 +63,12 @@ def work(job: str, folder: str) -> None:
 
         from pipelines.data import scan
         from pipelines.runtime.cluster import quiet_data
+        from smec_core.data import scan as rules
 
         cpus = int(job.split()[1])
         ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         quiet_data()
-        scan.SMALL_BYTES = 0
+        rules.SMALL_BYTES = 0
         small = EmbeddingTable.open(str(Path(folder) / "small"))
         scan.scan(small, Keep(small.rows, SAMPLE))
     before, started = cpu_seconds(os.getpid()), time.perf_counter()

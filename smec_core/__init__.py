@@ -10,20 +10,34 @@ if TYPE_CHECKING:
     from smec_core.evaluation.report import evaluate_model as evaluate_model
     from smec_core.model.files import load
     from smec_core.model.model import Model
+    from smec_core.model.published import Published, published
     from smec_core.training.fit import fit
 
 __version__ = "0.1.0"
-__all__ = ["Evaluation", "InputError", "Model", "SmecError", "TrainConfig", "fit", "load", "__version__"]
+__all__ = [
+    "Evaluation",
+    "InputError",
+    "Model",
+    "Published",
+    "SmecError",
+    "TrainConfig",
+    "fit",
+    "load",
+    "published",
+    "__version__",
+]
 
 _HOMES = {
     "Evaluation": "evaluation.report",
     "InputError": "errors",
     "Model": "model.model",
+    "Published": "model.published",
     "SmecError": "errors",
     "TrainConfig": "config",
     "evaluate_model": "evaluation.report",
     "fit": "training.fit",
     "load": "model.files",
+    "published": "model.published",
 }
 
 

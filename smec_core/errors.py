@@ -94,3 +94,8 @@ class GateError(SmecError):
 def one_line(error: BaseException) -> str:
     """The message of an error, which libraries break into lines, as one that may be shown and stored."""
     return safe_line(" ".join(mask(str(error)).split()), LONGEST_REASON) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, of libraries that say the rest to developers, as it may be shown."""
+    return safe_line((str(error).strip().splitlines() or [type(error).__name__])[0], LONGEST_REASON)

@@ -7,6 +7,7 @@ named like a secret has it as its value. Where a text can be read in two ways, m
 
 import os
 import re
+from collections.abc import Iterator
 from functools import cache, lru_cache
 from urllib.parse import quote
 
@@ -25,7 +26,26 @@ _NO_SECRET = {"file", "path", "dir", "name", "ref", "type", "mode", "length", "e
 _IN_QUERY = {"sig", "sas", "code", "key", "auth", "pass", "sid", "otp", "googleaccessid", "user_pass", "authorization"}
 """Names that hold a secret in the query or the fragment of a URI, and hold something else elsewhere."""
 _QUERY_PARTS = re.compile(r"pass|pwd|secret|token|key|odbc|credential|signature|assertion|jwt|session")
+_WORD = 64
+"""Characters before a name that are looked at: the word there."""
 _PROSE = re.compile(r"[A-Za-z]?[a-z]*|[A-Z]+")
+_ALSO_IN_PROSE = re.compile(r"(?:passw(?:or)?d|passphrase|passcode|pwd|secret)$", re.IGNORECASE)
+"""Names of which a sentence may tell the value, one plain word: `wrong password: swordfish`."""
+_TOLD_WITH = re.compile(
+    r"(?i)wrong|invalid|incorrect|bad|given|supplied|provided|received|got|sent|entered|tried|with|using|used"
+)
+"""Words before such a name after which more of the sentence may follow the value."""
+_SAID_OF_IT = r"""(?ix)
+    a|an|the|this|that|these|its?|is|are|was|were|be|been|has|have|had|do|does|did|not?|none|must|should|
+    shall|can|cannot|could|may|might|will|would|you|your|they|we|please|use|set|see|try|check|give|enter|type|choose|provided?|
+    expect(?:s|ed)|needs?|too|very|only|at|in|on|of|for|from|to|by|with|or|and|but|if|when|because|since|as|any|all|
+    least|missing|required|optional|empty|blank|absent|expired|denied|(?:in)?valid|(?:in)?correct|wrong|bad|illegal|malformed|
+    unknown|unset|undefined|unexpected|refused|rejected|fail(?:s|ed|ure)|errors?|mismatch|changed|protected|hidden|
+    redacted|masked|ok|okay|accepted|done|yes|(?:un)?available|unsupported|forbidden|disabled|locked|blocked|
+    (?:un)?authori[sz]ed|weak|strong|short|long|same|default|reset|sent|updated|saved|stored|found|removed|deleted|given|
+    configured|encrypted|hashed|plain|string|str|text|bytes|values?|authentication|access|login|permission"""
+"""What messages say of a secret after its name and a colon, beside its value; compiled when it is asked for."""
+_CLAUSE_ENDS = re.compile(r"['`]?[ \t]*(?:[,.;!?()\[\]|\r\n]|-|\Z)")
 _EMPTY = {"", MASK, "none", "null", "true", "false", "~"}
 
 _HEX = "%(?:25)*"
@@ -111,6 +131,64 @@ def mask(text: str) -> str:
     return text
 
 
+_GOES_ON = (f"  {'Xx0z' * 10}}}])\n", f"AKIA{'X' * 16}\n")
+"""Lines that may come after a text: any secret that has begun in it goes on with the first, or is beside the second."""
+_LONGEST = 8_000
+"""Characters of a secret that goes over lines: of the longest keys there are."""
+
+
+def settled(text: str) -> int:
+    r"""How much of a text can be masked before the rest is there: up to the line in which an unended secret begins.
+
+    Args:
+        text: whole lines.
+
+    Returns:
+        Characters; all of them, too, where the end of a secret does not come for very long.
+
+    Example:
+        >>> settled("it has\n-----BEGIN PRIVATE KEY-----\nabc\n")
+        7
+    """
+    stop = len(text)
+    # what stands before one may be another
+    while len(text) - stop < _LONGEST:
+        begin = _begin_of_open(text[max(stop - _LONGEST, 0) : stop])
+        if begin is None:
+            return stop
+        stop = max(stop - _LONGEST, 0) + begin
+    return len(text)
+
+
+def _begin_of_open(text: str) -> int | None:
+    """Where the last line begins from which on a text has a secret without its end; None where there is none."""
+    masked = mask(text)
+    rest = next((rest for rest in _continuations(text) if mask(text + rest) != masked + mask(rest)), None)
+    if rest is None:
+        return None
+    begins = [0, *(found.end() for found in re.finditer("\n", text))]
+    low, high, middle = 0, len(begins) - 1, 1
+    while high - low > 1:
+        # the first line first: what was kept back begins with it
+        low, high = (middle, high) if _goes_on(text[begins[middle] :], rest) else (low, middle)
+        middle = (low + high) // 2
+    return begins[low]
+
+
+def _goes_on(text: str, rest: str) -> bool:
+    return mask(text + rest) != mask(text) + mask(rest)
+
+
+def _continuations(text: str) -> Iterator[str]:
+    yield from _GOES_ON
+    for name, value in os.environ.items():
+        if "\n" in value and _is_secret(name):
+            parts = value.splitlines(keepends=True)
+            for count in range(1, len(parts)):
+                if text.endswith("".join(parts[:count])):
+                    yield "".join(parts[count:])
+
+
 def is_secret_name(name: str) -> bool:
     """Whether a variable of the environment that is called so holds a secret."""
     return _is_secret(name)
@@ -181,9 +259,15 @@ def _is_meant(text: str, found: re.Match[str], value: str) -> bool:
     """Whether what follows a name is its value: a colon may also be one of a sentence."""
     if found["sep"].strip(" \t\n") != ":" or found["close"] or found["open"]:
         return True
-    told = text[: found.start("name")].rstrip(" ")
-    is_in_sentence = told != text[: found.start("name")] and told[-1:].isalnum()
-    return not (is_in_sentence and _PROSE.fullmatch(value.rstrip(",.")))
+    start, word = found.start("name"), value.rstrip(",.")
+    before = text[max(start - _WORD, 0) : start]
+    told = before.rstrip(" ")
+    if told == before or not told[-1:].isalnum() or not _PROSE.fullmatch(word):
+        return True
+    if not _ALSO_IN_PROSE.search(found["name"]) or re.fullmatch(_SAID_OF_IT, word):
+        return False
+    is_told_with = _TOLD_WITH.fullmatch(told.rpartition(" ")[2]) is not None
+    return is_told_with or _CLAUSE_ENDS.match(text, found.end() + len(word)) is not None
 
 
 @lru_cache(4096)

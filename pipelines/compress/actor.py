@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 
 from pipelines.runtime.file_tasks import record, report_errors
 from pipelines.storage.files import new_file
-from pipelines.storage.manifest import describe, finish_task, finished_task
+from pipelines.storage.manifest import finish_task, finished_task
 from smec_core.config import VectorType
 from smec_core.data.parquet import ROW_GROUP_ROWS, Batch, Block, EmbeddingTable, ParquetPart
+from smec_core.data.stored_files import describe
 from smec_core.errors import InputError, RowError, SmecError
 from smec_core.model.model import Model
 from smec_core.model.vector_types import check_columns, nested_columns, vector_fields

@@ -20,23 +20,14 @@ from pipelines.compress.settings import CompressSettings
 from pipelines.compress.upgrade import check_stored, stored_type, vectors_of_version
 from pipelines.console import RowProgress, say, warn
 from pipelines.runtime.file_tasks import actor_pool, run_file_tasks
-from pipelines.storage.manifest import StoredFile
-from pipelines.storage.publish import (
-    CURRENT,
-    Draft,
-    check_version,
-    current,
-    finished_version,
-    in_force,
-    is_published,
-    manifest_of,
-    promote,
-)
+from pipelines.storage.publish import Draft, check_version, finished_version, promote
 from smec_core.data.columns import DEFAULT_NAMES
 from smec_core.data.parquet import EmbeddingTable
+from smec_core.data.stored_files import StoredFile
 from smec_core.data.table_files import stamp_of, states_of
 from smec_core.data.tables import find_table, find_values
 from smec_core.data.uri import open_filesystem, public_uri
+from smec_core.data.versions import CURRENT, current, in_force, is_published, manifest_of
 from smec_core.errors import InputError, SmecError, StoreError
 from smec_core.model.files import load
 from smec_core.model.model import Model

@@ -11,11 +11,13 @@ from pipelines.compress.actor import QUARANTINE, Job, Piece
 from pipelines.console import RowProgress
 from pipelines.runtime.file_tasks import record, report_errors, run_file_tasks
 from pipelines.storage.files import copy_file
-from pipelines.storage.manifest import StoredFile, describe, files_of, finish_task, finished_task
-from pipelines.storage.publish import FORMAT, current, manifest_of, plan_of
+from pipelines.storage.manifest import finish_task, finished_task
+from pipelines.storage.publish import FORMAT, plan_of
 from smec_core.data.parquet import EmbeddingTable
+from smec_core.data.stored_files import StoredFile, describe, files_of
 from smec_core.data.table_files import FileState
 from smec_core.data.uri import open_filesystem
+from smec_core.data.versions import current, manifest_of
 from smec_core.errors import InputError, SmecError, one_line
 
 

@@ -6,10 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.console import say, warn
-from pipelines.storage.publish import VERSION, manifest_of
 from smec_core.data.parquet import EmbeddingTable
 from smec_core.data.tables import MANIFEST
 from smec_core.data.uri import join_uri, open_filesystem
+from smec_core.data.versions import VERSION, manifest_of
 from smec_core.errors import InputError
 from smec_core.model.model import Model
 

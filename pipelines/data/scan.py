@@ -20,8 +20,7 @@ from smec_core.data.dataset import Dataset
 from smec_core.data.lance_files import is_fragment
 from smec_core.data.parquet import Batch, Block, EmbeddingTable, ParquetPart
 from smec_core.data.parquet_files import READ_BUFFER_BYTES
-from smec_core.data.scan import SMALL_BYTES as SMALL_BYTES
-from smec_core.data.scan import Cut, Keep, Scanned, TableScan, cut_rows, scan_cut, scan_table
+from smec_core.data.scan import Cut, Keep, Scanned, TableScan, cut_rows, is_small, scan_cut, scan_table
 from smec_core.data.table_files import open_rows
 from smec_core.errors import StoreError, StoreUnreachable
 
@@ -33,11 +32,6 @@ TASK_ROWS = 1 << 17
 """Of a Lance dataset, whose fragments may have millions."""
 SAVE_BYTES, MOST_PIECES = 16 << 30, 16
 """Vectors of so many bytes, or a share of a large table, are read again where a scan is killed."""
-
-
-def is_small(table: EmbeddingTable) -> bool:
-    """Whether this process reads a table by itself."""
-    return 4 * table.rows * table.dim <= SMALL_BYTES
 
 
 def scan(
@@ -204,7 +198,7 @@ def reduce_batch(batch: pa.Table, dim: int, names: ColumnNames, keep: Keep) -> p
     columns = [batch[name].combine_chunks() for name in (names.id, names.embedding)]
     rows = pa.RecordBatch.from_arrays(columns, ["id", "embedding"])
     # of which file these are is not known here
-    return _record(Block.of(Batch(ParquetPart("", len(rows), 0), 0, rows, names), dim), keep)
+    return _record(Block.of(Batch(ParquetPart("", len(rows), 0), 0, rows, "", names), dim), keep)
 
 
 def reduce_ranges(ranges: pa.Table, table: EmbeddingTable, keep: Keep) -> Iterator[pa.Table]:

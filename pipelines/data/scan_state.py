@@ -16,11 +16,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from pipelines.console import warn
-from pipelines.storage.files import new_file, read_bytes, remove_folder
-from pipelines.storage.manifest import describe, finish_task, finished_task
+from pipelines.storage.files import new_file, remove_folder
+from pipelines.storage.manifest import finish_task, finished_task
 from pipelines.storage.run_folder import digest
 from smec_core.data.parquet import EmbeddingTable, ParquetPart, embedding_column
+from smec_core.data.records import read_bytes
 from smec_core.data.scan import GRID, Keep, TableScan
+from smec_core.data.stored_files import describe
 from smec_core.data.table_files import stamp_of, states_of
 from smec_core.data.uri import open_filesystem
 from smec_core.errors import SmecError, one_line

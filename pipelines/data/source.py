@@ -7,13 +7,13 @@ import numpy as np
 import ray
 
 from pipelines.console import say, warn
-from pipelines.data.scan import is_small, scan
+from pipelines.data.scan import scan
 from pipelines.runtime.cluster import connect
 from pipelines.runtime.settings import ClusterSettings
 from smec_core.config import TrainConfig
 from smec_core.data.dataset import Dataset
 from smec_core.data.parquet import EmbeddingTable
-from smec_core.data.scan import Keep, Scanned
+from smec_core.data.scan import Keep, Scanned, is_small
 from smec_core.data.vectors import tensor_over
 from smec_core.distributed.resident import Node
 from smec_core.errors import InputError

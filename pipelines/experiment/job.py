@@ -19,12 +19,13 @@ from pipelines.experiment.page import Page, describe, file_name, rich_table, wri
 from pipelines.experiment.settings import ExperimentSettings
 from pipelines.experiment.tables import MEAN, Results, ablation_page, compare_page, queue_page
 from pipelines.runtime.cluster import connect
-from pipelines.storage.files import read_record, write_record
+from pipelines.storage.files import write_record
 from pipelines.train import Kept, as_finished, train_and_score
 from smec_core import __version__
 from smec_core.config import TrainConfig
 from smec_core.data.dataset import Dataset
 from smec_core.data.judgements import Judgements
+from smec_core.data.records import read_record
 from smec_core.data.seen import SeenDocuments
 from smec_core.data.uri import public_uri
 from smec_core.distributed.resident import Node

@@ -13,8 +13,9 @@ from pipelines.ingest.readers import Place, Text, Texts
 from pipelines.ingest.text import Shard, fingerprint
 from pipelines.runtime.file_tasks import record, report_errors
 from pipelines.storage.files import new_file
-from pipelines.storage.manifest import describe, finish_task, finished_task
+from pipelines.storage.manifest import finish_task, finished_task
 from smec_core.data.parquet import ROW_GROUP_ROWS, embedding_column
+from smec_core.data.stored_files import describe
 from smec_core.errors import SmecError
 
 # the encoder sorts this many texts by length, and progress is reported after as many

@@ -17,15 +17,17 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from pipelines.ingest.readers import Place
-from pipelines.storage.files import LOCK, first_line, read_record, remove_file, sizes_of
+from pipelines.storage.files import LOCK, remove_file, sizes_of
 from pipelines.storage.lease import LEASE
-from pipelines.storage.manifest import DONE, StoredFile, files_of, first_damaged, seal
+from pipelines.storage.manifest import DONE, first_damaged, seal
 from pipelines.storage.model_folder import put_in_place
-from pipelines.storage.publish import PLAN
 from pipelines.storage.run_folder import RunFolder
+from smec_core.data.records import read_record
+from smec_core.data.stored_files import StoredFile, files_of
 from smec_core.data.tables import find_manifest
 from smec_core.data.uri import open_filesystem, public_uri
-from smec_core.errors import DamagedError, InputError, SmecError, StoreUnreachable, one_line
+from smec_core.data.versions import PLAN
+from smec_core.errors import DamagedError, InputError, SmecError, StoreUnreachable, first_line, one_line
 
 JOB = "ingest"
 FORMER_LOCK = "lease.lock"

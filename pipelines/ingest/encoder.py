@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipelines.runtime.text_encoder import hub_is_offline, load_encoder
-from pipelines.storage.files import first_line
 from smec_core.checksums import sha256_of
-from smec_core.errors import InputError, SmecError
+from smec_core.errors import InputError, SmecError, first_line
 
 # what one of them needs to be a model; sentence-transformers takes those of transformers, too
 MODEL_FILES = ("modules.json", "config.json")

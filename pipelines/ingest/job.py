@@ -24,8 +24,8 @@ from pipelines.ingest.text import Scan, Shard, find_texts, qrels_fingerprint, re
 from pipelines.runtime.file_tasks import actor_pool, run_file_tasks
 from pipelines.storage.files import new_file
 from pipelines.storage.lease import Lease
-from pipelines.storage.manifest import StoredFile, describe
 from smec_core.data.qrels import QrelsFile, as_table
+from smec_core.data.stored_files import StoredFile, describe
 from smec_core.data.tables import check_names
 from smec_core.data.uri import open_filesystem, public_uri
 from smec_core.errors import InputError, SmecError, one_line

@@ -13,10 +13,9 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pipelines.storage.files import first_line
 from smec_core.data.columns import Wanted, judge_schema, strings_of
 from smec_core.data.table_files import open_rows
-from smec_core.errors import InputError
+from smec_core.errors import InputError, first_line
 
 READ_BYTES = 1 << 20
 READ_ROWS = 1024

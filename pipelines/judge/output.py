@@ -17,9 +17,11 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from pipelines.storage.files import new_file, read_record, remove_file, write_record
-from pipelines.storage.manifest import StoredFile, describe, files_of, first_damaged
+from pipelines.storage.files import new_file, remove_file, write_record
+from pipelines.storage.manifest import first_damaged
 from pipelines.storage.model_folder import replace_folder
+from smec_core.data.records import read_record
+from smec_core.data.stored_files import StoredFile, describe, files_of
 from smec_core.data.tables import QRELS, UNFINISHED, find_manifest, find_qrels
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.errors import InputError, StoreUnreachable, one_line

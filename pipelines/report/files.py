@@ -5,8 +5,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from pipelines.storage.files import parse_record
 from pipelines.storage.study import SUMMARY_FILE
+from smec_core.data.records import parse_record
 from smec_core.data.seen import PARTS
 from smec_core.errors import InputError
 from smec_core.model.files import todays_names

@@ -20,15 +20,18 @@ def find_anchor(ledger: Ledger, settings: RetrainSettings) -> Release | None:
     """
     releases = ledger.releases()
     anchor, since = releases.anchored, settings.gate.anchor
-    if anchor is None or since is None:
+    if since is None:
         return anchor
     # also one that is kept no more, or whose vectors were made again under another name
     decided = [ledger.cycle(number)["release"] for number in ledger.numbers()]
     all_releases = [*(Release(**one) for one in decided if one is not None), *releases.releases]
     here = [one for one in all_releases if (one.output, one.version) == (settings.publish.place, since)]
-    if not here:
-        kept = ", ".join(one.version for one in releases.releases)
-        raise InputError(f"gate.anchor: no release has version {since}; those that are kept: {kept}")
+    if anchor is None or not here:
+        kept = ", ".join(one.version for one in releases.releases if one.output == settings.publish.place)
+        raise InputError(
+            f"gate.anchor: no release has version {since}; those of {settings.name} that are kept in "
+            f"{settings.publish.place}: {kept or 'none'}; {'name one of them, or ' if kept else ''}remove gate.anchor"
+        )
     first = here[-1].trained_in
     if anchor.trained_in >= first:
         return anchor

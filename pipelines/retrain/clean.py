@@ -11,19 +11,21 @@ from typing import Any, NamedTuple
 import pyarrow.fs as pafs
 
 from pipelines.console import context, say
-from pipelines.retrain.damage import inspect
+from pipelines.retrain.damage import Findings, inspect
 from pipelines.retrain.ledger import CYCLES, Ledger, Releases
+from pipelines.retrain.look import look_at
 from pipelines.retrain.registry import Registry
-from pipelines.retrain.releases import is_of_series
+from pipelines.retrain.releases import run_of
 from pipelines.retrain.settings import CleanSettings, RetrainSettings
 from pipelines.storage.files import TEMPORARY, remove_file, remove_folder, sizes_of
 from pipelines.storage.lease import LEFTOVER_SECONDS as TEMPORARY_SECONDS
-from pipelines.storage.lease import Lease, holder_of
+from pipelines.storage.lease import Lease, holder_of, is_silent
 from pipelines.storage.model_folder import NEW
-from pipelines.storage.publish import in_force, plans, remove_version
+from pipelines.storage.publish import plans, remove_version
 from pipelines.storage.run_folder import IDENTITY_FILE, RunFolder, digest
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
-from smec_core.errors import DamagedError, SmecError
+from smec_core.data.versions import in_force
+from smec_core.errors import DamagedError, LeaseError, SmecError
 from smec_core.temporary import is_left_behind
 
 _NEW = re.compile(rf"\.(.+\.)?\w{{8}}{re.escape(NEW)}")
@@ -72,7 +74,7 @@ def run(settings: CleanSettings) -> dict[str, Any]:
         held = Lease(folder, interrupt_main, f"series {settings.name}", "retrained", "name")
     with context(run=settings.name), held as lease:
         ledger = Ledger(folder)
-        found = inspect(settings, ledger, Registry(settings.name))
+        found = inspect(settings, ledger, Registry(settings.name)) if lease else _seen_beside(settings, ledger)
         found.refuse(public_uri(folder.uri), found.damages)
         if not found.is_settled:
             raise SmecError(
@@ -111,12 +113,25 @@ def run(settings: CleanSettings) -> dict[str, Any]:
     }
 
 
+def _seen_beside(settings: CleanSettings, ledger: Ledger) -> Findings:
+    """What a dry run sees, which keeps nobody from working on the series.
+
+    Raises:
+        LeaseError: somebody does.
+    """
+    look = look_at(settings, ledger)
+    if look.is_at_work:
+        raise LeaseError(
+            f"series {settings.name} is being retrained by {look.holder or 'another process'}; wait for it: what it "
+            "goes on with is not known before"
+        )
+    return look.found
+
+
 def leftovers(settings: RetrainSettings, ledger: Ledger) -> tuple[list[Leftover], list[Left]]:
     """What a series does not need, and what looks so and stays; of a series that is whole and settled."""
     kept = ledger.releases().kept(settings.publish.keep)
-    last, training = ledger.last_cycle(), ledger.training()
-    # a cycle that was killed before its decision goes on with it
-    under_way = training if training is not None and (last is None or last["run"] != training) else None
+    last, under_way = ledger.last_cycle(), ledger.under_way(kept.champion)
     found = [
         *_versions(settings, kept, under_way),
         *_runs(settings, ledger, kept, under_way),
@@ -126,7 +141,7 @@ def leftovers(settings: RetrainSettings, ledger: Ledger) -> tuple[list[Leftover]
     return [one for one in found if isinstance(one, Leftover)], [one for one in found if isinstance(one, Left)]
 
 
-def _versions(settings: RetrainSettings, kept: Releases, under_way: str | None) -> Iterator[Leftover | Left]:
+def _versions(settings: RetrainSettings, kept: Releases, under_way: set[str]) -> Iterator[Leftover | Left]:
     out = settings.publish.output
     filesystem, root = open_filesystem(out)
     wanted = {one.version for one in kept.releases if one.output == settings.publish.place}
@@ -134,9 +149,9 @@ def _versions(settings: RetrainSettings, kept: Releases, under_way: str | None) 
         path, model = public_uri(join_uri(out, version)), plan.get("model")
         if version in wanted or version == in_force(out).name:
             continue
-        if not is_of_series(settings, model):
+        if run_of(settings, model) is None:
             yield Left(path, "is not of this series, or cannot be told")
-        elif under_way is not None and f"/{under_way}/" in str(model):
+        elif run_of(settings, model) in under_way:
             yield Left(path, "an interrupted cycle goes on with it")
         else:
             size = sum(sizes_of(filesystem, f"{root.rstrip('/')}/{version}").values())
@@ -147,9 +162,7 @@ def _removal(remove: Callable[..., object], *what: Any) -> Callable[[], object]:
     return lambda: remove(*what)
 
 
-def _runs(
-    settings: RetrainSettings, ledger: Ledger, kept: Releases, under_way: str | None
-) -> Iterator[Leftover | Left]:
+def _runs(settings: RetrainSettings, ledger: Ledger, kept: Releases, under_way: set[str]) -> Iterator[Leftover | Left]:
     filesystem, wanted = ledger.folder.filesystem, {one.run for one in kept.releases}
     infos = filesystem.get_file_info(pafs.FileSelector(ledger.folder.storage_path, allow_not_found=True))
     for name in sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory):
@@ -158,18 +171,18 @@ def _runs(
         folder = ledger.folder.sibling(name)
         path = public_uri(folder.uri)
         try:
-            identity, holder = folder.read(IDENTITY_FILE), holder_of(folder)
+            identity, holder, read = folder.read(IDENTITY_FILE), holder_of(folder), time.monotonic()
         except DamagedError as error:
             yield Left(path, f"what it is cannot be told: {error}")
             continue
-        if holder is not None:
-            yield Left(path, f"is held by {holder} since {holder.since}")
-        elif identity is None or name != f"{settings.name}-{digest(identity)}" or "hold_out" not in identity:
+        if identity is None or name != f"{settings.name}-{digest(identity)}" or "hold_out" not in identity:
             # of `smec train` in the same storage, or a series that is called so
             if name not in wanted:
                 yield Left(path, "is no training of this series, or cannot be told")
-        elif name == under_way:
+        elif name in under_way - wanted:
             yield Left(path, "an interrupted cycle goes on with it")
+        elif holder is not None and not is_silent(folder, holder, read):
+            yield Left(path, f"is held by {holder} since {holder.since}")
         elif name not in wanted:
             size = sum(sizes_of(filesystem, folder.path).values())
             yield Leftover(path, size, "a training that no release is of", folder.remove)

@@ -294,7 +294,7 @@ class Cycle:
 
         training = Training(TrainingSettings(**values), settings.name, (self.learnt, self.scanned), beside=beside)
         run_folder = RunFolder(settings.storage, training.name)
-        self.ledger.begin_training(run_folder)
+        self.ledger.begin_training(run_folder, self.number)
         with temporary_folder() as scratch:
             training.finish(run_folder, scratch)
         challenger = load(run_folder.model_uri)

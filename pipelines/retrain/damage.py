@@ -14,13 +14,13 @@ from pipelines.retrain.ledger import CYCLES, REGISTRY, RELEASES, TRAINING, Ledge
 from pipelines.retrain.registry import ARTIFACTS, Registry
 from pipelines.retrain.settings import RetrainSettings
 from pipelines.storage.audit import ELSEWHERE, Problem, model_problems, strays, version_problems
-from pipelines.storage.files import exists, unreadable
 from pipelines.storage.lease import LEASE, holder_of
-from pipelines.storage.publish import CURRENT, checksum_of_version, in_force
+from pipelines.storage.publish import checksum_of_version
 from pipelines.storage.run_folder import RESTORE
+from smec_core.data.records import exists, unreadable
 from smec_core.data.uri import public_uri
+from smec_core.data.versions import CURRENT, in_force
 from smec_core.errors import DamagedError, InputError, SmecError
-from smec_core.model.files import load
 from smec_core.temporary import temporary_folder
 
 AGAIN = "smec retrain makes the vectors again, from the corpus as it is now"
@@ -237,12 +237,8 @@ def _model(ledger: Ledger, registry: Registry, release: Release, deep: bool) -> 
     lacks = registry.lacks(release.registry_version, run_folder.model_uri)
     if deep and lacks is None:
         with temporary_folder() as made:
-            stored = registry.fetch(release.registry_version, made)
-            try:
-                is_whole = stored is not None and load(stored).fingerprint == release.fingerprint
-            except InputError:
-                is_whole = False
-        if not is_whole:
+            stored = registry.fetch(release.registry_version, release.fingerprint, made)
+        if stored is None:
             cure = f"remove {ARTIFACTS}/adapter.safetensors of its logged model: then {LOGGED_AGAIN}"
             yield Damage(name, "is not the model that was registered", cure)
     if lacks:

@@ -8,8 +8,8 @@ import numpy as np
 from pipelines.console import say
 from pipelines.retrain.ledger import Ledger, QueryScores, Release
 from pipelines.retrain.settings import RetrainSettings
-from pipelines.storage.files import read_record
 from smec_core.data.dataset import HELD_OUT, Dataset
+from smec_core.data.records import read_record
 from smec_core.data.tables import find_manifest
 from smec_core.data.uri import open_filesystem, public_uri
 from smec_core.errors import InputError

@@ -22,10 +22,11 @@ import pyarrow.fs as pafs
 from safetensors import SafetensorError
 
 from pipelines.runtime.settings import NAME
-from pipelines.storage.files import SUM, as_record, new_file, read_bytes, remove_file, swap
-from pipelines.storage.publish import VERSION
+from pipelines.storage.files import new_file, remove_file, swap
 from pipelines.storage.run_folder import RESTORE, RunFolder
+from smec_core.data.records import SUM, as_record, read_bytes
 from smec_core.data.uri import join_uri, public_uri
+from smec_core.data.versions import VERSION
 from smec_core.errors import DamagedError, InputError, LeaseError, one_line
 from smec_core.evaluation.drift import Reference
 
@@ -245,8 +246,8 @@ class Ledger:
                 f"{known['address']}; set it to that, or, if the same server has moved, change {file}"
             )
 
-    def training(self) -> str | None:
-        """The run that has trained the last challenger, or was about to.
+    def training(self) -> tuple[str, int | None] | None:
+        """The run that has trained the last challenger, or was about to, and in which cycle, where that is known.
 
         Raises:
             DamagedError: its record is not what was written.
@@ -255,14 +256,28 @@ class Ledger:
         if content is None:
             return None
         _check_run(content["run"], self._public(TRAINING))
-        return str(content["run"])
+        return content["run"], content.get("cycle")
 
-    def begin_training(self, run_folder: RunFolder) -> None:
-        """Notes which run trains the challenger; removes that of the last one, where it was not released."""
-        before = self.training() or run_folder.name
-        if before not in {run_folder.name, *(release.run for release in self.releases().releases)}:
-            run_folder.sibling(before).remove()
-        self.folder.write(TRAINING, {"run": run_folder.name})
+    def begin_training(self, run_folder: RunFolder, number: int) -> None:
+        """Notes which run trains the challenger of a cycle; removes that of the last one, where it was not released."""
+        before = self.training()
+        if before and before[0] not in {run_folder.name, *(release.run for release in self.releases().releases)}:
+            run_folder.sibling(before[0]).remove()
+        self.folder.write(TRAINING, {"run": run_folder.name, "cycle": number})
+
+    def under_way(self, champion: Release | None) -> set[str]:
+        """Runs whose models an interrupted cycle compresses with: its challenger's, or that in force; else none."""
+        try:
+            training, last = self.training(), self.last_cycle()
+        except DamagedError:
+            # a rollback goes on all the same
+            return set()
+        if training is None:
+            return set()
+        run, number = training
+        # one run can be that of two cycles: settings of the gate do not change what is trained
+        is_decided = last is not None and (last["run"] == run if number is None else last["cycle"] >= number)
+        return set() if is_decided else {run, run if champion is None else champion.run}
 
     def keep_reference(self, number: int, reference: Reference, query_scores: QueryScores) -> None:
         """Keeps what a cycle's data was like, and what its challenger reached on it."""

@@ -175,15 +175,25 @@ class Registry:
                 raise
             return bool(found.tags.get(FINGERPRINT_TAG) == fingerprint)
 
-    def fetch(self, version: str, folder: Path) -> Path | None:
-        """Copies the model of a version into a local folder, and gives where; None where it is not to be had."""
+    def fetch(self, version: str, fingerprint: str, folder: Path) -> Path | None:
+        """Copies the model of a version into a local folder, and gives where; None where that model is not to be had.
+
+        Args:
+            version: of the registered model.
+            fingerprint: of the model that it must be.
+            folder: an empty one.
+        """
         try:
             source = f"models:/{self._name}/{version}"
             made = mlflow.artifacts.download_artifacts(source, dst_path=str(folder))
         except Exception:
             # whatever the store is made of: the caller says what is missing
             return None
-        return next((found.parent for found in sorted(Path(made).rglob("adapter.safetensors"))), None)
+        stored = next((found.parent for found in sorted(Path(made).rglob("adapter.safetensors"))), None)
+        with suppress(InputError):
+            if stored is not None and smec_core.load(stored).fingerprint == fingerprint:
+                return stored
+        return None
 
     def lacks(self, version: str, folder: str) -> str | None:
         """What a version's files lack, by their sizes, of a model that is stored; None where they are all there.

@@ -17,22 +17,15 @@ from pipelines.retrain.settings import RetrainSettings
 from pipelines.runtime.cluster import connect
 from pipelines.runtime.prometheus import report_retrain
 from pipelines.storage.audit import Problem, model_problems, version_problems
-from pipelines.storage.files import exists, remove_file
+from pipelines.storage.files import remove_file
 from pipelines.storage.lease import Lease
-from pipelines.storage.publish import (
-    CURRENT,
-    check_version,
-    checksum_of_version,
-    in_force,
-    plans,
-    promote,
-    remove_version,
-)
+from pipelines.storage.publish import check_version, checksum_of_version, plans, promote, remove_version
 from pipelines.storage.run_folder import MODEL, RunFolder
+from smec_core.data.records import exists
 from smec_core.data.uri import public_uri
+from smec_core.data.versions import CURRENT, in_force
 from smec_core.errors import DamagedError, InputError, SmecError
 from smec_core.evaluation import gate
-from smec_core.model.files import load
 from smec_core.temporary import temporary_folder
 
 Compress = Callable[[RunFolder], str]
@@ -274,12 +267,8 @@ class ReleaseManager:
         if not problem.is_replaceable:
             raise DamagedError(problem.path, problem.problem, problem.cure)
         with temporary_folder() as made:
-            stored = self.registry.fetch(release.registry_version, made)
-            try:
-                whole = stored is not None and load(stored).fingerprint == release.fingerprint
-            except InputError:
-                whole = False
-            if stored is None or not whole:
+            stored = self.registry.fetch(release.registry_version, release.fingerprint, made)
+            if stored is None:
                 cure = "restore it from a copy, or return to an earlier release (smec rollback)"
                 if release.cycle != self.ledger.releases().in_force:
                     cure = f"restore it from a copy, or remove {public_uri(folder.uri)}: then it is no release any more"
@@ -300,12 +289,14 @@ class ReleaseManager:
         # fails where another process has taken the series over: then nothing is removed
         self.ledger.write_releases(releases)
         kept = releases.kept(self.settings.publish.keep)
+        under_way = self.ledger.under_way(kept.champion)
         versions = {one.version for one in kept.releases if one.output == self.settings.publish.place}
         for version, plan in plans(self.settings.publish.output).items():
             # also those of runs that were killed before they decided on them
-            if is_of_series(self.settings, plan.get("model")) and version not in versions:
+            run = run_of(self.settings, plan.get("model"))
+            if version not in versions and run is not None and run not in under_way:
                 remove_version(self.settings.publish.output, version)
-        runs = {one.run for one in kept.releases}
+        runs = {one.run for one in kept.releases} | under_way
         for release in releases.releases:
             if release.run not in runs:
                 self.ledger.forget_reference(release.trained_in)
@@ -313,10 +304,11 @@ class ReleaseManager:
         self.ledger.write_releases(kept._replace(in_effect=kept.in_force))
 
 
-def is_of_series(settings: RetrainSettings, model: object) -> bool:
-    """Whether a model is one that a training of this series has left in the storage."""
-    ours = posixpath.join(public_uri(settings.storage), settings.name)
-    return isinstance(model, str) and bool(re.fullmatch(rf"{re.escape(ours)}-[0-9a-f]+/{MODEL}", model))
+def run_of(settings: RetrainSettings, model: object) -> str | None:
+    """The training of this series that has left a model in the storage; None where it is another's."""
+    ours = re.escape(f"{public_uri(settings.storage).rstrip('/')}/")
+    run = re.fullmatch(rf"{ours}({re.escape(settings.name)}-[0-9a-f]+)/{MODEL}", str(model))
+    return run[1] if run else None
 
 
 def _is_replaceable(problem: Problem) -> bool:

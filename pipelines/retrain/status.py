@@ -11,15 +11,14 @@ from sqlalchemy import make_url
 from pipelines.console import context, say, warn
 from pipelines.retrain.anchor import find_anchor
 from pipelines.retrain.clean import leftovers
-from pipelines.retrain.damage import Findings, inspect
 from pipelines.retrain.ledger import Ledger, Release
-from pipelines.retrain.registry import Registry
+from pipelines.retrain.look import Look, look_at
 from pipelines.retrain.settings import StatusSettings
-from pipelines.storage.lease import holder_of
-from pipelines.storage.publish import CURRENT
+from pipelines.storage.lease import TTL_SECONDS
 from pipelines.storage.run_folder import RunFolder, digest
 from smec_core.data.dataset import dataset_stamp
 from smec_core.data.uri import open_filesystem, public_uri
+from smec_core.data.versions import CURRENT
 from smec_core.errors import DamagedError, InputError
 
 LAST = 5
@@ -31,24 +30,34 @@ def run(settings: StatusSettings) -> dict[str, Any]:
 
     Returns:
         name, in_force, anchor, cycles (the last ones), drift (the last that was measured), is_settled, held_by,
-        damages, leftover_bytes, next.
+        silent_since (of a holder that may be dead), damages, leftover_bytes (None while a job works), next.
 
     Raises:
         DamagedError: something is damaged; each is reported first, and the error has the same figures.
+        InputError: `gate.anchor` names no release; the same holds.
         SmecError: storage or registry cannot be reached.
     """
     ledger = Ledger(RunFolder(settings.storage, settings.name))
     with context(run=settings.name):
         _check_database(ledger)
-        found = inspect(settings, ledger, Registry(settings.name), settings.deep)
-        figures = _figures(settings, ledger, found)
+        look = look_at(settings, ledger, settings.deep)
+        anchor, error = None, None
+        if not look.found.damages:
+            try:
+                anchor = find_anchor(ledger, settings)
+            except InputError as problem:
+                error = problem
+        figures = _figures(settings, ledger, look, anchor, error)
+        for damage in look.passing:
+            say(f"a cycle is running, and this is looked at when it has ended: {damage.path}: {damage.problem}")
         _tell(settings.name, figures)
-        if not found.damages:
+        if damages := look.found.damages:
+            for damage in damages:
+                warn(str(damage))
+            place = public_uri(ledger.folder.uri)
+            error = DamagedError(place, f"problems: {len(damages)}, listed above", figures["next"])
+        if error is None:
             return figures
-        for damage in found.damages:
-            warn(str(damage))
-        place = public_uri(ledger.folder.uri)
-        error = DamagedError(place, f"problems: {len(found.damages)}, listed above", figures["next"])
         error.figures = figures
         raise error
 
@@ -65,19 +74,19 @@ def _check_database(ledger: Ledger) -> None:
         raise DamagedError(path, "is missing", "restore it; without it, smec retrain registers the models anew")
 
 
-def _figures(settings: StatusSettings, ledger: Ledger, found: Findings) -> dict[str, Any]:
-    champion, anchor, held = None, None, None
-    if found.releases is not None:
-        champion = found.releases.champion
-    if not found.damages:
-        anchor = find_anchor(ledger, settings)
-        held = holder_of(ledger.folder)
+def _figures(
+    settings: StatusSettings, ledger: Ledger, look: Look, anchor: Release | None, problem: InputError | None
+) -> dict[str, Any]:
+    found, holder = look.found, look.holder
+    champion = None if found.releases is None else found.releases.champion
     cycles = [
         {key: one.get(key) for key in ("cycle", "outcome", "reason", "decided", "drift")}
         for one in found.cycles[-LAST:]
     ]
     measured = [one["drift"] for one in cycles if one["drift"] is not None]
-    left = [] if found.damages or not found.is_settled else leftovers(settings, ledger)[0]
+    left = None
+    if not look.is_at_work:
+        left = leftovers(settings, ledger)[0] if found.is_settled and not found.damages else []
     return {
         "name": settings.name,
         "in_force": None if champion is None else _release(champion) | {"since": _since(champion, settings)},
@@ -85,10 +94,11 @@ def _figures(settings: StatusSettings, ledger: Ledger, found: Findings) -> dict[
         "cycles": cycles,
         "drift": measured[-1] if measured else None,
         "is_settled": found.is_settled,
-        "held_by": None if held is None else f"{held} since {held.since}",
+        "held_by": None if holder is None else f"{holder} since {holder.since}",
+        "silent_since": holder.last_sign if holder is not None and look.is_silent else None,
         "damages": [damage._asdict() for damage in found.damages],
-        "leftover_bytes": sum(one.bytes for one in left),
-        "next": _next(settings, found, held is not None),
+        "leftover_bytes": None if left is None else sum(one.bytes for one in left),
+        "next": f"mend gate.anchor: {problem}" if problem else _next(settings, look),
     }
 
 
@@ -118,13 +128,19 @@ def _since(champion: Release, settings: StatusSettings) -> str | None:
     return None if written is None else written.isoformat(timespec="seconds")
 
 
-def _next(settings: StatusSettings, found: Findings, is_held: bool) -> str:
+def _next(settings: StatusSettings, look: Look) -> str:
     """What to do now."""
+    found = look.found
+    if look.holder is not None and look.is_silent:
+        return (
+            f"see to {look.holder}, which does not renew its lease: end it where it still runs, then run smec retrain, "
+            f"which takes over a lease that is not renewed for {TTL_SECONDS:.0f} s"
+        )
     if any(not damage.is_mended for damage in found.damages):
         return "mend what smec retrain cannot, then run it"
     if found.damages:
         return "run smec retrain, which mends this"
-    if is_held:
+    if look.is_at_work:
         return "wait: a job works on the series"
     if not found.is_settled:
         return "run smec retrain: the last decision is not in effect yet"
@@ -161,7 +177,8 @@ def _tell(name: str, figures: Mapping[str, Any]) -> None:
         shift = f"mean {drift['mean_shift']:.4f}, covariance {drift['covariance_shift']:.4f}"
         say(f"drift when last measured: {shift}, neighbours kept {kept}")
     if figures["held_by"]:
-        say(f"held by {figures['held_by']}")
+        silence = f", without a sign of life since {figures['silent_since']}" if figures["silent_since"] else ""
+        say(f"held by {figures['held_by']}{silence}")
     if figures["leftover_bytes"]:
         say(f"smec clean would remove {figures['leftover_bytes']:,} bytes")
     say(f"next: {figures['next']}")

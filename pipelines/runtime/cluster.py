@@ -21,8 +21,7 @@ from pipelines.runtime.leftovers import end_processes, remove_left
 from pipelines.runtime.preflight import check_limits, keep_token, ray_place
 from pipelines.runtime.ray_private import masked_entrypoint, wait_for
 from pipelines.runtime.settings import ClusterSettings
-from smec_core.errors import LONGEST_REASON, InputError, SmecError
-from smec_core.shown import safe_line
+from smec_core.errors import InputError, SmecError, first_line
 from smec_core.temporary import base_folder, make_folder, remove_folder
 
 # how long Ray takes to end an actor whose owner has died, and to say so
@@ -63,7 +62,7 @@ def connect(cpus: float) -> None:
         except Exception as error:
             # of any kind: Ray raises what it met
             doing = f"connect to Ray at {address}" if address else "start Ray on this machine"
-            raise SmecError(f"cannot {doing}: {_first_line(error)}; where the machine is busy, run again") from error
+            raise SmecError(f"cannot {doing}: {first_line(error)}; where the machine is busy, run again") from error
         if not address:
             _started.add(ray.get_runtime_context().gcs_address)
             # Ray opens it to everybody
@@ -154,7 +153,7 @@ def unwrap(error: BaseException) -> SmecError:
             return cause
         # Ray Data names an empty one as the cause of what it does not hold for a user's mistake
         innermost = cause if str(cause) else innermost
-    return RayFailure(f"a Ray worker failed: {type(innermost).__name__}: {_first_line(innermost)}")
+    return RayFailure(f"a Ray worker failed: {type(innermost).__name__}: {first_line(innermost)}")
 
 
 def _causes(error: BaseException) -> "list[BaseException]":
@@ -170,10 +169,6 @@ def _causes(error: BaseException) -> "list[BaseException]":
         waiting += [getattr(one, "cause", None), one.__cause__]
         waiting += list(getattr(one, "worker_failures", {}).values())
     return found
-
-
-def _first_line(error: BaseException) -> str:
-    return safe_line(str(error).strip().split("\n")[0], LONGEST_REASON) or type(error).__name__
 
 
 def use_gpus(settings: ClusterSettings, workers: int) -> bool:

@@ -13,9 +13,8 @@ from ray.util.annotations import RayDeprecationWarning
 
 from pipelines.console import warn
 from pipelines.runtime.cluster import connect, unwrap
-from pipelines.storage.files import first_line
-from pipelines.storage.manifest import StoredFile
-from smec_core.errors import InputError, SmecError
+from smec_core.data.stored_files import StoredFile
+from smec_core.errors import InputError, SmecError, first_line
 
 # a lost node takes with it what its workers have made
 WORKER_DIED = (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ray.exceptions.OutOfMemoryError)

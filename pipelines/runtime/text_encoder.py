@@ -3,8 +3,7 @@
 import os
 from typing import Any
 
-from pipelines.storage.files import first_line
-from smec_core.errors import InputError
+from smec_core.errors import InputError, first_line
 
 
 def hub_is_offline() -> bool:

@@ -6,12 +6,14 @@ from typing import NamedTuple
 
 import pyarrow.fs as pafs
 
-from pipelines.storage.files import TEMPORARY, UNREADABLE, checksum_of, exists, sizes_of
-from pipelines.storage.manifest import DONE, StoredFile, damaged, files_of
-from pipelines.storage.publish import PLAN, PUBLISH, manifest_of
+from pipelines.storage.files import TEMPORARY, sizes_of
+from pipelines.storage.manifest import DONE, damaged
 from pipelines.storage.run_folder import FINISHED, MODEL, RunFolder
+from smec_core.data.records import UNREADABLE, checksum_of, exists
+from smec_core.data.stored_files import StoredFile, files_of
 from smec_core.data.tables import MANIFEST, find_manifest
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
+from smec_core.data.versions import PLAN, PUBLISH, manifest_of
 from smec_core.errors import DamagedError, InputError, StoreError
 from smec_core.model.files import load
 
@@ -55,7 +57,7 @@ def version_problems(out: str, name: str, checksum: str = "", deep: bool = False
     folder, public = f"{root.rstrip('/')}/{name}", public_uri(join_uri(out, name))
     try:
         manifest = manifest_of(filesystem, folder) if find_manifest(filesystem, folder) else None
-        files = [] if manifest is None else files_of(manifest)
+        files = [] if manifest is None else files_of(manifest, f"{public}/{MANIFEST}")
     except DamagedError as error:
         yield Problem.of(error, PUBLISH)
         return

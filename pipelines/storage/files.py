@@ -1,15 +1,12 @@
-"""Files on any file system: they appear whole and synced, hold checksums of themselves, and are compared when read.
+"""Files on any file system: they appear whole and synced, and are replaced only where they are what was seen.
 
 new_file, write_record     a file appears under its name when it is whole, and a power cut does not take it back
 copy_file                  so does a copy
-read_record                JSON with its own sha256: a changed byte is found, and the file is named
 swap                       replaces a small file only where it still is what the caller has seen
 """
 
 import errno
 import fcntl
-import hashlib
-import json
 import os
 import posixpath
 import shutil
@@ -24,92 +21,11 @@ import pyarrow.fs as pafs
 
 from pipelines.storage import objects
 from smec_core.checksums import READ_BYTES
+from smec_core.data.records import as_record, exists, read_bytes
 from smec_core.data.uri import open_filesystem
-from smec_core.errors import LONGEST_REASON, DamagedError, one_line
-from smec_core.shown import safe_line
 
-SUM = "sha256"
-"""Key of a record's checksum, over all of its other keys."""
-UNREADABLE = "mend its rights or its disk, or restore it"
 LOCK = ".lock"
 TEMPORARY = ".tmp"
-
-
-def exists(filesystem: pafs.FileSystem, path: str) -> bool:
-    """Whether a file is there."""
-    return bool(filesystem.get_file_info(path).type == pafs.FileType.File)
-
-
-def read_bytes(filesystem: pafs.FileSystem, path: str) -> bytes | None:
-    """A small file's content; None where there is no such file.
-
-    It is whole also while others replace the file, if none of its contents comes back within the time of a read.
-
-    Raises:
-        DamagedError: there is something of that name that cannot be read: no rights, no file, a bad disk.
-    """
-    try:
-        while True:
-            with filesystem.open_input_stream(path, compression=None) as source:
-                content, version = source.read(), source.metadata()
-            # An object store gives size and ETag first and the bytes afterwards: of a file that is replaced in between,
-            # these are cut short, or end in whatever lay in memory
-            with filesystem.open_input_stream(path, compression=None) as source:
-                if source.metadata() == version:
-                    return bytes(content)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        if not isinstance(filesystem, pafs.LocalFileSystem):
-            # which may answer the next time
-            raise
-        raise unreadable(path, error) from error
-
-
-def unreadable(path: str, error: OSError) -> DamagedError:
-    """What is said of a local file that is there and cannot be read."""
-    return DamagedError(path, f"cannot be read ({one_line(error)})", UNREADABLE)
-
-
-def checksum_of(content: dict[str, Any]) -> str:
-    """Sha256 (hex) of JSON-able content, whatever the order of its keys."""
-    text = json.dumps(json.loads(json.dumps(content)), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def as_record(content: dict[str, Any]) -> bytes:
-    """The bytes of a record: JSON that holds its own checksum."""
-    return json.dumps({**content, SUM: checksum_of(content)}, indent=1).encode()
-
-
-def parse_record(content: bytes, path: str, cure: str) -> dict[str, Any]:
-    """A record's content without its checksum.
-
-    Records of earlier versions have none; of them only the form is checked.
-
-    Raises:
-        DamagedError: it is not what was written.
-    """
-    try:
-        record = json.loads(content)
-    except ValueError as error:
-        raise DamagedError(path, f"is damaged ({one_line(error)})", cure) from error
-    if not isinstance(record, dict):
-        raise DamagedError(path, "is damaged (no JSON object)", cure)
-    found = record.pop(SUM, None)
-    if found is not None and found != checksum_of(record):
-        raise DamagedError(path, "is not as it was written: its checksum differs", cure)
-    return record
-
-
-def read_record(filesystem: pafs.FileSystem, path: str, cure: str = "restore it from a copy") -> dict[str, Any] | None:
-    """The content of a record; None where there is no such file.
-
-    Raises:
-        DamagedError: it is not what was written; `cure` says what helps.
-    """
-    content = read_bytes(filesystem, path)
-    return None if content is None else parse_record(content, path, cure)
 
 
 def write_record(filesystem: pafs.FileSystem, path: str, content: dict[str, Any]) -> None:
@@ -286,8 +202,3 @@ def sizes_of(filesystem: pafs.FileSystem, folder: str) -> dict[str, int]:
     """Bytes of all files in a folder and below, by their path in it."""
     infos = filesystem.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True))
     return {posixpath.relpath(info.path, folder): info.size for info in infos if info.type == pafs.FileType.File}
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, for messages of one line."""
-    return safe_line((str(error).strip().splitlines() or [type(error).__name__])[0], LONGEST_REASON)

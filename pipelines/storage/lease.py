@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from pipelines.console import say
-from pipelines.storage.files import TEMPORARY, as_record, parse_record, read_bytes, swap
+from pipelines.storage.files import TEMPORARY, swap
 from pipelines.storage.run_folder import RunFolder
+from smec_core.data.records import as_record, parse_record, read_bytes
 from smec_core.data.uri import join_uri, public_uri
 from smec_core.errors import DamagedError, InputError, LeaseError, StoreUnreachable, one_line
 
@@ -68,6 +69,11 @@ class Holder(NamedTuple):
     def is_on_machine_of(self, other: "Holder") -> bool:
         """Whether the two see the same processes."""
         return (self.host, self.boot_id, self.pid_namespace) == (other.host, other.boot_id, other.pid_namespace)
+
+    @property
+    def last_sign(self) -> str:
+        """When it last renewed the lease."""
+        return (datetime.fromisoformat(self.until) - timedelta(seconds=TTL_SECONDS)).isoformat(timespec="seconds")
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -241,6 +247,23 @@ def holder_of(run_folder: RunFolder) -> Holder | None:
         return None
     is_gone = found.is_on_machine_of(Holder.this_process()) and _started(found.pid) != found.pid_started
     return None if is_gone else found
+
+
+def is_silent(run_folder: RunFolder, seen: Holder, since: float) -> bool:
+    """Whether a holder does not renew its lease while one watches for TTL_SECONDS; of one on this machine it is known.
+
+    Args:
+        run_folder: whose lease it is.
+        seen: the holder, as `holder_of` gave it.
+        since: when it did, by `time.monotonic`.
+    """
+    if seen.is_on_machine_of(Holder.this_process()):
+        return False
+    while holder_of(run_folder) == seen:
+        if time.monotonic() - since > TTL_SECONDS:
+            return True
+        time.sleep(WATCH_SECONDS)
+    return False
 
 
 def _read(run_folder: RunFolder) -> tuple[bytes | None, Holder | None]:

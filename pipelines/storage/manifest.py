@@ -1,93 +1,24 @@
 """What a folder of large files holds, by its manifest: each file with size, checksum and stamp.
 
-describe, problem_of             a file as it was written, and whether it still is that
+damaged, first_damaged           which of its files are not what was written
 finish_task, finished_task       what the tasks of a folder that is being written have finished
 seal                             the manifest, written last, makes the folder a finished one
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow.fs as pafs
 
-from pipelines.storage.files import (
-    as_record,
-    read_record,
-    remove_file,
-    remove_folder,
-    sizes_of,
-    swap,
-    unreadable,
-    write_record,
-)
-from smec_core.checksums import READ_BYTES
-from smec_core.data.table_files import stamp_of_file
+from pipelines.storage.files import remove_file, remove_folder, sizes_of, swap, write_record
+from smec_core.data.records import as_record, read_record
+from smec_core.data.stored_files import StoredFile, files_of, problem_of
 from smec_core.data.tables import MANIFEST
-from smec_core.data.uri import join_uri, open_filesystem, public_uri
-from smec_core.errors import DamagedError, SmecError, one_line
+from smec_core.data.uri import join_uri, open_filesystem, public_uri, shown_path
+from smec_core.errors import DamagedError, SmecError
 
 DONE = "_done"
-
-
-class StoredFile(NamedTuple):
-    """A file as a manifest lists it.
-
-    Attributes:
-        name: its path in the folder.
-        rows: of a Parquet file.
-        bytes: its size.
-        sha256: (hex) of its bytes.
-        stamp: what changes whenever it is written anew; empty where the file system has no such thing.
-    """
-
-    name: str
-    rows: int
-    bytes: int
-    sha256: str
-    stamp: str = ""
-
-
-def describe(filesystem: pafs.FileSystem, path: str, name: str, rows: int = 0) -> StoredFile:
-    """Reads a finished file back for its size and checksum."""
-    # before it is read: what is written meanwhile changes the stamp
-    stamp = stamp_of_file(filesystem, path)
-    digest, size = hashlib.sha256(), 0
-    with filesystem.open_input_stream(path, compression=None) as source:
-        while piece := source.read(READ_BYTES):
-            digest.update(piece)
-            size += len(piece)
-    return StoredFile(name, rows, size, digest.hexdigest(), stamp)
-
-
-def problem_of(filesystem: pafs.FileSystem, folder: str, file: StoredFile, deep: bool = False) -> str | None:
-    """What is wrong with a file that a manifest lists; None where it is what was written.
-
-    Its bytes are read only if size and stamp are not those that it was described with.
-
-    Args:
-        filesystem: where it is.
-        folder: of the manifest.
-        file: as it was described.
-        deep: read its bytes in any case.
-    """
-    path = f"{folder}/{file.name}"
-    try:
-        info = filesystem.get_file_info(path)
-        if info.type != pafs.FileType.File:
-            return "is missing"
-        if info.size != file.bytes:
-            return f"has {info.size:,} bytes instead of {file.bytes:,}"
-        if not deep and file.stamp and stamp_of_file(filesystem, path) == file.stamp:
-            return None
-        if describe(filesystem, path, file.name).sha256 != file.sha256:
-            return "is not as it was written: its checksum differs"
-    except OSError as error:
-        if not isinstance(filesystem, pafs.LocalFileSystem):
-            raise
-        return unreadable(path, error).problem
-    return None
 
 
 def damaged(
@@ -99,7 +30,7 @@ def damaged(
         problems = pool.map(lambda file: problem_of(filesystem, folder, file, deep), files)
         for file, problem in zip(files, problems, strict=True):
             if problem:
-                yield DamagedError(f"{folder}/{file.name}", problem)
+                yield DamagedError(shown_path(filesystem, f"{folder}/{file.name}"), problem)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -107,18 +38,6 @@ def damaged(
 def first_damaged(filesystem: pafs.FileSystem, folder: str, files: Sequence[StoredFile]) -> DamagedError | None:
     """The first of these; None where all files are what was written."""
     return next(damaged(filesystem, folder, files), None)
-
-
-def files_of(manifest: Mapping[str, Any]) -> list[StoredFile]:
-    """The files that a manifest lists.
-
-    Raises:
-        DamagedError: it is none.
-    """
-    try:
-        return [StoredFile(**file) for file in manifest["files"]]
-    except (TypeError, KeyError) as error:
-        raise DamagedError(MANIFEST, f"lists no files ({one_line(error)})") from error
 
 
 def finish_task(

@@ -22,8 +22,7 @@ from obstore.exceptions import (
 from obstore.store import AzureStore, GCSStore, ObjectStore, S3Store
 
 from smec_core.data.uri import public_uri, split_uri
-from smec_core.errors import LONGEST_REASON, InputError, StoreError, StoreUnreachable, one_line
-from smec_core.shown import safe_line
+from smec_core.errors import InputError, StoreError, StoreUnreachable, first_line, one_line
 
 
 def swap(uri: str, path: str, seen: bytes | None, content: bytes | None) -> bool:
@@ -60,9 +59,9 @@ def swap(uri: str, path: str, seen: bytes | None, content: bytes | None) -> bool
             # a write whose answer was lost is tried again by the client, and then finds itself
             return _read(store, key)[1] == content
     except (PermissionDeniedError, UnauthenticatedError) as error:
-        raise StoreError(f"{public_uri(uri)}: cannot be written ({_first_line(error)}); check its role") from error
+        raise StoreError(f"{public_uri(uri)}: cannot be written ({first_line(error)}); check its role") from error
     except BaseError as error:
-        raise StoreUnreachable(f"{public_uri(uri)}: cannot be written now ({_first_line(error)}); run again") from error
+        raise StoreUnreachable(f"{public_uri(uri)}: cannot be written now ({first_line(error)}); run again") from error
 
 
 def _read(store: ObjectStore, key: str) -> tuple[dict[str, Any], bytes | None]:
@@ -71,10 +70,6 @@ def _read(store: ObjectStore, key: str) -> tuple[dict[str, Any], bytes | None]:
         return dict(found.meta), bytes(found.bytes())
     except FileNotFoundError:
         return {}, None
-
-
-def _first_line(error: BaseException) -> str:
-    return safe_line(str(error).partition("\n")[0], LONGEST_REASON)
 
 
 def _open(uri: str, path: str) -> tuple[ObjectStore, str]:

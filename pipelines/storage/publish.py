@@ -1,5 +1,7 @@
 """Published folders: finished versions beside each other, and a small file that names the one in force.
 
+How they are written; `smec_core.data.versions` is how they are read.
+
     OUT/v0001/**.parquet, _manifest.json   a finished version; nothing in it changes any more
     OUT/v0002/**.parquet, plan.json        unfinished: a run is writing it, or was killed; never pointed at
     OUT/v0002/_done/*.json                 what its tasks have finished
@@ -16,109 +18,38 @@ import datetime
 import errno
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow.fs as pafs
 
-from pipelines.storage.files import (
-    as_record,
-    checksum_of,
-    create_folder,
-    exists,
-    first_line,
-    move_file,
-    new_file,
-    read_bytes,
-    read_record,
-    remove_folder,
-    swap,
-    sync,
-)
-from pipelines.storage.manifest import DONE, StoredFile, files_of, first_damaged, seal, tidy
+from pipelines.storage.files import create_folder, move_file, new_file, remove_folder, swap, sync
+from pipelines.storage.manifest import DONE, first_damaged, seal, tidy
 from pipelines.storage.model_folder import NEW
+from smec_core.data.records import as_record, checksum_of, read_record
+from smec_core.data.stored_files import StoredFile, files_of
 from smec_core.data.tables import MANIFEST, find_manifest
-from smec_core.data.uri import join_uri, open_filesystem, public_uri
-from smec_core.errors import DamagedError, InputError, SmecError, StoreUnreachable
+from smec_core.data.uri import join_uri, public_uri
+from smec_core.data.versions import (
+    CURRENT,
+    PLAN,
+    PUBLISH,
+    InForce,
+    in_force,
+    is_finished,
+    manifest_of,
+    manifest_of_version,
+    open_folder,
+    versions_in,
+)
+from smec_core.errors import DamagedError, InputError, SmecError, StoreUnreachable, first_line
 from smec_core.temporary import let_go, make_folder, remove_left_behind
 
-CURRENT = "CURRENT"
-PLAN = "plan.json"
 FORMAT = 2
-VERSION = re.compile(r"v(\d{4,})")
-_CURRENT = re.compile(r"(v\d{4,})\n?(?:([0-9a-f]{64})\n)?")
-PUBLISH = "publish again"
 BESIDE_PLAN = ("format", "version", "created", "rows", "quarantined", "inputs", "files")
 """What the manifest of a version says beside its plan."""
-
-
-class InForce(NamedTuple):
-    """What CURRENT says.
-
-    Attributes:
-        content: its bytes, which a promotion must still find there; None where there is no such file.
-        name: the version that it names; empty where there is none.
-        checksum: of that version's manifest; empty in folders of earlier versions.
-    """
-
-    content: bytes | None
-    name: str = ""
-    checksum: str = ""
-
-
-def in_force(out: str) -> InForce:
-    """Reads CURRENT of a published folder; of one that is damaged only the content is given."""
-    filesystem, root = _open(out)
-    content = read_bytes(filesystem, f"{root}/{CURRENT}")
-    match = _CURRENT.fullmatch((content or b"").decode(errors="replace"))
-    return InForce(content, match[1], match[2] or "") if match else InForce(content)
-
-
-def is_published(out: str) -> bool:
-    """Whether a path or URI is a published folder that has a version in force."""
-    filesystem, root = _open(out)
-    return exists(filesystem, f"{root}/{CURRENT}")
-
-
-def current(out: str) -> str:
-    """Path or URI of the version in force of a published folder.
-
-    Raises:
-        InputError: nothing was published there, or CURRENT or the manifest that it names is not what was written.
-    """
-    filesystem, root = _open(out)
-    found = in_force(out)
-    if found.content is None:
-        raise InputError(f"{public_uri(out)}: no version is published there (no file {CURRENT})")
-    public = f"{public_uri(out)}/{CURRENT}"
-    if not found.name:
-        raise DamagedError(public, "names no version", PUBLISH)
-    manifest = manifest_of(filesystem, f"{root}/{found.name}") if _is_finished(filesystem, root, found.name) else None
-    if manifest is None or manifest["version"] != found.name:
-        raise DamagedError(public, f"names {found.name!r}, which is no finished version", PUBLISH)
-    if found.checksum and found.checksum != checksum_of(manifest):
-        raise DamagedError(public, f"is not what was written for {found.name}", PUBLISH)
-    return join_uri(out, found.name)
-
-
-def manifest_of(filesystem: pafs.FileSystem, folder: str) -> dict[str, Any] | None:
-    """The manifest of a published version, None for a folder that is none.
-
-    Raises:
-        InputError: the version is not finished, or its manifest is not what was written.
-    """
-    path = find_manifest(filesystem, folder)
-    if path is None:
-        if exists(filesystem, f"{folder}/{PLAN}"):
-            raise InputError(f"{folder}: a version that is not finished (no {MANIFEST}); give one that is published")
-        return None
-    manifest = read_record(filesystem, path, "publish the version again")
-    if manifest is None or not {"model", "model_fingerprint", "version", "files"} <= manifest.keys():
-        raise DamagedError(path, "is not a manifest of smec compress", "give a folder with the Parquet files only")
-    return manifest
 
 
 def check_version(out: str, name: str) -> dict[str, Any]:
@@ -131,20 +62,17 @@ def check_version(out: str, name: str) -> dict[str, Any]:
     Raises:
         DamagedError: a file is not what was written, or there is no such version.
     """
-    filesystem, root = _open(out)
-    folder = f"{root}/{name}"
-    manifest = manifest_of(filesystem, folder) if _is_finished(filesystem, root, name) else None
-    # a copy of another one is none
-    if manifest is None or manifest["version"] != name:
-        raise DamagedError(public_uri(join_uri(out, name)), "is no finished version", PUBLISH)
-    if problem := first_damaged(filesystem, folder, files_of(manifest)):
+    manifest = manifest_of_version(out, name)
+    filesystem, root = open_folder(out)
+    files = files_of(manifest, public_uri(join_uri(out, f"{name}/{MANIFEST}")))
+    if problem := first_damaged(filesystem, f"{root}/{name}", files):
         raise DamagedError(problem.path, problem.problem, PUBLISH)
     return manifest
 
 
 def checksum_of_version(out: str, name: str) -> str:
     """Checksum of a finished version's manifest."""
-    filesystem, root = _open(out)
+    filesystem, root = open_folder(out)
     return checksum_of(manifest_of(filesystem, f"{root}/{name}") or {})
 
 
@@ -163,8 +91,8 @@ def promote(out: str, name: str, seen: InForce) -> bool:
         InputError: there is no such version, or it is not finished.
         SmecError: another process put a version in force meanwhile, which stays so.
     """
-    filesystem, root = _open(out)
-    if not _is_finished(filesystem, root, name):
+    filesystem, root = open_folder(out)
+    if not is_finished(filesystem, root, name):
         raise InputError(f"{public_uri(out)}: there is no finished version {name!r}")
     manifest = manifest_of(filesystem, f"{root}/{name}")
     content = f"{name}\n{checksum_of(manifest or {})}\n".encode()
@@ -183,11 +111,11 @@ def finished_version(out: str, plan: dict[str, Any]) -> tuple[str, dict[str, Any
 
     The newest may not be in force: a run was killed before it came to that.
     """
-    filesystem, root = _open(out)
-    for name in dict.fromkeys((in_force(out).name, *_versions(filesystem, root)[-1:])):
+    filesystem, root = open_folder(out)
+    for name in dict.fromkeys((in_force(out).name, *versions_in(filesystem, root)[-1:])):
         # one that is damaged is written again by this run
         with suppress(DamagedError):
-            found = manifest_of(filesystem, f"{root}/{name}") if _is_finished(filesystem, root, name) else None
+            found = manifest_of(filesystem, f"{root}/{name}") if is_finished(filesystem, root, name) else None
             if found is not None and found["version"] == name and plan_of(found) == json.loads(json.dumps(plan)):
                 found = check_version(out, name)
                 if filesystem.get_file_info(f"{root}/{name}/{DONE}").type == pafs.FileType.Directory:
@@ -204,9 +132,9 @@ def plan_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def plans(out: str) -> dict[str, dict[str, Any]]:
     """The plan of each version, finished or not, by its name."""
-    filesystem, root = _open(out)
+    filesystem, root = open_folder(out)
     found: dict[str, dict[str, Any]] = {}
-    for name in _versions(filesystem, root):
+    for name in versions_in(filesystem, root):
         for path in (f"{root}/{name}/{PLAN}", find_manifest(filesystem, f"{root}/{name}")):
             # one that is damaged tells nothing
             with suppress(DamagedError):
@@ -222,7 +150,7 @@ def remove_version(out: str, name: str) -> None:
     """
     if in_force(out).name == name:
         raise SmecError(f"{public_uri(out)}: {name} is in force, so it is not removed; run again")
-    filesystem, root = _open(out)
+    filesystem, root = open_folder(out)
     folder = f"{root}/{name}"
     while (manifest := find_manifest(filesystem, folder)) is not None:
         # no manifest any more, but it still tells whose the folder is
@@ -234,7 +162,7 @@ class Draft:
     """A version that is being written. Readers see it once it is finished and promoted."""
 
     def __init__(self, out: str, name: str, plan: dict[str, Any]) -> None:
-        self.filesystem, root = _open(out)
+        self.filesystem, root = open_folder(out)
         self.folder = f"{root}/{name}"
         self.name = name
         self.uri = join_uri(out, name)
@@ -253,11 +181,11 @@ class Draft:
         Raises:
             InputError: the folder cannot be written to.
         """
-        filesystem, root = _open(out)
+        filesystem, root = open_folder(out)
         plan = json.loads(json.dumps(plan))
         try:
             create_folder(filesystem, root)
-            names = _versions(filesystem, root)
+            names = versions_in(filesystem, root)
             for name in reversed(names):
                 draft = cls(out, name, plan)
                 if find_manifest(filesystem, draft.folder) is None and draft.is_ours:
@@ -309,26 +237,9 @@ class Draft:
                 self.filesystem.delete_dir(self.folder)
 
 
-def _open(out: str) -> tuple[pafs.FileSystem, str]:
-    filesystem, root = open_filesystem(out)
-    return filesystem, root.rstrip("/")
-
-
-def _is_finished(filesystem: pafs.FileSystem, root: str, name: str) -> bool:
-    return bool(VERSION.fullmatch(name)) and find_manifest(filesystem, f"{root}/{name}") is not None
-
-
-def _versions(filesystem: pafs.FileSystem, root: str) -> list[str]:
-    """Names of all versions, finished or not, oldest first."""
-    if filesystem.get_file_info(root).type != pafs.FileType.Directory:
-        return []
-    names = [info.base_name for info in filesystem.get_file_info(pafs.FileSelector(root))]
-    return sorted((name for name in names if VERSION.fullmatch(name)), key=lambda name: int(name[1:]))
-
-
 def _claim(out: str, number: int, plan: bytes) -> str:
     """Makes the folder of a version, which appears with its plan in it; of two runs each gets its own."""
-    filesystem, root = _open(out)
+    filesystem, root = open_folder(out)
     if not isinstance(filesystem, pafs.LocalFileSystem):
         while not swap(join_uri(out, f"v{number:04d}/{PLAN}"), None, plan):
             number += 1

@@ -22,17 +22,9 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from pipelines.storage.files import (
-    UNREADABLE,
-    create_folder,
-    exists,
-    new_file,
-    read_record,
-    remove_file,
-    remove_folder,
-    write_record,
-)
+from pipelines.storage.files import create_folder, new_file, remove_file, remove_folder, write_record
 from smec_core.checksums import READ_BYTES, sha256_of
+from smec_core.data.records import UNREADABLE, exists, read_record
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.errors import DamagedError, InputError, StoreUnreachable, one_line
 

@@ -16,7 +16,7 @@ from ray.exceptions import AuthenticationError
 
 from pipelines.runtime.ray_private import timed_job_client
 from smec_core.errors import InputError, SmecError
-from smec_core.masking import mask
+from smec_core.masking import mask, settled
 from smec_core.shown import safe_line, safe_lines
 
 POLL_SECONDS = 5.0
@@ -120,10 +120,10 @@ class JobClient:
                 print("\n".join(safe_lines(begun)), end="", flush=True)
                 return printed + len(begun), True
             new, skip = begun + text[skip:], max(0, skip - len(text))
-            # by whole lines, in which secrets are found
-            whole, mark, begun = new.rpartition("\n")
-            print("\n".join(safe_lines(whole)), end=mark, flush=True)
-            printed += len(whole + mark)
+            # by whole lines, in which secrets are found, and not before all lines of a secret are there
+            done = settled(new[: new.rfind("\n") + 1])
+            print("\n".join(safe_lines(new[:done])), end="", flush=True)
+            printed, begun = printed + done, new[done:]
 
     @contextmanager
     def _one_line_errors(self) -> Iterator[None]:

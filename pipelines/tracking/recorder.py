@@ -33,7 +33,7 @@ from pipelines.tracking.machine import PREFIX, MachineFigures, is_wanted
 from pipelines.tracking.server import EXPERIMENT, experiment_of, kept_run, prepare_mlflow
 from smec_core.data.dataset import Dataset
 from smec_core.data.uri import public_uri
-from smec_core.errors import one_line
+from smec_core.errors import first_line, one_line
 from smec_core.masking import mask
 from smec_core.shown import markdown, safe_line, safe_lines
 from smec_core.training.tracker import Record
@@ -240,8 +240,8 @@ class MlflowRecorder:
 
     def _give_up_store(self, error: Exception) -> None:
         failed, run, self._run = self._stores.pop(0), self._run, None
-        first_line = (str(error) or type(error).__name__).splitlines()[0]
-        why = re.sub(r"^API request to \S+ failed with (timeout )?exception ", "", first_line).split("Caused by ")[-1]
+        reason = re.sub(r"^API request to \S+ failed with (timeout )?exception ", "", first_line(error))
+        why = reason.split("Caused by ")[-1]
         if self._stores:
             then = f"Training goes on; what MLflow misses from here is recorded in {self._offline_folder}"
             then += f" (see it with: mlflow ui --backend-store-uri {self._offline})."

@@ -25,9 +25,10 @@ from ray.train import Checkpoint
 from safetensors import SafetensorError
 
 from pipelines.console import say, warn
-from pipelines.storage.files import as_record, create_folder, parse_record, read_record
+from pipelines.storage.files import create_folder
 from pipelines.storage.run_folder import RunFolder
 from smec_core.checksums import sha256_of
+from smec_core.data.records import as_record, parse_record, read_record
 from smec_core.errors import DamagedError, one_line
 from smec_core.training import checkpoint as training
 from smec_core.training.trained import TRAINED_FILE, Trained

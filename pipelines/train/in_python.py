@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipelines.console import say
-from pipelines.storage.files import exists, new_file
+from pipelines.storage.files import new_file
 from pipelines.storage.model_folder import check_replaceable
 from pipelines.storage.run_folder import check_storage
 from pipelines.train.job import run
@@ -17,6 +17,7 @@ from smec_core.data.dataset import Dataset
 from smec_core.data.forms import Qrels, Vectors, dataset_of
 from smec_core.data.memory import MemoryDataset
 from smec_core.data.parquet import ROW_GROUP_ROWS
+from smec_core.data.records import exists
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.errors import InputError
 from smec_core.layers import merged

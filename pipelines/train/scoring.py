@@ -21,9 +21,10 @@ from pyarrow.fs import LocalFileSystem
 from pipelines.console import say, warn
 from pipelines.data.source import Source
 from pipelines.runtime.cluster import unwrap
-from pipelines.storage.files import read_record, write_record
+from pipelines.storage.files import write_record
 from smec_core.config import TrainConfig
 from smec_core.data.judgements import Judgements
+from smec_core.data.records import read_record
 from smec_core.distributed.resident import Node
 from smec_core.errors import DamagedError
 from smec_core.evaluation.significance import query_interval

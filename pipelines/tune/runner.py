@@ -19,7 +19,7 @@ from ray.tune import TuneError
 from pipelines.console import say, show
 from pipelines.data.source import Source
 from pipelines.runtime.cluster import connect, unwrap, use_gpus
-from pipelines.storage.files import new_file, read_record, write_record
+from pipelines.storage.files import new_file, write_record
 from pipelines.storage.lease import Lease
 from pipelines.storage.run_folder import RunFolder
 from pipelines.storage.study import STATES, SUMMARY_FILE, Objective, Trial, best_trials, read_trials
@@ -33,6 +33,7 @@ from pipelines.tune.tables import best_text, confirmed_table, outcome_text, over
 from pipelines.tune.trial import TrialTask, resources_of, run_trial
 from smec_core.config import TrainConfig
 from smec_core.data.dataset import Dataset
+from smec_core.data.records import read_record
 from smec_core.data.uri import public_uri
 from smec_core.errors import DamagedError, InputError, SmecError
 from smec_core.temporary import temporary_folder

@@ -2,19 +2,21 @@
 
 import posixpath
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow.fs as pafs
 
 from pipelines.console import say, warn
-from pipelines.storage.files import SUM, parse_record, read_bytes
-from pipelines.storage.manifest import DONE, describe
-from pipelines.storage.publish import CURRENT, VERSION, current
+from pipelines.storage.manifest import DONE
 from pipelines.storage.run_folder import FINISHED, MODEL
 from pipelines.verify.settings import VerifySettings
 from smec_core.checksums import SUMS, read_sums
+from smec_core.data.records import SUM, parse_record, read_bytes
+from smec_core.data.stored_files import describe
 from smec_core.data.tables import MANIFEST
-from smec_core.data.uri import join_uri, open_filesystem, public_uri
+from smec_core.data.uri import join_uri, open_filesystem, public_uri, shown_path
+from smec_core.data.versions import CURRENT, VERSION, current
 from smec_core.errors import DamagedError, InputError, one_line
 
 RESTORE = "restore it from a copy, or make it again"
@@ -35,7 +37,7 @@ def run(settings: VerifySettings) -> dict[str, Any]:
         InputError: nothing there has checksums, or it is no folder.
     """
     filesystem, root = open_filesystem(settings.path.rstrip("/"))
-    public = public_uri(settings.path)
+    public, shown = public_uri(settings.path), partial(shown_path, filesystem)
     if filesystem.get_file_info(root).type == pafs.FileType.File:
         raise InputError(f"{public}: is a file; give the folder that it lies in")
     infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
@@ -49,7 +51,7 @@ def run(settings: VerifySettings) -> dict[str, Any]:
             for other, digest in _told_by(filesystem, path, paths):
                 compared.add(other)
                 if digest and (differs := _problem(filesystem, other, digest)):
-                    damaged.append(DamagedError(other, f"{differs} in {posixpath.basename(path)}", RESTORE))
+                    damaged.append(DamagedError(shown(other), f"{differs} in {posixpath.basename(path)}", RESTORE))
             if posixpath.basename(path) == CURRENT:
                 compared.add(path)
                 folder = posixpath.relpath(posixpath.dirname(path), root)
@@ -57,9 +59,9 @@ def run(settings: VerifySettings) -> dict[str, Any]:
         except InputError as error:
             damaged.append(error)
         except (KeyError, TypeError) as error:
-            damaged.append(DamagedError(path, f"is no record of smec ({one_line(error)})", "move it elsewhere"))
+            damaged.append(DamagedError(shown(path), f"is no record of smec ({one_line(error)})", "move it elsewhere"))
         except OSError as error:
-            raise InputError(f"{path}: cannot be read ({one_line(error)}); run again") from error
+            raise InputError(f"{shown(path)}: cannot be read ({one_line(error)}); run again") from error
     for problem in damaged:
         warn(str(problem))
     others = len(set(paths) - compared)
@@ -80,14 +82,15 @@ def _told_by(filesystem: pafs.FileSystem, path: str, paths: Sequence[str]) -> It
     """
     folder, name = posixpath.split(path)
     content = read_bytes(filesystem, path) if name == SUMS or name.endswith(".json") else None
+    shown = shown_path(filesystem, path)
     if name == SUMS:
-        yield from ((f"{folder}/{other}", digest) for other, digest in read_sums(content or b"", path).items())
+        yield from ((f"{folder}/{other}", digest) for other, digest in read_sums(content or b"", shown).items())
     elif name == CONFIG and f"{folder}/{SUMS}" not in paths and f"{folder}/{ADAPTER}" in paths:
         # models of the first edition have none
-        if parse_record(content or b"", path, RESTORE).get("format") != 1:
-            raise DamagedError(f"{folder}/{SUMS}", "is missing", RESTORE)
+        if parse_record(content or b"", shown, RESTORE).get("format") != 1:
+            raise DamagedError(shown_path(filesystem, f"{folder}/{SUMS}"), "is missing", RESTORE)
     elif content is not None and (f'"{SUM}"'.encode() in content or name in RECORDS):
-        record = parse_record(content, path, RESTORE)
+        record = parse_record(content, shown, RESTORE)
         if f'"{SUM}"'.encode() not in content:
             # of the first edition; nor is what other programs write compared
             return
@@ -102,7 +105,8 @@ def _told_by(filesystem: pafs.FileSystem, path: str, paths: Sequence[str]) -> It
         if name == MANIFEST and VERSION.fullmatch(posixpath.basename(folder)):
             for other in paths:
                 if other.startswith(f"{folder}/") and other.endswith(".parquet") and other not in sums:
-                    raise DamagedError(other, f"is not named in {MANIFEST}, but would be read", "move it elsewhere")
+                    stray = shown_path(filesystem, other)
+                    raise DamagedError(stray, f"is not named in {MANIFEST}, but would be read", "move it elsewhere")
 
 
 def _problem(filesystem: pafs.FileSystem, path: str, digest: str) -> str | None:

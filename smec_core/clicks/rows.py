@@ -81,6 +81,8 @@ class RowReader:
         self.bad: dict[str, int] = {}
         self.zoned: bool | None = None
         self._first_time = ""
+        self._dated = ("", False)
+        """The file whose times are being read as text, and whether that holds whole numbers."""
 
     def read(self, raw: RawRows) -> Rows:
         """The sound rows of a batch.
@@ -227,19 +229,25 @@ class RowReader:
         text = pc.utf8_trim_whitespace(pc.fill_null(column, "1970-01-01"))
         is_null_N = column.is_null().to_numpy(zero_copy_only=False)
         is_number_N = _flags(pc.match_substring_regex(text, _INTEGER))
-        if len(text) and is_number_N[~is_null_N].all() and not is_null_N.all():
-            return self._times_of_numbers(
-                raw, pc.cast(pc.if_else(pa.array(is_null_N), "0", text), pa.int64()).to_numpy()
-            )
-        bad_N = ~_flags(pc.match_substring_regex(text, _TIME))
+        is_time_N = _flags(pc.match_substring_regex(text, _TIME))
+        told_N = (is_number_N | is_time_N) & ~is_null_N
+        if self._dated[0] != raw.path and told_N.any():
+            # by the first one, whatever is read at a time
+            self._dated = (raw.path, bool(is_number_N[told_N.argmax()]))
+        if self._dated == (raw.path, True):
+            bad_N = ~is_number_N & ~is_null_N
+            why = "is no whole number, as the times before it in this file are; write all of them the same way"
+            self._add_bad_times(column, bad_N, why, problems)
+            number = pc.if_else(pa.array(is_number_N & ~is_null_N), text, "0")
+            return self._times_of_numbers(raw, pc.cast(number, pa.int64()).to_numpy())
+        bad_N = ~is_time_N
         if bad_N.any():
             text = pc.if_else(pa.array(bad_N), "1970-01-01", text)
         has_zone_N = _flags(pc.match_substring_regex(text, _ZONE))
         parsed_N, impossible_N = _parsed(text, has_zone_N)
         bad_N |= impossible_N
-        first = column[int(bad_N.argmax())].as_py() if len(column) else None
-        why = f"{first!r} is no time; write 2026-01-31T12:00:00Z, or 2026-01-31 12:00:00 without time zones"
-        problems.append(Problem(stored, f"{why}, or mend the row", "is no time", bad_N))
+        why = "is no time; write 2026-01-31T12:00:00Z, or 2026-01-31 12:00:00 without time zones"
+        self._add_bad_times(column, bad_N, why, problems)
         sound_N = ~bad_N & ~is_null_N
         if sound_N.any():
             zoned = bool(has_zone_N[sound_N.argmax()])
@@ -253,6 +261,11 @@ class RowReader:
                     f"before it {rest}; write all times of a log the same way"
                 )
         return parsed_N
+
+    def _add_bad_times(self, column: pa.Array, bad_N: np.ndarray, why: str, problems: list[Problem]) -> None:
+        first = column[int(bad_N.argmax())].as_py() if len(column) else None
+        why = f"{first!r} {why}, or mend the row"
+        problems.append(Problem(self._name("timestamp"), why, "is no time", bad_N))
 
     def _set_zoned(self, zoned: bool, path: str) -> None:
         if self.zoned is None:

@@ -17,6 +17,7 @@ import pyarrow.fs as pafs
 from smec_core.data.columns import first_true
 from smec_core.data.object_store import ToldErrors
 from smec_core.data.parquet_files import NULL_IN_FIXED
+from smec_core.data.uri import shown_path
 from smec_core.errors import InputError, RowError, SmecError, one_line
 
 if TYPE_CHECKING:
@@ -83,8 +84,8 @@ class Fragment:
         dataset = _open(filesystem, folder, int(version))
         fragment = dataset.get_fragment(int(number))
         if fragment is None:
-            raise SmecError(f"{path}: is not there any more; run again")
-        self._path, self._fragment = path, fragment
+            raise SmecError(f"{shown_path(filesystem, path)}: is not there any more; run again")
+        self._path, self._fragment = shown_path(filesystem, path), fragment
         self.schema: pa.Schema = self._scanner().projected_schema
         rows = fragment.count_rows()
         self.groups = tuple(min(GROUP_ROWS, rows - start) for start in range(0, rows, GROUP_ROWS))

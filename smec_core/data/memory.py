@@ -82,7 +82,7 @@ class MemoryTable(EmbeddingTable):
         """Rows `start` to `stop`, not checked; there are no `columns` beside, and no row is unreadable."""
         stop, row = self.rows if stop is None else stop, start
         for batch in self.content.slice(start, stop - start).to_batches(max_chunksize=batch_rows):
-            yield Batch(self.files[0], row, batch, self.names)
+            yield Batch(self.files[0], row, batch, self.files[0].path, self.names)
             row += len(batch)
 
 

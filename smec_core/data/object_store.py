@@ -34,8 +34,23 @@ def _told(path: str, doing: str) -> Iterator[None]:
 class ToldErrors(pafs.FileSystemHandler):
     """Passes every call on to a file system of pyarrow; bytes are read and written without passing through here."""
 
-    def __init__(self, filesystem: pafs.FileSystem) -> None:
+    def __init__(self, filesystem: pafs.FileSystem, path: str = "", shown: str = "") -> None:
+        """Wraps one.
+
+        Args:
+            filesystem: of pyarrow.
+            path: on it.
+            shown: the URI of that path, as it may be shown.
+        """
         self.filesystem = filesystem
+        self._bucket = path.partition("/")[0]
+        rest = path.removeprefix(self._bucket).rstrip("/")
+        self._shown_bucket = shown.rstrip("/").removesuffix(rest) or self._bucket
+
+    def shown(self, path: str) -> str:
+        """The URI of a path on it: `s3://bucket/folder` for `bucket/folder`."""
+        bucket, slash, rest = path.partition("/")
+        return f"{self._shown_bucket}{slash}{rest}" if bucket == self._bucket else path
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ToldErrors) and bool(self.filesystem == other.filesystem)
@@ -46,39 +61,39 @@ class ToldErrors(pafs.FileSystemHandler):
 
     def normalize_path(self, path: str) -> str:
         """The path as the store has it."""
-        with _told(path, "read"):
+        with _told(self.shown(path), "read"):
             return str(self.filesystem.normalize_path(path))
 
     def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
         """What is known of some objects."""
-        with _told(", ".join(paths), "read"):
+        with _told(", ".join(map(self.shown, paths)), "read"):
             found: list[pafs.FileInfo] = self.filesystem.get_file_info(paths)
             return found
 
     def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
         """What lies in a folder."""
-        with _told(selector.base_dir, "listed"):
+        with _told(self.shown(selector.base_dir), "listed"):
             found: list[pafs.FileInfo] = self.filesystem.get_file_info(selector)
             return found
 
     def open_input_stream(self, path: str) -> pa.NativeFile:
         """An object to be read from its start."""
-        with _told(path, "read"):
+        with _told(self.shown(path), "read"):
             return self.filesystem.open_input_stream(path, compression=None)
 
     def open_input_file(self, path: str) -> pa.NativeFile:
         """An object to be read anywhere."""
-        with _told(path, "read"):
+        with _told(self.shown(path), "read"):
             return self.filesystem.open_input_file(path)
 
     def open_output_stream(self, path: str, metadata: Any) -> pa.NativeFile:
         """A new object."""
-        with _told(path, "written"):
+        with _told(self.shown(path), "written"):
             return self.filesystem.open_output_stream(path, compression=None, metadata=metadata)
 
     def open_append_stream(self, path: str, metadata: Any) -> pa.NativeFile:
         """An object to be added to, where the store can do so."""
-        with _told(path, "written"):
+        with _told(self.shown(path), "written"):
             return self.filesystem.open_append_stream(path, compression=None, metadata=metadata)
 
     def create_dir(self, path: str, recursive: bool) -> None:
@@ -110,5 +125,5 @@ class ToldErrors(pafs.FileSystemHandler):
         self._write(target, self.filesystem.copy_file, source, target)
 
     def _write(self, path: str, action: Callable[..., object], *arguments: Any, **options: Any) -> None:
-        with _told(path, "written"):
+        with _told(self.shown(path), "written"):
             action(*arguments, **options)

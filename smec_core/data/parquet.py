@@ -16,7 +16,7 @@ from smec_core.data.columns import DEFAULT_NAMES, ColumnNames, judge_schema, str
 from smec_core.data.parquet_files import NULL_VECTOR
 from smec_core.data.table_files import TableFile, open_rows
 from smec_core.data.tables import find_table
-from smec_core.data.uri import open_filesystem, public_uri
+from smec_core.data.uri import open_filesystem, public_uri, shown_path
 from smec_core.errors import InputError, RowError, SmecError
 
 ROW_GROUP_ROWS = 65_536
@@ -51,6 +51,8 @@ class Batch(NamedTuple):
     part: ParquetPart
     row: int
     rows: pa.RecordBatch
+    place: str
+    """The file, as it is shown."""
     names: ColumnNames = DEFAULT_NAMES
 
 
@@ -69,9 +71,9 @@ class Block(NamedTuple):
         Raises:
             RowError: null id, null, NaN or infinite values, a zero vector, or a differing dim.
         """
-        part, row, rows, names = batch
-        ids = strings_of(rows["id"], part.path, names.id, row)
-        vectors_ND = vectors_of(rows["embedding"], dim, part.path, row, names.embedding)
+        part, row, rows, place, names = batch
+        ids = strings_of(rows["id"], place, names.id, row)
+        vectors_ND = vectors_of(rows["embedding"], dim, place, row, names.embedding)
         return cls(part.start + row, ids, vectors_ND, pa.Table.from_batches([rows]))
 
 
@@ -141,10 +143,12 @@ class EmbeddingTable:
         schema = pa.schema([field.with_name(self._name_here(field.name)) for field in schema], schema.metadata)
         for name in ("id", "embedding"):
             if schema.names.count(name) > 1:
-                raise InputError(
-                    f"{part.path}: column {name}: {getattr(self.names, name)} is taken for it; rename or remove it"
-                )
+                taken = getattr(self.names, name)
+                raise InputError(f"{self._shown(part)}: column {name}: {taken} is taken for it; rename or remove it")
         return schema
+
+    def _shown(self, part: ParquetPart) -> str:
+        return shown_path(self.filesystem, part.path)
 
     def _name_here(self, name: str) -> str:
         return {self.names.id: "id", self.names.embedding: "embedding"}.get(name, name)
@@ -172,12 +176,12 @@ class EmbeddingTable:
         for part in self.files:
             with open_rows(self.filesystem, part.path) as opened:
                 for row, batch in opened.batches([name], ID_ROWS):
-                    yield part.start + row, strings_of(batch[name], part.path, name, row)
+                    yield part.start + row, strings_of(batch[name], self._shown(part), name, row)
 
     def locate(self, row: int) -> str:
         """Names the file and the row in it of a global row."""
         part = next(part for part in self.files if part.start <= row < part.start + part.rows)
-        return f"{part.path}: row {row - part.start}"
+        return f"{self._shown(part)}: row {row - part.start}"
 
     def blocks(
         self, start: int = 0, stop: int | None = None, batch_rows: int = READ_ROWS, columns: Sequence[str] = ()
@@ -220,7 +224,7 @@ class EmbeddingTable:
                         for name in set(wanted) & added.keys():
                             found = found.append_column(name, pa.repeat(added[name], len(found)))
                         found = found.select(wanted).slice(first, last - first)
-                        yield Batch(part, row + first, found, self.names)
+                        yield Batch(part, row + first, found, self._shown(part), self.names)
 
 
 def vectors_of(column: pa.Array, dim: int, file: str, row: int, name: str = "embedding") -> np.ndarray:

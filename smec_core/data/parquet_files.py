@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from smec_core.data.uri import shown_path
 from smec_core.errors import InputError, RowError, SmecError, one_line
 
 READ_BUFFER_BYTES = 8 << 20
@@ -36,9 +37,9 @@ def open_parquet(filesystem: pafs.FileSystem, path: str, metadata: pq.FileMetaDa
     except SmecError:
         raise
     except (pa.ArrowInvalid, FileNotFoundError) as error:
-        raise InputError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
+        raise InputError(f"{shown_path(filesystem, path)}: not a readable Parquet file ({one_line(error)})") from error
     except OSError as error:
-        raise SmecError(f"{path}: cannot be read ({one_line(error)})") from error
+        raise SmecError(f"{shown_path(filesystem, path)}: cannot be read ({one_line(error)})") from error
 
 
 class ParquetRows:
@@ -50,7 +51,7 @@ class ParquetRows:
     """
 
     def __init__(self, filesystem: pafs.FileSystem, path: str) -> None:
-        self._filesystem, self._path = filesystem, path
+        self._filesystem, self._path, self._shown = filesystem, path, shown_path(filesystem, path)
         self._parquet = open_parquet(filesystem, path)
         self.schema: pa.Schema = self._parquet.schema_arrow
         metadata = self._parquet.metadata
@@ -119,10 +120,10 @@ class ParquetRows:
                 if null:
                     column = _column_with_null(parquet, columns, groups) or vector
                     why = NULL_VECTOR if column == vector else NULL_IN_FIXED
-                    raise RowError(self._path, row + int(null[1]) - 1, column, why) from error
+                    raise RowError(self._shown, row + int(null[1]) - 1, column, why) from error
                 # a connection that broke and a damaged page look the same
                 raise SmecError(
-                    f"{self._path}: rows from {row} on cannot be read ({one_line(error)}); run again, or write the "
+                    f"{self._shown}: rows from {row} on cannot be read ({one_line(error)}); run again, or write the "
                     "file anew"
                 ) from error
             if batch is None:

@@ -30,6 +30,11 @@ _MARGIN = 6.0
 _LOW_BITS = 32
 
 
+def is_small(table: EmbeddingTable) -> bool:
+    """Whether one process reads a table by itself."""
+    return 4 * table.rows * table.dim <= SMALL_BYTES
+
+
 def cut_rows(dim: int) -> int:
     """Rows to read at a time: their D x D sum takes half of what their vectors take, or less."""
     return max(CUT_ROWS, 4 * dim)

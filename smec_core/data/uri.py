@@ -70,7 +70,13 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         raise InputError(f"{shown}: cannot open this URI ({mask(problem)})") from None
     if isinstance(filesystem, pafs.LocalFileSystem):
         return filesystem, found
-    return pafs.PyFileSystem(ToldErrors(filesystem)), found
+    return pafs.PyFileSystem(ToldErrors(filesystem, found, shown)), found
+
+
+def shown_path(filesystem: pafs.FileSystem, path: str) -> str:
+    """A path on a file system as messages name it: of an object store the URI."""
+    handler = getattr(filesystem, "handler", None)
+    return handler.shown(path) if isinstance(handler, ToldErrors) else path
 
 
 def _ambiguity(parts: UriParts) -> str | None:

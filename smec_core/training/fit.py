@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from smec_core.config import MEMORY_BUDGET, PRESETS, TrainConfig
 from smec_core.data.dataset import Dataset
 from smec_core.data.forms import Qrels, Vectors, dataset_of
-from smec_core.data.scan import SMALL_BYTES, scan_table
+from smec_core.data.scan import is_small, scan_table
 from smec_core.distributed.resident import Node
 from smec_core.errors import InputError
 from smec_core.layers import merged
@@ -165,8 +165,8 @@ def _fit(
     plan_training(TrainingShape(dataset.dim, labelled), config, parents.base_stages, warm)
     if not memory_budget > 0:
         raise InputError(f"memory_budget: is {memory_budget!r}; give GiB above 0")
-    is_small = 4 * dataset.queries.rows * dataset.dim <= SMALL_BYTES
-    scanned = WantedRows.of(dataset, config, memory_budget, is_small, log.warning).read(scan_table, log.info)
+    wanted = WantedRows.of(dataset, config, memory_budget, is_small(dataset.queries), log.warning)
+    scanned = wanted.read(scan_table, log.info)
     data = scanned.load(Node(device=device))
     plan = plan_training(data.shape(config), config, parents.base_stages, warm)
     stages = [(stage.pass_name, stage.dim, stage.rhythm.last * stage.rhythm.epoch_steps) for stage in plan]

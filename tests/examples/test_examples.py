@@ -1,120 +1,149 @@
-"""The examples as a reader runs them: real stores, and the results of exact search."""
+"""The examples as a reader runs them: real stores, and the results of exact search of what was published."""
 
 import json
-import os
-import subprocess
-import sys
+import runpy
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import psycopg
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-import torch
-from psycopg import sql
 
-from pipelines.compress.job import run
-from pipelines.compress.settings import CompressSettings
-from smec_core.data.dataset import Dataset
-from smec_core.evaluation.corpus_search import read_rows
-from smec_core.model.adapter import FrozenStage
-from smec_core.model.files import load
+import smec_core
+from pipelines.storage.publish import promote
+from smec_core.config import VectorType
+from smec_core.data.versions import in_force
 from smec_core.model.model import Model
 from tests.builders import write_dataset
-
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+from tests.publishing import publish
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-DOCS, DIM, FIRST, K = 300, 32, 8, 10
-STORES = {"faiss": ["--folder"], "lancedb": ["--database"], "pgvector": []}
-
-
-VERSIONS = {"v0001": 16, "v0002": 24}
+DOCS, DIM, FIRST, SHORTLIST, K = 200, 64, 24, 100, 10
+STORES = ["faiss", "lancedb", pytest.param("pgvector", marks=pytest.mark.server), "qdrant", "sqlite_vec"]
+KEPT = {"lancedb", "qdrant", "sqlite_vec"}
+"""Those that are told where to keep what they hold."""
+VERSIONS: dict[str, tuple[VectorType, int, str]] = {
+    "v0001": ("float32", 32, "corpus"),
+    "v0002": ("float32", 48, "corpus"),
+    "v0003": ("float16", 48, "numbered"),
+    "v0004": ("int8", 48, "corpus"),
+    # no whole bytes of signs
+    "v0005": ("binary", 60, "numbered"),
+}
+ROUNDING = {("faiss", "int8"): 0.01, ("pgvector", "float16"): 0.001, ("pgvector", "int8"): 0.001}
+"""How far a store's own rounding may move a cosine of the first numbers: eight bits in FAISS, queries as halfvec."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`data`, `model`, and `out`, where the model's vectors are published at each of the dims of VERSIONS."""
+    """`data`, whose corpus is there with numbers as ids, too, and `out`, where every number type is published."""
     folder = tmp_path_factory.mktemp("examples")
-    write_dataset(folder / "data", DOCS, 100, DIM)
-    Model([], DIM, {"dims": [DIM, 24, 16, FIRST]}, {}).save(folder / "model")
-    source = str(folder / "data" / "corpus")
-    for dim in VERSIONS.values():
-        run(CompressSettings(model=str(folder / "model"), input=source, output=str(folder / "out"), dim=dim, workers=1))
+    write_dataset(folder / "data", DOCS, 30, DIM)
+    (folder / "data/numbered").mkdir()
+    for file in (folder / "data/corpus").iterdir():
+        table = pq.read_table(file)
+        numbers = pa.array([int(name[1:]) for name in table["id"].to_pylist()])
+        pq.write_table(table.set_column(0, "id", numbers), folder / "data/numbered" / file.name)
+    dims = [DIM, 60, 48, 32, FIRST]
+    Model([], DIM, {"dims": dims, "int8_scales": {str(dim): 0.004 for dim in dims}}, {}).save(folder / "model")
+    for dtype, dim, table in VERSIONS.values():
+        publish(folder / "out", folder / "model", folder / "data" / table, dim, dtype=dtype)
     return folder
 
 
-def promote(folder: Path, version: str) -> int:
-    """Returns the version's dims."""
-    (folder / "out" / "CURRENT").write_text(f"{version}\n")
-    return VERSIONS[version]
+class Search(NamedTuple):
+    """One query: the documents that a shortlist may hold, those that it must, and cosines of the whole vectors."""
+
+    possible: set[str | int]
+    certain: set[str | int]
+    cosines: dict[str | int, float]
+
+    def check(self, found: list[str | int]) -> None:
+        """The best of a shortlist, in their order."""
+        assert len(found) == len({*found}) == K
+        assert {*found} <= self.possible
+        cosines = [self.cosines[name] for name in found]
+        # stores add up in orders of their own
+        assert all(before > after - 1e-6 for before, after in pairwise(cosines))
+        assert all(self.cosines[name] < cosines[-1] + 1e-6 for name in self.certain - {*found})
 
 
-def example(store: str, folder: Path, model: str, *more: str) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, str(REPOSITORY / "examples" / f"{store}_search.py"), "--compressed", str(folder / "out")]
-    words += ["--data", str(folder / "data"), "--model", str(folder / model), "--first", str(FIRST), *more]
-    words += [*STORES[store], *([str(folder / store)] if STORES[store] else [])]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
-
-
-def results(store: str, folder: Path, shortlist: int) -> dict[str, list[str]]:
-    done = example(store, folder, "model", "--shortlist", str(shortlist), "--k", str(K))
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    return {line["query"]: line["documents"] for line in lines}
-
-
-def exact(folder: Path, dim: int, shortlist: int) -> dict[str, list[str]]:
-    """A funnel by looking at every document."""
-    dataset, model = Dataset.open(str(folder / "data")), load(folder / "model")
-    docs_ND, q_QD = (read_rows(table, np.arange(table.rows)).numpy() for table in (dataset.corpus, dataset.queries))
-    doc_ids, query_ids = dataset.corpus.ids().to_pylist(), dataset.queries.ids().to_pylist()
-    found = {}
-    for query, name in enumerate(query_ids):
-
-        def order(rows: np.ndarray, kept: int, query: int = query) -> np.ndarray:
-            cosine = model.encode(docs_ND[rows], kept) @ model.encode(q_QD[query : query + 1], kept)[0]
-            ordered: np.ndarray = rows[np.argsort(-cosine)]
-            return ordered
-
-        shortlist_S = order(np.arange(len(doc_ids)), FIRST)[:shortlist]
-        found[name] = [doc_ids[row] for row in order(shortlist_S, dim)[:K]]
+def searches(store: str, folder: Path) -> dict[str, Search]:
+    """What a store must find in the version in force, by looking at every document."""
+    version, queries = smec_core.published(folder / "out"), pq.read_table(folder / "data/queries.parquet")
+    binary = version.dtype == "binary"
+    ids, first, docs = version.read("embedding", "rescore" if binary else "embedding")
+    signs = np.unpackbits(first, axis=1, count=version.dim) if binary else np.empty(0)
+    whole = docs.astype(np.float64)
+    found, slack = {}, ROUNDING.get((store, version.dtype), 1e-6)
+    q_Qd = version.model.encode(queries["embedding"].to_numpy(), version.dim)
+    for name, q_d in zip(queries["id"].to_pylist(), q_Qd, strict=True):
+        if binary and store != "qdrant":
+            scores = -(signs != (q_d > 0)).sum(axis=1).astype(float)
+        else:
+            cut = whole[:, :FIRST]
+            scores = cut @ q_d[:FIRST] / np.linalg.norm(cut, axis=1) / np.linalg.norm(q_d[:FIRST])
+        last = np.sort(scores)[-SHORTLIST]
+        cosines = whole @ q_d / np.linalg.norm(whole, axis=1)
+        found[name] = Search(
+            {*ids[scores >= last - slack].tolist()},
+            {*ids[scores > last + slack].tolist()},
+            dict(zip(ids.tolist(), cosines.tolist(), strict=True)),
+        )
     return found
 
 
 @pytest.mark.parametrize("store", STORES)
-@pytest.mark.usefixtures("postgres")
-def test_example_gives_the_results_of_exact_search_and_follows_a_new_version(store: str, folder: Path) -> None:
-    # the second start finds what the first has loaded
-    for version, shortlist in (("v0001", 60), ("v0001", 20), ("v0002", 20)):
-        dim = promote(folder, version)
-        assert results(store, folder, shortlist) == exact(folder, dim, shortlist)
+def test_example_finds_what_exact_search_finds_in_every_version(
+    store: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> None:
     if store == "pgvector":
-        check_database()
+        request.getfixturevalue("postgres")
+    script = str(REPOSITORY / f"examples/{store}_search.py")
+    place = [str(folder / store)] if store in KEPT else []
+    monkeypatch.setattr("sys.argv", [script, str(folder / "out"), str(folder / "data/queries.parquet"), *place])
+    # in the end back to the first, which is loaded already
+    for name in (*VERSIONS, "v0001"):
+        promote(str(folder / "out"), name, in_force(str(folder / "out")))
+        capsys.readouterr()
+        runpy.run_path(script, run_name="__main__")
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        expected = searches(store, folder)
+        assert [line["query"] for line in lines] == list(expected)
+        for line in lines:
+            expected[line["query"]].check(line["documents"])
+    if store == "pgvector":
+        check_database(folder)
 
 
-def check_database() -> None:
-    """The old version's table is still there, and the view's statement goes by the index."""
+def check_database(folder: Path) -> None:
+    """Each version has a table of its own type, and the view's statement goes by the index."""
     with psycopg.connect() as connection:
-        for version, dim in VERSIONS.items():
-            tables = connection.execute(
-                "SELECT tablename FROM pg_tables WHERE tablename LIKE %s", (f"documents_{version}_%_{FIRST}",)
+        found = set()
+        for name in VERSIONS:
+            key = smec_core.published(folder / "out", version=name).key
+            columns = connection.execute(
+                "SELECT format_type(atttypid, atttypmod) FROM pg_attribute "
+                "WHERE attnum > 0 AND attrelid = %s::regclass ORDER BY attnum",
+                (f"documents_{key}_{FIRST}",),
             ).fetchall()
-            assert len(tables) == 1
-            statement = sql.SQL("SELECT count(*), max(vector_dims(embedding)) FROM {}")
-            found = connection.execute(statement.format(sql.Identifier(*tables[0]))).fetchone()
-            assert found == (DOCS, dim)
+            found.add((name, *(kind for (kind,) in columns)))
+        assert found == {
+            ("v0001", "text", "vector(32)", "bit(32)"),
+            ("v0002", "text", "vector(48)", "bit(48)"),
+            ("v0003", "bigint", "halfvec(48)", "bit(48)"),
+            ("v0004", "text", "halfvec(48)", "bit(48)"),
+            ("v0005", "bigint", "halfvec(60)", "bit(60)"),
+        }
         # a small table would be read whole
         connection.execute("SET enable_seqscan = off")
         order = f"subvector(embedding, 1, {FIRST})::vector({FIRST}) <=> '[{','.join('1' * FIRST)}]'"
-        plan = connection.execute(f"EXPLAIN SELECT id FROM documents ORDER BY {order} LIMIT 5")
+        plan = connection.execute(f"EXPLAIN SELECT id FROM documents ORDER BY {order} LIMIT 5".encode())
         assert any("Index Scan using" in line for (line,) in plan)
-
-
-@pytest.mark.parametrize("store", STORES)
-def test_example_refuses_another_model(store: str, folder: Path) -> None:
-    turned = FrozenStage(DIM, "rotation", {"weight": torch.eye(DIM).flip(0), "logits": torch.zeros(DIM)})
-    Model([turned], DIM, {"dims": [DIM]}, {}).save(folder / "other")
-    done = example(store, folder, "other")
-    assert done.returncode == 1
-    assert "was made by the model" in done.stderr

@@ -12,8 +12,8 @@ import ray.data
 from click.testing import CliRunner
 
 from pipelines.cli import app
-from pipelines.storage.publish import current
 from smec_core.data.parquet import EmbeddingTable, embedding_column
+from smec_core.data.versions import current
 from smec_core.model.model import Model
 from smec_core.yaml_file import dump
 from tests.builders import write_dataset

@@ -81,7 +81,7 @@ def test_a_training_that_names_a_folder_elsewhere_removes_nothing(tmp_path: Path
     (tmp_path / "elsewhere").mkdir()
     ledger.folder.write("training.json", {"run": "../elsewhere"})
     with pytest.raises(InputError, match=r"training\.json: '\.\./elsewhere' is no name of a run; restore it"):
-        ledger.begin_training(ledger.folder.sibling("series-0"))
+        ledger.begin_training(ledger.folder.sibling("series-0"), 1)
     assert (tmp_path / "elsewhere").exists()
 
 

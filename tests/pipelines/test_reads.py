@@ -6,10 +6,11 @@ import pytest
 
 from pipelines.compress import job as compress
 from pipelines.compress.settings import CompressSettings
-from pipelines.data import check, scan
+from pipelines.data import check
 from pipelines.data.settings import CheckSettings
 from pipelines.train import job as train
 from pipelines.train.settings import TrainSettings
+from smec_core.data import scan
 from smec_core.yaml_file import dump, read_mapping
 from tests.builders import write_dataset
 from tests.counted import Counter

@@ -7,9 +7,14 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import smec_core
+from smec_core.data.parquet import embedding_column
+from tests.publishing import publish
 from tests.smec_core.given import given
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -19,6 +24,7 @@ DOCUMENTED = [
     "smec_core.evaluation.report",
     "smec_core.model.files",
     "smec_core.model.model",
+    "smec_core.model.published",
     "smec_core.sklearn",
 ]
 
@@ -33,6 +39,10 @@ def model() -> smec_core.Model:
 def test_examples_run(name: str, model: smec_core.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     data, module = given(), import_module(name)
+    model.save("model")
+    table = {"id": list(map(str, range(300))), "price": np.arange(300.0), "embedding": embedding_column(data.corpus)}
+    pq.write_table(pa.table(table), "corpus.parquet")
+    publish("compressed", "model", "corpus.parquet", 8, dtype="int8")
     known = {**vars(module), "smec_core": smec_core, "model": model, **data._asdict()}
     ran = 0
     for test in doctest.DocTestFinder().find(module, globs=known):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smec_core.masking import MASK, is_secret_name, mask
+from smec_core.masking import MASK, is_secret_name, mask, settled
 
 SECRET = "Tr0ub4dor-x9"
 
@@ -176,3 +176,86 @@ def test_names_that_begin_as_tokens_do_are_shown(text: str) -> None:
 def test_hostile_text_takes_no_longer_than_its_length(text: str) -> None:
     """Run with a limit by the caller: what grows with the square of it would take minutes."""
     assert mask(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "wrong password: swordfish",
+        "cannot log in to host: wrong password: swordfish.",
+        "login failed with password: swordfish for user me",
+        "the client secret: Swordfish, was refused",
+        "invalid passphrase: swordfish (retry 2)",
+        "bad password: swordfish\nat line 3",
+    ],
+)
+def test_a_password_that_is_one_plain_word_is_masked_in_a_sentence(text: str) -> None:
+    assert mask(text) == text.replace("swordfish", MASK).replace("Swordfish", MASK)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cannot read password: missing",
+        "invalid password: must have 8 characters",
+        "wrong password: try again",
+        "the password: expired.",
+        "type of password: str",
+        "server said password: authentication failed",
+        "read the password: nothing of it is kept",
+        "Unexpected token: comma",
+        "the token: expired",
+        "no api key: see the manual",
+    ],
+)
+def test_what_a_sentence_says_of_a_password_is_shown(text: str) -> None:
+    assert mask(text) == text
+
+
+KEY = "-----BEGIN RSA PRIVATE KEY-----\nMIIEow\nIBAAKC\n-----END RSA PRIVATE KEY-----\n"
+OVER_LINES = [
+    KEY,
+    "api_key: |\n  Tr0ub4dor-x9\n  Tr0ub4dor-x9\nnext: 1\n",
+    "password:\n  Tr0ub4dor-x9\nuser: me\n",
+    'secret = "Tr0ub4dor\nx9 and more\n"\n',
+    'password: {\n"a": "Tr0ub4dor-x9"}\n',
+    "<password>\nTr0ub4dor-x9\n</password>\n",
+    "Authorization: Bearer\n  Tr0ub4dor-x9\n",
+    "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY\nAKIAIOSFODNN7EXAMPLE\n",
+    "AKIAIOSFODNN7EXAMPLE\nwJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY\n",
+]
+
+
+def in_pieces(lines: list[str]) -> tuple[str, list[str]]:
+    """What is masked of a text that comes line by line, and what was kept back after each line."""
+    shown, left, kept = "", "", []
+    for line in lines:
+        left += line
+        done = settled(left)
+        shown, left = shown + mask(left[:done]), left[done:]
+        kept.append(left)
+    return shown + mask(left), kept
+
+
+@pytest.mark.parametrize("secret", OVER_LINES)
+def test_a_secret_of_several_lines_is_masked_when_they_come_one_by_one(secret: str) -> None:
+    before, after = ["step 1\n", "token: none\n", "step 2\n"], ["step 3\n", "a: b\n"]
+    lines = [*before, *secret.splitlines(keepends=True), *after]
+    shown, kept = in_pieces(lines)
+    assert shown == mask("".join(lines)) and MASK in shown
+    # nothing but a secret is kept back
+    assert kept[: len(before)] == [""] * len(before) and kept[-1] == ""
+
+
+def test_a_value_of_the_environment_may_have_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIGNING_KEY", "first of it\nsecond of it\nthird of it")
+    assert in_pieces(["x\n", "first of it\n", "second of it\n", "third of it\n", "y\n"])[0] == "x\n***\ny\n"
+    assert in_pieces(["x\n", "first of it\n", "something else\n"])[0] == "x\nfirst of it\nsomething else\n"
+
+
+def test_a_text_whose_secret_does_not_end_is_shown_at_last() -> None:
+    # by tens, as Ray hands a log on
+    lines = ['token="abc\n', *("".join(f"step {ten}{one}, loss 0.5\n" for one in range(10)) for ten in range(60))]
+    shown, kept = in_pieces(lines)
+    assert max(map(len, kept)) <= 8_100
+    assert shown.endswith(lines[-1]) and "abc" not in shown

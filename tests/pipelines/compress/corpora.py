@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 
 from pipelines.compress.job import run
 from pipelines.compress.settings import CompressSettings
-from pipelines.storage.manifest import files_of, finish_task
-from pipelines.storage.publish import manifest_of, plan_of
+from pipelines.storage.manifest import finish_task
+from pipelines.storage.publish import plan_of
 from smec_core.data.parquet import EmbeddingTable, embedding_column
+from smec_core.data.stored_files import files_of
 from smec_core.data.uri import open_filesystem
+from smec_core.data.versions import manifest_of
 
 DIM = 16
 

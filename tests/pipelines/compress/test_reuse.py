@@ -19,10 +19,11 @@ import pytest
 import smec_core
 from pipelines.compress.job import run
 from pipelines.compress.settings import CompressSettings
-from pipelines.storage.files import as_record
-from pipelines.storage.publish import check_version, current, in_force
+from pipelines.storage.publish import check_version
 from smec_core.data.parquet import embedding_column
+from smec_core.data.records import as_record
 from smec_core.data.uri import join_uri, open_filesystem
+from smec_core.data.versions import current, in_force
 from tests.builders import replace_vectors, write_vectors
 from tests.pipelines.compress.corpora import compress, plan_at, read, vectors, write_corpus
 
@@ -85,12 +86,18 @@ def test_a_corpus_that_grows_and_shrinks(
     assert "compressed 120 rows to " in (said := capsys.readouterr().err)
     assert f", {first['rows']} taken from v0001, " in said
     assert_as_from_scratch(grown, model, source, tmp_path / "grown", **options)
+    before, now = smec_core.published(out, version="v0001"), smec_core.published(out)
+    assert {os.path.basename(name).partition(".")[0] for name in now.changes(before).new} == {"more"}
+    assert now.changes(before).gone == ()
+    assert sum(len(ids) for ids, _ in now.batches(files=now.changes(before).new)) == 120
 
     (source / "part-00.parquet").unlink()
     shrunk = compress(model, source, out, **options)
     assert (shrunk["version"], shrunk["rows"], shrunk["reused"]) == ("v0003", grown["rows"] - 300, grown["rows"] - 300)
     assert shrunk["rows_per_s"] == 0
     assert_as_from_scratch(shrunk, model, source, tmp_path / "shrunk", **options)
+    gone = smec_core.published(out).changes(now).gone
+    assert {os.path.basename(name).partition(".")[0] for name in gone} == {"part-00"}
 
 
 def test_a_file_with_other_vectors_under_its_name_is_compressed(storage: str, model: Path, tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ import torch
 import smec_core
 from pipelines.compress.job import run
 from pipelines.compress.settings import CompressSettings
-from pipelines.storage.publish import current
 from smec_core.data.parquet import EmbeddingTable, embedding_column
 from smec_core.data.uri import join_uri
+from smec_core.data.versions import current
 from smec_core.errors import InputError, SmecError
 from tests.builders import replace_vectors, write_vectors
 from tests.pipelines.compress.corpora import compress, read, vectors, write_corpus

@@ -11,9 +11,9 @@ import pytest
 import smec_core
 from pipelines.compress.job import run
 from pipelines.compress.settings import CompressSettings
-from pipelines.storage.files import as_record
-from pipelines.storage.publish import current
 from smec_core.data.parquet import embedding_column
+from smec_core.data.records import as_record
+from smec_core.data.versions import current
 from smec_core.errors import InputError
 from tests.pipelines.compress.corpora import compress, read, unfinish, upgrade, vectors, write_corpus
 

@@ -33,7 +33,7 @@ NAMES = ColumnNames(id="sku", embedding="vector")
 
 @pytest.fixture(autouse=True)
 def no_table_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan_module, "SMALL_BYTES", 0)
+    monkeypatch.setattr("smec_core.data.scan.SMALL_BYTES", 0)
 
 
 def write(path: Path, first: int, rows: int, dtype: type = np.float32, as_list: bool = False) -> None:
@@ -102,11 +102,12 @@ def test_fragments_of_lance_give_the_bits_of_the_same_rows_in_parquet(
 KILLED = """
 import os, signal, sys
 from pipelines.data import scan, scan_state
+from smec_core.data import scan as rules
 from smec_core.data.columns import ColumnNames
 from smec_core.data.parquet import EmbeddingTable
 from smec_core.data.scan import Keep
 
-scan.SMALL_BYTES, scan.SAVE_BYTES = 0, 1000
+rules.SMALL_BYTES, scan.SAVE_BYTES = 0, 1000
 put = scan_state.ScanState.put
 def put_and_die(state, number, piece):
     put(state, number, piece)

@@ -26,11 +26,12 @@ import json, sys
 from pathlib import Path
 import pytest
 from pipelines.data import scan
+from smec_core.data import scan as rules
 from smec_core.data.parquet import EmbeddingTable
 from smec_core.data.scan import Keep
 from tests.counted import Counter
 
-scan.SMALL_BYTES = 0
+rules.SMALL_BYTES = 0
 Counter(pytest.MonkeyPatch(), Path(sys.argv[2]))
 table = EmbeddingTable.open("counted://" + sys.argv[1])
 found = scan.scan(table, Keep(table.rows, int(sys.argv[3])))

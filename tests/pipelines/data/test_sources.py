@@ -15,8 +15,8 @@ from pyiceberg.catalog.sql import SqlCatalog
 
 from pipelines.cli import app
 from pipelines.data import scan as scan_module
-from pipelines.storage.publish import current
 from smec_core.data.parquet import EmbeddingTable
+from smec_core.data.versions import current
 from smec_core.model.model import Model
 from tests.builders import write_dataset
 from tests.hub import REPO, Hub
@@ -74,7 +74,7 @@ def test_every_source_has_the_fingerprint_of_its_rows(
     tables = write_tables(plain, tmp_path / "tables")
     hub.push(tables)
     if by == "Ray Data":
-        monkeypatch.setattr(scan_module, "SMALL_BYTES", 0)
+        monkeypatch.setattr("smec_core.data.scan.SMALL_BYTES", 0)
         monkeypatch.setattr(scan_module, "TASK_ROWS", 64)
     checked = []
     for uri in (str(plain), str(tables), str(write_lance(plain, tmp_path / "lance")), f"hf://datasets/{REPO}/v1"):

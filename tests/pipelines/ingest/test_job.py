@@ -25,9 +25,10 @@ from pipelines.ingest.encoder import Encoder
 from pipelines.ingest.job import Source, run
 from pipelines.ingest.readers import Place
 from pipelines.ingest.settings import IngestSettings
-from pipelines.storage.manifest import describe, finish_task
+from pipelines.storage.manifest import finish_task
 from smec_core.data.dataset import Dataset
 from smec_core.data.parquet import write_embeddings
+from smec_core.data.stored_files import describe
 from smec_core.data.uri import join_uri
 from smec_core.errors import InputError, LeaseError, SmecError
 from tests.builders import QRELS, json_lines, write_beir

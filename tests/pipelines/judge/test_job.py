@@ -203,7 +203,7 @@ def test_bad_settings_are_one_line(log: Path, tmp_path: Path, words: list[str], 
 def test_judgements_of_an_ingest_leave_its_manifest(log: Path, tmp_path: Path) -> None:
     """Whose files `smec verify` compares: what was replaced on purpose is no damage."""
     from pipelines.storage.files import write_record
-    from pipelines.storage.manifest import describe
+    from smec_core.data.stored_files import describe
 
     data = write_vectors(tmp_path / "data")
     put(str(data), "test.tsv", b"q1\td1\t1\n")

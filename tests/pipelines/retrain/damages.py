@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from mlflow import MlflowClient
 
 from pipelines.retrain.ledger import Ledger, Release
-from pipelines.storage.files import as_record
-from pipelines.storage.publish import CURRENT
 from pipelines.storage.run_folder import RunFolder
+from smec_core.data.records import as_record
 from smec_core.data.uri import join_uri, open_filesystem
+from smec_core.data.versions import CURRENT
 from tests.pipelines.retrain.series import Series
 from tests.pipelines.storage.test_damage import snapshot, write
 

@@ -20,9 +20,9 @@ from pipelines.retrain import job as retrain
 from pipelines.retrain import releases, rollback
 from pipelines.retrain.settings import RetrainSettings, RollbackSettings
 from pipelines.storage.lease import LEASE
-from pipelines.storage.publish import VERSION
 from pipelines.storage.run_folder import RunFolder
 from pipelines.tracking.recorder import STATE_FILE
+from smec_core.data.versions import VERSION
 from smec_core.errors import GateError
 
 REGISTRY = (

@@ -17,8 +17,8 @@ from pipelines.cli.settings import resolve
 from pipelines.retrain import job as retrain
 from pipelines.retrain import rollback
 from pipelines.retrain.settings import RetrainSettings, RollbackSettings
-from pipelines.storage.publish import current
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
+from smec_core.data.versions import current
 from smec_core.model.files import load
 from smec_core.yaml_file import dump, read_mapping
 from tests.builders import write_dataset

@@ -86,6 +86,12 @@ def test_the_anchor_is_begun_anew_by_hand(ledger: Ledger, tmp_path: Path) -> Non
         anchored_by(ledger, tmp_path, "v0009")
 
 
+def test_before_the_first_release_there_is_none_to_name(ledger: Ledger, tmp_path: Path) -> None:
+    assert anchored_by(ledger, tmp_path, None) is None
+    with pytest.raises(InputError, match=r"gate\.anchor: .* v0001; .* in /vectors: none; remove gate\.anchor$"):
+        anchored_by(ledger, tmp_path, "v0001")
+
+
 def test_settings_without_an_anchor_are_what_they_were(tmp_path: Path) -> None:
     assert "anchor" not in settings_of(tmp_path, None).identity()["gate"]
     assert settings_of(tmp_path, "v0001").identity()["gate"]["anchor"] == "v0001"

@@ -16,10 +16,11 @@ from pipelines.compress import job as compress
 from pipelines.compress.settings import CompressSettings
 from pipelines.retrain.ledger import Ledger
 from pipelines.storage.lease import Lease
-from pipelines.storage.publish import current, manifest_of, plans
+from pipelines.storage.publish import plans
 from pipelines.storage.run_folder import RunFolder
 from smec_core.data.parquet import write_embeddings
 from smec_core.data.uri import open_filesystem
+from smec_core.data.versions import current, manifest_of
 from smec_core.errors import GateError, InputError, LeaseError, SmecError
 from tests.pipelines.retrain.series import Series
 

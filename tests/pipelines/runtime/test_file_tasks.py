@@ -13,7 +13,7 @@ import pytest
 from pipelines.runtime import file_tasks
 from pipelines.runtime.cluster import RayFailure
 from pipelines.runtime.file_tasks import record, run_file_tasks
-from pipelines.storage.manifest import StoredFile
+from smec_core.data.stored_files import StoredFile
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.model import Model
 from tests.builders import write_beir, write_dataset

@@ -14,12 +14,13 @@ import torch
 from pipelines.compress.actor import CompressPiece, Job, cut
 from pipelines.retrain.ledger import Ledger, Release, Releases
 from pipelines.storage.manifest import finished_task
-from pipelines.storage.publish import Draft, check_version, current, in_force, promote
+from pipelines.storage.publish import Draft, check_version, promote
 from pipelines.storage.run_folder import RunFolder
 from pipelines.storage.study import Trial, read_trials, trial_folder
 from pipelines.train.checkpoints import begin_start, write_file_list
 from smec_core.data.parquet import EmbeddingTable, write_embeddings
-from smec_core.data.uri import join_uri, open_filesystem
+from smec_core.data.uri import join_uri, open_filesystem, public_uri
+from smec_core.data.versions import current, in_force
 from smec_core.errors import DamagedError, InputError
 from smec_core.evaluation.drift import Reference
 from smec_core.model.files import load
@@ -203,6 +204,13 @@ def write(uri: str, files: dict[str, bytes]) -> None:
             sink.write(content)
 
 
+def assert_named_in_full(said: str, storage: str) -> None:
+    """Whatever is said of a store names URIs: `bucket/file` alone could be a local path."""
+    place = public_uri(storage)
+    bucket = place.partition("://")[2].partition("/")[0]
+    assert not bucket or f"{bucket}/" not in said.replace(place, ""), said
+
+
 def test_a_flipped_bit_is_found_or_changes_nothing(storage: str, tmp_path: Path) -> None:
     choose, found = random.Random(0), 0
     kinds = [make(storage, tmp_path) for make in KINDS]
@@ -223,6 +231,7 @@ def test_a_flipped_bit_is_found_or_changes_nothing(storage: str, tmp_path: Path)
         except InputError as error:
             # also where the bytes have no form any more: one line that names the file, and no use in trying again
             assert "\n" not in str(error), told
+            assert_named_in_full(str(error), storage)
             assert name.rpartition("/")[2] in str(error) or kind.folder.partition("?")[0] in str(error), told
             found += 1
         else:
@@ -249,6 +258,7 @@ def test_a_file_that_is_cut_or_blank_is_named(
             result = kind.read()
         except InputError as error:
             assert error.exit_code == 2
+            assert_named_in_full(str(error), storage)
             assert name.rpartition("/")[2] in str(error) or kind.folder.partition("?")[0] in str(error), name
         else:
             assert result == whole or result in kind.others, name

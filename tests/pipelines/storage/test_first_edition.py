@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from pipelines.retrain.ledger import Ledger
-from pipelines.storage.publish import check_version, current, in_force, promote
+from pipelines.storage.publish import check_version, promote
 from pipelines.storage.run_folder import RunFolder
 from pipelines.train.checkpoints import begin_start
 from smec_core.data.parquet import EmbeddingTable
+from smec_core.data.versions import current, in_force
 from smec_core.errors import DamagedError
 from smec_core.model.files import load
 

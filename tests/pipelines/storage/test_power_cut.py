@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 
-from pipelines.storage.publish import check_version, current
+from pipelines.storage.publish import check_version
 from pipelines.verify import job as verify
 from pipelines.verify.settings import VerifySettings
 from smec_core.checksums import check_folder
 from smec_core.data.parquet import EmbeddingTable
+from smec_core.data.versions import current
 from smec_core.model.files import load
 from tests.builders import write_dataset
 from tests.durable import IMAGE, STEP, WATCHED, Disk

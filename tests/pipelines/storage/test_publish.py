@@ -6,19 +6,12 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
-from pipelines.storage.files import new_file, read_record
-from pipelines.storage.manifest import StoredFile, describe
-from pipelines.storage.publish import (
-    Draft,
-    current,
-    finished_version,
-    in_force,
-    manifest_of,
-    plans,
-    promote,
-    remove_version,
-)
+from pipelines.storage.files import new_file
+from pipelines.storage.publish import Draft, finished_version, plans, promote, remove_version
+from smec_core.data.records import read_record
+from smec_core.data.stored_files import StoredFile, describe
 from smec_core.data.uri import join_uri, public_uri
+from smec_core.data.versions import current, in_force, manifest_of
 from smec_core.errors import DamagedError, InputError, SmecError
 
 PLAN = {"job": "test", "dim": 8, "model": "m", "model_fingerprint": "0123"}

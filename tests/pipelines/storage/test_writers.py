@@ -7,12 +7,13 @@ import pytest
 
 from pipelines.retrain.ledger import Ledger, Releases
 from pipelines.storage.files import new_file, swap
-from pipelines.storage.manifest import StoredFile, describe
-from pipelines.storage.publish import Draft, check_version, current, finished_version, in_force, promote, remove_version
+from pipelines.storage.publish import Draft, check_version, finished_version, promote, remove_version
 from pipelines.storage.run_folder import RunFolder
 from pipelines.verify import job as verify
 from pipelines.verify.settings import VerifySettings
+from smec_core.data.stored_files import StoredFile, describe
 from smec_core.data.uri import join_uri
+from smec_core.data.versions import current, in_force
 from smec_core.errors import DamagedError, LeaseError, SmecError
 from tests.pipelines.retrain.test_ledger import release, series
 

@@ -17,17 +17,17 @@ from mlflow import MlflowClient
 import smec_core
 from pipelines.compress import job as compress
 from pipelines.compress.settings import CompressSettings
-from pipelines.data import scan
 from pipelines.evaluate import job as evaluate
 from pipelines.evaluate.settings import EvaluateSettings
 from pipelines.report import job as report
 from pipelines.report.settings import ReportSettings
 from pipelines.runtime.cluster import use_gpus
 from pipelines.storage.lease import Holder
-from pipelines.storage.publish import current
 from pipelines.storage.run_folder import RunFolder
 from pipelines.train import job as train
 from pipelines.train.settings import TrainSettings
+from smec_core.data import scan
+from smec_core.data.versions import current
 from smec_core.errors import InputError, SmecError
 from tests.builders import write_dataset
 

@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 
 from pipelines.storage.files import new_file
-from pipelines.storage.manifest import describe, finish_task
+from pipelines.storage.manifest import finish_task
 from pipelines.storage.publish import Draft
 from pipelines.verify import job as verify
 from pipelines.verify.job import RECORDS
 from pipelines.verify.settings import VerifySettings
+from smec_core.data.stored_files import describe
 from smec_core.data.uri import join_uri, open_filesystem
 from smec_core.errors import DamagedError, InputError
-from tests.pipelines.storage.test_damage import KINDS, a_published_folder, snapshot, write
+from tests.pipelines.storage.test_damage import KINDS, a_published_folder, assert_named_in_full, snapshot, write
 from tests.smec_core.model.test_model import make_model
 
 
@@ -31,7 +32,9 @@ def test_every_file_of_every_kind_is_read(storage: str, tmp_path: Path, capsys: 
                 assert "restore it from a copy, or make it again" in str(error)
             else:
                 pytest.fail(f"{name} was not read")
-            assert name.rpartition("/")[2] in capsys.readouterr().err
+            said = capsys.readouterr().err
+            assert name.rpartition("/")[2] in said
+            assert_named_in_full(said, storage)
             write(kind.folder, {name: content})
     verify.run(settings)
 

@@ -115,6 +115,29 @@ def test_a_wrong_unit_is_told(tmp_path: Path, data: Path) -> None:
         found_in(log, data, time_unit="s", **ALL)
 
 
+@pytest.mark.parametrize("form", ["log.parquet", "log.csv", "log.jsonl"])
+@pytest.mark.parametrize("block", [1 << 24, 200])
+@pytest.mark.parametrize(
+    ("first", "last", "why"),
+    [
+        ("1767225600", "2026-01-01", "'2026-01-01' is no whole number, as the times before it in this file are; write"),
+        ("2026-01-01", "1767225600", "'1767225600' is no time; write 2026-01-31T12:00:00Z"),
+    ],
+)
+def test_numbers_and_dates_are_not_mixed_however_much_is_read_at_a_time(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, form: str, block: int, first: str, last: str, why: str
+) -> None:
+    monkeypatch.setattr("smec_core.clicks.log.BLOCK_BYTES", block)
+    monkeypatch.setattr("smec_core.clicks.log.BATCH_ROWS", block // 8)
+    stamps = [first] * 40 + [last] * 40
+    columns = {"query_id": ["q1"] * 80, "doc_id": ["d1"] * 80, "timestamp": stamps}
+    log = write_log(tmp_path / form, columns)
+    with pytest.raises(InputError, match=rf"(row 40|line 41), .* {re.escape(why)}"):
+        found_in(log, data, time_unit="s", **ALL)
+    read, _ = found_in(log, data, time_unit="s", max_bad_rows=0.5, **ALL)
+    assert (read.rows, read.bad) == (80, {"timestamp is no time": 40})
+
+
 def test_times_with_and_without_a_zone_are_not_mixed_between_files(tmp_path: Path, data: Path) -> None:
     stamps = [pa.array([0, 1, 2], pa.timestamp("s", zone)) for zone in ("UTC", None)]
     for number, stamp in enumerate(stamps):

@@ -12,7 +12,7 @@ from pipelines.storage.publish import Draft
 from pipelines.storage.run_folder import RunFolder
 from smec_core.data.dataset import Dataset
 from smec_core.data.parquet import EmbeddingTable
-from smec_core.data.uri import join_uri, open_filesystem
+from smec_core.data.uri import join_uri, open_filesystem, public_uri, shown_path
 from smec_core.errors import InputError, SmecError, StoreError, StoreUnreachable
 from tests.builders import write_dataset
 from tests.conftest import GuardedBucket
@@ -59,6 +59,29 @@ def test_a_server_that_does_not_answer_is_worth_another_try(guarded_s3: GuardedB
     for write in (RunFolder(uri, "run").create, lambda: Draft.open(uri, {})):
         with pytest.raises(StoreUnreachable, match=r"cannot be (read|written) now"):
             write()
+
+
+def test_a_damaged_file_is_named_by_its_uri(s3: Callable[[str], str], tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", docs=24, queries=40, dim=8, files=1) / "corpus/part-0.parquet"
+    filesystem, folder = open_filesystem(s3("a/corpus"))
+    place = public_uri(s3("a/corpus"))
+
+    def put(content: bytes) -> None:
+        with filesystem.open_output_stream(f"{folder}/0.parquet") as sink:
+            sink.write(content)
+
+    put(data.read_bytes()[:-100])
+    with pytest.raises(InputError) as unreadable:
+        EmbeddingTable.open(s3("a/corpus"))
+    null = pq.read_table(data).set_column(0, "id", [[None, *(f"d{row}" for row in range(23))]])
+    pq.write_table(null, tmp_path / "null.parquet")
+    put((tmp_path / "null.parquet").read_bytes())
+    with pytest.raises(InputError) as null_id:
+        list(EmbeddingTable.open(s3("a/corpus")).blocks())
+    for error in (unreadable, null_id):
+        assert str(error.value).startswith(f"{place}/0.parquet: ")
+    assert shown_path(pickle.loads(pickle.dumps(filesystem)), f"{folder}/x") == f"{place}/x"
+    assert shown_path(pafs.LocalFileSystem(), "/data/x") == "/data/x"
 
 
 def test_file_systems_travel_to_other_processes(s3: Callable[[str], str]) -> None:

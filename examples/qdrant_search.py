@@ -1,0 +1,51 @@
+"""Qdrant: a collection for each version, whose vectors `first` and `whole` are searched in one call.
+
+    python examples/qdrant_search.py compressed DATA/queries.parquet qdrant
+
+`QdrantClient(url=...)` is a server; a folder is enough to try it, in this process.
+"""
+
+import json
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+from qdrant_client import QdrantClient, models
+
+import smec_core
+
+FIRST, SHORTLIST, K = 24, 100, 10
+out, queries, folder = sys.argv[1:]
+
+version = smec_core.published(out)
+name = f"documents_{version.key}_{FIRST}"
+client = QdrantClient(path=folder)
+if name not in [alias.alias_name for alias in client.get_aliases().aliases]:
+    # Qdrant has no signed int8, and makes signs itself; float16 holds the numbers of int8 exactly
+    params = {
+        vector: models.VectorParams(size=size, distance=models.Distance.COSINE, datatype=models.Datatype.FLOAT16)
+        for vector, size in {"first": FIRST, "whole": version.dim}.items()
+    }
+    client.delete_collection(f"{name}_rows")
+    client.create_collection(f"{name}_rows", params)
+    row = 0
+    for ids, vectors in version.batches("rescore" if version.dtype == "binary" else "embedding", batch_rows=1000):
+        numbers = vectors.astype(np.float32)
+        points = models.Batch(
+            ids=list(range(row, row + len(ids))),
+            vectors={"first": numbers[:, :FIRST].tolist(), "whole": numbers.tolist()},
+            payloads=[{"id": name} for name in ids.tolist()],
+        )
+        client.upsert(f"{name}_rows", points)
+        row += len(ids)
+    # the name appears when all rows are there
+    alias = models.CreateAlias(collection_name=f"{name}_rows", alias_name=name)
+    client.update_collection_aliases([models.CreateAliasOperation(create_alias=alias)])
+
+asked = pq.read_table(queries)
+q_Qd = version.model.encode(asked["embedding"].to_numpy(), version.dim)
+for query, q_d in zip(asked["id"].to_pylist(), q_Qd, strict=True):
+    shortlist = models.Prefetch(query=q_d[:FIRST].tolist(), using="first", limit=SHORTLIST)
+    found = client.query_points(name, query=q_d.tolist(), using="whole", prefetch=shortlist, limit=K)
+    print(json.dumps({"query": query, "documents": [(point.payload or {})["id"] for point in found.points]}))
+client.close()

@@ -1,0 +1,48 @@
+"""SQLite with sqlite-vec: a table for each version; a search looks at the first numbers, or signs, of all rows.
+
+    python examples/sqlite_vec_search.py compressed DATA/queries.parquet vectors.db
+
+By apsw, because the sqlite3 of many Pythons loads no extensions.
+"""
+
+import json
+import sys
+
+import apsw
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import sqlite_vec
+
+import smec_core
+
+FIRST, SHORTLIST, K = 24, 100, 10
+out, queries, file = sys.argv[1:]
+
+version = smec_core.published(out)
+binary, d, table = version.dtype == "binary", version.dim, f"documents_{version.key}_{FIRST}"
+ids = "integer" if pa.types.is_integer(version.id_type) else "text"
+first, value = (f"bit[{8 * -(-d // 8)}]", "vec_bit(?)") if binary else (f"float[{FIRST}] distance_metric=cosine", "?")
+whole, whole_value, held = ("float", "?", np.float32) if version.scale is None else ("int8", "vec_int8(?)", np.int8)
+database = apsw.Connection(file)
+database.enable_load_extension(True)
+database.load_extension(sqlite_vec.loadable_path())
+with database:
+    if not database.table_exists(None, table):
+        columns = f"id {ids} PRIMARY KEY, first {first}, whole {whole}[{d}]"
+        database.execute(f"CREATE VIRTUAL TABLE {table} USING vec0({columns})")
+        for names, firsts, vectors in version.batches("embedding", "rescore" if binary else "embedding"):
+            firsts = firsts if binary else firsts[:, :FIRST].astype(np.float32)
+            rows = zip(names.tolist(), map(bytes, firsts), map(bytes, vectors.astype(held)), strict=True)
+            database.executemany(f"INSERT INTO {table} VALUES (?, {value}, {whole_value})", rows)
+
+asked = pq.read_table(queries)
+q_Qd = version.model.encode(asked["embedding"].to_numpy(), d)
+search = f"SELECT id, whole FROM {table} WHERE first MATCH {value} AND k = {SHORTLIST}"
+for query, q_d in zip(asked["id"].to_pylist(), q_Qd, strict=True):
+    shortlist = database.execute(search, (bytes(np.packbits(q_d > 0) if binary else q_d[:FIRST]),))
+    found, blobs = zip(*shortlist, strict=True)
+    whole_Sd = np.frombuffer(b"".join(blobs), held).reshape(-1, d).astype(np.float32)
+    best = np.argsort(-(whole_Sd @ q_d) / np.linalg.norm(whole_Sd, axis=1))[:K]
+    print(json.dumps({"query": query, "documents": [found[row] for row in best]}))
+database.close()
