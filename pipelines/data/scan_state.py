@@ -24,7 +24,7 @@ from smec_core.data.records import read_bytes
 from smec_core.data.scan import GRID, Keep, TableScan
 from smec_core.data.stored_files import describe
 from smec_core.data.table_files import stamp_of, states_of
-from smec_core.data.uri import open_filesystem
+from smec_core.data.uri import open_filesystem, shown_path
 from smec_core.errors import SmecError, one_line
 
 FOLDER, FORMAT = "_scans", 1
@@ -92,7 +92,8 @@ class ScanState:
             finish_task(self._filesystem, self._folder, _name(number), files)
         except OSError as error:
             self._is_open = False
-            warn(f"{self._folder}: cannot be written to ({one_line(error)}); a killed scan would begin anew")
+            place = shown_path(self._filesystem, self._folder)
+            warn(f"{place}: cannot be written to ({one_line(error)}); a killed scan would begin anew")
 
     def remove(self) -> None:
         """Removes it, since the scan is done, and what scans that nobody went on with have left a week ago."""
