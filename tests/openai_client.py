@@ -60,6 +60,11 @@ def check_document(url: str, input_dim: int) -> None:
     assert headers["content-security-policy"].startswith("default-src 'none'")
     assert "POST /v1/embeddings" in page
     assert _ask(url, "POST", "/docs", {})[0] == 405
+    status, answer, _ = _ask(url, "GET", "/v1/embeddings")
+    assert (status, answer["error"]["type"]) == (405, "invalid_request_error")
+    status, answer, _ = _ask(url, "GET", "/nowhere")
+    assert (status, answer.keys()) == (404, {"detail"})
+    assert "/docs" in answer["detail"]
 
 
 def _ask(url: str, method: str, path: str, body: Any = None) -> tuple[int, Any, Any]:

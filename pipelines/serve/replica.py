@@ -17,8 +17,9 @@ from fastapi import FastAPI, Request, Response
 from pydantic_core import to_json
 from ray import serve
 from ray.serve.metrics import Counter, Histogram
+from starlette.exceptions import HTTPException
 
-from pipelines.serve.answers import EMBEDDINGS, ENCODE
+from pipelines.serve.answers import EMBEDDINGS, ENCODE, problem
 from pipelines.serve.document import DOCS, DOCUMENT, Facts, pages
 from pipelines.serve.forms import VECTORS
 from pipelines.serve.queries import (
@@ -70,6 +71,13 @@ class Meters:
 
 def _response(status: int, body: bytes) -> Response:
     return Response(body, status, media_type="application/json")
+
+
+@http.exception_handler(HTTPException)
+async def _refuse(request: Request, error: HTTPException) -> Response:
+    """Another path or method than those below, in the form of the path."""
+    path, status = request.url.path, error.status_code
+    return _response(status, to_json(problem(path, status, f"{error.detail}; GET {DOCS} shows what there is", "path")))
 
 
 # what its methods use must stand above it: Serve copies the routes, and all that they name, as it reads this line
@@ -176,8 +184,8 @@ class Encoder:
     async def _answer(self, query: Query, form: Form = ENCODE_FORM) -> np.ndarray:
         z_Nd: np.ndarray = await self._encode_batch(query)
         if not np.isfinite(z_Nd).all():
-            problem = "a row holds numbers so large that its vector is not finite; scale it"
-            raise QueryError(f"{form.inputs}: {problem}", "not_finite")
+            why = "a row holds numbers so large that its vector is not finite; scale it"
+            raise QueryError(f"{form.inputs}: {why}", "not_finite")
         self.meters.rows.inc(len(z_Nd))
         return z_Nd
 
