@@ -6,7 +6,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from pipelines.serve.gate import App, answer, as_bytes
+from pipelines.serve.answers import answer, as_bytes
+from pipelines.serve.gate import App
 from pipelines.serve.settings import LimitSettings
 
 HEAD_SECONDS = 5.0
@@ -158,7 +159,7 @@ class Connection(HttpToolsProtocol):
     def reject(self, status: int, detail: str) -> None:
         """Answers outside of a request, and closes."""
         if self.cycle is None or self.cycle.response_complete:
-            self.transport.write(as_bytes(answer(status, detail, is_last=True)))
+            self.transport.write(as_bytes(answer(status, {"detail": detail}, is_last=True)))
         self.transport.close()
 
     def sweep(self) -> None:

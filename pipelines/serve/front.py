@@ -22,8 +22,10 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from pipelines.console import warn
+from pipelines.serve.answers import VECTOR_PATHS, Message, Page, answer, as_bytes, problem
 from pipelines.serve.connection import BACKLOG, Connection
-from pipelines.serve.gate import OVERLOAD, Gate, Message, Receive, Send, answer, as_bytes
+from pipelines.serve.document import Facts, pages
+from pipelines.serve.gate import OVERLOAD, Gate, Receive, Send
 from pipelines.serve.settings import LimitSettings
 
 IDLE_SECONDS = 75
@@ -42,18 +44,24 @@ class Front:
         gate: what stands before the replicas.
     """
 
-    def __init__(
-        self, handle: DeploymentHandle[Any], limits: LimitSettings, body_bytes: int, fingerprint: str, route: str
-    ) -> None:
-        self.gate = Gate(self._ask, limits, body_bytes)
-        self._health = {"status": "ok", "model": fingerprint}
+    def __init__(self, handle: DeploymentHandle[Any], limits: LimitSettings, facts: Facts, route: str) -> None:
+        self.gate = Gate(self._ask, limits, facts.body_bytes)
+        self._health = {"status": "ok", "model": facts.fingerprint}
+        self._pages = pages(facts)
         self._prefix = route.rstrip("/")
-        self._methods: dict[str, tuple[str, Callable[[bytes], Any]]] = {
-            "/encode": ("POST", handle.answer.remote),
-            "/info": ("GET", lambda body: handle.describe.remote()),
+
+        def describe(body: bytes) -> Any:
+            return handle.describe.remote()
+
+        self._describe = describe
+        self._methods: dict[str, tuple[str, Callable[[bytes], Any] | None]] = {
+            **{path: ("POST", partial(handle.answer.remote, path=path)) for path in VECTOR_PATHS},
+            "/info": ("GET", describe),
         }
-        self._path = f"{self._prefix}/encode".encode()
-        self._overload = as_bytes(answer(503, OVERLOAD))
+        self._overloads = {
+            f"{self._prefix}{path}".encode(): as_bytes(answer(503, problem(path, 503, OVERLOAD, "overload")))
+            for path in VECTOR_PATHS
+        }
         self._turned_away = 0
         self._is_ending = False
         # whether the replicas have answered when they were last asked anything
@@ -129,10 +137,11 @@ class Front:
                 task.cancel()
 
     def _turn_away(self, path: bytes, length: int) -> bytes | None:
-        if path != self._path or self.gate.is_closing or self.gate.has_room(length):
+        overload = self._overloads.get(path)
+        if overload is None or self.gate.is_closing or self.gate.has_room(length):
             return None
         self._turned_away += 1
-        return self._overload
+        return overload
 
     async def _sweep(self) -> None:
         while True:
@@ -153,7 +162,7 @@ class Front:
             if self._was_answered:
                 continue
             with suppress(Exception):
-                await self._call(lambda body: self._methods["/info"][1](b""), b"", PROBE_SECONDS)
+                await self._call(self._describe, b"", PROBE_SECONDS)
             self._is_answered = self._was_answered
 
     async def _app(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -163,6 +172,8 @@ class Front:
         elif path == "/readyz":
             why = "ending" if self._is_ending else "" if self._is_answered else "no replica answers"
             await self._say(send, *((503, {"status": why}) if why else (200, self._health)))
+        elif path in self._pages and scope["method"] == "GET":
+            await self._say(send, 200, self._pages[path])
         else:
             await self.gate({**scope, "path": path}, receive, send)
 
@@ -171,41 +182,42 @@ class Front:
         if scope["path"].endswith(("/healthz", "/readyz")):
             await self._app(scope, receive, send)
         else:
-            for message in answer(503, "too many connections are open; close those that you do not use", is_last=True):
+            detail = "too many connections are open; close those that you do not use"
+            for message in answer(503, problem(scope["path"], 503, detail, "connections"), is_last=True):
                 await send(message)
 
-    async def _say(self, send: Send, status: int, content: dict[str, Any]) -> None:
+    async def _say(self, send: Send, status: int, content: dict[str, Any] | Page) -> None:
         for message in answer(status, content, is_last=self.gate.is_closing):
             await send(message)
 
     async def _ask(self, scope: Message, receive: Receive, send: Send) -> None:
         """What stands behind the gate."""
-        method, call = self._methods.get(scope["path"], ("", None))
-        if call is None:
-            messages = answer(404, f"no such path; there are {', '.join(self._methods)}, /healthz and /readyz")
-        elif scope["method"] != method:
-            messages = answer(405, f"{scope['path']} takes {method}")
+        path = scope["path"]
+        # a page that is asked for as it should be has been given already
+        method, call = self._methods.get(path, ("GET" if path in self._pages else "", None))
+        if not method:
+            known = ", ".join((*self._methods, *self._pages, "/healthz and /readyz"))
+            messages = _refusal(path, 404, f"no such path; there are {known}", "path")
+        elif call is None or scope["method"] != method:
+            messages = _refusal(path, 405, f"{path} takes {method}", "method")
         else:
-            messages = await self._messages(call, (await receive())["body"])
+            messages = await self._messages(path, call, (await receive())["body"])
         for message in messages:
             await send(message)
 
-    async def _messages(self, call: Callable[[bytes], Any], body: bytes) -> list[Message]:
+    async def _messages(self, path: str, call: Callable[[bytes], Any], body: bytes) -> list[Message]:
         try:
             # the gate has its own, shorter clock
             status, content = await self._call(call, body, 2 * self.gate.limits.deadline)
         except (BackPressureError, DeploymentUnavailableError):
-            return answer(503, "all replicas are busy; try again")
+            return _refusal(path, 503, "all replicas are busy; try again", "overload")
         except ray.exceptions.RayTaskError as error:
             warn(f"a replica failed: {str(error).strip().splitlines()[-1]}")
-            return answer(500, "the service failed; its log says why")
+            return _refusal(path, 500, "the service failed; its log says why", "internal")
         except (ray.exceptions.RayError, RayServeException):
             self._is_answered = False
-            return answer(503, "the replica has ended while it answered; try again")
-        messages = answer(status, {})
-        messages[0]["headers"][1] = (b"content-length", str(len(content)).encode())
-        messages[1]["body"] = content
-        return messages
+            return _refusal(path, 503, "the replica has ended while it answered; try again", "replica")
+        return answer(status, Page("application/json", content))
 
     async def _call(self, call: Callable[[bytes], Any], body: bytes, seconds: float) -> tuple[int, bytes]:
         response = call(body)
@@ -234,6 +246,10 @@ def bind(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _refusal(path: str, status: int, detail: str, code: str) -> list[Message]:
+    return answer(status, problem(path, status, detail, code))
 
 
 def _is_busy(connection: Any) -> bool:

@@ -5,24 +5,22 @@ cluster has RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=pipelines.serve.gate:middl
 """
 
 import asyncio
-import json
 import math
 import os
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from pipelines.serve.answers import VECTOR_PATHS, Message, answer, problem
 from pipelines.serve.settings import LimitSettings
 from smec_core.errors import InputError
 
 if TYPE_CHECKING:
     from starlette.middleware import Middleware
 
-Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
@@ -116,19 +114,19 @@ class Gate:
         is_closing: connections are closed after their next answer.
     """
 
-    def __init__(self, app: App, limits: LimitSettings, body_bytes: int, suffix: str = "") -> None:
+    def __init__(self, app: App, limits: LimitSettings, body_bytes: int, suffixes: tuple[str, ...] = ("",)) -> None:
         """Stands before `app`.
 
         Args:
             app: what answers.
             limits: of time and number.
             body_bytes: most bytes of a body.
-            suffix: requests whose path ends otherwise are handed on as they are.
+            suffixes: requests whose path ends otherwise are handed on as they are.
         """
         self.app = app
         self.limits = limits
         self.body_bytes = body_bytes
-        self.suffix = suffix
+        self.suffixes = suffixes
         self.queue = Queue(limits.max_wait)
         self.is_draining = False
         self.is_closing = False
@@ -137,7 +135,7 @@ class Gate:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answers a request, or refuses it."""
-        if scope["type"] != "http" or not scope["path"].endswith(self.suffix):
+        if scope["type"] != "http" or not scope["path"].endswith(self.suffixes):
             await self.app(scope, receive, send)
             return
         until = time.monotonic() + self.limits.deadline
@@ -156,7 +154,8 @@ class Gate:
             self._forget(body)
             self.count(refusal.reason)
             is_last = self.is_closing or refusal.status in (408, 413)
-            for message in answer(refusal.status, str(refusal), is_last, more=True):
+            content = problem(scope["path"], refusal.status, str(refusal), refusal.reason)
+            for message in answer(refusal.status, content, is_last, more=True):
                 await send(message)
             if not is_read and refusal.status != 408:
                 await self._skip(receive, until)
@@ -271,37 +270,8 @@ class Gate:
             self._refused.inc(requests, tags={"reason": reason})
 
 
-def answer(status: int, content: str | dict[str, Any], is_last: bool = False, more: bool = False) -> list[Message]:
-    """A JSON answer as ASGI messages.
-
-    Args:
-        status: of HTTP; with 503 the client is asked to try again after a second.
-        content: the JSON, or what is wrong.
-        is_last: the connection is closed after it.
-        more: the last message, an empty one, follows later.
-    """
-    body = json.dumps({"detail": content} if isinstance(content, str) else content).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if status == 503:
-        headers.append((b"retry-after", b"1"))
-    if is_last:
-        headers.append((b"connection", b"close"))
-    return [
-        {"type": "http.response.start", "status": status, "headers": headers},
-        {"type": "http.response.body", "body": body, "more_body": more},
-    ]
-
-
-def as_bytes(messages: list[Message]) -> bytes:
-    """An answer as it goes over the network."""
-    start, *parts = messages
-    lines = [b"HTTP/1.1 %d %s" % (start["status"], HTTPStatus(start["status"]).phrase.encode())]
-    lines += [name + b": " + value for name, value in start["headers"]]
-    return b"\r\n".join(lines) + b"\r\n\r\n" + b"".join(part["body"] for part in parts)
-
-
 def middlewares() -> "list[Middleware]":
-    """For Ray's HTTP proxies: the gate before every path that ends in /encode."""
+    """For Ray's HTTP proxies: the gate before every path that ends as those that give vectors."""
     from starlette.middleware import Middleware
 
     try:
@@ -311,7 +281,7 @@ def middlewares() -> "list[Middleware]":
         raise InputError(
             f"{LIMITS}: {'.'.join(map(str, found['loc']))}: {found['msg']}; mend the environment"
         ) from None
-    return [Middleware(Gate, limits=limits, body_bytes=PROXY_BODY_BYTES, suffix="/encode")]
+    return [Middleware(Gate, limits=limits, body_bytes=PROXY_BODY_BYTES, suffixes=VECTOR_PATHS)]
 
 
 def _length(scope: Message) -> int:

@@ -22,7 +22,7 @@ from pipelines import signals
 from pipelines.console import say, warn
 from pipelines.runtime.cluster import connect
 from pipelines.runtime.ray_private import serve_http_options
-from pipelines.serve.queries import body_limit, check_model
+from pipelines.serve.queries import check_model
 from pipelines.serve.settings import ApplicationSettings, ServeSettings
 from smec_core.errors import InputError, SmecError
 from smec_core.model.files import load
@@ -146,13 +146,14 @@ def _open(settings: ServeSettings, listener: "socket.socket") -> "Front":
     """Begins to listen, where the replicas answer."""
     from ray import serve
 
+    from pipelines.serve.document import Facts
     from pipelines.serve.front import Front
 
     model = load(Path(settings.model))
     handle = serve.get_app_handle(settings.name)
     # the first call starts what brings all others to the replicas
     handle.describe.remote().result()
-    front = Front(handle, settings, body_limit(model, settings.max_rows), model.fingerprint, settings.route)
+    front = Front(handle, settings, Facts.of(model, settings.max_rows, settings), settings.route)
     host, port = listener.getsockname()[:2]
     front.start(listener)
     if not front.is_alive():

@@ -4,7 +4,7 @@ Shapes: N rows of a request, D input dims, d dims that it asks for, R rows of al
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +21,20 @@ OTHER_BYTES = 1024
 FEW_LISTS, FEW_NUMBERS, FEW_KEYS = 10_000, 100_000, 100
 """What any body may hold of these, so that one with too much of them for the model is told what is wrong with it."""
 
-FORM = '{"inputs": [[...], ...], "dim": 96}'
+
+class Form(NamedTuple):
+    """How the JSON of a path names what it holds."""
+
+    inputs: str
+    dim: str
+    example: str
+
+
+ROWS_CURE = "give a list of rows, [[...], ...], for one row, too"
+ENCODE_FORM = Form("inputs", "dim", '{"inputs": [[...], ...], "dim": 96}')
+
+Rows = Annotated[list[Annotated[list[float], FailFast()]], FailFast()]
+"""Of bad rows only the first is reported: a body could hold a million."""
 
 
 class QueryError(InputError):
@@ -37,6 +50,11 @@ class QueryError(InputError):
         self.kind = kind
         self.status = status
 
+    @property
+    def key(self) -> str:
+        """What of the request it is about: a key, or the body."""
+        return str(self).partition(":")[0]
+
 
 class Query(NamedTuple):
     """Rows (N, D) that have passed `check`, and how many dims of each are asked for."""
@@ -45,13 +63,16 @@ class Query(NamedTuple):
     dim: int
 
 
-class _Body(BaseModel):
-    """The JSON of a request. Of bad rows only the first is reported: a body could hold a million."""
+class EncodeBody(BaseModel):
+    """The JSON of a request to /encode."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    inputs: Annotated[list[Annotated[list[float], FailFast()]], FailFast()]
+    inputs: Rows
     dim: int | None = None
+
+
+Body = TypeVar("Body", bound=BaseModel)
 
 
 def body_limit(model: Model, max_rows: int) -> int:
@@ -65,30 +86,47 @@ def read(body: bytes, model: Model, max_rows: int) -> Query:
     Raises:
         QueryError: not such JSON, or not what the model takes.
     """
-    _check_size(body, model, max_rows)
+    request = parse(EncodeBody, body, ENCODE_FORM, model, max_rows)
+    return check_rows(request.inputs, request.dim, ENCODE_FORM, model, max_rows)
+
+
+def parse(kind: type[Body], body: bytes, form: Form, model: Model, max_rows: int) -> Body:
+    """Reads JSON.
+
+    Raises:
+        QueryError: not such JSON, or of more parts than any request has.
+    """
+    _check_size(body, form, model, max_rows)
     try:
-        request = _Body.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        raise _explain(problem["type"], problem["loc"], problem["msg"]) from None
-    widths = {len(row) for row in request.inputs}
-    if len(widths) > 1:
-        row = next(row for row, values in enumerate(request.inputs) if len(values) != model.input_dim)
-        raise _wrong_width(f"row {row} has {len(request.inputs[row])} numbers", model)
-    return check(request.inputs, request.dim, model, max_rows)
+        found = error.errors(include_url=False, include_input=False)[0]
+        raise _explain(found["type"], found["loc"], found["msg"], form) from None
 
 
-def _check_size(body: bytes, model: Model, max_rows: int) -> None:
+def _check_size(body: bytes, form: Form, model: Model, max_rows: int) -> None:
     """Refuses a body of more parts than any request has, unread: to parse a million of them stops all other work."""
     if body.count(b"]") > max(max_rows, FEW_LISTS) + 1:
-        raise _too_many("holds more lists than that", max_rows)
+        raise _too_many("holds more lists than that", form, max_rows)
     if body.count(b",") > max(max_rows * model.input_dim, FEW_NUMBERS) + 1:
-        raise _too_many(f"holds more than {max_rows * model.input_dim} numbers", max_rows)
+        raise _too_many(f"holds more than {max_rows * model.input_dim} numbers", form, max_rows)
     if body.count(b":") > FEW_KEYS:
-        raise QueryError(f"body: holds more than {FEW_KEYS} keys; send {FORM}")
+        raise QueryError(f"body: holds more than {FEW_KEYS} keys; send {form.example}")
 
 
-def check(inputs: Any, dim: int | None, model: Model, max_rows: int) -> Query:
+def check_rows(inputs: list[list[float]], dim: int | None, form: Form, model: Model, max_rows: int) -> Query:
+    """As `check`, of lists, where one of another length is named.
+
+    Raises:
+        QueryError: not what the model takes.
+    """
+    if len({len(row) for row in inputs}) > 1:
+        row = next(row for row, values in enumerate(inputs) if len(values) != model.input_dim)
+        raise _wrong_width(f"row {row} has {len(inputs[row])} numbers", form, model)
+    return check(inputs, dim, model, max_rows, form)
+
+
+def check(inputs: Any, dim: int | None, model: Model, max_rows: int, form: Form = ENCODE_FORM) -> Query:
     """Takes rows (N, D) as lists or an array, of any scale, and the dims to give; None for all.
 
     Raises:
@@ -97,36 +135,38 @@ def check(inputs: Any, dim: int | None, model: Model, max_rows: int) -> Query:
     dim = model.input_dim if dim is None else dim
     if isinstance(dim, bool) or not isinstance(dim, int | np.integer) or not 1 <= dim <= model.input_dim:
         trained = ", ".join(map(str, model.dims))
-        raise QueryError(f"dim: give 1 to {model.input_dim}, or leave it out for all; trained are {trained}", "dim")
+        raise QueryError(
+            f"{form.dim}: give 1 to {model.input_dim}, or leave it out for all; trained are {trained}", "dim"
+        )
     try:
         # what float32 cannot hold becomes infinity and is refused below
         with np.errstate(over="ignore"):
             x_ND = np.asarray(inputs, dtype=np.float32)
     except (TypeError, ValueError):
-        raise QueryError("inputs: not rows of numbers, all of one length; give [[...], ...]") from None
+        raise QueryError(f"{form.inputs}: not rows of numbers, all of one length; give [[...], ...]") from None
     if x_ND.size == 0:
-        raise QueryError("inputs: holds no numbers; give at least one row, [[...]]", "empty")
+        raise QueryError(f"{form.inputs}: holds no numbers; give at least one row, [[...]]", "empty")
     if x_ND.ndim != 2:
-        raise QueryError(f"inputs: has {x_ND.ndim} levels, not 2; give a list of rows, [[...], ...], for one row, too")
+        raise QueryError(f"{form.inputs}: has {x_ND.ndim} levels, not 2; {ROWS_CURE}")
     if x_ND.shape[1] != model.input_dim:
-        raise _wrong_width(f"rows have {x_ND.shape[1]} numbers", model)
+        raise _wrong_width(f"rows have {x_ND.shape[1]} numbers", form, model)
     if len(x_ND) > max_rows:
-        raise _too_many(f"has {len(x_ND)} rows", max_rows)
+        raise _too_many(f"has {len(x_ND)} rows", form, max_rows)
     with np.errstate(over="ignore"):
         norms_N = np.linalg.norm(x_ND, axis=1)
     if not np.isfinite(norms_N).all():
         row = int(np.isfinite(norms_N).argmin())
         what = "holds numbers too large for float32" if np.isfinite(x_ND[row]).all() else "holds NaN or infinity"
-        raise QueryError(f"inputs: row {row} {what}; mend or leave out the row", "not_finite")
+        raise QueryError(f"{form.inputs}: row {row} {what}; mend or leave out the row", "not_finite")
     if not norms_N.all():
         row = int(norms_N.argmin())
-        raise QueryError(f"inputs: row {row} is a zero vector, which has no direction; leave it out", "zero")
+        raise QueryError(f"{form.inputs}: row {row} is a zero vector, which has no direction; leave it out", "zero")
     return Query(x_ND, int(dim))
 
 
-def too_large(model: Model, max_rows: int) -> QueryError:
+def too_large(form: Form, model: Model, max_rows: int) -> QueryError:
     """The error for a body past `body_limit`."""
-    return _too_many(f"is larger than {body_limit(model, max_rows)} bytes", max_rows)
+    return _too_many(f"is larger than {body_limit(model, max_rows)} bytes", form, max_rows)
 
 
 def check_model(model: Model) -> None:
@@ -152,27 +192,32 @@ def encode_together(model: Model, queries: Sequence[Query]) -> list[np.ndarray]:
     return [unit_prefix(piece, query.dim).numpy() for query, piece in zip(queries, pieces, strict=True)]
 
 
-def _explain(problem: str, place: tuple[int | str, ...], message: str) -> QueryError:
+def _explain(problem: str, place: tuple[int | str, ...], message: str, form: Form) -> QueryError:
     """A validation error of pydantic in the words of this service."""
+    said, cure = f"{message[0].lower()}{message[1:]}", f"send {form.example}"
     if problem == "json_invalid":
-        return QueryError(f"body: {message[0].lower()}{message[1:]}; send {FORM}", "json")
-    key = place[0] if place else "body"
+        return QueryError(f"body: {said}; {cure}", "json")
+    key = str(place[0]) if place else "body"
     if problem == "extra_forbidden":
-        return QueryError(f"{key}: unknown key; send {FORM}")
+        return QueryError(f"{key}: unknown key; {cure}")
     if problem == "missing":
-        return QueryError(f"{key}: is missing; send {FORM}")
-    if key == "dim":
-        return QueryError("dim: not a whole number; leave it out for all dims", "dim")
-    if key == "inputs" and len(place) == 2:
-        return QueryError(f"inputs: row {place[1]} is not a list; give a list of rows, [[...], ...], for one row, too")
-    if key == "inputs" and len(place) == 3:
-        return QueryError(f"inputs: row {place[1]}, number {place[2]} is not a number; mend or leave out the row")
-    return QueryError(f"{key}: {message[0].lower()}{message[1:]}; send {FORM}")
+        return QueryError(f"{key}: is missing; {cure}")
+    if key == form.dim:
+        return QueryError(f"{key}: not a whole number; leave it out for all dims", "dim")
+    if key == form.inputs and len(place) == 2 and problem != "list_type":
+        return QueryError(f"{key}: number {place[1]} is not a number; mend the row")
+    if key == form.inputs and len(place) == 2:
+        return QueryError(f"{key}: row {place[1]} is not a list; {ROWS_CURE}")
+    if key == form.inputs and len(place) == 3:
+        return QueryError(f"{key}: row {place[1]}, number {place[2]} is not a number; mend or leave out the row")
+    return QueryError(f"{key}: {said}; {cure}")
 
 
-def _wrong_width(found: str, model: Model) -> QueryError:
-    return QueryError(f"inputs: {found}, but this model takes {model.input_dim}; send the original embeddings", "width")
+def _wrong_width(found: str, form: Form, model: Model) -> QueryError:
+    problem = f"{form.inputs}: {found}, but this model takes {model.input_dim}; send the original embeddings"
+    return QueryError(problem, "width")
 
 
-def _too_many(found: str, max_rows: int) -> QueryError:
-    return QueryError(f"inputs: {found}, but a request takes at most {max_rows} rows; send several", "rows", 413)
+def _too_many(found: str, form: Form, max_rows: int) -> QueryError:
+    problem = f"{form.inputs}: {found}, but a request takes at most {max_rows} rows; send several"
+    return QueryError(problem, "rows", 413)

@@ -17,8 +17,21 @@ from fastapi import FastAPI, Request, Response
 from pydantic_core import to_json
 from ray import serve
 from ray.serve.metrics import Counter, Histogram
+from starlette.exceptions import HTTPException
 
-from pipelines.serve.queries import Query, QueryError, body_limit, check, encode_together, read, too_large
+from pipelines.serve.answers import EMBEDDINGS, ENCODE, problem
+from pipelines.serve.document import DOCS, DOCUMENT, Facts, pages
+from pipelines.serve.forms import VECTORS
+from pipelines.serve.queries import (
+    ENCODE_FORM,
+    Form,
+    Query,
+    QueryError,
+    body_limit,
+    check,
+    encode_together,
+    too_large,
+)
 from smec_core.errors import InputError
 from smec_core.model.files import load
 
@@ -60,6 +73,13 @@ def _response(status: int, body: bytes) -> Response:
     return Response(body, status, media_type="application/json")
 
 
+@http.exception_handler(HTTPException)
+async def _refuse(request: Request, error: HTTPException) -> Response:
+    """Another path or method than those below, in the form of the path."""
+    path, status = request.url.path, error.status_code
+    return _response(status, to_json(problem(path, status, f"{error.detail}; GET {DOCS} shows what there is", "path")))
+
+
 # what its methods use must stand above it: Serve copies the routes, and all that they name, as it reads this line
 @serve.deployment
 @serve.ingress(http)
@@ -79,6 +99,7 @@ class Encoder:
                 "again (smec serve), and give a new version a folder of its own"
             )
         self.max_rows = max_rows
+        self.pages = pages(Facts.of(self.model, max_rows, None))
         self.meters = Meters()
         self._encode_batch.set_max_batch_size(batch_requests)  # type: ignore[attr-defined]
         self._encode_batch.set_batch_wait_timeout_s(batch_wait_ms / 1000)  # type: ignore[attr-defined]
@@ -99,22 +120,19 @@ class Encoder:
         with self.meters.request():
             return await self._answer(check(x_ND, dim, self.model, self.max_rows))
 
-    async def answer(self, body: bytes) -> tuple[int, bytes]:
-        """Status and body of the HTTP answer to a whole body.
-
-        {"inputs": [[...], ...], "dim": 96} gives {"embeddings": [[...], ...], "dim": 96, "model": fingerprint}.
-        """
+    async def answer(self, body: bytes, path: str) -> tuple[int, bytes]:
+        """Status and body of the HTTP answer to a whole body, in the form of its path (pipelines/serve/forms.py)."""
+        vectors = VECTORS[path]
         try:
             with self.meters.request():
                 if len(body) > body_limit(self.model, self.max_rows):
-                    raise too_large(self.model, self.max_rows)
-                read_it = partial(read, body, self.model, self.max_rows)
-                query = await asyncio.to_thread(read_it) if len(body) > LARGE_BYTES else read_it()
-                z_Nd = await self._answer(query)
-                write = partial(self._write, query, z_Nd)
-                return 200, await asyncio.to_thread(write) if z_Nd.nbytes > LARGE_BYTES else write()
+                    raise too_large(vectors.form, self.model, self.max_rows)
+                read = partial(vectors.read, body, self.model, self.max_rows)
+                query, write = await asyncio.to_thread(read) if len(body) > LARGE_BYTES else read()
+                z_Nd = await self._answer(query, vectors.form)
+                return 200, await asyncio.to_thread(write, z_Nd) if z_Nd.nbytes > LARGE_BYTES else write(z_Nd)
         except QueryError as error:
-            return error.status, to_json({"detail": str(error)})
+            return error.status, vectors.refuse(error)
 
     async def describe(self) -> tuple[int, bytes]:
         """Status and body of the HTTP answer to /info."""
@@ -127,15 +145,23 @@ class Encoder:
         }
         return 200, to_json(info, inf_nan_mode="null")
 
-    @http.post("/encode")
+    @http.post(ENCODE)
     async def post_encode(self, request: Request) -> Response:
         """As `answer` says."""
+        return await self._post(request, ENCODE)
+
+    @http.post(EMBEDDINGS)
+    async def post_embeddings(self, request: Request) -> Response:
+        """As `answer` says."""
+        return await self._post(request, EMBEDDINGS)
+
+    async def _post(self, request: Request, path: str) -> Response:
         body, limit = bytearray(), body_limit(self.model, self.max_rows)
         async for chunk in request.stream():
             body += chunk
             if len(body) > limit:
                 break
-        return _response(*await self.answer(bytes(body)))
+        return _response(*await self.answer(bytes(body), path))
 
     @http.get("/healthz")
     @http.get("/readyz")
@@ -148,15 +174,18 @@ class Encoder:
         """What the model takes and gives, and what it reached when it was trained."""
         return _response(*await self.describe())
 
-    def _write(self, query: Query, z_Nd: np.ndarray) -> bytes:
-        return to_json({"embeddings": z_Nd.tolist(), "dim": query.dim, "model": self.fingerprint})
+    @http.get(DOCUMENT)
+    @http.get(DOCS)
+    async def page(self, request: Request) -> Response:
+        """What the service says of itself: pipelines/serve/document.py."""
+        found = self.pages[DOCS if request.url.path.endswith(DOCS) else DOCUMENT]
+        return Response(found.body, 200, dict(found.headers), found.media_type)
 
-    async def _answer(self, query: Query) -> np.ndarray:
+    async def _answer(self, query: Query, form: Form = ENCODE_FORM) -> np.ndarray:
         z_Nd: np.ndarray = await self._encode_batch(query)
         if not np.isfinite(z_Nd).all():
-            raise QueryError(
-                "inputs: a row holds numbers so large that its vector is not finite; scale it", "not_finite"
-            )
+            why = "a row holds numbers so large that its vector is not finite; scale it"
+            raise QueryError(f"{form.inputs}: {why}", "not_finite")
         self.meters.rows.inc(len(z_Nd))
         return z_Nd
 

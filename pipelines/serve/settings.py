@@ -43,9 +43,10 @@ class LimitSettings(Settings):
 class ServeSettings(ApplicationSettings, LimitSettings):
     """Serve a model on Ray Serve: original embeddings in, nested vectors out, over HTTP and by Serve handle.
 
-    POST /encode takes {"inputs": [[...], ...], "dim": 96}; GET /info, /healthz and /readyz. There is no login: whoever
-    reaches the port may use it. Runs until Ctrl-C. On the cluster of RAY_ADDRESS it returns when the application runs
-    there, and in place of one that is there already, without a pause: so a new model takes over.
+    POST /encode takes {"inputs": [[...], ...], "dim": 96}, POST /v1/embeddings the same in the form of OpenAI's
+    API. GET /docs shows all paths. There is no login: whoever reaches the port may use it. Runs until Ctrl-C. On
+    the cluster of RAY_ADDRESS it returns when the application runs there, and in place of one that is there
+    already, without a pause: so a new model takes over.
 
     Example: smec serve --model models/products --replicas 2
     """

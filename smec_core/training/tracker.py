@@ -1,5 +1,6 @@
 """Where training figures go; the training loop knows this interface only, never the store behind it."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Protocol, Self
@@ -41,9 +42,9 @@ class StepBar:
         self._places = [(pass_name, dim) for pass_name, dim, _ in stages]
         self._starts = [0, *accumulate(steps for *_, steps in stages)]
         self._place, self._first = -1, 0
-        self._bar = tqdm(
-            total=self._starts[-1], desc="smec", unit="step", disable=None if shows else True, dynamic_ncols=True
-        )
+        # a notebook is no terminal, and where ipywidgets are missing tqdm would take it for a file
+        disable = not shows or (False if _is_notebook() else None)
+        self._bar = tqdm(total=self._starts[-1], desc="smec", unit="step", disable=disable, dynamic_ncols=True)
 
     def __enter__(self) -> Self:
         return self
@@ -71,3 +72,10 @@ class StepBar:
 
     def _show(self, step: int) -> None:
         self._bar.update(max(step - self._bar.n, 0))
+
+
+def _is_notebook() -> bool:
+    """Whether this process shows what it prints in a notebook, as tqdm finds it, too."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell is not None and "IPKernelApp" in shell.config

@@ -1,18 +1,15 @@
 """A real Airflow with its scheduler, in an environment of its own, and its public API as a person's clicks use it."""
 
-import fcntl
 import json
 import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -20,34 +17,18 @@ from urllib.parse import quote
 import pytest
 
 from tests.kills import descendants
+from tests.own_environment import own_environment
 
 REQUIREMENTS = Path(__file__).with_name("airflow-requirements.txt")
 PATIENCE_SECONDS = 600  # until something has hung, on a busy machine
 
 
 def airflow_environment() -> Path:
-    """The folder of an environment with Airflow, outside of this repository; made on the first call, in a minute or so.
+    """The folder of an environment with Airflow, outside of this repository.
 
     Airflow's pins are not those of this project, so it cannot be part of the development environment.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smec"
-    cache.mkdir(parents=True, exist_ok=True)
-    made = sha256(REQUIREMENTS.read_bytes() + sys.version.encode()).hexdigest()[:12]
-    folder = cache / f"airflow-{made}"
-    with (cache / f"airflow-{made}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        # a half-made environment has no stamp, so it is made from the start
-        if not (folder / ".ready").exists():
-            _run([sys.executable, "-m", "venv", "--clear", str(folder)])
-            _run([str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "-r", str(REQUIREMENTS)])
-            (folder / ".ready").touch()
-    return folder
-
-
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if done.returncode != 0:
-        pytest.fail(f"{' '.join(command)} failed:\n{done.stdout}")
+    return own_environment("airflow", REQUIREMENTS)
 
 
 class Airflow(NamedTuple):

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.serve import gate
-from pipelines.serve.gate import ALWAYS_TAKEN, FREE_BYTES, App, Gate, Message, Queue, Receive, Send, answer
+from pipelines.serve.answers import Message, answer
+from pipelines.serve.gate import ALWAYS_TAKEN, FREE_BYTES, App, Gate, Queue, Receive, Send
 from pipelines.serve.settings import LimitSettings
 
 

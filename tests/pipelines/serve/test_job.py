@@ -26,6 +26,7 @@ from pipelines.serve.settings import ApplicationSettings, ServeSettings
 from smec_core.errors import InputError, SmecError
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.model import Model
+from tests.openai_client import check_client, check_document
 from tests.query_client import post, request
 from tests.serve_process import free_port, serve_command, serving
 
@@ -160,6 +161,19 @@ def test_info_says_what_the_model_is(url: str, models: tuple[Path, Path]) -> Non
         "max_rows": 16,
         "evaluation": EVALUATION,
     }
+
+
+def test_clients_of_openai_get_vectors_from_a_cluster(url: str, models: tuple[Path, Path]) -> None:
+    check_client(url, smec_core.load(models[0]), max_rows=16)
+
+
+def test_a_cluster_says_what_it_does(url: str, models: tuple[Path, Path]) -> None:
+    check_document(url, DIM)
+    beside = run(ServeSettings(model=str(models[0]), name="other", route="/other"))["url"]
+    try:
+        check_document(beside, DIM)
+    finally:
+        serve.delete("other")
 
 
 def test_a_body_past_all_rows_is_refused_unread(url: str) -> None:

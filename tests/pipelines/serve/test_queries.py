@@ -114,7 +114,7 @@ def test_more_rows_than_allowed_are_too_large(model: Model) -> None:
 def test_a_body_of_too_many_parts_is_refused_unread(
     model: Model, body: str, status: int, cure: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.serve.queries._Body", None)
+    monkeypatch.setattr("pipelines.serve.queries.EncodeBody", None)
     with pytest.raises(QueryError, match=cure) as refused:
         read(body.encode(), model, max_rows=2)
     assert refused.value.status == status

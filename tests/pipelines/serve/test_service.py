@@ -21,11 +21,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.serve_client import Tally, load
+from pipelines.serve.answers import EMBEDDINGS
 from pipelines.serve.job import app
 from pipelines.serve.settings import ApplicationSettings
 from smec_core.errors import InputError
 from smec_core.model.adapter import FrozenStage
+from smec_core.model.files import load as load_model
 from smec_core.model.model import Model
+from tests.openai_client import check_client, check_document
 from tests.query_client import post
 from tests.serve_process import Service, free_port, serving
 
@@ -38,6 +41,7 @@ DEADLINE = 3
 MAX_ROWS = 20_000
 WAIT_SECONDS = 120
 BODY = json.dumps({"inputs": np.random.default_rng(0).standard_normal((1, DIM)).tolist()}).encode()
+EMBEDDINGS_BODY = BODY.replace(b"inputs", b"input")
 HEAD = b"POST /encode HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(BODY)
 
 
@@ -48,7 +52,12 @@ def write_model(folder: Path, weight: float) -> Path:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "model", 1.0)
+
+
+@pytest.fixture(scope="module")
+def service(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A server that is slow enough for a few dozen requests to be too many; the last test ends it."""
     folder = tmp_path_factory.mktemp("service")
     limits = (
@@ -58,7 +67,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         "max_connections=400",
         f"max_rows={MAX_ROWS}",
     )
-    with serving(write_model(folder / "model", 1.0), folder, *limits) as running:
+    with serving(model, folder, *limits) as running:
         yield running
 
 
@@ -90,6 +99,14 @@ def ask(service: Service, path: str, body: bytes = b"") -> tuple[int, dict[str, 
     return int(first.split()[1]), headers, json.loads(content, parse_constant=pytest.fail)
 
 
+def test_clients_of_openai_get_vectors(service: Service, model: Path) -> None:
+    check_client(service.url, load_model(model), MAX_ROWS)
+
+
+def test_it_says_what_it_does(service: Service) -> None:
+    check_document(service.url, DIM)
+
+
 def test_slow_clients_stop_nobody_and_are_closed(service: Service) -> None:
     chunked = HEAD.replace(b"Content-Length: %d" % len(BODY), b"Transfer-Encoding: chunked")
     # what a client sends before it falls silent, and the status that it is told
@@ -104,8 +121,10 @@ def test_slow_clients_stop_nobody_and_are_closed(service: Service) -> None:
     for _ in range(3):
         assert post(service.url, BODY)[0] == 200
         assert ask(service, "/healthz")[0] == ask(service, "/readyz")[0] == 200
+    late = connect(service, b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{")
     for connection, said in slow:
         assert read_all(connection)[9:12] == said
+    assert b'{"error": {"message": "body: has not come within' in read_all(late)
 
 
 def test_a_client_that_does_not_read_is_cut_off(service: Service) -> None:
@@ -144,6 +163,12 @@ def test_too_many_requests_are_turned_away_at_once(service: Service) -> None:
         status, headers, content = ask(service, "/encode", BODY)
     assert (status, headers["retry-after"]) == (503, "1")
     assert "try again" in content["detail"]
+    assert ask(service, "/openapi.json")[0] == 200
+    status, headers, content = ask(service, EMBEDDINGS, EMBEDDINGS_BODY)
+    while status == 200:
+        status, headers, content = ask(service, EMBEDDINGS, EMBEDDINGS_BODY)
+    assert (status, headers["retry-after"]) == (503, "1")
+    assert (content["error"]["type"], content["error"]["code"]) == ("server_error", "overload")
     for connection in crowd:
         connection.close()
 
@@ -153,6 +178,7 @@ def test_too_many_connections_leave_room_for_health(service: Service) -> None:
     status, _, content = ask(service, "/encode", BODY)
     assert status == 503
     assert "too many connections" in content["detail"]
+    assert "too many connections" in ask(service, EMBEDDINGS, EMBEDDINGS_BODY)[2]["error"]["message"]
     assert ask(service, "/healthz")[0] == ask(service, "/readyz")[0] == 200
     for connection in crowd:
         connection.close()
@@ -187,14 +213,18 @@ HOSTILE_BODIES = st.one_of(
     st.binary(max_size=300),
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["inputs", "dim", "x"]), inner),
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(st.sampled_from(["inputs", "input", "dim", "dimensions", "model", "x"]), inner)
+        ),
         max_leaves=20,
     ).map(lambda value: json.dumps(value).encode()),
     st.builds(
-        lambda row, rows, dim: json.dumps({"inputs": [row] * rows, "dim": dim}).encode(),
+        lambda row, rows, dim, names: json.dumps({names[0]: [row] * rows, names[1]: dim}).encode(),
         st.lists(st.floats() | st.just(1e38) | st.just(0), min_size=DIM - 1, max_size=DIM),
         st.integers(0, 20),
         st.none() | st.integers() | st.floats(),
+        st.sampled_from([("inputs", "dim"), ("input", "dimensions")]),
     ),
 )
 HOSTILE_HEADERS = st.lists(
@@ -213,28 +243,35 @@ HOSTILE_HEADERS = st.lists(
     ),
     max_size=4,
 )  # fmt: skip
+HOSTILE_PATHS = (
+    b"/encode /v1/embeddings /openapi.json /docs /info /healthz /readyz / * http://x/encode //encode".split()
+)
 HOSTILE_LINES = st.one_of(
     st.binary(max_size=40),
     st.builds(
         lambda method, path, version: b" ".join((method, path, version)),
         st.sampled_from([b"POST", b"GET", b"PUT", b"HEAD", b"OPTIONS", b"CONNECT", b"TRACE", b"PRI", b"BREW"]),
-        st.sampled_from([b"/encode", b"/info", b"/healthz", b"/readyz", b"/", b"*", b"http://x/encode", b"//encode"])
-        | st.binary(max_size=12).map(lambda path: b"/" + path),
+        st.sampled_from(HOSTILE_PATHS) | st.binary(max_size=12).map(lambda path: b"/" + path),
         st.sampled_from([b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0", b"HTTP/9"]),
     ),
 )
 
 
 @settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
-@given(line=HOSTILE_LINES, headers=HOSTILE_HEADERS, body=HOSTILE_BODIES, is_honest=st.booleans())
+@given(
+    line=HOSTILE_LINES,
+    headers=HOSTILE_HEADERS,
+    body=HOSTILE_BODIES,
+    honest=st.sampled_from([b"/encode", b"/v1/embeddings"]) | st.just(b""),
+)
 def test_nothing_that_a_client_sends_is_our_failure(
-    service: Service, line: bytes, headers: list[tuple[bytes, bytes]], body: bytes, is_honest: bool
+    service: Service, line: bytes, headers: list[tuple[bytes, bytes]], body: bytes, honest: bytes
 ) -> None:
-    if is_honest:
-        line, headers = b"POST /encode HTTP/1.1", [(b"Host", b"x"), (b"Content-Length", b"%d" % len(body))]
+    if honest:
+        line, headers = b"POST %s HTTP/1.1" % honest, [(b"Host", b"x"), (b"Content-Length", b"%d" % len(body))]
     head = b"\r\n".join([line, *(name + b": " + value for name, value in headers)])
     connection = connect(service, head + b"\r\n\r\n" + body)
-    if is_honest:
+    if honest:
         # the answer must come, and whole
         said = connection.recv(1 << 20)
         assert said.startswith(b"HTTP/1.1 ")
@@ -311,8 +348,11 @@ def test_the_proxies_of_ray_take_the_gate(tmp_path: Path) -> None:
             slow = [connect(service, HEAD + BODY[:20]) for _ in range(140)]
             assert post(service.url, BODY)[0] == 200
             assert ask(service, "/readyz")[0] == 200
+            late = connect(service, HEAD.replace(b"/encode", b"/v1/embeddings") + BODY[:20])
             for connection in slow:
                 assert read_all(connection)[9:12] == b"408"
+            assert b'{"error": {"message": "body: has not come within' in read_all(late)
+            check_document(service.url, DIM)
             tally = Tally(body=BODY)
             asyncio.run(load(port, tally, 100, 3))
             assert tally.seconds.keys() == {200, 503}
