@@ -96,7 +96,7 @@ COMMANDS = {
     "evaluate": _job(
         "Score a model, or whole searches with it.",
         "evaluate",
-        flags="data model split baselines workers exclude_self index funnel dtype shortlist",
+        flags="data model split by baselines workers exclude_self index funnel dtype shortlist",
     ),
     "compress": _job(
         "Compress embeddings with a model.",

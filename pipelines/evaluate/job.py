@@ -6,6 +6,7 @@ from pipelines.console import show
 from pipelines.evaluate.settings import EvaluateSettings
 from pipelines.runtime.evaluation import on_cluster
 from smec_core.data.dataset import HELD_OUT, Dataset
+from smec_core.data.segments import Segments
 from smec_core.evaluation.corpus_search import in_one_part
 from smec_core.evaluation.evaluate import check_fit, corpus_baselines, default_split, evaluate, with_held_out
 from smec_core.evaluation.report import quality_tables
@@ -34,7 +35,9 @@ def run(settings: EvaluateSettings) -> dict[str, Any]:
     parts = in_one_part if settings.workers == 1 else on_cluster(settings.workers)
     # before a pass over the corpus
     check_fit(dataset, model, split)
-    report = evaluate(dataset, model, split, corpus_baselines(dataset, parts) if settings.baselines else None, parts)
+    segments = [Segments.of(dataset, split, column) for column in settings.by]
+    baselines = corpus_baselines(dataset, parts) if settings.baselines else None
+    report = evaluate(dataset, model, split, baselines, parts, segments=segments)
     dataset.check_unchanged()
     for table in quality_tables(report):
         show(table)

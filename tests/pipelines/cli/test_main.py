@@ -391,6 +391,31 @@ def test_evaluate_names_the_splits_there_are(dataset: Path, tmp_path: Path) -> N
     assert "there is no qrels/dev; splits present: train, test" in errors
 
 
+def test_evaluate_divides_queries_by_columns(dataset: Path, tmp_path: Path) -> None:
+    from smec_core.model.model import Model
+
+    Model([], 8, {"dims": [8]}, {}).save(tmp_path / "model")
+    queries = pq.read_table(dataset / "queries.parquet")
+    queries = queries.append_column("language", pa.array(["de", "en\x1b[2J", None] * 20))
+    pq.write_table(queries.append_column("tenant", pa.array([1, 2] * 30)), dataset / "queries.parquet")
+    evaluate = ("evaluate", "--data", str(dataset), "--model", str(tmp_path / "model"))
+    code, text, _ = smec(*evaluate, "--by", "language", "--by", "tenant", "--json", str(tmp_path / "f.json"))
+    assert code == 0
+    assert "ndcg@10 by language, 3 segments" in text
+    assert r"en\x1b[2J" in text
+    assert "\x1b" not in text
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert list(found["segments"]) == ["language", "tenant"]
+    assert {one["value"] for one in found["segments"]["language"]} == {"de", "en\x1b[2J", None}
+    assert sum(one["queries"] for one in found["segments"]["tenant"]) == found["queries"]
+    code, _, errors = smec(*evaluate, "--set", "by=lang")
+    assert code == 2
+    assert "column lang is missing; it holds id, embedding, language, tenant" in errors
+    code, _, errors = smec(*evaluate, "--by", "language", "--index", "exact")
+    assert code == 2
+    assert "index: goes without --baselines, --by and --workers" in errors
+
+
 def test_a_model_that_was_trained_without_the_queries_themselves_is_evaluated_so(dataset: Path, tmp_path: Path) -> None:
     from smec_core.model.model import Model
 
