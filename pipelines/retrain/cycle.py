@@ -24,6 +24,7 @@ from pipelines.tracking.files import metric
 from pipelines.train import Training, TrainingSettings
 from smec_core.data.dataset import HELD_OUT, Dataset, dataset_stamp
 from smec_core.data.seen import joined
+from smec_core.data.segments import Segments
 from smec_core.data.uri import join_uri, public_uri
 from smec_core.errors import SmecError
 from smec_core.evaluation import gate
@@ -116,8 +117,9 @@ class Cycle:
         if last is None or last["identity"] != self.identity:
             return None
         if last["stamp"] != self.stamp:
-            self._refuse_in_vain()
-            if last["data"] != self.fingerprint:
+            # what a fingerprint is made of has no column of segments
+            segments = self._segments and self._segments.digest
+            if last.get("segments") != segments or last["data"] != self.fingerprint:
                 return None
         known = f"{self.settings.name}: data and settings are those of cycle {last['cycle']} ({last['reason']})"
         if was_cut_short:
@@ -133,8 +135,7 @@ class Cycle:
             The cycle's record.
         """
         # an anchor that is named and not there is refused here, before anything is trained
-        settings, champion, _ = self.settings, self.champion, self.anchor
-        self._refuse_in_vain()
+        settings, champion, _, segments = self.settings, self.champion, self.anchor, self._segments
         dataset = self.learnt
         reference, encoder = Reference.of(dataset.corpus.rows, self.scanned.docs), encoder_of(settings.data)
         drift = None
@@ -148,6 +149,7 @@ class Cycle:
             "data": self.fingerprint,
             "encoder": encoder,
             "gate_fraction": settings.gate.fraction,
+            "segments": segments and segments.digest,
             "champion": None if champion is None else champion.release.fingerprint,
             "drift": None if drift is None else asdict(drift),
             "anchor": None if self.anchor is None else self.anchor.release.trained_in,
@@ -179,12 +181,14 @@ class Cycle:
         problem = problem_of_known(f"the anchor, {anchor.release.version},", known, max_drop)
         return problem and f"{problem}; if they are right, set gate.anchor to {champion.release.version}"
 
-    def _refuse_in_vain(self) -> None:
+    @cached_property
+    def _segments(self) -> Segments | None:
+        """Those of the gate queries, where the gate is held by them; refuses what would be trained in vain."""
         champion = None
         if self.champion is not None:
             fraction = self.ledger.cycle(self.champion.release.trained_in)["gate_fraction"]
             champion = self.champion.model.dims, fraction
-        check_data(self.settings, self.learnt, self.dims, champion)
+        return check_data(self.settings, self.learnt, self.dims, champion)
 
     def _challenge(
         self,
@@ -206,7 +210,8 @@ class Cycle:
         registry_version = self.registry.register(run_folder, challenger.fingerprint, tags)
         self.registry.challenge(registry_version)
         say(f"{self.settings.name} version {registry_version} in MLflow's registry is the challenger")
-        verdict = gate.judge(scores, self.settings.gate, self._seen_queries(dataset, challenger))
+        seen_Q = self._seen_queries(dataset, challenger)
+        verdict = gate.judge(scores, self.settings.gate, seen_Q, self._segments)
         record |= {"gate": verdict.as_json(), "registry_version": registry_version}
         figures = [metric(f"gate/{name}", mean, dim) for name, dim, mean in verdict.figures()]
         drift = record["drift"] or {}

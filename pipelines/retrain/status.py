@@ -74,6 +74,7 @@ def _figures(settings: StatusSettings, ledger: Ledger, found: Findings) -> dict[
         held = holder_of(ledger.folder)
     cycles = [
         {key: one.get(key) for key in ("cycle", "outcome", "reason", "decided", "drift")}
+        | {"refused_by": _refused_by(one)}
         for one in found.cycles[-LAST:]
     ]
     measured = [one["drift"] for one in cycles if one["drift"] is not None]
@@ -90,6 +91,15 @@ def _figures(settings: StatusSettings, ledger: Ledger, found: Findings) -> dict[
         "leftover_bytes": sum(one.bytes for one in left),
         "next": _next(settings, found, held is not None),
     }
+
+
+def _refused_by(cycle: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The segments that a challenger has lost on; None where the gate did not look at any."""
+    segments = cycle.get("gate", {}).get("segments")
+    if segments is None:
+        return None
+    kept = ("value", "queries")
+    return [{key: one[key] for key in kept} for one in segments["held"] if not one["holds"]]
 
 
 def _release(release: Release) -> dict[str, Any]:
