@@ -133,8 +133,8 @@ def test_a_segment_that_loses_keeps_a_challenger_out_whatever_the_mean_gains() -
     assert without.holds and "segments" not in without.as_json()
     [problem] = verdict.problems
     assert re.fullmatch(
-        r"\d dims lose 0\.\d{4} against champion on the 40 queries of language \(null\) \(the most of 2 losses there\), "
-        r"gate\.max_loss is 0\.01",
+        r"\d dims lose 0\.\d{4} against champion on the 40 queries of language \(null\) \(the most of 2 losses "
+        r"there\), gate\.max_loss is 0\.01",
         problem,
     )
     assert verdict.reason.endswith("; by language: 1 of 3 segments lose more")
