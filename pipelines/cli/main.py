@@ -68,6 +68,7 @@ COMMANDS = {
         "pipelines.data.settings:CheckSettings",
         "pipelines.data.check",
         ("data",),
+        ("by",),
     ),
     "ingest": _job(
         "Embed text with judgements into a dataset.", "ingest", "source output", "encoder workers gpu", rerun=ON

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pyarrow.fs as pafs
 
+from pipelines.console import RowProgress
 from pipelines.storage.files import (
     as_record,
     read_record,
@@ -94,10 +95,11 @@ def damaged(
     filesystem: pafs.FileSystem, folder: str, files: Sequence[StoredFile], deep: bool = False
 ) -> Iterator[DamagedError]:
     """Each of a folder's files that is not what was written, as an error without a cure of its own."""
-    pool = ThreadPoolExecutor(8)
+    pool, progress = ThreadPoolExecutor(8), RowProgress("looked at", sum(file.bytes for file in files), "bytes")
     try:
         problems = pool.map(lambda file: problem_of(filesystem, folder, file, deep), files)
         for file, problem in zip(files, problems, strict=True):
+            progress.add(file.bytes)
             if problem:
                 yield DamagedError(f"{folder}/{file.name}", problem)
     finally:

@@ -3,7 +3,7 @@
 Shapes: Q queries, N documents of a block, D dims.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -208,10 +208,11 @@ def baseline_encoders(docs_DD: Tensor) -> dict[str, Encode]:
 def corpus_baselines(dataset: Dataset, parts: Parts = in_one_part) -> dict[str, Encode]:
     """The same, of the documents of a dataset, by a pass of its own over the corpus."""
 
-    def add(start: int, stop: int) -> Gram:
+    def add(start: int, stop: int) -> Generator[int, None, Gram]:
         gram = Gram(dataset.dim)
         for _, x_ND in unit_blocks(dataset.corpus, start, stop):
             gram.add(x_ND)
+            yield len(x_ND)
         return gram
 
     first, *others = parts(add, dataset.corpus.rows)
