@@ -272,7 +272,8 @@ class Progress:
         if "loss" not in record:
             return
         started, first = self._first = self._first or (now, step)
-        rate = (step - first) / max(now - started, 1e-9)
+        # after a loss of workers steps are taken again
+        rate = max(step - first, 0) / max(now - started, 1e-9)
         left = f", at most {(self._count.total - done) / rate:,.0f} s to go" if rate and self._count.total else ""
         text = (
             f"{record['pass']} pass, stage {record['stage']}, {record['projection']}, epoch {record['epoch']}, "
