@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from datetime import UTC, datetime
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from smec_core.errors import InputError
 from smec_core.shown import safe_line, safe_lines
-from smec_core.training.tracker import Record
+from smec_core.training.tracker import Record, StepCount
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,6 +41,8 @@ STYLES = {logging.INFO: ("", None), logging.WARNING: ("warning: ", "yellow"), lo
 
 # of the process and not of a thread: the threads that send figures or hold a lease speak of the same run
 _fields: dict[str, Any] = {}
+_said = {"at": 0.0}
+"""When the last line was written, by the monotonic clock."""
 
 
 @cache
@@ -73,6 +75,7 @@ class RichHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes a record."""
+        _said["at"] = time.monotonic()
         if not is_json():
             for line in _traceback(record):
                 console().print(f"{INDENT}{line}")
@@ -161,6 +164,27 @@ def warn(text: str) -> None:
     log.warning(text, extra={"fields": {}})
 
 
+@contextmanager
+def telling(what: str) -> Iterator[None]:
+    """Says after each few seconds without a line what goes on, where that cannot tell how far it is."""
+    ended, started = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not ended.wait(RowProgress.EVERY_SECONDS / 5):
+            now = time.monotonic()
+            # a little later than what can tell more
+            if now - max(started, _said["at"]) > 1.3 * RowProgress.EVERY_SECONDS:
+                say(f"{what}, {now - started:,.0f} s so far")
+
+    thread = threading.Thread(target=tell, name="telling", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def say_failed(error: BaseException, text: str) -> None:
     """Prints why a command ends."""
     exc_info = error if os.environ.get("SMEC_DEBUG") == "1" else None
@@ -221,11 +245,14 @@ def adopt_loggers() -> None:
 
 
 class Progress:
-    """The latest step of a training: a live line on a terminal, a line every ten seconds elsewhere."""
+    """The latest step of a training: a live line on a terminal, a line every five seconds elsewhere."""
 
-    EVERY_SECONDS = 10.0
+    EVERY_SECONDS = 5.0
 
-    def __init__(self) -> None:
+    def __init__(self, stages: Sequence[tuple[str, int, int]] = ()) -> None:
+        """Takes pass, dim and most steps of each stage."""
+        self._count = StepCount(stages)
+        self._first: tuple[float, int] | None = None
         self._status: Status | None = None
         self._printed = -self.EVERY_SECONDS
 
@@ -241,13 +268,19 @@ class Progress:
 
     def update(self, record: Record) -> None:
         """Takes one record of the training; those without a loss are not shown."""
+        done, step, now = self._count.add(record), int(record["step"]), time.monotonic()
         if "loss" not in record:
             return
+        started, first = self._first = self._first or (now, step)
+        # after a loss of workers steps are taken again
+        rate = max(step - first, 0) / max(now - started, 1e-9)
+        left = f", at most {(self._count.total - done) / rate:,.0f} s to go" if rate and self._count.total else ""
         text = (
             f"{record['pass']} pass, stage {record['stage']}, {record['projection']}, epoch {record['epoch']}, "
-            f"step {record['step']}: loss {record['loss']:.4f}, {record['rows_per_s']:.0f} rows/s"
+            f"step {record['step']}: loss {record['loss']:.4f}, {record['rows_per_s']:.0f} rows/s{left}"
         )
         if self._status is not None:
+            _said["at"] = time.monotonic()
             self._status.update(console().render_str(text))
         elif time.monotonic() - self._printed > self.EVERY_SECONDS:
             say(text, **{name: record[name] for name in (*PLACE, "loss", "rows_per_s")})
@@ -259,8 +292,8 @@ class RowProgress:
 
     EVERY_SECONDS = 5.0
 
-    def __init__(self, verb: str, total: int) -> None:
-        self.verb = verb
+    def __init__(self, verb: str, total: int, unit: str = "rows") -> None:
+        self.verb, self.unit = verb, unit
         self.total = total
         self.rows = 0
         self._started = self._said = time.perf_counter()
@@ -268,7 +301,7 @@ class RowProgress:
     def leave_out(self, rows: int) -> None:
         """Rows that are done already."""
         self.total -= rows
-        say(f"{rows:,} rows were {self.verb} by an earlier start")
+        say(f"{rows:,} {self.unit} were {self.verb} by an earlier start")
 
     def add(self, rows: int) -> None:
         """Counts rows, and says so when it is time."""
@@ -277,5 +310,18 @@ class RowProgress:
         if now - self._said >= self.EVERY_SECONDS and self.rows < self.total:
             self._said = now
             rate = self.rows / (now - self._started)
-            left = (self.total - self.rows) / max(rate, 1)
-            say(f"{self.verb} {self.rows:,} of {self.total:,} rows, {rate:,.0f} rows/s, {left:,.0f} s to go")
+            left, unit = (self.total - self.rows) / max(rate, 1), self.unit
+            say(f"{self.verb} {self.rows:,} of {self.total:,} {unit}, {rate:,.0f} {unit}/s, {left:,.0f} s to go")
+
+
+class Pace:
+    """How long what is left may take, by what was done since this was made."""
+
+    def __init__(self) -> None:
+        self._started, self._done = time.monotonic(), 0
+
+    def done(self, left: int) -> str:
+        """Counts one as done; says how many are left and for how long."""
+        self._done += 1
+        seconds = (time.monotonic() - self._started) / self._done * left
+        return f"{left} to go" + (f", about {seconds:,.0f} s" if left else "")

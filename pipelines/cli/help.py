@@ -97,10 +97,10 @@ def _help(field: FieldInfo, shows_default: bool = True) -> str:
     if field.is_required():
         return f"{text} [required]"
     default = field.get_default(call_default_factory=True)
-    is_said = "default:" in text or "by default" in text
-    if is_said or not shows_default or any(default is one for one in (None, PydanticUndefined, False)) or default == []:
+    is_said = "default:" in text.lower() or "by default" in text.lower()
+    if is_said or not shows_default or default is PydanticUndefined:
         return text
-    return f"{text} [default: {_shown(default)}]"
+    return f"{text} [default: {_shown(default) or 'none'}]"
 
 
 def _shown(default: Any) -> str:

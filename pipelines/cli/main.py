@@ -68,6 +68,7 @@ COMMANDS = {
         "pipelines.data.settings:CheckSettings",
         "pipelines.data.check",
         ("data",),
+        ("by",),
     ),
     "ingest": _job(
         "Embed text with judgements into a dataset.", "ingest", "source output", "encoder workers gpu", rerun=ON
@@ -96,7 +97,7 @@ COMMANDS = {
     "evaluate": _job(
         "Score a model, or whole searches with it.",
         "evaluate",
-        flags="data model split baselines workers exclude_self index funnel dtype shortlist",
+        flags="data model split by baselines workers exclude_self index funnel dtype shortlist",
     ),
     "compress": _job(
         "Compress embeddings with a model.",

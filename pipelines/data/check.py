@@ -4,16 +4,23 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.console import say, show, warn
+from pipelines.console import say, show, telling, warn
 from pipelines.data.scan import read_all
 from pipelines.data.settings import CheckSettings
 from smec_core.data.dataset import Dataset
 from smec_core.data.grades import HEAVY_TAIL, shown
+from smec_core.data.segments import Segments, segment_name
+from smec_core.evaluation.report import MOST_SEGMENTS
 
 
 def run(settings: CheckSettings) -> dict[str, Any]:
     """Validates every row and prints a summary."""
-    dataset = Dataset.open(settings.data, settings.max_unknown, columns=settings.columns)
+    with telling("reading ids and judgements"):
+        dataset = Dataset.open(settings.data, settings.max_unknown, columns=settings.columns)
+    # a column that is missing is told of before all rows are read
+    segments = {
+        column: {split: Segments.of(dataset, split, column) for split in dataset.splits} for column in settings.by
+    }
     read_all(dataset)
     dataset.train_judgements()
     summary = dataset.summary()
@@ -29,6 +36,8 @@ def run(settings: CheckSettings) -> dict[str, Any]:
     show(table)
     if summary["splits"]:
         show(scores_table(summary["splits"]))
+    for column, by_split in segments.items():
+        summary.setdefault("segments", {})[column] = _show_segments(column, by_split)
     if any(split.get("seen") for split in summary["splits"].values()):
         say(
             "seen queries share a relevant document with queries that a training learns from; how well they do says "
@@ -39,6 +48,24 @@ def run(settings: CheckSettings) -> dict[str, Any]:
     if dataset.unsupervised:
         say(dataset.unsupervised)
     return summary
+
+
+def _show_segments(column: str, by_split: dict[str, Segments]) -> list[dict[str, Any]]:
+    """How many queries of each split a value has; the table has the first values of all that is returned."""
+    counts: dict[str | None, dict[str, int]] = {}
+    for split, found in by_split.items():
+        for value, rows in zip(found.values, found.rows, strict=True):
+            counts.setdefault(value, dict.fromkeys(by_split, 0))[split] = len(rows)
+    order = sorted(counts, key=lambda value: -sum(counts[value].values()))
+    left = f", of which the {MOST_SEGMENTS} largest" if len(order) > MOST_SEGMENTS else ""
+    table = Table(title=f"judged queries by {column}, {len(order)} segments{left}")
+    table.add_column(column, overflow="fold")
+    for split in by_split:
+        table.add_column(split, justify="right")
+    for value in order[:MOST_SEGMENTS]:
+        table.add_row(segment_name(value), *map(str, counts[value].values()))
+    show(table)
+    return [{"value": value, "queries": counts[value]} for value in order]
 
 
 def scores_table(splits: dict[str, Any]) -> Table:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pds
 
-from pipelines.console import RowProgress
+from pipelines.console import RowProgress, telling
 from pipelines.data.scan_state import ScanState
 from pipelines.runtime.cluster import connect, unwrap
 from smec_core.data.columns import ColumnNames
@@ -82,9 +82,10 @@ def _read(table: EmbeddingTable, files: Sequence[ParquetPart], keep: Keep, progr
     """One piece, by Ray Data."""
     piece = TableScan(keep, table.dim)
     try:
-        for cut in _cuts(table, files, keep):
-            piece.add(cut)
-            progress.add(cut.rows)
+        with telling("readers are starting, or at long files"):
+            for cut in _cuts(table, files, keep):
+                piece.add(cut)
+                progress.add(cut.rows)
     except Exception as error:
         told = unwrap(error)
         if not _is_loss(error) and not isinstance(told, StoreError | StoreUnreachable):

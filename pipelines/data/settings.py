@@ -4,7 +4,7 @@ from pydantic import Field
 
 from pipelines.storage.model_folder import LocalPath
 from smec_core.config import Settings
-from smec_core.data.columns import DEFAULT_NAMES, ColumnNames
+from smec_core.data.columns import DEFAULT_NAMES, ColumnNames, LabelColumns
 
 
 class CheckSettings(Settings):
@@ -19,6 +19,9 @@ class CheckSettings(Settings):
     """What the columns are called where they have other names: --set columns.id=sku."""
     max_unknown: float = Field(0.1, ge=0, le=1)
     """Share of a split's judgements that may name ids which the data does not hold."""
+    by: LabelColumns = Field([], json_schema_extra={"metavar": "COLUMN"})
+    """Column of the queries table, as language: say how many judged queries each of its values has, too; may be
+    repeated."""
 
 
 MIN_PAIRS = 50

@@ -14,7 +14,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.console import say, show, warn
+from pipelines.console import say, show, telling, warn
 from pipelines.evaluate.indexes.store import STORES, Build, Form, NestedVectors, SearchIndex, SearchPath, open_store
 from smec_core.data.dataset import Dataset
 from smec_core.data.judgements import Judgements
@@ -51,7 +51,8 @@ def run(settings: "EvaluateSettings", dataset: Dataset, model: Model, split: str
     check_fit(dataset, model, split)
     build = open_store(settings.index, settings.dtype)
     paths = search_paths(settings, model)
-    bench = Bench(dataset, model, dataset.splits[split], max(form.dim for path in paths for form in path.forms))
+    with telling("encoding the corpus"):
+        bench = Bench(dataset, model, dataset.splits[split], max(form.dim for path in paths for form in path.forms))
     report: dict[str, Any] = {
         "index": settings.index,
         "split": split,
@@ -61,9 +62,10 @@ def run(settings: "EvaluateSettings", dataset: Dataset, model: Model, split: str
         "versions": _versions(STORES[settings.index].packages),
         "paths": [],
     }
-    for path in paths:
+    for number, path in enumerate(paths, start=1):
         say(f"{settings.index}: {path}")
-        report["paths"].append(bench.measure_path(build, path, settings.threads))
+        with telling(f"loading and searching {settings.index}, {number} of {len(paths)}"):
+            report["paths"].append(bench.measure_path(build, path, settings.threads))
     show(path_table(report))
     return report
 

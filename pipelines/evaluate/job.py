@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from pipelines.console import show
+from pipelines.console import show, telling
 from pipelines.evaluate.settings import EvaluateSettings
-from pipelines.runtime.evaluation import on_cluster
+from pipelines.runtime.evaluation import in_process, on_cluster
 from smec_core.data.dataset import HELD_OUT, Dataset
-from smec_core.evaluation.corpus_search import in_one_part
+from smec_core.data.segments import Segments
 from smec_core.evaluation.evaluate import check_fit, corpus_baselines, default_split, evaluate, with_held_out
 from smec_core.evaluation.report import quality_tables
 from smec_core.model.files import load
@@ -21,7 +21,8 @@ def run(settings: EvaluateSettings) -> dict[str, Any]:
     """
     model = load(settings.model)
     exclude_self = settings.exclude_self or bool(model.config.get("train", {}).get("exclude_self"))
-    dataset = Dataset.open(settings.data, settings.max_unknown, exclude_self, settings.columns)
+    with telling("reading ids and judgements"):
+        dataset = Dataset.open(settings.data, settings.max_unknown, exclude_self, settings.columns)
     if settings.split == HELD_OUT:
         dataset = with_held_out(dataset, model, settings.model)
     split = settings.split or default_split(dataset)
@@ -31,10 +32,12 @@ def run(settings: EvaluateSettings) -> dict[str, Any]:
         figures = index.run(settings, dataset, model, split)
         dataset.check_unchanged()
         return figures
-    parts = in_one_part if settings.workers == 1 else on_cluster(settings.workers)
+    parts = in_process if settings.workers == 1 else on_cluster(settings.workers)
     # before a pass over the corpus
     check_fit(dataset, model, split)
-    report = evaluate(dataset, model, split, corpus_baselines(dataset, parts) if settings.baselines else None, parts)
+    segments = [Segments.of(dataset, split, column) for column in settings.by]
+    baselines = corpus_baselines(dataset, parts) if settings.baselines else None
+    report = evaluate(dataset, model, split, baselines, parts, segments=segments)
     dataset.check_unchanged()
     for table in quality_tables(report):
         show(table)

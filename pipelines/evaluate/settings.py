@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from smec_core.config import Settings, VectorType
-from smec_core.data.columns import DEFAULT_NAMES, ColumnNames
+from smec_core.data.columns import DEFAULT_NAMES, ColumnNames, LabelColumns
 
 StoreName = Literal["exact", "faiss-hnsw", "lance", "pgvector"]
 """Vector stores that searches are measured in."""
@@ -35,7 +35,11 @@ class EvaluateSettings(Settings):
     smec-ray. pgvector loads into a schema of its own, which it drops, on the server that PGHOST, PGUSER, PGPASSWORD,
     PGDATABASE name.
 
+    With --by, a column of the queries table: the same of the queries of each language, tenant or category.
+
     Example: smec evaluate --data data/products --model models/products --baselines --json figures.json
+
+    Example: smec evaluate --data data/products --model models/products --baselines --by language
 
     Example: smec evaluate --data data/products --model models/products --index faiss-hnsw --funnel 48:384
     """
@@ -51,6 +55,8 @@ class EvaluateSettings(Settings):
     those of the queries that the model's training has left out (hold_out)."""
     max_unknown: float = Field(0.1, ge=0, le=1)
     """Share of a split's judgements that may name ids which the data does not hold; they are left out."""
+    by: LabelColumns = Field([], json_schema_extra={"metavar": "COLUMN"})
+    """Column of the queries table, as language: figures of the queries of each of its values, too; may be repeated."""
     baselines: bool = False
     """Score truncation, PCA and the original embeddings too."""
     exclude_self: bool = False
@@ -76,6 +82,6 @@ class EvaluateSettings(Settings):
         given = self.model_fields_set
         if self.index is None and (found := given & {"funnel", "dtype", "shortlist", "threads"}):
             raise ValueError(f"{sorted(found)[0]}: needs --index, the store to search")
-        if self.index is not None and (self.baselines or self.workers > 1):
-            raise ValueError("index: goes without --baselines and --workers; evaluate those apart")
+        if self.index is not None and (self.baselines or self.by or self.workers > 1):
+            raise ValueError("index: goes without --baselines, --by and --workers; evaluate those apart")
         return self

@@ -10,7 +10,7 @@ import ray
 import torch
 from pyarrow.fs import LocalFileSystem
 
-from pipelines.console import say, show
+from pipelines.console import Pace, say, show, telling
 from pipelines.data.source import Source, scan_data
 from pipelines.experiment.insights import gradient_page, ware_page
 from pipelines.experiment.labels import labels_page
@@ -160,10 +160,11 @@ def _measure(source: Source, config: TrainConfig, seeds: Sequence[int], measure:
     paths = {seed: kept.path(measure.__name__, measure.__name__, one) for seed, one in seeded.items()}
     found = {seed: kept.read(path) for seed, path in paths.items()}
     waiting = {_measure_here.remote(source, seeded[seed], measure): seed for seed in seeds if found[seed] is None}
+    pace = Pace()
     for seed, records in as_finished(waiting):
         found[seed] = records
         kept.write(paths[seed], records)
-        say(f"{measure.__name__}, seed {seed}: done; {len(waiting)} to go")
+        say(f"{measure.__name__}, seed {seed}: done; {pace.done(len(waiting))}")
     return [{"seed": seed, **record} for seed in seeds for record in found[seed]]
 
 
@@ -178,7 +179,8 @@ def _name(uri: str) -> str:
 
 
 def _open(uri: str, settings: ExperimentSettings) -> Dataset:
-    dataset = Dataset.open(uri, exclude_self=settings.exclude_self, columns=settings.columns)
+    with telling("reading ids and judgements"):
+        dataset = Dataset.open(uri, exclude_self=settings.exclude_self, columns=settings.columns)
     for split in ("train", "test"):
         if split not in dataset.splits:
             raise InputError(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.console import say, warn
+from pipelines.console import say, telling, warn
 from pipelines.export.files import MADE_BY, check_replaceable, place
 from pipelines.export.settings import ExportSettings
 from smec_core.errors import InputError, SmecError
@@ -31,6 +31,7 @@ TOLERANCE = 1e-5
 CHECK_ROWS = 64
 
 
+@telling("exporting")
 def run(settings: ExportSettings) -> dict[str, Any]:
     """Exports a model, after checking that the export gives what the model gives.
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.console import RowProgress, say, warn
+from pipelines.console import RowProgress, say, telling, warn
 from pipelines.ingest.actor import EncodeShard, Job
 from pipelines.ingest.draft import JOB, DatasetDraft, digest_of
 from pipelines.ingest.encoder import Encoder
@@ -40,6 +40,7 @@ class Source(NamedTuple):
     judged: frozenset[str]
 
     @classmethod
+    @telling("reading the text")
     def read(cls, uri: str, rows_per_file: int) -> "Source":
         """Finds and validates everything in a folder.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.console import say, show, warn
+from pipelines.console import say, show, telling, warn
 from pipelines.data.check import scores_table
 from pipelines.judge.output import QrelsFolder
 from pipelines.judge.settings import JudgeSettings
@@ -23,7 +23,7 @@ from smec_core.errors import DamagedError, SmecError
 
 RECIPE = 1
 """Counts up when the same log and settings give other judgements."""
-SAID_SECONDS = 10.0
+SAID_SECONDS = 5.0
 SHOWN_RANKS = 10
 
 
@@ -71,8 +71,10 @@ def run(settings: JudgeSettings) -> dict[str, Any]:
         return {"path": folder.uri, "made": False, **figures}
     if not settings.replace:
         folder.check_replaceable()
-    read = read_log(log, settings, _progress())
-    found = judge(log, read, settings, corpus, queries)
+    with telling("reading the log"):
+        read = read_log(log, settings, _progress())
+    with telling("making judgements of it"):
+        found = judge(log, read, settings, corpus, queries)
     figures = {"dim": corpus.dim, **figures_of(read, found)}
     if stamp() != plan["files"]:
         raise SmecError(f"{public_uri(settings.clicks)} or {public_uri(settings.data)} changed meanwhile; run again")
@@ -85,13 +87,15 @@ def run(settings: JudgeSettings) -> dict[str, Any]:
 
 def _progress() -> Callable[[int], None]:
     """Says now and then how many rows are read."""
-    said = time.monotonic()
+    started = said = time.monotonic()
 
     def tell(rows: int) -> None:
         nonlocal said
-        if time.monotonic() - said > SAID_SECONDS:
-            said = time.monotonic()
-            say(f"read {rows:,} rows")
+        now = time.monotonic()
+        if now - said >= SAID_SECONDS:
+            said = now
+            # how many a log of text has is not known before
+            say(f"read {rows:,} rows, {rows / (now - started):,.0f} rows/s")
 
     return tell
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipelines.compress import CompressSettings, compress
-from pipelines.console import say, warn
+from pipelines.console import say, telling, warn
 from pipelines.data.source import scan_data
 from pipelines.retrain.anchor import beats, find_anchor
 from pipelines.retrain.damage import Damage
@@ -24,6 +24,7 @@ from pipelines.tracking.files import metric
 from pipelines.train import Training, TrainingSettings
 from smec_core.data.dataset import HELD_OUT, Dataset, dataset_stamp
 from smec_core.data.seen import joined
+from smec_core.data.segments import Segments
 from smec_core.data.uri import join_uri, public_uri
 from smec_core.errors import SmecError
 from smec_core.evaluation import gate
@@ -67,7 +68,8 @@ class Cycle:
     def dataset(self) -> Dataset:
         """The data as they are, opened when they are first needed."""
         settings = self.settings
-        return Dataset.open(settings.data, exclude_self=settings.train.exclude_self, columns=settings.columns)
+        with telling("reading ids and judgements"):
+            return Dataset.open(settings.data, exclude_self=settings.train.exclude_self, columns=settings.columns)
 
     @cached_property
     def learnt(self) -> Dataset:
@@ -116,8 +118,9 @@ class Cycle:
         if last is None or last["identity"] != self.identity:
             return None
         if last["stamp"] != self.stamp:
-            self._refuse_in_vain()
-            if last["data"] != self.fingerprint:
+            # what a fingerprint is made of has no column of segments
+            segments = self._segments and self._segments.digest
+            if last.get("segments") != segments or last["data"] != self.fingerprint:
                 return None
         known = f"{self.settings.name}: data and settings are those of cycle {last['cycle']} ({last['reason']})"
         if was_cut_short:
@@ -133,8 +136,7 @@ class Cycle:
             The cycle's record.
         """
         # an anchor that is named and not there is refused here, before anything is trained
-        settings, champion, _ = self.settings, self.champion, self.anchor
-        self._refuse_in_vain()
+        settings, champion, _, segments = self.settings, self.champion, self.anchor, self._segments
         dataset = self.learnt
         reference, encoder = Reference.of(dataset.corpus.rows, self.scanned.docs), encoder_of(settings.data)
         drift = None
@@ -148,6 +150,7 @@ class Cycle:
             "data": self.fingerprint,
             "encoder": encoder,
             "gate_fraction": settings.gate.fraction,
+            "segments": segments and segments.digest,
             "champion": None if champion is None else champion.release.fingerprint,
             "drift": None if drift is None else asdict(drift),
             "anchor": None if self.anchor is None else self.anchor.release.trained_in,
@@ -179,12 +182,14 @@ class Cycle:
         problem = problem_of_known(f"the anchor, {anchor.release.version},", known, max_drop)
         return problem and f"{problem}; if they are right, set gate.anchor to {champion.release.version}"
 
-    def _refuse_in_vain(self) -> None:
+    @cached_property
+    def _segments(self) -> Segments | None:
+        """Those of the gate queries, where the gate is held by them; refuses what would be trained in vain."""
         champion = None
         if self.champion is not None:
             fraction = self.ledger.cycle(self.champion.release.trained_in)["gate_fraction"]
             champion = self.champion.model.dims, fraction
-        check_data(self.settings, self.learnt, self.dims, champion)
+        return check_data(self.settings, self.learnt, self.dims, champion)
 
     def _challenge(
         self,
@@ -206,7 +211,8 @@ class Cycle:
         registry_version = self.registry.register(run_folder, challenger.fingerprint, tags)
         self.registry.challenge(registry_version)
         say(f"{self.settings.name} version {registry_version} in MLflow's registry is the challenger")
-        verdict = gate.judge(scores, self.settings.gate, self._seen_queries(dataset, challenger))
+        seen_Q = self._seen_queries(dataset, challenger)
+        verdict = gate.judge(scores, self.settings.gate, seen_Q, self._segments)
         record |= {"gate": verdict.as_json(), "registry_version": registry_version}
         figures = [metric(f"gate/{name}", mean, dim) for name, dim, mean in verdict.figures()]
         drift = record["drift"] or {}

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from pipelines.console import warn
+from pipelines.console import telling, warn
 from pipelines.retrain.ledger import CYCLES, REGISTRY, RELEASES, TRAINING, Ledger, Release, Releases
 from pipelines.retrain.registry import ARTIFACTS, Registry
 from pipelines.retrain.settings import RetrainSettings
@@ -90,6 +90,7 @@ class Findings(NamedTuple):
             raise DamagedError(place, f"problems: {len(left)}, each with its cure listed above", "mend them all")
 
 
+@telling("comparing what is stored with the records")
 def inspect(settings: RetrainSettings, ledger: Ledger, registry: Registry, deep: bool = False) -> Findings:
     """Compares what is in force, and what is kept for a rollback, with the records.
 

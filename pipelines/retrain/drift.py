@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.console import say
+from pipelines.console import say, warn
 from pipelines.retrain.ledger import Ledger, QueryScores, Release
 from pipelines.retrain.settings import RetrainSettings
 from smec_core.data.dataset import HELD_OUT, Dataset
 from smec_core.data.records import read_record
+from smec_core.data.segments import Segments
 from smec_core.data.tables import find_manifest
 from smec_core.data.uri import open_filesystem, public_uri
 from smec_core.errors import InputError
@@ -32,7 +33,7 @@ def encoder_of(data: str) -> str | None:
 
 def check_data(
     settings: RetrainSettings, dataset: Dataset, dims: tuple[int, ...], champion: tuple[tuple[int, ...], float] | None
-) -> None:
+) -> Segments | None:
     """Refuses what would be trained in vain.
 
     Args:
@@ -41,8 +42,11 @@ def check_data(
         dims: that are trained.
         champion: its dims, and the share of gate queries that it was trained with; None before the first release.
 
+    Returns:
+        Segments of the gate queries, where the gate is held by them.
+
     Raises:
-        InputError: judgements, or settings that do not fit the data or the champion.
+        InputError: judgements, `gate.by`, or settings that do not fit the data or the champion.
     """
     if dataset.train_judgements() is None:
         raise InputError(f"{public_uri(settings.data)}: there is no qrels/train; retraining needs judgements")
@@ -58,8 +62,14 @@ def check_data(
             f"publish.dim: {untrained[0]} is none of the trained dims, {told}, so no gate looks at it; add it to "
             "train.dims"
         )
+    segments = None if settings.gate.by is None else Segments.of(dataset, HELD_OUT, settings.gate.by)
+    if segments is not None and len(segments.rows[0]) < settings.gate.min_queries:
+        warn(
+            f"gate.by: no value of {settings.gate.by} has gate.min_queries, {settings.gate.min_queries}, gate queries "
+            f"(the most are {len(segments.rows[0])}), so that none is looked at by itself"
+        )
     if champion is None:
-        return
+        return segments
     theirs, fraction = champion
     if settings.gate.fraction > fraction:
         raise InputError(
@@ -72,6 +82,7 @@ def check_data(
             f"train.dims: {told}, but a warm start keeps those of the champion, {', '.join(map(str, theirs))}; set "
             "train.start: fresh for this change"
         )
+    return segments
 
 
 def drift_since(ledger: Ledger, champion: Release, data: str, encoder: str | None, now: Reference) -> Drift:

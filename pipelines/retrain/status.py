@@ -81,6 +81,7 @@ def _figures(
     champion = None if found.releases is None else found.releases.champion
     cycles = [
         {key: one.get(key) for key in ("cycle", "outcome", "reason", "decided", "drift")}
+        | {"refused_by": _refused_by(one)}
         for one in found.cycles[-LAST:]
     ]
     measured = [one["drift"] for one in cycles if one["drift"] is not None]
@@ -100,6 +101,15 @@ def _figures(
         "leftover_bytes": None if left is None else sum(one.bytes for one in left),
         "next": f"mend gate.anchor: {problem}" if problem else _next(settings, look),
     }
+
+
+def _refused_by(cycle: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The segments that a challenger has lost on; None where the gate did not look at any."""
+    segments = cycle.get("gate", {}).get("segments")
+    if segments is None:
+        return None
+    kept = ("value", "queries")
+    return [{key: one[key] for key in kept} for one in segments["held"] if not one["holds"]]
 
 
 def _release(release: Release) -> dict[str, Any]:

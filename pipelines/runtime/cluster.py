@@ -16,7 +16,7 @@ from joblib import cpu_count
 from ray import PlacementGroupID
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from pipelines.console import say, warn
+from pipelines.console import say, telling, warn
 from pipelines.runtime.leftovers import end_processes, remove_left
 from pipelines.runtime.preflight import check_limits, keep_token, ray_place
 from pipelines.runtime.ray_private import masked_entrypoint, wait_for
@@ -57,7 +57,7 @@ def connect(cpus: float) -> None:
         # where Lance is imported it warns of every fork, and Ray's end in another program
         warnings.filterwarnings("ignore", message="lance is not fork-safe")
         try:
-            with masked_entrypoint():
+            with masked_entrypoint(), telling("connecting to Ray" if address else "starting Ray on this machine"):
                 ray.init(address or "local", **options)
         except Exception as error:
             # of any kind: Ray raises what it met

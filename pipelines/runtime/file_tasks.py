@@ -11,7 +11,7 @@ import ray.data
 from joblib import cpu_count
 from ray.util.annotations import RayDeprecationWarning
 
-from pipelines.console import warn
+from pipelines.console import telling, warn
 from pipelines.runtime.cluster import connect, unwrap
 from smec_core.data.stored_files import StoredFile
 from smec_core.errors import InputError, SmecError, first_line
@@ -103,12 +103,13 @@ def _run(
         records = dataset.flat_map(
             worker, fn_constructor_kwargs=arguments, compute=pool, num_cpus=1, num_gpus=gpus, max_restarts=0
         )
-    for item in records.iter_rows():
-        if item["error"]:
-            raise (InputError if item["input_error"] else SmecError)(item["error"])
-        if item["warning"]:
-            warn(item["warning"])
-        yield item["rows"], StoredFile(*json.loads(item["done"])) if item["done"] else None
+    with telling("workers are starting, or at long files"):
+        for item in records.iter_rows():
+            if item["error"]:
+                raise (InputError if item["input_error"] else SmecError)(item["error"])
+            if item["warning"]:
+                warn(item["warning"])
+            yield item["rows"], StoredFile(*json.loads(item["done"])) if item["done"] else None
 
 
 def actor_pool(tasks: int, workers: int | None, gpu: str, share_gpus: bool) -> tuple[int, float]:

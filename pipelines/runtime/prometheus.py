@@ -46,6 +46,7 @@ RETRAIN_FIGURES = {
     "last_run_timestamp_seconds": "When the last retrain ended, whatever it decided.",
     "last_success_timestamp_seconds": "When a retrain last ended without a failure or a refused gate.",
     "gate_refused": "1 where the last retrain's challenger was refused, else 0.",
+    "gate_segments_refused": "How many segments (gate.by) the last retrain's challenger loses more on than it may.",
     "drift_mean": "Distance of the means of the embeddings now and of those that the champion was trained on.",
     "drift_covariance": "Difference of their covariances, as a share of the earlier one's.",
     "drift_neighbours_kept": "Share of nearest neighbours that are the same now.",

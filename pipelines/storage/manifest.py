@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from pipelines.console import RowProgress
 from pipelines.storage.files import remove_file, remove_folder, sizes_of, swap, write_record
 from smec_core.data.records import as_record, read_record
 from smec_core.data.stored_files import StoredFile, files_of, problem_of
@@ -25,10 +26,11 @@ def damaged(
     filesystem: pafs.FileSystem, folder: str, files: Sequence[StoredFile], deep: bool = False
 ) -> Iterator[DamagedError]:
     """Each of a folder's files that is not what was written, as an error without a cure of its own."""
-    pool = ThreadPoolExecutor(8)
+    pool, progress = ThreadPoolExecutor(8), RowProgress("looked at", sum(file.bytes for file in files), "bytes")
     try:
         problems = pool.map(lambda file: problem_of(filesystem, folder, file, deep), files)
         for file, problem in zip(files, problems, strict=True):
+            progress.add(file.bytes)
             if problem:
                 yield DamagedError(shown_path(filesystem, f"{folder}/{file.name}"), problem)
     finally:

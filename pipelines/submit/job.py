@@ -23,6 +23,10 @@ REFUSED = GateError.exit_code
 """A decision, which another start would not make again: it would find nothing new."""
 STOP_SECONDS = "RAY_JOB_STOP_WAIT_TIME_S"
 """In a job's environment: how long Ray lets it end by itself when it is stopped; 3 s, the default, are few for that."""
+PROGRAM = ("python", "-m", "smec_core")
+"""What runs a command on the cluster: the code that was sent, by the machines' Python. Not the script `smec`: where
+they have the other packages only there is none (exit code 127), and where it is there, it may be of another version,
+which does not find its way into this code."""
 ID_METADATA = "smec_id"
 """Key of a job's metadata: the id that all its starts have in common."""
 
@@ -59,7 +63,7 @@ def run(settings: SubmitSettings) -> dict[str, Any]:
     with temporary_folder() as folder:
         command = write_bundle(settings.command, folder)
         # run by a shell on the cluster, so every argument is quoted
-        entrypoint = shlex.join(["python", "-m", "pipelines.cli", *command])
+        entrypoint = shlex.join([*PROGRAM, *command])
         name = settings.id or _name(entrypoint, variables, fingerprint(folder))
         runtime_env = {"working_dir": str(folder), "env_vars": {STOP_SECONDS: "30"} | variables}
         client = JobClient(address)
@@ -123,9 +127,13 @@ def _refuse_secrets(settings: SubmitSettings) -> None:
 
 
 def _name(entrypoint: str, variables: dict[str, str], files: str) -> str:
-    words = shlex.split(entrypoint)
     digest = sha256("\0".join([entrypoint, files, *(f"{k}={v}" for k, v in sorted(variables.items()))]).encode())
-    return f"smec-{words[3]}-{digest.hexdigest()[:16]}"
+    return f"smec-{_command_of(entrypoint)[0]}-{digest.hexdigest()[:16]}"
+
+
+def _command_of(entrypoint: str) -> list[str]:
+    """The command that a job runs; earlier versions start it by another module."""
+    return shlex.split(entrypoint)[len(PROGRAM) :]
 
 
 def _find_or_start(client: JobClient, name: str, entrypoint: str, runtime_env: dict[str, Any], is_named: bool) -> str:
@@ -138,7 +146,7 @@ def _find_or_start(client: JobClient, name: str, entrypoint: str, runtime_env: d
     while True:
         jobs = client.jobs(ID_METADATA, name)
         for job in jobs:
-            if job.entrypoint != entrypoint:
+            if _command_of(job.entrypoint) != _command_of(entrypoint):
                 raise InputError(f"id {name}: is that of another command ({job.entrypoint}); give another --id")
         running = [job for job in jobs if not job.status.is_terminal()]
         done = [

@@ -19,7 +19,7 @@ from ray.train.v2.api.config import ScalingConfig
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines.console import Progress, say, warn
+from pipelines.console import Progress, say, telling, warn
 from pipelines.data.source import Source
 from pipelines.runtime.cluster import connect, is_own, threads_of, unwrap, use_gpus
 from pipelines.runtime.ray_private import lean_trainer, run_id_of, start_coordinator, withdraw_claim
@@ -39,6 +39,7 @@ from pipelines.train.worker import (
 from smec_core.config import TrainConfig
 from smec_core.errors import SmecError
 from smec_core.model.adapter import FrozenStage
+from smec_core.training.plan import plan_training
 from smec_core.training.tracker import Tracker
 from smec_core.training.trained import Trained
 from smec_core.training.trainer import StageReached
@@ -204,7 +205,9 @@ class RayRun:
         thread = threading.Thread(target=work, name="trainer", daemon=True)
         thread.start()
         refused: SmecError | None = None
-        with Progress() as progress:
+        plan = plan_training(self.source.shape(self.config), self.config, self.base, self.warm_start)
+        stages = [(stage.pass_name, stage.dim, stage.rhythm.most_steps) for stage in plan]
+        with Progress(stages) as progress, telling("training"):
             while True:
                 self.check()
                 ended = not thread.is_alive()

@@ -2,7 +2,6 @@
 
 import shutil
 from _thread import interrupt_main
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipelines.console import adopt_loggers, context, say, show
+from pipelines.console import adopt_loggers, context, say, show, telling
 from pipelines.data.source import Source, scan_data
 from pipelines.runtime.cluster import connect, is_own, threads_of
-from pipelines.runtime.evaluation import on_cluster
+from pipelines.runtime.evaluation import in_process, on_cluster
 from pipelines.storage.lease import Lease
 from pipelines.storage.model_folder import check_replaceable, replace_folder
 from pipelines.storage.run_folder import RunFolder, check_storage, digest
@@ -24,7 +23,7 @@ from pipelines.train.settings import TrainingSettings, TrainSettings
 from smec_core.data.dataset import Dataset
 from smec_core.data.uri import public_uri
 from smec_core.errors import InputError, SmecError
-from smec_core.evaluation.corpus_search import Parts, in_one_part
+from smec_core.evaluation.corpus_search import Parts, Work
 from smec_core.evaluation.report import quality_tables
 from smec_core.model.files import load
 from smec_core.model.model import Model
@@ -250,11 +249,11 @@ class Training:
         if not (settings.is_one_process and is_own()):
             return on_cluster(settings.worker_range[0], threads_of(settings))
 
-        def here(work: Callable[[int, int], Any], rows: int) -> list[Any]:
+        def here(work: Work, rows: int) -> list[Any]:
             threads = torch.get_num_threads()
             torch.set_num_threads(threads_of(settings))
             try:
-                return in_one_part(work, rows)
+                return in_process(work, rows)
             finally:
                 torch.set_num_threads(threads)
 
@@ -263,7 +262,8 @@ class Training:
 
 def _open(settings: TrainingSettings) -> Dataset:
     """The data, without what is held out."""
-    dataset = Dataset.open(settings.data, exclude_self=settings.exclude_self, columns=settings.columns)
+    with telling("reading ids and judgements"):
+        dataset = Dataset.open(settings.data, exclude_self=settings.exclude_self, columns=settings.columns)
     return dataset.holding_out(settings.hold_out) if settings.hold_out else dataset
 
 

@@ -18,7 +18,7 @@ import ray
 import torch
 from pyarrow.fs import LocalFileSystem
 
-from pipelines.console import say, warn
+from pipelines.console import Pace, say, telling, warn
 from pipelines.data.source import Source
 from pipelines.runtime.cluster import unwrap
 from pipelines.storage.files import write_record
@@ -158,12 +158,13 @@ def train_and_score(
     }
     if found:
         say(f"{len(found)} of {len(found) + len(waiting)} trainings are finished already")
+    pace = Pace()
     for (name, seed), scored in as_finished(waiting):
         found[name, seed] = scored
         if kept is not None:
             kept.write(paths[name, seed], scored.as_json())
         figures = " ".join(f"{scored.mean(dim):.4f}" for dim in sorted(scored.values[MAIN_MEASURE], reverse=True))
-        say(f"{name}, seed {seed}: nDCG@10 {figures}, {scored.seconds:.0f} s; {len(waiting)} trainings to go")
+        say(f"{name}, seed {seed}: nDCG@10 {figures}, {scored.seconds:.0f} s; {pace.done(len(waiting))}")
     return {name: [found[name, seed] for seed in seeds] for name in methods}
 
 
@@ -175,7 +176,8 @@ def as_finished(waiting: dict[ray.ObjectRef, Key]) -> Iterator[tuple[Key, Any]]:
     """
     try:
         while waiting:
-            (ref,), _ = ray.wait(list(waiting), num_returns=1)
+            with telling(f"trainings under way, {len(waiting)} to go"):
+                (ref,), _ = ray.wait(list(waiting), num_returns=1)
             key = waiting.pop(ref)
             yield key, ray.get(ref)
     except ray.exceptions.RayError as error:

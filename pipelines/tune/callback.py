@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
-from pipelines.console import say
+from pipelines.console import Pace, say
 from pipelines.data.source import Source
 from pipelines.runtime.cluster import release_after
 from pipelines.storage.lease import Lease
@@ -90,10 +90,15 @@ class TuneCallback(tune.Callback):
         self._recorders: dict[int, MlflowRecorder] = {}
         self._placed: dict[int, tuple[Any, str]] = {}
         self._releases: list[threading.Thread] = []
+        self.begin(0)
         self.failure: Exception | None = None
         """The first error met here."""
         self.stopped: set[int] = set()
         """Numbers of the trials that the scheduler has stopped; it adds to them."""
+
+    def begin(self, todo: int) -> None:
+        """Takes how many trials are to be run now."""
+        self._left, self._pace = todo, Pace()
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks, for a restart that is not by Tune here
@@ -179,7 +184,8 @@ class TuneCallback(tune.Callback):
         self._recorders.pop(record.number).finish(None, status, record.error, f"{how.capitalize()} on dev.")
         record.state, record.ended = state, time.time()
         self._write(record)
-        say(f"trial {record.number}: {how}")
+        self._left = max(self._left - 1, 0)
+        say(f"trial {record.number}: {how}; {self._pace.done(self._left)}")
         remove_checkpoints(trial_folder(self._study, record.number))
         self._release(record.number)
         if record.quality is not None:

@@ -5,7 +5,7 @@ from _thread import interrupt_main
 from pathlib import Path
 from typing import Any
 
-from pipelines.console import context, say
+from pipelines.console import context, say, telling
 from pipelines.data.source import scan_data
 from pipelines.storage.lease import Lease
 from pipelines.storage.model_folder import check_replaceable
@@ -43,7 +43,8 @@ def run(settings: TuneSettings) -> dict[str, Any]:
         raise InputError(f"out: {out} is a file; name a folder")
     if settings.train_best:
         check_replaceable(out / MODEL_FOLDER)
-    dataset = Dataset.open(settings.data, exclude_self=settings.exclude_self, columns=settings.columns)
+    with telling("reading ids and judgements"):
+        dataset = Dataset.open(settings.data, exclude_self=settings.exclude_self, columns=settings.columns)
     if settings.confirm and "test" not in dataset.splits:
         raise InputError(f"confirm: {public_uri(dataset.uri)} has no qrels/test to compare on")
     labelled = dataset.train_judgements() is not None

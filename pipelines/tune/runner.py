@@ -16,7 +16,7 @@ import ray.tune
 from ray import tune
 from ray.tune import TuneError
 
-from pipelines.console import say, show
+from pipelines.console import say, show, telling
 from pipelines.data.source import Source
 from pipelines.runtime.cluster import connect, unwrap, use_gpus
 from pipelines.storage.files import new_file, write_record
@@ -215,6 +215,7 @@ class StudyStart:
             scheduler = Asha(len(chain_dims(self.dataset.dim, self.config.dims)), known)
             watch.stopped = scheduler.stopped
         say(f"{todo} trials to go, {concurrent} at once")
+        watch.begin(todo)
         # of this start alone: one that lost its lease may still be writing to its own
         self._remove_ray_folders()
         folder = f"{RAY_FOLDER}-{uuid.uuid4().hex[:8]}"
@@ -239,7 +240,8 @@ class StudyStart:
             ),
         )
         try:
-            tuner.fit()
+            with telling("trials under way"):
+                tuner.fit()
         except (ray.exceptions.RayError, TuneError) as error:
             # what Tune makes of an error in a callback is a traceback in words
             raise watch.failure or unwrap(error) from error

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from pipelines.console import say, warn
+from pipelines.console import RowProgress, say, warn
 from pipelines.storage.manifest import DONE
 from pipelines.storage.run_folder import FINISHED, MODEL
 from pipelines.verify.settings import VerifySettings
@@ -43,7 +43,8 @@ def run(settings: VerifySettings) -> dict[str, Any]:
     infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
     if not infos:
         raise InputError(f"{public}: is not there, or empty; give a folder that smec has written")
-    paths = sorted(info.path for info in infos if info.type == pafs.FileType.File)
+    sizes = {info.path: info.size for info in infos if info.type == pafs.FileType.File}
+    paths, progress = sorted(sizes), RowProgress("compared", sum(sizes.values()), "bytes")
     compared: set[str] = set()
     damaged: list[InputError] = []
     for path in paths:
@@ -52,6 +53,7 @@ def run(settings: VerifySettings) -> dict[str, Any]:
                 compared.add(other)
                 if digest and (differs := _problem(filesystem, other, digest)):
                     damaged.append(DamagedError(shown(other), f"{differs} in {posixpath.basename(path)}", RESTORE))
+                progress.add(sizes.get(other, 0))
             if posixpath.basename(path) == CURRENT:
                 compared.add(path)
                 folder = posixpath.relpath(posixpath.dirname(path), root)

@@ -4,22 +4,31 @@ id              a string of any kind, dictionaries of them, or a whole number, w
 embedding       a list of float16, float32 or float64: fixed-size, list, large list, or a tensor of fixed shape
 score           any finite number
 text            a string of any kind
+label           a string of any kind, a whole number or a boolean
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from smec_core.config import Settings
 from smec_core.errors import InputError, RowError
 
-Kind = Literal["id", "embedding", "score", "text"]
+Kind = Literal["id", "embedding", "score", "text", "label"]
 # training computes in float32
 MAX_SCORE = float(np.finfo(np.float32).max)
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+LabelColumns = Annotated[list[str], BeforeValidator(_listed)]
+"""Names of columns of labels; one may be given as it is."""
 
 
 class ColumnNames(Settings):
@@ -167,9 +176,14 @@ def _is_text(kind: pa.DataType) -> bool:
     return _is_string(kind) or bool(pa.types.is_null(kind))
 
 
+def _is_label(kind: pa.DataType) -> bool:
+    return _is_text(kind) or _is_id(kind) or bool(pa.types.is_boolean(kind))
+
+
 _KINDS: dict[Kind, tuple[Callable[[pa.DataType], bool], str]] = {
     "id": (_is_id, "a string or a whole number"),
     "embedding": (_is_vector, "a list of float16, float32 or float64"),
     "score": (_is_score, "a number"),
     "text": (_is_text, "string"),
+    "label": (_is_label, "a string, a whole number or a boolean"),
 }

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from smec_core.data.columns import DEFAULT_NAMES, ColumnNames, judge_schema, strings_of
+from smec_core.data.columns import DEFAULT_NAMES, ColumnNames, Wanted, judge_schema, strings_of
 from smec_core.data.dataset import Dataset
 from smec_core.data.fingerprint import content_fingerprint, hash_ids
 from smec_core.data.parquet import ID_ROWS, READ_ROWS, Batch, EmbeddingTable, ParquetPart, dim_of
@@ -29,6 +29,7 @@ class MemoryTable(EmbeddingTable):
 
     Attributes:
         content: the table, with columns of these names.
+        given: the same with all its columns.
     """
 
     def __init__(self, name: str, table: pa.Table, names: ColumnNames = DEFAULT_NAMES, dim: int | None = None) -> None:
@@ -52,6 +53,7 @@ class MemoryTable(EmbeddingTable):
             first = table[names.embedding].slice(0, 1).combine_chunks()
             dim = dim_of(first.chunk(0) if isinstance(first, pa.ChunkedArray) else first, name, names.embedding)
         super().__init__(pafs.LocalFileSystem(), [ParquetPart(name, rows, 0, (rows,))], dim, names)
+        self.given = table
         self.content = table.select([names.id, names.embedding]).rename_columns(["id", "embedding"])
 
     @classmethod
@@ -69,6 +71,18 @@ class MemoryTable(EmbeddingTable):
         name, row = self.files[0].path, 0
         for batch in self.content.select(["id"]).to_batches(max_chunksize=ID_ROWS):
             yield row, strings_of(batch["id"], name, self.names.id, row)
+            row += len(batch)
+
+    def labels(self, column: str) -> Iterator[tuple[int, pa.Array]]:
+        """A column of labels in order, some at a time: the row of the first, and strings, null for none.
+
+        Raises:
+            InputError: the column is missing, or holds something else.
+        """
+        name, row = self.files[0].path, 0
+        judge_schema(name, self.given.schema, {column: Wanted((column,), "label")}, CURE)
+        for batch in self.given.select([column]).to_batches(max_chunksize=ID_ROWS):
+            yield row, strings_of(batch[column], name, column, row, nulls=True)
             row += len(batch)
 
     def batches(

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from smec_core.data.columns import DEFAULT_NAMES, ColumnNames, judge_schema, strings_of
+from smec_core.data.columns import DEFAULT_NAMES, ColumnNames, Wanted, judge_schema, strings_of
 from smec_core.data.parquet_files import NULL_VECTOR
 from smec_core.data.table_files import TableFile, open_rows
 from smec_core.data.tables import find_table
@@ -177,6 +177,25 @@ class EmbeddingTable:
             with open_rows(self.filesystem, part.path) as opened:
                 for row, batch in opened.batches([name], ID_ROWS):
                     yield part.start + row, strings_of(batch[name], self._shown(part), name, row)
+
+    def labels(self, column: str) -> Iterator[tuple[int, pa.Array]]:
+        """A column of labels in global row order, some at a time: the row of the first, and strings, null for none.
+
+        Raises:
+            InputError: the column is missing in a file, or holds something else.
+            SmecError: rows that cannot be read.
+        """
+        for part in self.files:
+            with open_rows(self.filesystem, part.path) as opened:
+                schema, added = opened.schema, part.added(opened.schema)
+                for name, value in added.items():
+                    schema = schema.append(pa.field(name, value.type))
+                judge_schema(part.path, schema, {column: Wanted((column,), "label")})
+                if column in added:
+                    yield part.start, pc.cast(pa.repeat(added[column], part.rows), pa.string())
+                    continue
+                for row, batch in opened.batches([column], ID_ROWS):
+                    yield part.start + row, strings_of(batch[column], part.path, column, row, nulls=True)
 
     def locate(self, row: int) -> str:
         """Names the file and the row in it of a global row."""

@@ -3,7 +3,7 @@
 Shapes: Q queries, N documents of a block, D dims, k results.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,9 @@ from smec_core.data.seen import SeenDocuments
 from smec_core.evaluation.metrics import SEARCH_DEPTH, Matrices, PrefixSearch, gains_of, ndcg
 
 Encode = Callable[[Tensor], Tensor]
-Parts = Callable[[Callable[[int, int], Any], int], list[Any]]
+Work = Callable[[int, int], Generator[int, None, Any]]
+"""Does something with a range of rows; gives how many it has come through since it last did, in the end the result."""
+Parts = Callable[[Work, int], list[Any]]
 """Runs some work on ranges of so many rows, which together are all of them; gives its results in order."""
 Best = dict[str, dict[int, tuple[Tensor, ...]]]
 """Scores and rows of the documents that queries have found, by system and prefix."""
@@ -36,9 +38,18 @@ class Sides(NamedTuple):
         return cls(encode, encode)
 
 
-def in_one_part(work: Callable[[int, int], Any], rows: int) -> list[Any]:
+def in_one_part(work: Work, rows: int) -> list[Any]:
     """All rows at once, in this process."""
-    return [work(0, rows)]
+    return [result_of(work(0, rows))]
+
+
+def result_of(work: Generator[int, None, Any], count: Callable[[int], object] = lambda rows: None) -> Any:
+    """Does some work to its end, and counts the rows on the way."""
+    while True:
+        try:
+            count(next(work))
+        except StopIteration as done:
+            return done.value
 
 
 class CorpusSearch:
@@ -149,7 +160,7 @@ def search_corpus(corpus: EmbeddingTable, searches: Sequence[CorpusSearch], part
     # what several searches encode alike is encoded once
     encoders = {sides.documents for one in searches for sides in one.sides.values()}
 
-    def search(start: int, stop: int) -> list[Best]:
+    def search(start: int, stop: int) -> Generator[int, None, list[Best]]:
         matrices = Matrices()
         own = [one.fresh(matrices) for one in searches]
         for block in corpus.blocks(start, stop):
@@ -157,6 +168,7 @@ def search_corpus(corpus: EmbeddingTable, searches: Sequence[CorpusSearch], part
             z_ND = {encode: encode(x_ND) for encode in encoders}
             for one in own:
                 one.add(block.row, block.ids, z_ND)
+            yield len(block.ids)
         return [one.best for one in own]
 
     for found in parts(search, corpus.rows):

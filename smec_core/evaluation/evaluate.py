@@ -3,7 +3,7 @@
 Shapes: Q queries, N documents of a block, D dims.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from smec_core.data.dataset import HELD_OUT, Dataset
 from smec_core.data.judgements import Judgements
 from smec_core.data.seen import LEAST_QUERIES, SeenDocuments
+from smec_core.data.segments import Segments
 from smec_core.data.uri import public_uri
 from smec_core.errors import InputError
 from smec_core.evaluation.corpus_search import (
@@ -58,6 +59,7 @@ def evaluate(
     baselines: Mapping[str, Encode] | None = None,
     parts: Parts = in_one_part,
     beside: Sequence[JudgedSearch] = (),
+    segments: Sequence[Segments] = (),
 ) -> dict[str, Any]:
     """Scores every usable prefix of a model.
 
@@ -69,6 +71,7 @@ def evaluate(
         baselines: truncation and PCA, to be scored too, as are the original embeddings; see `corpus_baselines`.
         parts: how the pass over the corpus is divided; the results are merged.
         beside: other searches of the same corpus, which share the pass over it where there is a split.
+        segments: of the split's queries, to be told of as well.
 
     Returns:
         `split` and `queries`, a dict of prefix to value for each measure, and `baselines`: the first measure of
@@ -78,6 +81,7 @@ def evaluate(
         that have a relevant document which the model has learnt from, and for the others, where the model knows what
         it has learnt from; ids decide, so on other data than it was trained on these parts mean nothing. Where fewer
         than LEAST_QUERIES are unseen, `unseen_documents` holds the same for a search among the other documents alone.
+        `segments` has by column a list of them with `value` (None for null) and the same, most queries first.
         `advice` is what to do where nothing is gained, else None.
 
     Raises:
@@ -102,9 +106,19 @@ def evaluate(
     values, *others = map(_judged_values, searches)
     report = {"split": split} | _figures(values, model.input_dim)
     if seen_Q is not None:
-        report["seen"], report["unseen"] = (_figures(values, model.input_dim, keep) for keep in (seen_Q, ~seen_Q))
+        report["seen"], report["unseen"] = (
+            _figures(values, model.input_dim, np.flatnonzero(keep)) for keep in (seen_Q, ~seen_Q)
+        )
     for found in others:
         report["unseen_documents"] = _figures(found, model.input_dim)
+    if segments:
+        report["segments"] = {
+            one.column: [
+                {"value": value} | _figures(values, model.input_dim, rows)
+                for value, rows in zip(one.values, one.rows, strict=True)
+            ]
+            for one in segments
+        }
     return report | {"advice": advice(report)}
 
 
@@ -118,13 +132,13 @@ def _of_unseen(dataset: Dataset, judgements: Judgements, seen: SeenDocuments) ->
 
 
 def _figures(
-    values: Mapping[str, Mapping[str, Mapping[int, Tensor]]], input_dim: int, keep_Q: np.ndarray | None = None
+    values: Mapping[str, Mapping[str, Mapping[int, Tensor]]], input_dim: int, rows: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """Figures of a report, over all queries or some."""
+    """Figures of a report, over all queries or those of some rows."""
     first = next(iter(values["model"]))
     queries = len(values["model"][first][input_dim])
-    if keep_Q is not None:
-        queries, keep = int(keep_Q.sum()), torch.from_numpy(keep_Q)
+    if rows is not None:
+        queries, keep = len(rows), torch.from_numpy(rows)
         values = {
             name: {one: {dim: value_Q[keep] for dim, value_Q in by_dim.items()} for one, by_dim in found.items()}
             for name, found in values.items()
@@ -194,10 +208,11 @@ def baseline_encoders(docs_DD: Tensor) -> dict[str, Encode]:
 def corpus_baselines(dataset: Dataset, parts: Parts = in_one_part) -> dict[str, Encode]:
     """The same, of the documents of a dataset, by a pass of its own over the corpus."""
 
-    def add(start: int, stop: int) -> Gram:
+    def add(start: int, stop: int) -> Generator[int, None, Gram]:
         gram = Gram(dataset.dim)
         for _, x_ND in unit_blocks(dataset.corpus, start, stop):
             gram.add(x_ND)
+            yield len(x_ND)
         return gram
 
     first, *others = parts(add, dataset.corpus.rows)

@@ -3,18 +3,24 @@
 Shapes: Q queries.
 """
 
+import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import ConfigDict, Field
 
 from smec_core.config import Settings
+from smec_core.data.segments import Segments, segment_name
 from smec_core.evaluation.significance import p_text, randomisation_p
+from smec_core.shown import safe_line
 
 CHALLENGER, CHAMPION, ANCHOR, OLD_DOCUMENTS = "challenger", "champion", "anchor", "new queries on old documents"
 BASELINES = ("truncation", "pca")
+MOST_FIGURES = 100
+"""Segments whose figures a run has: those with the largest losses."""
 
 Scores = Mapping[str, Mapping[int, np.ndarray]]
 """nDCG@10 (Q) of each gate query, by system and dim."""
@@ -35,8 +41,11 @@ class GateSettings(Settings):
     """Least gain on the champion, mean over the dims."""
     max_loss: float = Field(0.01, ge=0, le=1)
     """The most that any dim may lose against the champion, the anchor, PCA, or the frozen embeddings cut to that dim:
-    over all gate queries, and over those that search for documents seen in training, and unseen, where either are
-    min_queries."""
+    over all gate queries, and over those that search for documents seen in training, and unseen, and of each segment
+    (`by`), where they are min_queries."""
+    by: str | None = Field(None, min_length=1)
+    """Column of the queries table, as language: the gate queries of each of its values are held to max_loss by
+    themselves, where they are min_queries, so that no mean hides who loses. Default: none is."""
     significance: float = Field(0.05, gt=0, le=1)
     """The gain on the champion must have a p of at most this, in a paired randomisation test; 1: no test."""
     max_below: float = Field(0.0, ge=0, le=1)
@@ -52,8 +61,57 @@ class GateSettings(Settings):
     anew, where judgements or documents have changed for good."""
 
     def identity(self) -> dict[str, Any]:
-        """What of it decides; as before where the anchor was not reset."""
-        return self.model_dump(mode="json", exclude={"anchor"} if self.anchor is None else None)
+        """What of it decides; as before where what came later is not used."""
+        return self.model_dump(mode="json", exclude={name for name in ("anchor", "by") if getattr(self, name) is None})
+
+
+class SegmentVerdict(NamedTuple):
+    """What the gate says of a segment.
+
+    Attributes:
+        value: of its column; None for null.
+        queries: of its own, of the gate queries.
+        means: mean nDCG@10 by system and dim.
+        loss: the largest of a dim, against any system.
+        problem: what keeps the challenger out, if anything.
+    """
+
+    value: str | None
+    queries: int
+    means: Means
+    loss: float
+    problem: str | None
+
+
+class SegmentVerdicts(NamedTuple):
+    """What the gate says of the segments.
+
+    Attributes:
+        column: what divides the queries.
+        held: the segments with enough queries, most first.
+        left: how many others there are, and how many queries these have together.
+    """
+
+    column: str
+    held: list[SegmentVerdict]
+    left: tuple[int, int]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        held = [
+            {"value": one.value, "queries": one.queries, "holds": one.problem is None, "ndcg@10": _plain(one.means)}
+            for one in self.held
+        ]
+        return {"column": self.column, "held": held, "left": {"segments": self.left[0], "queries": self.left[1]}}
+
+    def figures(self) -> Iterator[tuple[str, float]]:
+        """The largest losses, each with a name that fits into a path."""
+        for one in sorted(self.held, key=lambda one: -one.loss)[:MOST_FIGURES]:
+            name = f"{self.column} {segment_name(one.value)}"
+            legal = re.sub(r"[^\w. -]", "_", name)
+            if legal != name:
+                legal += f" {hashlib.sha256(repr(one.value).encode()).hexdigest()[:6]}"
+            yield legal, one.loss
 
 
 @dataclass(frozen=True)
@@ -68,6 +126,7 @@ class Verdict:
         gain: mean gain over the dims on the champion, or without one on the better baseline.
         p: of that gain, by a paired randomisation test.
         why: what made it pass or not, in words.
+        segments: of the queries, where the gate is held by them.
     """
 
     problems: list[str]
@@ -77,6 +136,7 @@ class Verdict:
     gain: float
     p: float
     why: str
+    segments: SegmentVerdicts | None = None
 
     @property
     def holds(self) -> bool:
@@ -89,9 +149,14 @@ class Verdict:
         return f"{'PASSED' if self.holds else 'REFUSED'}: {self.why}"
 
     def figures(self) -> Iterator[tuple[str, int, float]]:
-        """Name of the system, dim and mean of all queries, then of the parts, whose names have the part in front."""
+        """Name of the system, dim and mean of all queries, then of the parts, whose names have the part in front.
+
+        Of segments the largest loss of a dim, with 0 as the dim.
+        """
         for place, means in {"": self.means, **{f"{part}/": means for part, (_, means) in self.parts.items()}}.items():
             yield from ((place + name, dim, mean) for name, by_dim in means.items() for dim, mean in by_dim.items())
+        if self.segments is not None:
+            yield from ((f"loss/{name}", 0, loss) for name, loss in self.segments.figures())
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -99,14 +164,17 @@ class Verdict:
         parts = {
             label: {"queries": queries, "ndcg@10": _plain(means)} for label, (queries, means) in self.parts.items()
         }
-        return plain | {"ndcg@10": _plain(self.means), "gain": self.gain, "p": self.p} | parts
+        segments = {} if self.segments is None else {"segments": self.segments.as_json()}
+        return plain | {"ndcg@10": _plain(self.means), "gain": self.gain, "p": self.p} | parts | segments
 
 
 def _plain(means: Means) -> dict[str, dict[str, float]]:
     return {name: {str(dim): mean for dim, mean in by_dim.items()} for name, by_dim in means.items()}
 
 
-def judge(scores: Scores, settings: GateSettings, seen_Q: np.ndarray | None = None) -> Verdict:
+def judge(
+    scores: Scores, settings: GateSettings, seen_Q: np.ndarray | None = None, segments: Segments | None = None
+) -> Verdict:
     """Compares the challenger with the champion, where there is one, and with the baselines.
 
     Without a champion there is nothing to lose: it must not be below the baselines, and that is all.
@@ -117,6 +185,7 @@ def judge(scores: Scores, settings: GateSettings, seen_Q: np.ndarray | None = No
             documents.
         settings: what is asked for.
         seen_Q: whether champion or challenger has learnt from a relevant document of each query; None: not known.
+        segments: of the queries, each of which is looked at by itself where it has enough.
     """
     challenger = scores[CHALLENGER]
     queries = len(next(iter(challenger.values())))
@@ -139,12 +208,13 @@ def judge(scores: Scores, settings: GateSettings, seen_Q: np.ndarray | None = No
                 f"than gate.max_below, {settings.max_below}"
             )
     for label, some in {"": means, **{f" on {label} queries": some for label, (_, some) in parts.items()}}.items():
-        for name in (CHAMPION, ANCHOR, *BASELINES):
-            for dim, mean in some.get(name, {}).items():
-                loss = mean - some[CHALLENGER][dim]
-                if loss > settings.max_loss:
-                    lost = f"{dim} dims lose {loss:.4f} against {name}{label}"
-                    problems.append(f"{lost}, gate.max_loss is {settings.max_loss}")
+        for loss, dim, name in _losses(some):
+            if loss > settings.max_loss:
+                lost = f"{dim} dims lose {loss:.4f} against {name}{label}"
+                problems.append(f"{lost}, gate.max_loss is {settings.max_loss}")
+    by_segment = None if segments is None else _judge_segments(scores, settings, segments)
+    if by_segment is not None:
+        problems += [one.problem for one in by_segment.held if one.problem is not None]
     if OLD_DOCUMENTS in scores:
         loss = overall[CHAMPION] - overall[OLD_DOCUMENTS]
         if loss > settings.max_old_loss:
@@ -163,7 +233,39 @@ def judge(scores: Scores, settings: GateSettings, seen_Q: np.ndarray | None = No
             f"there is no champion to beat yet, and it is not below the baselines{below}: mean nDCG@10 of {figures}"
         )
     why = f"{'; '.join(problems)}. Measured: {figures}" if problems else passed
-    return Verdict(problems, queries, means, parts, gain, p, why)
+    if by_segment is not None:
+        why += f"; by {_told(by_segment, settings)}"
+    return Verdict(problems, queries, means, parts, gain, p, why, by_segment)
+
+
+def _losses(means: Means) -> Iterator[tuple[float, int, str]]:
+    """What the challenger loses, its dim, and against what."""
+    for name in (CHAMPION, ANCHOR, *BASELINES):
+        yield from ((mean - means[CHALLENGER][dim], dim, name) for dim, mean in means.get(name, {}).items())
+
+
+def _judge_segments(scores: Scores, settings: GateSettings, segments: Segments) -> SegmentVerdicts:
+    held, left = [], []
+    for value, rows in zip(segments.values, segments.rows, strict=True):
+        if len(rows) < settings.min_queries:
+            left.append(len(rows))
+            continue
+        means = _means(scores, rows)
+        loss, dim, name = max(_losses(means))
+        count = sum(loss > settings.max_loss for loss, _, _ in _losses(means))
+        problem = (
+            f"{dim} dims lose {loss:.4f} against {name} on the {len(rows)} queries of {safe_line(segments.column)} "
+            f"{segment_name(value)}{f' (the most of {count} losses there)' if count > 1 else ''}, gate.max_loss is "
+            f"{settings.max_loss}"
+        )
+        held.append(SegmentVerdict(value, len(rows), means, loss, problem if count else None))
+    return SegmentVerdicts(segments.column, held, (len(left), sum(left)))
+
+
+def _told(segments: SegmentVerdicts, settings: GateSettings) -> str:
+    refused = sum(one.problem is not None for one in segments.held)
+    others = f"; {segments.left[0]} others have fewer than {settings.min_queries} queries" if segments.left[0] else ""
+    return f"{safe_line(segments.column)}: {refused} of {len(segments.held)} segments lose more{others}"
 
 
 def _means(scores: Scores, keep: slice | np.ndarray) -> Means:

@@ -1,23 +1,29 @@
 """What an evaluation has found: printed as tables, and as a frame."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from smec_core.data.dataset import HELD_OUT, Dataset
 from smec_core.data.forms import Qrels, Vectors, dataset_of
 from smec_core.data.seen import parts_of
+from smec_core.data.segments import Segments, segment_name
 from smec_core.evaluation.evaluate import check_fit, corpus_baselines, default_split, evaluate, with_held_out
 from smec_core.model.model import Model
+from smec_core.shown import safe_line
 
 _WIDTH = 120
+MOST_SEGMENTS = 12
+"""Segments that a table shows."""
 
 
 def evaluate_model(
@@ -30,6 +36,7 @@ def evaluate_model(
     baselines: bool = True,
     exclude_self: bool = False,
     columns: Mapping[str, str] | None = None,
+    by: str | Sequence[str] = (),
 ) -> "Evaluation":
     """What `Model.evaluate` does, and says."""
     excludes = exclude_self or bool(model.config.get("train", {}).get("exclude_self"))
@@ -38,9 +45,10 @@ def evaluate_model(
         dataset = with_held_out(dataset, model, "this model")
     split = split or default_split(dataset)
     check_fit(dataset, model, split)
+    segments = [Segments.of(dataset, split, column) for column in ([by] if isinstance(by, str) else by)]
     with torch.inference_mode():
         systems = corpus_baselines(dataset) if baselines else None
-        report = evaluate(dataset, model, split, systems)
+        report = evaluate(dataset, model, split, systems, segments=segments)
     dataset.check_unchanged()
     return Evaluation(report)
 
@@ -66,7 +74,7 @@ class Evaluation:
         self.advice: str | None = report.get("advice")
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures, as `smec evaluate --json` writes them: with intervals, and of seen and unseen queries."""
+        """All figures, as `smec evaluate --json` writes them: with intervals, of parts and segments of the queries."""
         return dict(self._report)
 
     def to_pandas(self) -> pd.DataFrame:
@@ -109,6 +117,7 @@ def quality_tables(report: dict[str, Any]) -> list[Table]:
     tables = [_quality_table(report)]
     if parts := parts_of(report):
         tables.append(_parts_table(report, parts))
+    tables += [_segments_table(report, column, parts) for column in report.get("segments", {})]
     # evaluations of earlier versions have none
     tables[-1].caption = report.get("advice")
     return tables
@@ -131,6 +140,38 @@ def _parts_table(report: dict[str, Any], parts: dict[str, dict[str, Any]]) -> Ta
                 cells += [f"{value:.4f}" for value in (part["baselines"]["pca"][dim], part["baselines"]["full"])]
         table.add_row(dim, *cells)
     return table
+
+
+def _segments_table(report: dict[str, Any], column: str, parts: dict[str, dict[str, Any]]) -> Table:
+    """Segments by dim, those with most queries, after the whole and its parts."""
+    measure, found = next(name for name in report if "@" in name), report["segments"][column]
+    left = found[MOST_SEGMENTS:]
+    title = f"{measure} by {safe_line(column)}, {len(found)} segments, ± 95 % over their queries"
+    if left:
+        title += f"; {len(left)} with {sum(one['queries'] for one in left)} queries are left out here, not of --json"
+    table = Table(title=Text(title), box=SIMPLE, padding=(0, 1, 0, 0))
+    # built as text, since consoles differ in what they make of markup
+    table.add_column(Text(safe_line(column)), overflow="fold")
+    for name in ("queries", *report[measure]):
+        table.add_column(name, justify="right")
+    segments = [(segment_name(one["value"]), one) for one in found[:MOST_SEGMENTS]]
+    for group in ([("all queries", report), *parts.items()], segments):
+        for name, part in group:
+            table.add_row(Text(name), str(part["queries"]), *(_cell(part, measure, dim) for dim in part[measure]))
+            if "baselines" in part:
+                table.add_row("  over PCA", "", *_gain_cells(part, measure))
+        table.add_section()
+    return table
+
+
+def _gain_cells(part: dict[str, Any], measure: str) -> list[str]:
+    """Gains over PCA and half their intervals."""
+    cells = []
+    for dim, value in part[measure].items():
+        low, high = part.get("intervals", {}).get("pca", {}).get(dim, (0, 0))
+        gain = f"{value - part['baselines']['pca'][dim]:+.4f}"
+        cells.append(gain + (f" ± {(high - low) / 2:.4f}" if high > low else ""))
+    return cells
 
 
 def _cell(report: dict[str, Any], measure: str, dim: str) -> str:

@@ -133,6 +133,7 @@ class Model:
         baselines: bool = True,
         exclude_self: bool = False,
         columns: Mapping[str, str] | None = None,
+        by: str | Sequence[str] = (),
     ) -> "smec_core.Evaluation":
         """Scores every prefix on judged queries, beside truncation, PCA and the original embeddings.
 
@@ -145,9 +146,10 @@ class Model:
             baselines: whether to score the others, too, which takes one more pass over the corpus.
             exclude_self: never find the document that has the query's own id; always so where it was trained so.
             columns: names of columns that have others.
+            by: column of the queries, or several, as "language": the same figures of the queries of each of its values.
 
         Raises:
-            InputError: bad data, with table, row and column, or a split that is not there.
+            InputError: bad data, with table, row and column, or a split or a column that is not there.
 
         Example:
             >>> found = model.evaluate(corpus, queries, qrels)
@@ -167,6 +169,7 @@ class Model:
             baselines=baselines,
             exclude_self=exclude_self,
             columns=columns,
+            by=by,
         )
 
     @overload

@@ -169,7 +169,7 @@ def _fit(
     scanned = wanted.read(scan_table, log.info)
     data = scanned.load(Node(device=device))
     plan = plan_training(data.shape(config), config, parents.base_stages, warm)
-    stages = [(stage.pass_name, stage.dim, stage.rhythm.last * stage.rhythm.epoch_steps) for stage in plan]
+    stages = [(stage.pass_name, stage.dim, stage.rhythm.most_steps) for stage in plan]
     with StepBar(stages, progress) as bar:
         trained = train(data, config, bar, Hooks(say=log.info), parents.base_stages, warm)
     told = {"used": scanned.used(config, is_warm=warm is not None)}

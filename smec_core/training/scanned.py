@@ -53,9 +53,13 @@ class Facts:
     labels: Labels
     is_whole: bool
 
+    def shape(self, config: TrainConfig) -> TrainingShape:
+        """The facts that decide the plan."""
+        return TrainingShape.of(self.dim, self.drawn, *self.labels, config)
+
     def used(self, config: TrainConfig, is_warm: bool = False) -> dict[str, Any]:
         """What the settings come to whose default depends on the data."""
-        shape = TrainingShape.of(self.dim, self.drawn, *self.labels, config)
+        shape = self.shape(config)
         found = settings_used(shape.without_dev() if is_warm else shape, config)
         return {name: getattr(found, name) for name in SET_BY_DATA} | {SAMPLE_ROWS: self.drawn}
 

@@ -129,6 +129,11 @@ class Rhythm:
         """Epochs after which the stage ends in any case."""
         return self.epochs if self.stop is None else self.stop
 
+    @property
+    def most_steps(self) -> int:
+        """Steps after which it does."""
+        return self.last * self.epoch_steps
+
     def stopping_at(self, epochs: int) -> "Rhythm":
         """That of a stage that trains for so many epochs."""
         return replace(self, stop=epochs, score_epochs=max(epochs, 1))

@@ -27,35 +27,24 @@ class NullTracker:
         """Drops the record."""
 
 
-class StepBar:
-    """Steps of a training, of the most that it may take: where a stage ends early, the bar jumps to the next.
+class StepCount:
+    """Counts the steps of a training, of the most that it may take: where a stage ends early, it jumps to the next.
 
-    A tracker. Where stderr is no terminal, and this no notebook, nothing is shown.
+    Attributes:
+        total: the most steps.
+        done: steps that are behind it.
     """
 
-    def __init__(self, stages: Sequence[tuple[str, int, int]], shows: bool = True) -> None:
-        """Takes pass, dim and most steps of each stage, and whether there is a bar at all."""
-        # here and not above: whoever keeps records only needs no bar
-        from tqdm.auto import tqdm
-
+    def __init__(self, stages: Sequence[tuple[str, int, int]]) -> None:
+        """Takes pass, dim and most steps of each stage."""
         # a projection may be settled by dev only
         self._places = [(pass_name, dim) for pass_name, dim, _ in stages]
         self._starts = [0, *accumulate(steps for *_, steps in stages)]
         self._place, self._first = -1, 0
-        # a notebook is no terminal, and where ipywidgets are missing tqdm would take it for a file
-        disable = not shows or (False if _is_notebook() else None)
-        self._bar = tqdm(total=self._starts[-1], desc="smec", unit="step", disable=disable, dynamic_ncols=True)
+        self.total, self.done = self._starts[-1], 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
-        if kind is None:
-            self._show(self._starts[-1])
-        self._bar.close()
-
-    def log(self, record: Record) -> None:
-        """Takes a record of the training."""
+    def add(self, record: Record) -> int:
+        """Takes a record of the training; gives what is behind it now."""
         step = int(record["step"])
         place = (record["pass"], record["stage"])
         if self._place < 0 or self._places[self._place] != place:
@@ -66,7 +55,37 @@ class StepBar:
             self._first = step - ("loss" in record)
         if self._place >= 0:
             most = self._starts[self._place + 1] - self._starts[self._place]
-            self._show(self._starts[self._place] + min(step - self._first, most))
+            self.done = max(self._starts[self._place] + min(step - self._first, most), self.done)
+        return self.done
+
+
+class StepBar:
+    """Steps of a training, of the most that it may take, as a bar.
+
+    A tracker. Where stderr is no terminal, and this no notebook, nothing is shown.
+    """
+
+    def __init__(self, stages: Sequence[tuple[str, int, int]], shows: bool = True) -> None:
+        """Takes pass, dim and most steps of each stage, and whether there is a bar at all."""
+        # here and not above: whoever keeps records only needs no bar
+        from tqdm.auto import tqdm
+
+        self._count = StepCount(stages)
+        # a notebook is no terminal, and where ipywidgets are missing tqdm would take it for a file
+        disable = not shows or (False if _is_notebook() else None)
+        self._bar = tqdm(total=self._count.total, desc="smec", unit="step", disable=disable, dynamic_ncols=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
+        if kind is None:
+            self._show(self._count.total)
+        self._bar.close()
+
+    def log(self, record: Record) -> None:
+        """Takes a record of the training."""
+        self._show(self._count.add(record))
         if "loss" in record:
             self._bar.set_postfix_str(f"{record['pass']} pass, {record['stage']} dims, loss {record['loss']:.4f}")
 

@@ -65,11 +65,14 @@ class Cluster(NamedTuple):
 
     def jobs(self) -> dict[str, JobDetails]:
         """All submitted jobs by their id."""
+        return {job.submission_id: job for job in self.client().list_jobs() if job.submission_id}
+
+    def client(self) -> JobSubmissionClient:
+        """Ray's own client of its jobs."""
         token = self.client_env["RAY_AUTH_TOKEN"]
         with pytest.MonkeyPatch.context() as patch:
             patch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
-            client = JobSubmissionClient(self.dashboard, headers={"Authorization": f"Bearer {token}"})
-        return {job.submission_id: job for job in client.list_jobs() if job.submission_id}
+            return JobSubmissionClient(self.dashboard, headers={"Authorization": f"Bearer {token}"})
 
     def log(self) -> str:
         """What the head has printed."""

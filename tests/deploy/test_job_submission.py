@@ -1,8 +1,10 @@
 """`smec submit` to a real cluster that asks for a token."""
 
 import os
+import shlex
 import signal
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -14,6 +16,7 @@ import pytest
 
 from pipelines.storage.lease import Lease
 from pipelines.storage.run_folder import RunFolder
+from pipelines.submit.bundle import write_bundle
 from tests.builders import write_dataset
 from tests.deploy.job_cluster import REPOSITORY, Cluster, without_token
 from tests.deploy.relay import Relay
@@ -205,6 +208,41 @@ def test_a_named_job_that_has_succeeded_is_not_run_again(
     assert other.returncode == 2
     assert "another command" in _only_line(other)
     assert [job for job in cluster.jobs() if job.startswith(name)] == [name]
+
+
+def test_a_job_of_an_earlier_version_is_known_by_its_command(cluster: Cluster, tmp_path: Path) -> None:
+    command = ["check", str(write_dataset(tmp_path / "data"))]
+    (tmp_path / "bundle").mkdir()
+    write_bundle(command, tmp_path / "bundle")
+    client = cluster.client()
+    client.submit_job(
+        entrypoint=shlex.join(["python", "-m", "pipelines.cli", *command]),
+        submission_id="before",
+        metadata={"smec_id": "before"},
+        runtime_env={"working_dir": str(tmp_path / "bundle")},
+    )
+    _until(lambda: client.get_job_status("before").is_terminal(), "the earlier job")
+
+    again = cluster.submit("--id", "before", "--", *command, cwd=tmp_path)
+
+    assert again.returncode == 0, again.stderr
+    assert "job before is done already" in again.stderr
+
+
+def test_the_code_that_is_sent_runs_where_no_command_smec_is_installed(cluster: Cluster, tmp_path: Path) -> None:
+    data, path = write_dataset(tmp_path / "data"), tmp_path / "bin"
+    path.mkdir()
+    (path / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (path / "python").chmod(0o755)
+    # of an earlier version, as a machine may have it
+    (path / "smec").write_text("#!/bin/sh\nexit 9\n")
+    (path / "smec").chmod(0o755)
+
+    done = cluster.submit("--env", f"PATH={path}:/usr/bin:/bin", "--", "check", str(data), cwd=tmp_path)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    [entrypoint] = [job.entrypoint for job in cluster.jobs().values() if str(data) in job.entrypoint]
+    assert entrypoint.startswith("python -m smec_core check ")
 
 
 @pytest.mark.slow

@@ -3,8 +3,10 @@
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +15,20 @@ from typing import Any
 import pytest
 from rich.table import Table
 
-from pipelines.console import Progress, adopt_loggers, begin, console, context, say, say_failed, show, warn
+from pipelines.console import (
+    Pace,
+    Progress,
+    RowProgress,
+    adopt_loggers,
+    begin,
+    console,
+    context,
+    say,
+    say_failed,
+    show,
+    telling,
+    warn,
+)
 from smec_core.errors import InputError, SmecError
 from tests.builders import write_dataset
 
@@ -251,6 +266,42 @@ def test_a_loss_that_is_no_number_is_still_json(as_json: None, capsys: pytest.Ca
         raise AssertionError(f"{text} is not in JSON")
 
     assert json.loads(line, parse_constant=refuse)["loss"] == "nan"
+
+
+def test_what_cannot_tell_how_far_it_is_says_that_it_goes_on_and_only_where_nothing_else_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(RowProgress, "EVERY_SECONDS", 0.05)
+    with telling("thinking"):
+        told = ""
+        while "thinking, 0 s so far" not in told:
+            time.sleep(0.01)
+            told += capsys.readouterr().err
+    monkeypatch.setattr(RowProgress, "EVERY_SECONDS", 60)
+    with telling("thinking"):
+        say("a line")
+    assert capsys.readouterr().err == "a line\n"
+
+
+def test_rows_and_steps_are_told_with_the_time_that_is_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(RowProgress, "EVERY_SECONDS", 0)
+    rows = RowProgress("compared", 100, "bytes")
+    rows.add(40)
+    rows.add(60)
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"compared 40 of 100 bytes, [\d,]+ bytes/s, 0 s to go", line)
+    monkeypatch.setattr(Progress, "EVERY_SECONDS", -1)
+    common: dict[str, float | int | str] = {"projection": "linear", "epoch": 1, "rows_per_s": 5.0, "loss": 1.0}
+    with Progress([("first", 16, 4), ("first", 8, 4)]) as progress:
+        for step, dim in ((1, 16), (2, 16), (3, 8)):
+            progress.update({**common, "pass": "first", "stage": dim, "step": step})
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and "to go" not in lines[0]
+    assert all(re.search(r"rows/s, at most [\d,]+ s to go$", line) for line in lines[1:])
+    pace = Pace()
+    assert re.fullmatch(r"2 to go, about [\d,]+ s", pace.done(2)) and pace.done(0) == "0 to go"
 
 
 def test_people_read_no_json_and_no_password(

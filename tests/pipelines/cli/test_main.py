@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +20,8 @@ import pytest
 from click.testing import CliRunner
 
 from pipelines.cli import app
-from pipelines.cli.main import COMMANDS, GROUPS
+from pipelines.cli.help import _fields, _help
+from pipelines.cli.main import COMMANDS, GROUPS, make_command
 from tests.builders import write_dataset
 
 
@@ -372,6 +374,24 @@ def test_help_shows_defaults_and_what_is_required() -> None:
     assert lines["batch_rows"].endswith("[default: 8192]")
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_setting_says_what_it_is_where_it_is_not_given(name: str) -> None:
+    code, text, _ = smec(name, "--help")
+    assert code == 0
+    module, _, kind = COMMANDS[name].settings.partition(":")
+    command = make_command(name)
+    switches = {option.name for option in command.params if isinstance(option, click.Option) and option.is_flag}
+    printed = " ".join(text.split())
+    for setting, field in _fields(getattr(importlib.import_module(module), kind)):
+        if setting.replace(".", "__") in switches:
+            continue
+        said = _help(field)
+        assert ("[required]" in said) == field.is_required()
+        assert field.is_required() or any(word in said.lower() for word in ("default:", "by default"))
+        # broken at hyphens, too
+        assert said.replace(" ", "")[-40:] in printed.replace(" ", ""), setting
+
+
 def test_help_needs_no_heavy_import() -> None:
     script = "import sys, pipelines.cli; print([m for m in ('torch', 'ray', 'mlflow', 'pyarrow') if m in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
@@ -389,6 +409,36 @@ def test_evaluate_names_the_splits_there_are(dataset: Path, tmp_path: Path) -> N
     code, _, errors = smec("evaluate", "--data", str(dataset), "--model", str(tmp_path / "model"), "--split", "dev")
     assert code == 2
     assert "there is no qrels/dev; splits present: train, test" in errors
+
+
+def test_evaluate_divides_queries_by_columns(dataset: Path, tmp_path: Path) -> None:
+    from smec_core.model.model import Model
+
+    Model([], 8, {"dims": [8]}, {}).save(tmp_path / "model")
+    queries = pq.read_table(dataset / "queries.parquet")
+    queries = queries.append_column("language", pa.array(["de", "en\x1b[2J", None] * 20))
+    pq.write_table(queries.append_column("tenant", pa.array([1, 2] * 30)), dataset / "queries.parquet")
+    evaluate = ("evaluate", "--data", str(dataset), "--model", str(tmp_path / "model"))
+    code, text, _ = smec(*evaluate, "--by", "language", "--by", "tenant", "--json", str(tmp_path / "f.json"))
+    assert code == 0
+    assert "ndcg@10 by language, 3 segments" in text
+    assert r"en\x1b[2J" in text
+    assert "\x1b" not in text
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert list(found["segments"]) == ["language", "tenant"]
+    assert {one["value"] for one in found["segments"]["language"]} == {"de", "en\x1b[2J", None}
+    assert sum(one["queries"] for one in found["segments"]["tenant"]) == found["queries"]
+    code, text, _ = smec("check", str(dataset), "--by", "language", "--json", str(tmp_path / "check.json"))
+    assert code == 0 and "judged queries by language, 3 segments" in text and "\x1b" not in text
+    told = json.loads((tmp_path / "check.json").read_text())
+    for split, judged in told["splits"].items():
+        assert sum(one["queries"][split] for one in told["segments"]["language"]) == judged["queries"]
+    code, _, errors = smec(*evaluate, "--set", "by=lang")
+    assert code == 2
+    assert "column lang is missing; it holds id, embedding, language, tenant" in errors
+    code, _, errors = smec(*evaluate, "--by", "language", "--index", "exact")
+    assert code == 2
+    assert "index: goes without --baselines, --by and --workers" in errors
 
 
 def test_a_model_that_was_trained_without_the_queries_themselves_is_evaluated_so(dataset: Path, tmp_path: Path) -> None:

@@ -80,12 +80,16 @@ def test_compress_prints_its_own_lines_only(tmp_path: Path) -> None:
     Model([stage], dim, {"dims": [dim, 8]}, {}).save(tmp_path / "model")
     out = tmp_path / "out"
     lines = printed("compress", "--model", tmp_path / "model", "--input", data / "corpus", "--output", out, "--dim", 8)
-    assert [line for line in lines if not line.startswith("compressed ")] == []
+    # on a busy machine also that it goes on
+    own = [line for line in lines if not line.endswith(" s so far")]
+    assert [line for line in own if not line.startswith("compressed ")] == []
     assert lines[-1].endswith(f"to 8 dims, 32 bytes a vector: {out}/v0001")
 
 
 @pytest.mark.slow
 def test_ingest_prints_its_own_lines_only(tmp_path: Path, encoder: Path) -> None:
     lines = printed("ingest", write_beir(tmp_path / "beir"), tmp_path / "data", "--encoder", encoder, "--workers", 1)
-    assert [line for line in lines if not line.startswith(("encoding ", "encoded "))] == []
+    # on a busy machine also that it goes on
+    own = [line for line in lines if not line.endswith(" s so far")]
+    assert [line for line in own if not line.startswith(("encoding ", "encoded "))] == []
     assert lines[-1] == f"encoded 3 documents and 2 queries, 384 dims: {tmp_path}/data"

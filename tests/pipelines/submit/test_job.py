@@ -1,6 +1,7 @@
 """What `smec submit` refuses before anything reaches a cluster, and what it would send."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 
 from pipelines.cli import app
 from pipelines.submit.bundle import fingerprint, write_bundle
+from pipelines.submit.job import PROGRAM
 from smec_core.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -191,3 +193,8 @@ def test_the_code_that_is_sent_runs_by_itself(tmp_path: Path) -> None:
     )
 
     assert all(str(tmp_path) in file for file in json.loads(found.stdout))
+    # as it is started there
+    words = [sys.executable, *PROGRAM[1:], "check", "--help"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"PATH": "/nowhere"}
+    found = subprocess.run(words, cwd=tmp_path / "bundle", env=environment, capture_output=True, check=True)
+    assert b"Validate a dataset" in found.stdout

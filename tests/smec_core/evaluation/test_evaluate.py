@@ -16,7 +16,7 @@ from smec_core.data.parquet import write_embeddings
 from smec_core.data.seen import SeenDocuments
 from smec_core.distributed.group import Group, rows_of_rank
 from smec_core.errors import InputError
-from smec_core.evaluation.corpus_search import Sides, in_one_part, query_scores, read_rows
+from smec_core.evaluation.corpus_search import Sides, Work, in_one_part, query_scores, read_rows, result_of
 from smec_core.evaluation.evaluate import corpus_baselines, default_split, evaluate
 from smec_core.evaluation.metrics import PrefixSearch, gains_of, ndcg
 from smec_core.evaluation.significance import query_interval
@@ -29,8 +29,8 @@ from tests.smec_core.generated import Generated, generate, ndcg_of, resident
 DIM, DOCS, QUERIES = 12, 150, 120
 
 
-def in_three_parts(work: Callable[[int, int], Any], rows: int) -> list[Any]:
-    return [work(*rows_of_rank(rows, part, 3)) for part in range(3)]
+def in_three_parts(work: Work, rows: int) -> list[Any]:
+    return [result_of(work(*rows_of_rank(rows, part, 3))) for part in range(3)]
 
 
 def identity(dims: list[int]) -> Model:

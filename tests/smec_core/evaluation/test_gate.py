@@ -1,10 +1,12 @@
 """What the gate lets through."""
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
 import pytest
 
+from smec_core.data.segments import Segments
 from smec_core.evaluation.gate import ANCHOR, CHALLENGER, CHAMPION, OLD_DOCUMENTS, GateSettings, judge
 
 DIMS = (8, 4)
@@ -113,3 +115,62 @@ def test_losses_that_the_champion_does_not_notice_add_up_against_the_anchor() ->
                 f"{min(DIMS)} dims lose {0.006 * number:.4f} against anchor, gate.max_loss is 0.01"
             ]
         champion = challenger
+
+
+def divided(sizes: Mapping[str | None, int]) -> Segments:
+    """Segments of so many queries each, most first, of all the queries."""
+    assert sum(sizes.values()) == QUERIES
+    ends = np.cumsum(list(sizes.values()))
+    return Segments("language", list(sizes), np.split(np.arange(QUERIES), ends[:-1]))
+
+
+def test_a_segment_that_loses_keeps_a_challenger_out_whatever_the_mean_gains() -> None:
+    found = scores({CHALLENGER: 0.6, CHAMPION: 0.5})
+    segments = divided({"de": 120, None: 40, "en": 40})
+    for value_Q in found[CHALLENGER].values():
+        value_Q[120:160] -= 0.2
+    without, verdict = judge(found, GateSettings()), judge(found, GateSettings(), None, segments)
+    assert without.holds and "segments" not in without.as_json()
+    [problem] = verdict.problems
+    assert re.fullmatch(
+        r"\d dims lose 0\.\d{4} against champion on the 40 queries of language \(null\) \(the most of 2 losses "
+        r"there\), gate\.max_loss is 0\.01",
+        problem,
+    )
+    assert verdict.reason.endswith("; by language: 1 of 3 segments lose more")
+    held = verdict.as_json()["segments"]["held"]
+    assert [(one["value"], one["queries"], one["holds"]) for one in held] == [
+        ("de", 120, True),
+        (None, 40, False),
+        ("en", 40, True),
+    ]
+    expected = found[CHALLENGER][8][120:160].mean()
+    assert held[1]["ndcg@10"][CHALLENGER]["8"] == pytest.approx(expected)
+    assert judge(found, GateSettings(max_loss=0.3), None, segments).holds
+
+
+def test_segments_with_too_few_queries_decide_nothing_and_are_counted() -> None:
+    found = scores({CHALLENGER: 0.6, CHAMPION: 0.5})
+    for value_Q in found[CHALLENGER].values():
+        value_Q[171:] -= 0.2
+    verdict = judge(found, GateSettings(), None, divided({"de": 171, "en": 29}))
+    assert verdict.holds
+    assert verdict.reason.endswith("; by language: 0 of 1 segments lose more; 1 others have fewer than 30 queries")
+    assert verdict.as_json()["segments"]["left"] == {"segments": 1, "queries": 29}
+    assert not judge(found, GateSettings(min_queries=29), None, divided({"de": 171, "en": 29})).holds
+
+
+def test_figures_of_segments_have_names_of_their_own() -> None:
+    values = ["a/b", "a_b", "..", "", None, "(null)", "\x1b[2J", "x" * 100]
+    names: dict[str | None, int] = dict.fromkeys(values, 25)
+    verdict = judge(scores({CHALLENGER: 0.6, CHAMPION: 0.5}), GateSettings(min_queries=5), None, divided(names))
+    found = [name for name, dim, _ in verdict.figures() if name.startswith("loss/")]
+    assert len(set(found)) == len(values)
+    assert all(re.fullmatch(r"loss/language [\w. -]+", name) for name in found)
+    losses = [loss for name, _, loss in verdict.figures() if name.startswith("loss/")]
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_settings_without_segments_are_what_they_were() -> None:
+    assert "by" not in GateSettings().identity()
+    assert GateSettings(by="language").identity()["by"] == "language"

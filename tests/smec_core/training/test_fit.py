@@ -134,7 +134,7 @@ def test_a_bar_goes_from_nothing_to_all_steps(monkeypatch: pytest.MonkeyPatch) -
     plan = plan_training(TrainingShape(32, True, 5, 6), config)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     places, step = [], 0
-    with StepBar([(stage.pass_name, stage.dim, stage.rhythm.last * stage.rhythm.epoch_steps) for stage in plan]) as bar:
+    with StepBar([(stage.pass_name, stage.dim, stage.rhythm.most_steps) for stage in plan]) as bar:
         for stage in plan:
             # each ends early
             for _ in range(stage.rhythm.epoch_steps):
@@ -142,7 +142,7 @@ def test_a_bar_goes_from_nothing_to_all_steps(monkeypatch: pytest.MonkeyPatch) -
                 bar.log({"pass": stage.pass_name, "stage": stage.dim, "step": step, "loss": 0.5})
                 places.append(bar._bar.n)
     assert places == sorted(places) and places[0] >= 1
-    assert bar._bar.n == bar._bar.total == sum(stage.rhythm.last * stage.rhythm.epoch_steps for stage in plan)
+    assert bar._bar.n == bar._bar.total == sum(stage.rhythm.most_steps for stage in plan)
 
 
 def test_an_evaluation_prints_as_a_table_and_is_a_frame(model: smec_core.Model) -> None:
