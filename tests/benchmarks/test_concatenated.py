@@ -12,22 +12,18 @@ from tests.builders import all_vectors, write_dataset
 
 
 def test_each_row_has_both_vectors_of_its_id(tmp_path: Path) -> None:
-    first, second = (Dataset.open(str(write_dataset(tmp_path / name, dim=dim))) for name, dim in (("a", 16), ("b", 8)))
-    # the second in another order
+    first = Dataset.open(str(write_dataset(tmp_path / "a", dim=16)))
+    second = Dataset.open(str(write_dataset(tmp_path / "b", dim=8)))
+    (tmp_path / "turned").mkdir()
     for name in ("corpus", "queries"):
-        ids, x_NE = getattr(second, name).ids().to_pylist(), all_vectors(getattr(second, name))
-        for file in (tmp_path / "b").glob(f"{name}/*"):
-            file.unlink()
-        write_embeddings(
-            str(next((tmp_path / "b").glob(f"{name}.parquet"), tmp_path / "b" / name / "0.parquet")),
-            ids[::-1],
-            x_NE[::-1],
-        )
-    main([str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "both")])
+        table = getattr(second, name)
+        ids, x_NE = table.ids().to_pylist(), all_vectors(table)
+        write_embeddings(str(tmp_path / "turned" / f"{name}.parquet"), ids[::-1], x_NE[::-1])
+    main([str(tmp_path / "a"), str(tmp_path / "turned"), str(tmp_path / "both")])
     both = Dataset.open(str(tmp_path / "both"))
     assert both.dim == 24 and both.splits.keys() == first.splits.keys()
-    x_ND, x_NE = all_vectors(first.corpus), all_vectors(second.corpus)
-    expected = np.hstack([x / np.linalg.norm(x, axis=1, keepdims=True) for x in (x_ND, x_NE)]) / np.sqrt(2)
+    parts = [all_vectors(one.corpus) for one in (first, second)]
+    expected = np.hstack([x / np.linalg.norm(x, axis=1, keepdims=True) for x in parts])
     np.testing.assert_allclose(all_vectors(both.corpus), expected, atol=1e-6)
 
 
