@@ -57,6 +57,7 @@ class Command:
         temporary: Path,
         environment: Mapping[str, str] | None = None,
         own_group: bool = False,
+        starts_as: Callable[[], None] = take_interrupts,
     ) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self.temporary = temporary
@@ -69,7 +70,7 @@ class Command:
                 env=os.environ | {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(temporary)} | dict(environment or {}),
                 stdout=printed,
                 stderr=said,
-                preexec_fn=take_interrupts,
+                preexec_fn=starts_as,
                 start_new_session=own_group,
             )
 
@@ -136,9 +137,10 @@ def started(
     temporary: Path,
     environment: Mapping[str, str] | None = None,
     own_group: bool = False,
+    starts_as: Callable[[], None] = take_interrupts,
 ) -> Iterator[Command]:
     """A command that is ended in any case."""
-    command = Command(words, folder, temporary, environment, own_group)
+    command = Command(words, folder, temporary, environment, own_group, starts_as)
     try:
         yield command
     finally:

@@ -24,8 +24,9 @@ AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 def take_interrupts() -> None:
-    """As at a terminal: a shell's background jobs, the tests among them, ignore Ctrl-C, and hand that on."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """As at a terminal: a shell's background jobs ignore Ctrl-C, those of nohup SIGHUP, and hand that on."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 class Process(NamedTuple):

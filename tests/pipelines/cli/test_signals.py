@@ -55,15 +55,15 @@ def test_a_signal_at_once_is_one_line(name: str, dataset: Path, tmp_path: Path, 
         command.end().check(name)
 
 
-def test_a_signal_that_was_ignored_at_the_start_stays_so(dataset: Path, tmp_path: Path, temporary: Path) -> None:
+def as_by_nohup() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with started(["check", str(dataset)], tmp_path, temporary) as command:
-            assert command.wait_until(command.takes_signals)
-            command.send("SIGHUP")
-            ended = command.end()
-    finally:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def test_a_signal_that_was_ignored_at_the_start_stays_so(dataset: Path, tmp_path: Path, temporary: Path) -> None:
+    with started(["check", str(dataset)], tmp_path, temporary, starts_as=as_by_nohup) as command:
+        assert command.wait_until(command.takes_signals)
+        command.send("SIGHUP")
+        ended = command.end()
     assert (ended.code, ended.last_lines) == (0, [])
     ended.check_left()
 
