@@ -43,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.out.mkdir(parents=True)
     for name in ("corpus", "queries"):
         write_joined(args.out / f"{name}.parquet", getattr(first, name), getattr(second, name))
-    shutil.copytree(Path(args.first) / "qrels", args.out / "qrels")
+    (args.out / "qrels").mkdir()
+    for file in (Path(args.first) / "qrels").iterdir():
+        shutil.copyfile(file, args.out / "qrels" / file.name)
 
 
 if __name__ == "__main__":
