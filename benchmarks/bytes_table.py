@@ -1,4 +1,4 @@
-"""A page about bytes a vector against nDCG@10: a model's dims as every number type, by exact search.
+"""A page about bytes a vector against nDCG@10: a model's dims as every number type and as codes, by exact search.
 
 python -m benchmarks.bytes_table --data DATA --model MODEL --out results/bytes-scifact
 """
@@ -7,63 +7,136 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
+import faiss
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from pipelines.console import say
 from pipelines.evaluate.index import Bench
-from pipelines.evaluate.indexes.store import Form, SearchPath, open_store
+from pipelines.evaluate.indexes.store import (
+    Build,
+    Form,
+    NestedVectors,
+    SearchIndex,
+    SearchPath,
+    open_store,
+    unit_prefix,
+)
 from pipelines.experiment.page import Page, ResultTable, describe, write_page
 from pipelines.tracking.plots import BLUE, GREEN, GREY, INK, ORANGE, finish
 from smec_core.config import VectorType
 from smec_core.data.dataset import Dataset
 from smec_core.data.uri import public_uri
 from smec_core.errors import SmecError
+from smec_core.evaluation.corpus_search import read_rows
 from smec_core.evaluation.evaluate import check_fit
 from smec_core.model.files import load
 from smec_core.model.model import Model
+from smec_core.model.quantize import learn_int8_scales
 
 LEAST_BYTES, SHORTLIST = 12, 100
-WAYS = {"float32": INK, "float16": GREY, "int8": BLUE, "binary": ORANGE, "binary, rescored by int8": GREEN}
+BUDGETS = (16, 32, 64, 128, 256)
+RESCORED, PQ, RABITQ = "binary, rescored by int8", "product quantisation", "RaBitQ"
+ORIGINALS = "originals, "
+WAYS = {
+    "float32": INK,
+    "float16": GREY,
+    "int8": BLUE,
+    "binary": ORANGE,
+    RESCORED: GREEN,
+    PQ: "#8e5ea2",
+    RABITQ: "#c45850",
+}
 
 
-def paths_of(model: Model) -> list[tuple[str, SearchPath]]:
+class Way(NamedTuple):
+    """A way to hold vectors: what it is called, what is searched, and FAISS's codes where those hold the vectors."""
+
+    name: str
+    path: SearchPath
+    codes: str | None = None
+
+
+def ways_of(model: Model) -> list[Way]:
     """Every way at every of the model's dims that takes at least LEAST_BYTES."""
-    found: list[tuple[str, SearchPath]] = []
+    found = []
     for dim in model.dims:
         kinds: tuple[VectorType, ...] = ("float32", "float16", "int8", "binary")
-        for kind in kinds:
-            found.append((kind, SearchPath(Form(dim, kind))))
-        found.append(("binary, rescored by int8", SearchPath(Form(dim, "binary"), Form(dim, "int8"), SHORTLIST)))
-    return [(way, path) for way, path in found if _bytes(path) >= LEAST_BYTES]
+        found += [Way(kind, SearchPath(Form(dim, kind))) for kind in kinds]
+        found.append(Way(RESCORED, SearchPath(Form(dim, "binary"), Form(dim, "int8"), SHORTLIST)))
+        whole = SearchPath(Form(dim, "float32"))
+        # a code has eight bits, and a code for each number would be int8 with more trouble
+        found += [Way(PQ, whole, f"PQ{size}x8np") for size in BUDGETS if dim % size == 0 and dim > size]
+        # its codes are for rotated numbers
+        found.append(Way(RABITQ, whole, f"RR{dim},RaBitQ"))
+    return [way for way in found if way.codes or sum(form.nbytes for form in way.path.forms) >= LEAST_BYTES]
+
+
+class Codes(SearchIndex):
+    """Codes of FAISS, which are learnt from the corpus; queries stay float32."""
+
+    def __init__(self, path: SearchPath, vectors: NestedVectors, codes: str) -> None:
+        super().__init__(path)
+        z_Nd = vectors.held_as(path.first)
+        self._index = faiss.index_factory(z_Nd.shape[1], codes, faiss.METRIC_INNER_PRODUCT)
+        self._index.train(z_Nd)
+        self._index.add(z_Nd)
+        self.bytes_per_vector = self._index.sa_code_size()
+        self.index_bytes = self.bytes_per_vector * vectors.rows
+
+    def search(self, q_QD: np.ndarray, k: int) -> np.ndarray:
+        """See `SearchIndex`."""
+        found: np.ndarray = self._index.search(unit_prefix(q_QD, self.path.first.dim), k)[1]
+        return found
+
+
+def build_of(way: Way) -> Build:
+    """What loads vectors for a way."""
+    codes = way.codes
+    if codes is None:
+        return open_store("exact", way.path.first.dtype)
+    return lambda path, vectors, threads: nullcontext(Codes(path, vectors, codes))
 
 
 def measure(data: str, model: Model, split: str, exclude_self: bool) -> pd.DataFrame:
     """A row each way: way, dims, bytes, ndcg@10, recall@100, by falling bytes and then quality; `best` of its bytes."""
+    # one thread: the same codes whatever the machine
+    faiss.omp_set_num_threads(1)
     dataset = Dataset.open(data, exclude_self=exclude_self)
     check_fit(dataset, model, split)
-    bench = Bench(dataset, model, dataset.splits[split], max(model.dims))
+    originals = Model([], dataset.dim, {"dims": [dataset.dim]}, {})
+    corpus_ND = read_rows(dataset.corpus, np.arange(dataset.corpus.rows)).numpy()
+    originals.config["int8_scales"] = learn_int8_scales(originals, corpus_ND)
     rows = []
-    for way, path in paths_of(model):
-        say(str(path))
-        figures = bench.measure_path(open_store("exact", path.first.dtype), path, threads=1)
-        scores = {name: figures[name] for name in ("ndcg@10", "recall@100")}
-        rows.append({"bytes": figures["bytes_per_vector"], "way": way, "dims": path.first.dim} | scores)
+    for of, held in (("", model), (ORIGINALS, originals)):
+        bench = Bench(dataset, held, dataset.splits[split], max(held.dims))
+        for way in ways_of(held):
+            say(f"{of}{way.name}: {way.path}")
+            figures = bench.measure_path(build_of(way), way.path, threads=1)
+            scores = {name: figures[name] for name in ("ndcg@10", "recall@100")}
+            rows.append(
+                {"bytes": figures["bytes_per_vector"], "way": of + way.name, "dims": way.path.first.dim} | scores
+            )
     frame = pd.DataFrame(rows).sort_values(["bytes", "ndcg@10"], ascending=False, kind="stable", ignore_index=True)
     frame["best"] = ~frame["bytes"].duplicated()
     return frame
 
 
 def page_of(frame: pd.DataFrame, name: str, split: str, queries: int) -> Page:
-    """Table, picture and what is to be seen in them."""
-    whole = frame.iloc[0]
+    """Tables, picture and what is to be seen in them."""
+    is_original = frame["way"].str.startswith(ORIGINALS)
+    whole = frame[~is_original].iloc[0]
+    smallest = frame[~is_original]
     findings = [f"{whole['bytes']} bytes ({whole['way']}, {whole['dims']} dims): {whole['ndcg@10']:.4f}."]
     for share in (0.99, 0.95, 0.9):
-        enough = frame[frame["ndcg@10"] >= share * whole["ndcg@10"]].iloc[-1]
-        enough = frame[(frame["bytes"] == enough["bytes"])].iloc[0]
+        enough = smallest[smallest["ndcg@10"] >= share * whole["ndcg@10"]].iloc[-1]
+        enough = smallest[(smallest["bytes"] == enough["bytes"])].iloc[0]
         findings.append(
             f"{share:.0%} of that takes {enough['bytes']} bytes ({enough['way']}, {enough['dims']} dims: "
             f"{enough['ndcg@10']:.4f}), {whole['bytes'] / enough['bytes']:.0f} times fewer."
@@ -81,16 +154,38 @@ def page_of(frame: pd.DataFrame, name: str, split: str, queries: int) -> Page:
     return Page(
         title=f"Bytes a vector, {name}",
         lead=(
-            f"Exact search of the {split} split ({queries} queries) by each of a model's dims as each number type; the "
-            f"query stays float32. Where binary vectors are rescored, the first {SHORTLIST} are ordered again by int8 "
-            "vectors, whose bytes count."
+            f"Exact search of the {split} split ({queries} queries) by each of a model's dims as each number type, as "
+            "product quantisation and as RaBitQ (both by FAISS, learnt from the corpus itself), and the original "
+            "vectors in the same ways; the query stays float32. Where binary vectors are rescored, the first "
+            f"{SHORTLIST} are ordered again by int8 vectors, whose bytes count."
         ),
         findings=findings,
-        tables=[ResultTable("bytes", "nDCG@10 by bytes a vector", shown)],
+        tables=[
+            ResultTable("budgets", "The best that fits into so many bytes", budgets(frame)),
+            ResultTable("bytes", "nDCG@10 by bytes a vector", shown),
+        ],
         figures={"bytes": picture(frame)},
         data={"scores": frame},
         picture="png",
     )
+
+
+def budgets(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row each budget of bytes: the best of the model, and the best of the original vectors."""
+    is_original = frame["way"].str.startswith(ORIGINALS)
+    rows = []
+    for most in BUDGETS:
+        row = {"bytes": str(most)}
+        for title, of in (("smec", frame[~is_original]), ("originals", frame[is_original])):
+            fits = of[of["bytes"] <= most]
+            if fits.empty:
+                row |= {title: "none fits", f"nDCG@10 of {title}": ""}
+                continue
+            best = fits.loc[fits["ndcg@10"].idxmax()]
+            row[title] = f"{best['way'].removeprefix(ORIGINALS)}, {best['dims']} dims, {best['bytes']} bytes"
+            row[f"nDCG@10 of {title}"] = f"{best['ndcg@10']:.4f}"
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def picture(frame: pd.DataFrame) -> Figure:
@@ -102,8 +197,12 @@ def picture(frame: pd.DataFrame) -> Figure:
     front = best[best["ndcg@10"] > best["ndcg@10"].cummax().shift(fill_value=0.0)]
     axes.plot(front["bytes"], front["ndcg@10"], color="#e3b04b", linewidth=9, alpha=0.35, label="best for its bytes")
     for way, colour in WAYS.items():
-        one = frame[frame["way"] == way]
+        # of ways that take as many bytes at several dims, the best dims
+        one = frame[frame["way"] == way].drop_duplicates("bytes")
         axes.plot(one["bytes"], one["ndcg@10"], label=way, color=colour, marker="o", linewidth=1.8, markersize=5)
+    originals = frame[frame["way"].str.startswith(ORIGINALS)].drop_duplicates("bytes")
+    label = f"{ORIGINALS}best way"
+    axes.plot(originals["bytes"], originals["ndcg@10"], label=label, color=INK, linestyle=":", marker="x")
     axes.set_xscale("log", base=2)
     sizes = sorted(frame["bytes"][frame["way"].isin(["float32", "binary"])].unique())
     axes.set_xticks(sizes)
@@ -115,17 +214,11 @@ def picture(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def _bytes(path: SearchPath) -> int:
-    return path.first.nbytes + (path.second.nbytes if path.second else 0)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="dataset folder or URI")
     parser.add_argument("--model", required=True, help="model folder, with int8 scales")
-    parser.add_argument(
-        "--out", required=True, type=Path, help="folder for README.md, bytes.csv, scores.csv, bytes.png"
-    )
+    parser.add_argument("--out", required=True, type=Path, help="folder for README.md, its tables (CSV) and picture")
     parser.add_argument("--split", default="test", choices=["train", "dev", "test"])
     parser.add_argument("--exclude-self", action="store_true", help="as of smec evaluate")
     args = parser.parse_args(arguments)

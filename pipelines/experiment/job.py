@@ -84,7 +84,8 @@ def run(settings: ExperimentSettings) -> dict[str, Any]:
             measures = MEASURED[settings.experiment]
             found[name] = {one.__name__: _measure(source, config, seeds, one, kept) for one in measures}
     page = _page(settings.experiment, found, seeds, seen)
-    written = write_page(page, out, _command(settings), [describe(*one) for one in datasets.items()], seeds)
+    described = [describe(*one) for one in datasets.items()]
+    written = write_page(page, out, _command(settings), described, seeds, settings.latex)
     for table in page.tables:
         show(rich_table(table))
     for finding in page.findings:
@@ -197,7 +198,7 @@ def _command(settings: ExperimentSettings) -> str:
     """The command line that gives these results."""
     words = ["smec", "experiment", settings.experiment, "--data", ",".join(map(_name, settings.data))]
     words += ["--dims", ",".join(map(str, settings.dims)), "--seeds", str(settings.seeds), "--out", "OUT"]
-    shown = {"experiment", "data", "dims", "seeds", "out"}
+    shown = {"experiment", "data", "dims", "seeds", "out", "latex"}
     values = settings.model_dump(mode="json", exclude=shown, exclude_defaults=True)
     values |= {f"columns.{key}": name for key, name in values.pop("columns", {}).items()}
     for key, value in values.items():

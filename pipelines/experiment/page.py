@@ -43,7 +43,7 @@ class Page:
         title: of the page.
         lead: what was done, in a few sentences.
         findings: what is to be seen, a sentence each.
-        tables: shown on the page, and written as CSV and LaTeX.
+        tables: shown on the page, and written as CSV.
         figures: by file name.
         data: CSV files by name: what the tables and figures are made of.
         picture: format of the figures.
@@ -59,7 +59,12 @@ class Page:
 
 
 def write_page(
-    page: Page, out: Path, command: str, datasets: Sequence[Mapping[str, Any]], seeds: Sequence[int]
+    page: Page,
+    out: Path,
+    command: str,
+    datasets: Sequence[Mapping[str, Any]],
+    seeds: Sequence[int],
+    as_latex: bool = False,
 ) -> Path:
     """Writes README.md, figures and tables into a folder.
 
@@ -69,6 +74,7 @@ def write_page(
         command: the command that made it.
         datasets: `name`, `dim`, `corpus`, `queries`, `train`, `test` of each dataset.
         seeds: of the trainings, where the page is about those.
+        as_latex: the tables are written as LaTeX, too.
 
     Returns:
         The page's path.
@@ -78,8 +84,9 @@ def write_page(
         _safe(frame, csv_cell).to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
     for table in page.tables:
         _safe(table.frame, csv_cell).to_csv(out / f"{table.name}.csv", index=False)
-        shown = _safe(table.frame, latex)
-        shown.to_latex(out / f"{table.name}.tex", index=False, escape=False, caption=latex(table.caption))
+        if as_latex:
+            shown = _safe(table.frame, latex)
+            shown.to_latex(out / f"{table.name}.tex", index=False, escape=False, caption=latex(table.caption))
     for name, figure in page.figures.items():
         # without a date, and with names of its parts that do not change: the same figures make the same file
         with matplotlib.rc_context({"svg.hashsalt": name}):

@@ -39,6 +39,9 @@ class ExperimentSettings(TrainConfig):
     direction: Literal["queries-to-corpus", "corpus-to-queries"] = "queries-to-corpus"
     """What searches what; corpus-to-queries turns the judgements round, as image to text on a text to image set."""
 
+    latex: bool = False
+    """Write each table as LaTeX, too."""
+
     @field_validator("data", "methods", "labels", mode="before")
     @classmethod
     def _parse_list(cls, value: Any) -> Any:

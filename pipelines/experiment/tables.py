@@ -239,8 +239,9 @@ def compare_page(results: Results) -> Page:
         "SMEC beside other ways to make embeddings small",
         "All methods see the same vectors and are scored on test; those that learn from judgements have the same, stop "
         "on the same dev queries and learn, where refit is on, again with those of dev; smec-paper has them from the "
-        "start, for a fixed number of steps. The adaptors' published forms have temperature 1 and Matryoshka-Adaptor's "
-        "steps and patience; their tuned forms have SMEC's temperature, only the ranking loss where they learn from "
+        "start, for a fixed number of steps, and smec-fast trains nothing: it is a closed form. The adaptors' "
+        "published forms have temperature 1 and Matryoshka-Adaptor's steps and patience; their tuned forms have SMEC's "
+        "temperature, only the ranking loss where they learn from "
         "judgements, and may take as many steps as a full stage for each dim of SMEC's chain (Matryoshka-Adaptor in "
         "each of its two phases, Search-Adaptor divided among its dims), as parallel-mrl does: one linear map from a "
         "PCA start, with the losses of all dims at once. Below, p is that of a "

@@ -21,19 +21,20 @@ def test_the_page_holds_every_way_at_every_size(tmp_path: Path) -> None:
     main(["--data", dataset.uri, "--model", str(tmp_path / "model"), "--out", str(tmp_path / "page")])
 
     scores = pd.read_csv(tmp_path / "page" / "scores.csv")
-    found = {(row.way, row.dims): row.bytes for row in scores.itertuples()}
-    rescored = "binary, rescored by int8"
-    assert found == {
-        ("float32", 96): 384,
-        ("float16", 96): 192,
-        ("int8", 96): 96,
-        (rescored, 96): 12 + 96,
-        ("binary", 96): 12,
-        ("float32", 24): 96,
-        ("float16", 24): 48,
-        (rescored, 24): 3 + 24,
-        ("int8", 24): 24,
+    rescored, coded = "binary, rescored by int8", "product quantisation"
+    held = {
+        ("float32", 96, 384),
+        ("float16", 96, 192),
+        ("int8", 96, 96),
+        (rescored, 96, 12 + 96),
+        ("binary", 96, 12),
+        (coded, 96, 16),
+        (coded, 96, 32),
+        ("RaBitQ", 96, 12 + 8),
     }
+    of_24 = {("float32", 24, 96), ("float16", 24, 48), (rescored, 24, 3 + 24), ("int8", 24, 24), ("RaBitQ", 24, 3 + 8)}
+    found = {(row.way, row.dims, row.bytes) for row in scores.itertuples()}
+    assert found == held | {(f"originals, {way}", dim, size) for way, dim, size in held} | of_24
     expected = evaluate(dataset, model, "test")["ndcg@10"]
     plain = scores[scores["way"] == "float32"].set_index("dims")["ndcg@10"]
     assert plain.to_dict() == pytest.approx({int(dim): value for dim, value in expected.items()}, abs=1e-5)
@@ -47,6 +48,9 @@ def test_the_page_holds_every_way_at_every_size(tmp_path: Path) -> None:
     assert str(tmp_path) not in page
     assert "![bytes](bytes.png)" in page
     assert (tmp_path / "page" / "bytes.png").read_bytes().startswith(b"\x89PNG")
+    budgets = pd.read_csv(tmp_path / "page" / "budgets.csv").set_index("bytes")
+    # the model is the original vectors, so that what fits of its 96 dims is the same
+    assert budgets.loc[16, "originals"] in {"binary, 96 dims, 12 bytes", "product quantisation, 96 dims, 16 bytes"}
     assert list(pd.read_csv(tmp_path / "page" / "bytes.csv")["bytes a vector"]) == list(scores["bytes"])
 
 

@@ -125,7 +125,7 @@ def test_names_forge_nothing_that_is_shown(data: Path, tmp_path: Path) -> None:
 @pytest.mark.ray
 def test_names_forge_nothing_on_the_page_of_an_experiment(data: Path, tmp_path: Path) -> None:
     smec, out = Smec(tmp_path), tmp_path / "r"
-    few = ["--dims", "4", "--seeds", "1", "--methods", "pca,truncation", "--set", "epochs=1", "--set", "queue_size=100"]
+    few = ["--dims", "4", "--seeds", "1", "--methods", "pca,truncation", "--set", "epochs=1", "--set", "latex=true"]
     smec("experiment", "compare", "--data", str(data), "--out", str(out), *few, *COLUMNS)
 
     _check_markdown((out / "README.md").read_text())
