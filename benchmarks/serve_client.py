@@ -1,9 +1,9 @@
 """Clients of the query service, cheap enough to share a machine with it: one thread, no HTTP library.
 
-    python -m benchmarks.serve_client PORT BODY_FILE [--connections N] [--slow N] [--until-closed]
+    python -m benchmarks.serve_client PORT BODY_FILE [--connections N] [--rate R] [--slow N] [--until-closed]
 
 prints what `Tally` holds as JSON. Each connection sends its next request as soon as it has the answer to the last one,
-also where that was 503: no client is less patient.
+also where that was 503: no client is less patient. With a rate it waits for its turn.
 """
 
 import argparse
@@ -23,20 +23,21 @@ class Tally:
         cut: requests that had begun and got no whole answer.
     """
 
-    def __init__(self, path: str = "/encode", body: bytes = b"", pause: float = 0) -> None:
+    def __init__(self, path: str = "/encode", body: bytes = b"", pause: float = 0, turn: float = 0) -> None:
         """Of one kind of request.
 
         Args:
             path: asked for; by POST where there is a body.
             body: of each request.
             pause: seconds between an answer and the next request.
+            turn: seconds between two requests of a connection, or more where the answer takes longer.
         """
         method = "POST" if body else "GET"
         head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
         self.message = head.encode() + body
         self.seconds: dict[int, list[float]] = {}
         self.cut: Counter[str] = Counter()
-        self.pause = pause
+        self.pause, self.turn = pause, turn
         self.refused = 0
         self.left: int | None = None
         self.is_over = False
@@ -84,12 +85,14 @@ class Client(asyncio.Protocol):
         length = int(low.partition(b"content-length:")[2].split(b"\r\n", 1)[0])
         if len(body) < length:
             return
-        self.tally.seconds.setdefault(int(head[9:12]), []).append(time.perf_counter() - self.sent)
+        took = time.perf_counter() - self.sent
+        self.tally.seconds.setdefault(int(head[9:12]), []).append(took)
         self.buffer, self.sent = b"", 0.0
+        wait = max(self.tally.pause, self.tally.turn - took)
         if b"\r\nconnection: close" in low:
             self.transport.close()
-        elif self.tally.pause:
-            asyncio.get_running_loop().call_later(self.tally.pause, self._send)
+        elif wait > 0:
+            asyncio.get_running_loop().call_later(wait, self._send)
         else:
             self._send()
 
@@ -110,9 +113,10 @@ class Client(asyncio.Protocol):
             self.transport.close()
 
 
-async def keep_asking(port: int, tally: Tally, until_closed: bool = False) -> None:
+async def keep_asking(port: int, tally: Tally, until_closed: bool = False, after: float = 0) -> None:
     """Keeps one connection open until the tally is over, and opens another one where it was closed."""
     loop = asyncio.get_running_loop()
+    await asyncio.sleep(after)
     while not tally.is_over:
         try:
             _, client = await loop.create_connection(lambda: Client(tally), "127.0.0.1", port)
@@ -127,7 +131,9 @@ async def keep_asking(port: int, tally: Tally, until_closed: bool = False) -> No
 
 async def load(port: int, tally: Tally, connections: int, seconds: float, until_closed: bool = False) -> None:
     """Asks from so many connections, for so long or until the tally is over or the port closed."""
-    tasks = [asyncio.create_task(keep_asking(port, tally, until_closed)) for _ in range(connections)]
+    # the turns of a rate follow one another
+    starts = [number * tally.turn / connections for number in range(connections)]
+    tasks = [asyncio.create_task(keep_asking(port, tally, until_closed, after)) for after in starts]
     await asyncio.wait(tasks, timeout=seconds)
     tally.is_over = True
     await asyncio.wait(tasks, timeout=30)
@@ -153,7 +159,7 @@ async def hold_slow(port: int, count: int, body: bytes) -> None:
 
 async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     body = arguments.body.read_bytes()
-    tally = Tally(body=body)
+    tally = Tally(body=body, turn=arguments.connections / arguments.rate if arguments.rate else 0)
     tally.left = arguments.requests
     slow = asyncio.create_task(hold_slow(arguments.port, arguments.slow, body)) if arguments.slow else None
     health = Tally("/healthz", pause=0.02)
@@ -176,6 +182,7 @@ def main() -> None:
     parser.add_argument(
         "--requests", type=int, help="of all connections together; default: as many as there is time for"
     )
+    parser.add_argument("--rate", type=float, help="requests/s of all connections together, where answered in time")
     parser.add_argument("--slow", type=int, default=0, help="connections beside them that send half a body")
     parser.add_argument("--health", action="store_true", help="ask /healthz meanwhile")
     parser.add_argument("--until-closed", action="store_true", help="end when the port is closed")
