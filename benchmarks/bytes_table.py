@@ -64,7 +64,7 @@ class Way(NamedTuple):
 
 
 def ways_of(model: Model) -> list[Way]:
-    """Every way at every of the model's dims that takes at least LEAST_BYTES."""
+    """Every way at every of the model's dims: number types of at least LEAST_BYTES, and codes."""
     found = []
     for dim in model.dims:
         kinds: tuple[VectorType, ...] = ("float32", "float16", "int8", "binary")
@@ -131,12 +131,12 @@ def measure(data: str, model: Model, split: str, exclude_self: bool) -> pd.DataF
 def page_of(frame: pd.DataFrame, name: str, split: str, queries: int) -> Page:
     """Tables, picture and what is to be seen in them."""
     is_original = frame["way"].str.startswith(ORIGINALS)
-    whole = frame[~is_original].iloc[0]
-    smallest = frame[~is_original]
+    own = frame[~is_original]
+    whole = own.iloc[0]
     findings = [f"{whole['bytes']} bytes ({whole['way']}, {whole['dims']} dims): {whole['ndcg@10']:.4f}."]
     for share in (0.99, 0.95, 0.9):
-        enough = smallest[smallest["ndcg@10"] >= share * whole["ndcg@10"]].iloc[-1]
-        enough = smallest[(smallest["bytes"] == enough["bytes"])].iloc[0]
+        enough = own[own["ndcg@10"] >= share * whole["ndcg@10"]].iloc[-1]
+        enough = own[own["bytes"] == enough["bytes"]].iloc[0]
         findings.append(
             f"{share:.0%} of that takes {enough['bytes']} bytes ({enough['way']}, {enough['dims']} dims: "
             f"{enough['ndcg@10']:.4f}), {whole['bytes'] / enough['bytes']:.0f} times fewer."
@@ -189,7 +189,7 @@ def budgets(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def picture(frame: pd.DataFrame) -> Figure:
-    """Quality against bytes, a line each number type, and the best for the bytes as a level behind them."""
+    """Quality against bytes, a line each way, and the best for the bytes as a level behind them."""
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.add_subplot()
     best = frame[frame["best"]].sort_values("bytes")

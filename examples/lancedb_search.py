@@ -18,6 +18,14 @@ import smec_core
 from smec_core.data.parquet import embedding_column
 
 FIRST, SHORTLIST, K = 24, 100, 10
+
+
+def with_first(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with the first dims of its vectors as a column of their own."""
+    whole_Nd = batch["embedding"].flatten().to_numpy().reshape(len(batch), -1)
+    return batch.append_column("first", embedding_column(whole_Nd[:, :FIRST].astype(np.float32)))
+
+
 out, queries, folder = sys.argv[1:]
 
 version = smec_core.published(out)
@@ -27,8 +35,7 @@ database, schema, rows = lancedb.connect(folder), version.schema, version.arrow(
 if not binary:
     # LanceDB does not search int8, but keeps it for the second pass
     schema = schema.append(pa.field("first", pa.list_(pa.float32(), FIRST)))
-    firsts = (embedding_column(vectors[:, :FIRST].astype(np.float32)) for _, vectors in version.batches())
-    rows = (batch.append_column("first", first) for batch, first in zip(version.arrow(), firsts, strict=True))
+    rows = map(with_first, version.arrow())
 if name not in database.list_tables().tables:
     # it appears when all its rows are there
     database.create_table(name, rows, schema=schema)

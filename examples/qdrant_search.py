@@ -21,7 +21,7 @@ version = smec_core.published(out)
 name = f"documents_{version.key}_{FIRST}"
 client = QdrantClient(path=folder)
 if name not in [alias.alias_name for alias in client.get_aliases().aliases]:
-    # Qdrant has no signed int8, and makes signs itself; float16 holds the numbers of int8 exactly
+    # Qdrant has no signed int8, and makes signs itself; for the cosine it keeps unit vectors, here as float16
     params = {
         vector: models.VectorParams(size=size, distance=models.Distance.COSINE, datatype=models.Datatype.FLOAT16)
         for vector, size in {"first": FIRST, "whole": version.dim}.items()

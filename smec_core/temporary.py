@@ -175,11 +175,11 @@ def _lock_own(folder: Path) -> bool:
     with suppress(OSError):
         # not on every file system; there it is age that tells
         fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        return os.path.samestat(os.stat(folder), os.fstat(lock))
-    except FileNotFoundError:
-        os.close(lock)
-        return False
+    with suppress(FileNotFoundError):
+        if os.path.samestat(os.stat(folder), os.fstat(lock)):
+            return True
+    os.close(lock)
+    return False
 
 
 def _lock_left(folder: Path) -> int | None:

@@ -27,7 +27,7 @@ from smec_core.data.stored_files import StoredFile
 from smec_core.data.table_files import stamp_of, states_of
 from smec_core.data.tables import find_table, find_values
 from smec_core.data.uri import open_filesystem, public_uri
-from smec_core.data.versions import CURRENT, current, in_force, is_published, manifest_of
+from smec_core.data.versions import CURRENT, current, in_force, is_published, manifest_of, stored_dims
 from smec_core.errors import InputError, SmecError, StoreError
 from smec_core.model.files import load
 from smec_core.model.model import Model
@@ -166,7 +166,7 @@ def _upgraded(settings: CompressSettings, model: Model, source: str) -> dict[str
     asked = (model.fingerprint, settings.dtype)
     if "upgraded_from" not in manifest or (manifest["model_fingerprint"], manifest["dtype"]) != asked:
         return None
-    if settings.dim is not None and settings.dim != _stored_dims(manifest):
+    if settings.dim is not None and settings.dim != stored_dims(manifest):
         return None
     return _nothing_to_do(source, manifest)
 
@@ -257,11 +257,7 @@ def _plan(
 
 
 def _bytes_per_vector(manifest: dict[str, Any]) -> int:
-    return sum(vector_bytes(dim, manifest["dtype"]) for dim in _stored_dims(manifest))
-
-
-def _stored_dims(manifest: dict[str, Any]) -> tuple[int, ...]:
-    return tuple(map(int, manifest["folders"])) or (manifest["dim"],)
+    return sum(vector_bytes(dim, manifest["dtype"]) for dim in stored_dims(manifest))
 
 
 def _figures(manifest: dict[str, Any], uri: str, seconds: float, rows: int, reused: int) -> dict[str, Any]:

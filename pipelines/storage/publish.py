@@ -37,6 +37,7 @@ from smec_core.data.versions import (
     PLAN,
     PUBLISH,
     InForce,
+    finished_manifest,
     in_force,
     is_finished,
     manifest_of,
@@ -115,8 +116,8 @@ def finished_version(out: str, plan: dict[str, Any]) -> tuple[str, dict[str, Any
     for name in dict.fromkeys((in_force(out).name, *versions_in(filesystem, root)[-1:])):
         # one that is damaged is written again by this run
         with suppress(DamagedError):
-            found = manifest_of(filesystem, f"{root}/{name}") if is_finished(filesystem, root, name) else None
-            if found is not None and found["version"] == name and plan_of(found) == json.loads(json.dumps(plan)):
+            found = finished_manifest(filesystem, root, name)
+            if found is not None and plan_of(found) == json.loads(json.dumps(plan)):
                 found = check_version(out, name)
                 if filesystem.get_file_info(f"{root}/{name}/{DONE}").type == pafs.FileType.Directory:
                     # whoever has finished it was killed before it had put away what it worked with

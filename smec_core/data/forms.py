@@ -96,7 +96,7 @@ def table_of(what: str, given: Vectors, names: ColumnNames = DEFAULT_NAMES) -> p
         what: for messages.
         given: (N, D) numbers as a numpy array, a torch tensor or lists, whose ids are "0" to "N-1"; or a table with ids
             and embeddings: Arrow, pandas, polars, a Hugging Face dataset, whatever else gives Arrow's streams, or
-            `{"id": ids, "embedding": vectors}`.
+            `{"id": ids, "embedding": vectors}`, other columns, too.
         names: what its columns are called.
 
     Raises:
@@ -104,7 +104,11 @@ def table_of(what: str, given: Vectors, names: ColumnNames = DEFAULT_NAMES) -> p
     """
     if isinstance(given, Mapping) and {names.id, names.embedding} <= set(given):
         ids = _arrow(what, given[names.id])
-        return _joined(what, ids, _vectors(what, given[names.embedding]), names)
+        table = _joined(what, ids, _vectors(what, given[names.embedding]), names)
+        for name in given:
+            if name not in (names.id, names.embedding):
+                table = table.append_column(name, _arrow(what, given[name]))
+        return table
     table = _table(what, given)
     if table is not None:
         if not {names.id, names.embedding} & {*table.column_names} and all(map(_is_number, table.schema.types)):

@@ -107,10 +107,11 @@ class EmbeddingTable:
         start = 0
         for file in find_table(filesystem, path.rstrip("/")):
             with open_rows(filesystem, file) as opened:
-                judge_schema(file, opened.schema, names.of_vectors)
+                shown = shown_path(filesystem, file)
+                judge_schema(shown, opened.schema, names.of_vectors)
                 rows = opened.groups
                 if sum(rows) and dim is None:
-                    dims[file] = _first_dim(opened, file, names.embedding)
+                    dims[shown] = _first_dim(opened, shown, names.embedding)
             parts.append(ParquetPart(file, sum(rows), start, rows))
             start += sum(rows)
         if not start:
@@ -190,12 +191,12 @@ class EmbeddingTable:
                 schema, added = opened.schema, part.added(opened.schema)
                 for name, value in added.items():
                     schema = schema.append(pa.field(name, value.type))
-                judge_schema(part.path, schema, {column: Wanted((column,), "label")})
+                judge_schema(self._shown(part), schema, {column: Wanted((column,), "label")})
                 if column in added:
                     yield part.start, pc.cast(pa.repeat(added[column], part.rows), pa.string())
                     continue
                 for row, batch in opened.batches([column], ID_ROWS):
-                    yield part.start + row, strings_of(batch[column], part.path, column, row, nulls=True)
+                    yield part.start + row, strings_of(batch[column], self._shown(part), column, row, nulls=True)
 
     def locate(self, row: int) -> str:
         """Names the file and the row in it of a global row."""

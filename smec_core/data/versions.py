@@ -68,11 +68,11 @@ def manifest_in_force(out: str) -> dict[str, Any]:
     found = in_force(out)
     if found.content is None:
         raise InputError(f"{public_uri(out)}: no version is published there (no file {CURRENT})")
-    public = f"{public_uri(out)}/{CURRENT}"
+    public = public_uri(join_uri(out, CURRENT))
     if not found.name:
         raise DamagedError(public, "names no version", PUBLISH)
-    manifest = manifest_of(filesystem, f"{root}/{found.name}") if is_finished(filesystem, root, found.name) else None
-    if manifest is None or manifest["version"] != found.name:
+    manifest = finished_manifest(filesystem, root, found.name)
+    if manifest is None:
         raise DamagedError(public, f"names {found.name!r}, which is no finished version", PUBLISH)
     if found.checksum and found.checksum != checksum_of(manifest):
         raise DamagedError(public, f"is not what was written for {found.name}", PUBLISH)
@@ -108,6 +108,21 @@ def is_finished(filesystem: pafs.FileSystem, root: str, name: str) -> bool:
     return bool(VERSION.fullmatch(name)) and find_manifest(filesystem, f"{root}/{name}") is not None
 
 
+def finished_manifest(filesystem: pafs.FileSystem, root: str, name: str) -> dict[str, Any] | None:
+    """The manifest of a finished version, None where there is none of that name; a copy of another one is none.
+
+    Raises:
+        InputError: its manifest is not what was written.
+    """
+    manifest = manifest_of(filesystem, f"{root}/{name}") if is_finished(filesystem, root, name) else None
+    return manifest if manifest is not None and manifest["version"] == name else None
+
+
+def stored_dims(manifest: dict[str, Any]) -> tuple[int, ...]:
+    """Of which dims a version holds vectors, the largest first."""
+    return tuple(map(int, manifest["folders"])) or (manifest["dim"],)
+
+
 def manifest_of_version(out: str, name: str) -> dict[str, Any]:
     """The manifest of a finished version.
 
@@ -119,9 +134,8 @@ def manifest_of_version(out: str, name: str) -> dict[str, Any]:
         DamagedError: there is no such version, or its manifest is not what was written.
     """
     filesystem, root = open_folder(out)
-    manifest = manifest_of(filesystem, f"{root}/{name}") if is_finished(filesystem, root, name) else None
-    # a copy of another one is none
-    if manifest is None or manifest["version"] != name:
+    manifest = finished_manifest(filesystem, root, name)
+    if manifest is None:
         raise DamagedError(public_uri(join_uri(out, name)), "is no finished version", PUBLISH)
     return manifest
 

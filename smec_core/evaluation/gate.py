@@ -41,11 +41,11 @@ class GateSettings(Settings):
     """Least gain on the champion, mean over the dims."""
     max_loss: float = Field(0.01, ge=0, le=1)
     """The most that any dim may lose against the champion, the anchor, PCA, or the frozen embeddings cut to that dim:
-    over all gate queries, and over those that search for documents seen in training, and unseen, and of each segment
-    (`by`), where they are min_queries."""
+    over all gate queries; and, where they are at least min_queries, over seen queries, unseen queries, and each segment
+    (`by`)."""
     by: str | None = Field(None, min_length=1)
     """Column of the queries table, as language: the gate queries of each of its values are held to max_loss by
-    themselves, where they are min_queries, so that no mean hides who loses. Default: none is."""
+    themselves, where they are min_queries, so that no mean hides who loses. Default: no column."""
     significance: float = Field(0.05, gt=0, le=1)
     """The gain on the champion must have a p of at most this, in a paired randomisation test; 1: no test."""
     max_below: float = Field(0.0, ge=0, le=1)
@@ -264,7 +264,7 @@ def _judge_segments(scores: Scores, settings: GateSettings, segments: Segments) 
 
 def _told(segments: SegmentVerdicts, settings: GateSettings) -> str:
     refused = sum(one.problem is not None for one in segments.held)
-    others = f"; {segments.left[0]} others have fewer than {settings.min_queries} queries" if segments.left[0] else ""
+    others = f"; {segments.left[0]} more with fewer than {settings.min_queries} queries" if segments.left[0] else ""
     return f"{safe_line(segments.column)}: {refused} of {len(segments.held)} segments lose more{others}"
 
 

@@ -22,7 +22,14 @@ from smec_core.data.stored_files import files_of, problem_of
 from smec_core.data.table_files import stamp_of_file
 from smec_core.data.tables import MANIFEST
 from smec_core.data.uri import join_uri, public_uri
-from smec_core.data.versions import COPY_AGAIN, in_force, manifest_of_version, manifest_to_read, open_folder
+from smec_core.data.versions import (
+    COPY_AGAIN,
+    in_force,
+    manifest_of_version,
+    manifest_to_read,
+    open_folder,
+    stored_dims,
+)
 from smec_core.errors import DamagedError, InputError, SmecError
 from smec_core.model.files import load
 from smec_core.model.model import Model
@@ -55,7 +62,8 @@ class Published:
         key: name that no other vectors of any folder have, as v0003_96_5d41402a; for a store's tables.
         dtype: number type of the vectors: float32, float16, int8 or binary (signs as bits).
         dim: d, dims of a vector.
-        dims: at which a vector may be cut, the largest first, as the model was trained for them; normalise it then.
+        dims: at which a vector may be cut, the largest first: those of the version and of its model, up to `dim`;
+            normalise it then.
         scale: an int8 vector times this is about the vector; None of float32 and float16.
         rows: how many there are.
         files: the names of its files, in the order of the rows.
@@ -69,7 +77,7 @@ class Published:
         self.version: str = manifest["version"]
         self.dtype: VectorType = manifest["dtype"]
         self.rows: int = manifest["rows"]
-        stored = tuple(map(int, manifest["folders"])) or (manifest["dim"],)
+        stored = stored_dims(manifest)
         self.dim: int = stored[0] if dim is None else dim
         if self.dim not in stored:
             raise InputError(f"dim is {dim}, but {self._place} holds vectors of {', '.join(map(str, stored))} dims")
@@ -156,9 +164,9 @@ class Published:
 
         Yields:
             ids (N,): numbers where they are numbers in the files, else objects of type str; then of each column the
-            vectors, which are not to be written to: (N, d) float32 or float16 of norm 1; (N, d) int8, which `scale`
-            times are these; or (N, b) uint8 of binary, the first number in the highest bit, as numpy.unpackbits reads
-            it.
+            vectors, which are not to be written to: (N, d) float32 or float16 of norm 1; (N, d) int8; times `scale`
+            they are about the same; or (N, b) uint8 of binary, the first number in the highest bit, as
+            numpy.unpackbits reads it.
 
         Raises:
             InputError: no such column of vectors, or no such file.
@@ -175,7 +183,13 @@ class Published:
             yield _ids(batch["id"]), *(one.flatten().to_numpy().reshape(-1, one.type.list_size) for one in found)
 
     def read(self, *columns: str) -> tuple[np.ndarray, ...]:
-        """All rows at once, as `batches` gives them some at a time."""
+        """All rows at once, as `batches` gives them some at a time.
+
+        Raises:
+            InputError: there are none; or, as the others, what `batches` raises.
+        """
+        if not self.rows:
+            raise InputError(f"{self._place}: holds no rows")
         return tuple(np.concatenate(parts) for parts in zip(*self.batches(*columns), strict=True))
 
     def arrow(

@@ -118,6 +118,8 @@ def test_in_python_a_column_of_the_queries_divides_them(folder: Path) -> None:
     found = MODEL.evaluate(tables[0], queries, qrels, by="language")
     assert found.to_dict()["segments"]["language"][0]["value"] == "de"
     assert "ndcg@10 by language, 3 segments" in str(found)
+    columns = {name: queries[name].to_pylist() for name in queries.column_names}
+    assert MODEL.evaluate(tables[0], columns, qrels, by="language").to_dict() == found.to_dict()
     with pytest.raises(InputError, match="queries: column tenant is missing; it holds id, embedding, language"):
         MODEL.evaluate(tables[0], queries, qrels, by=["language", "tenant"])
 
