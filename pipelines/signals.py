@@ -55,6 +55,7 @@ class _Ending:
         self.then, self.patience = "nothing was done yet", PATIENCE_SECONDS
         self.say: Callable[[str], object] = _write
         self.count = 0
+        self.code: int | None = None
         self.is_open = self.is_raised = self.is_last = self.is_said = False
         self.for_others: deque[int] = deque()
         self.saying = threading.Lock()
@@ -88,12 +89,15 @@ class _Ending:
         self.count += 1
         if self.count == FORCING:
             threading.Thread(target=self.force, args=("the third signal",), daemon=True).start()
-        if self.number is not None:
+        if self.count > 1:
             return
-        self.number = number
         timer = threading.Timer(self.patience, self.force, [f"clean-up took longer than {self.patience:.0f} s"])
         timer.daemon = True
         timer.start()
+        if self.is_last:
+            # the job is done, and its exit code is what it has to say
+            return
+        self.number = number
         self.wake()
         self.tell()
 
@@ -116,10 +120,11 @@ class _Ending:
     def force(self, why: str) -> None:
         """Ends the process as it is."""
         number = self.number or signal.SIGTERM
-        last = threading.Timer(LAST_SECONDS, os._exit, [128 + number])
+        code = 128 + number if self.number or self.code is None else self.code
+        last = threading.Timer(LAST_SECONDS, os._exit, [code])
         last.daemon = True
         last.start()
-        if self.is_said:
+        if self.is_said or self.is_last:
             _write(f"left as it is: {why}; the next start removes what is left")
         else:
             _write(f"ended by {signal.Signals(number).name}; {self.then}")
@@ -129,7 +134,7 @@ class _Ending:
             from smec_core.temporary import remove_own_folders
 
             remove_own_folders()
-        os._exit(128 + number)
+        os._exit(code)
 
 
 _ending = _Ending()
@@ -187,7 +192,7 @@ def end(code: int) -> NoReturn:
 
     Not as Python ends: that waits for threads that nobody needs any more, and a signal would come in between.
     """
-    _ending.is_last = True
+    _ending.code, _ending.is_last = code, True
     if _ending.number is not None:
         _ending.tell()
         if os.environ.get("SMEC_DEBUG") != "1":

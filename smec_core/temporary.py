@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +25,8 @@ PREFIX = "smec~"
 NAME_LENGTH = len(PREFIX) + 8
 LEFT_SECONDS = 24 * 3600
 """Age of a folder that is left behind where its lock tells nothing: of another machine, or without locks."""
+RENEW_SECONDS = 3600.0
+"""How often a process makes its folders young again."""
 TRIES = 1000
 _NAME = re.compile(r"([0-9a-f]{4})[0-9a-f]{4}(\.\w+)?$")
 
@@ -67,6 +70,7 @@ def make_folder(base: Path | None = None, prefix: str = PREFIX, suffix: str = ""
                 continue
             raise
         if _lock_own(folder):
+            _keep_young()
             return folder
         # another process has taken it for one that was left behind
         del _held[folder]
@@ -153,6 +157,24 @@ def _found(base: Path, pattern: str) -> list[Path]:
         return list(base.glob(pattern))
     except OSError:
         return []
+
+
+@cache
+def _keep_young() -> None:
+    """Lets a thread renew the age of this process's folders, by which others judge where locks tell them nothing."""
+
+    def renew() -> None:
+        while True:
+            time.sleep(RENEW_SECONDS)
+            for folder in list(_held):
+                with suppress(OSError):
+                    os.utime(folder)
+
+    threading.Thread(target=renew, name="temporary folders", daemon=True).start()
+
+
+# threads do not come along
+os.register_at_fork(after_in_child=_keep_young.cache_clear)
 
 
 @cache

@@ -15,7 +15,7 @@ from smec_core.shown import safe_line
 
 EPILOG = (
     "Exit codes: 0 done, 1 failed, 2 bad usage or bad input, 3 a new model was refused, 4 another process has the run, "
-    "129, 130, 143 ended by SIGHUP, SIGINT (Ctrl-C), SIGTERM: the same command goes on."
+    "129, 130, 143 ended by SIGHUP, SIGINT (Ctrl-C), SIGTERM, and a line says what the same command does."
 )
 
 ANEW = "the same command starts anew"
@@ -117,6 +117,7 @@ COMMANDS = {
         "pipelines.retrain.settings:RollbackSettings",
         "pipelines.retrain.rollback",
         flags=("to",),
+        rerun=ON,
     ),
     "status": Command(
         "Tell how a series stands, and what of it is damaged.",

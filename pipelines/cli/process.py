@@ -26,7 +26,7 @@ def main() -> NoReturn:
         keep_own_folder()
         code = _run()
     while True:
-        # a signal may still come, until `end` has begun
+        # a signal may still come; once `end` has begun it changes the exit code no more
         with suppress(KeyboardInterrupt):
             signals.end(code)
 

@@ -334,8 +334,9 @@ def export_figures(name: str, record: Mapping[str, Any]) -> None:
         drift, verdict = record["drift"] or {}, record.get("gate", {"ndcg@10": {}})
         mean = {system: float(np.mean(list(by_dim.values()))) for system, by_dim in verdict["ndcg@10"].items()}
         figures |= {"gate_refused": float(refused), "champion_ndcg": mean.get(gate.CHAMPION)}
-        if (segments := verdict.get("segments")) is not None:
-            figures["gate_segments_refused"] = float(sum(not one["holds"] for one in segments["held"]))
+        if "gate" in record:
+            held = (verdict.get("segments") or {"held": []})["held"]
+            figures["gate_segments_refused"] = float(sum(not one["holds"] for one in held))
         figures |= {"challenger_ndcg": mean.get(gate.CHALLENGER), "drift_mean": drift.get("mean_shift")}
         figures |= {"drift_covariance": drift.get("covariance_shift")}
         figures |= {"drift_neighbours_kept": drift.get("neighbours_kept")}

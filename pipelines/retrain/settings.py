@@ -109,7 +109,7 @@ class StatusSettings(RetrainSettings):
 
     Example: smec status --config retrain.yaml --deep
 
-    Exit codes: 0 all is as it was written; 2 something is damaged, each with its cure.
+    Exit codes: 0 all is as it was written; 2 something is damaged, each with its cure, or gate.anchor names no release.
     """
 
     deep: bool = False

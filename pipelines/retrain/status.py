@@ -45,6 +45,8 @@ def run(settings: StatusSettings) -> dict[str, Any]:
         if not look.found.damages:
             try:
                 anchor = find_anchor(ledger, settings)
+            except DamagedError:
+                raise
             except InputError as problem:
                 error = problem
         figures = _figures(settings, ledger, look, anchor, error)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from smec_core import temporary
 from smec_core.temporary import LEFT_SECONDS, PREFIX, make_folder, remove_folder, remove_left_behind, temporary_folder
 from tests.kills import REPOSITORY
 
@@ -102,6 +103,18 @@ def test_folders_of_another_user_stay(tmp_path: Path) -> None:
     os.chown(theirs, 0, 0)
     remove_left_behind(tmp_path)
     assert not theirs.exists()
+
+
+def test_a_process_renews_the_age_of_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(temporary, "RENEW_SECONDS", 0.01)
+    temporary._keep_young.cache_clear()
+    with temporary_folder(tmp_path) as made:
+        old = time.time() - LEFT_SECONDS - 60
+        os.utime(made, (old, old))
+        end = time.monotonic() + 30
+        while made.stat().st_mtime == old:
+            assert time.monotonic() < end
+            time.sleep(0.01)
 
 
 def test_of_another_machine_a_folder_goes_when_it_is_old(tmp_path: Path) -> None:

@@ -158,6 +158,11 @@ signal.signal(signal.SIGTERM, own)
 print("up", flush=True)
 time.sleep(100)
 """
+DONE = """
+import atexit
+atexit.register(lambda: (print("up", flush=True), time.sleep(1)))
+signals.end(3)
+"""
 INSIDE = """
 import signal
 before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
@@ -186,6 +191,7 @@ def script(code: str, *words: str) -> "subprocess.Popen[str]":
         pytest.param(STUCK, 2, 143, ["ended by SIGTERM; it goes on", "clean-up took longer than 2 s"], id="time"),
         pytest.param(DROPPED, 1, 143, ["ended by SIGTERM; it goes on"], id="dropped"),
         pytest.param(SERVED, 1, 7, [], id="a handler of a job's own"),
+        pytest.param(DONE, 2, 3, [], id="after the job is done"),
     ],
 )
 def test_how_clean_up_ends(body: str, signals: int, code: int, said: list[str]) -> None:
