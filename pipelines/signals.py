@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+from _thread import interrupt_main
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -56,7 +57,7 @@ class _Ending:
         self.say: Callable[[str], object] = _write
         self.count = 0
         self.code: int | None = None
-        self.is_open = self.is_raised = self.is_last = self.is_said = False
+        self.is_open = self.is_raised = self.is_last = self.is_said = self.is_cut = False
         self.for_others: deque[int] = deque()
         self.saying = threading.Lock()
 
@@ -182,6 +183,15 @@ def is_installed() -> bool:
     return bool(_ending.taken)
 
 
+def interrupt() -> None:
+    """Raises a KeyboardInterrupt in the main thread, out of another one; in a command also where SIGINT is ignored."""
+    if is_installed():
+        _ending.is_cut = True
+        _ending.wake()
+    else:
+        interrupt_main()
+
+
 def came() -> bool:
     """Whether a signal has come that ends this process."""
     return _ending.number is not None
@@ -228,6 +238,9 @@ def _deliver(_: int, frame: FrameType | None) -> None:
         handler = signal.getsignal(number)
         if callable(handler):
             handler(number, frame)
+    if _ending.is_cut:
+        _ending.is_cut = False
+        raise KeyboardInterrupt
     _raise()
 
 

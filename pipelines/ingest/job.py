@@ -8,12 +8,12 @@ dataset of the same plan is left as it is, and an unfinished one is continued (p
 import datetime
 import importlib.util
 import time
-from _thread import interrupt_main
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines import signals
 from pipelines.console import RowProgress, say, telling, warn
 from pipelines.ingest.actor import EncodeShard, Job
 from pipelines.ingest.draft import JOB, DatasetDraft, digest_of
@@ -132,7 +132,7 @@ def run(settings: IngestSettings) -> dict[str, Any]:
     manifest, encoded = draft.finished(plan), 0
     if manifest is None:
         draft.create()
-        with Lease(draft.state, interrupt_main, f"dataset {draft.uri}", "written", "folder") as lease:
+        with Lease(draft.state, signals.interrupt, f"dataset {draft.uri}", "written", "folder") as lease:
             # another process may have finished it meanwhile
             manifest = draft.finished(plan) or draft.sealed(plan)
             if manifest is None:

@@ -1,7 +1,6 @@
 """`smec train`: scans a dataset, trains the chain in Ray Train workers, evaluates and stores the model."""
 
 import shutil
-from _thread import interrupt_main
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipelines import signals
 from pipelines.console import adopt_loggers, context, say, show, telling
 from pipelines.data.source import Source, scan_data
 from pipelines.runtime.cluster import connect, is_own, threads_of
@@ -147,7 +147,7 @@ class Training:
             SmecError: the training failed.
         """
         run_folder.create()
-        with context(run=self.name), Lease(run_folder, on_lost=interrupt_main) as lease:
+        with context(run=self.name), Lease(run_folder, on_lost=signals.interrupt) as lease:
             run_folder.claim(self.identity)
             if run_folder.is_finished:
                 say(f"run {self.name} is finished already; its model is taken from {public_uri(run_folder.uri)}")

@@ -1,10 +1,10 @@
 """`smec tune`: searches settings of the method on Ray Tune, by dev figures alone."""
 
 import os
-from _thread import interrupt_main
 from pathlib import Path
 from typing import Any
 
+from pipelines import signals
 from pipelines.console import context, say, telling
 from pipelines.data.source import scan_data
 from pipelines.storage.lease import Lease
@@ -85,7 +85,7 @@ def run(settings: TuneSettings) -> dict[str, Any]:
     name = settings.name or f"study-{digest(identity)}"
     study = RunFolder(storage, name)
     study.create()
-    with context(run=name), Lease(study, on_lost=interrupt_main) as lease:
+    with context(run=name), Lease(study, on_lost=signals.interrupt) as lease:
         study.claim(identity)
         summary = StudyStart(settings, config, dataset, scanned, space, objective, study, out, lease).run()
     if settings.train_best:

@@ -206,6 +206,14 @@ def test_how_clean_up_ends(body: str, signals: int, code: int, said: list[str]) 
     assert all(text in line for text, line in zip(said, errors.splitlines(), strict=True))
 
 
+def test_what_a_thread_interrupts_ends_also_where_ctrl_c_is_ignored() -> None:
+    ignored = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    body = "import threading\nthreading.Timer(0.1, signals.interrupt).start()\ntime.sleep(100)\n"
+    with script(ignored + SCRIPT.format(body=body)) as process:
+        _, errors = process.communicate()
+    assert errors.endswith("KeyboardInterrupt\n"), errors
+
+
 def test_a_job_that_is_called_leaves_signals_alone(dataset: Path) -> None:
     with script(f"import sys\n{INSIDE}", str(dataset)) as process:
         _, errors = process.communicate()
