@@ -193,13 +193,18 @@ def test_too_many_connections_leave_room_for_health(service: Service) -> None:
         (b'{"inputs": [[' + b"1," * 999_999 + b"1]]}", f"at most {MAX_ROWS} rows"),
         (b'{"inputs": [[1]]' + b', "a": 1' * 3000 + b"}", "send {"),
         (b"[" * 30_000, "invalid JSON"),
+        (b'{"inputs": ' + b"[" * 1_000_000, "invalid JSON"),
+        (b'{"inputs": ' + b"[ " * 1_000_000, "invalid JSON"),
     ],
-    ids=["rows", "numbers", "keys", "levels"],
+    ids=["rows", "numbers", "keys", "levels", "levels of inputs", "levels with spaces"],
 )
 def test_bodies_of_a_million_parts_are_refused(service: Service, body: bytes, cure: str) -> None:
     status, _, content = ask(service, "/encode", body)
     assert 400 <= status < 500
     assert cure in content["detail"]
+    status, _, content = ask(service, EMBEDDINGS, body.replace(b"inputs", b"input"))
+    assert 400 <= status < 500
+    assert cure in content["error"]["message"]
 
 
 def test_nan_is_never_written(service: Service, tmp_path: Path) -> None:
