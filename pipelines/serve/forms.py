@@ -97,8 +97,8 @@ def _read_embeddings(body: bytes, model: Model, max_rows: int) -> tuple[Query, W
         rows = several.input
     if request.model not in (ANY_MODEL, model.fingerprint):
         raise QueryError(
-            f"model: another one is served, {model.fingerprint}; its vectors cannot be compared with those of the model "
-            "you named: use an index made by the served model, or serve yours",
+            f"model: another one is served, {model.fingerprint}; its vectors cannot be compared with those of the "
+            "model you named: use an index made by the served model, or serve yours",
             "model_not_found",
             404,
         )
