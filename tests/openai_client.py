@@ -4,6 +4,7 @@ import json
 import urllib.error
 import urllib.request
 from typing import Any
+from urllib.parse import urljoin
 
 import jsonschema
 import numpy as np
@@ -42,6 +43,9 @@ def check_document(url: str, input_dim: int) -> None:
     status, document, headers = _ask(url, "GET", "/openapi.json")
     assert (status, headers["content-type"]) == (200, "application/json")
     validate(document, cls=OpenAPIV31SpecValidator)
+    # as tools make addresses: without servers, below the root
+    [server] = document.get("servers", [{"url": "/"}])
+    assert urljoin(url, server["url"]).rstrip("/") == url
     rows = np.random.default_rng(0).standard_normal((2, input_dim)).tolist()
     asked: list[tuple[str, str, Any]] = [("GET", path, None) for path in ("/info", "/healthz", "/readyz")]
     asked += [("POST", "/encode", body) for body in ({"inputs": rows, "dim": 8}, {"inputs": rows, "dim": -1})]
@@ -61,7 +65,7 @@ def check_document(url: str, input_dim: int) -> None:
     assert "POST /v1/embeddings" in page
     assert _ask(url, "POST", "/docs", {})[0] == 405
     status, answer, _ = _ask(url, "GET", "/v1/embeddings")
-    assert (status, answer["error"]["type"]) == (405, "invalid_request_error")
+    assert (status, answer["error"]["type"], answer["error"]["code"]) == (405, "invalid_request_error", "method")
     status, answer, _ = _ask(url, "GET", "/nowhere")
     assert (status, answer.keys()) == (404, {"detail"})
     assert "/docs" in answer["detail"]

@@ -31,7 +31,7 @@ def problem(path: str, status: int, message: str, code: str | None = None, param
         path: of the request.
         status: of HTTP.
         message: what is wrong and what to do.
-        code: a word for it, where the form has one.
+        code: a short error code, where the form has one.
         param: the key of the request that it is about, where the form has one.
     """
     if not path.endswith(EMBEDDINGS):

@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from pipelines.serve.answers import answer, as_bytes
+from pipelines.serve.answers import answer, as_bytes, problem
 from pipelines.serve.gate import App
 from pipelines.serve.settings import LimitSettings
 
@@ -61,6 +62,8 @@ class Connection(HttpToolsProtocol):
         self.most = most
         self.crowded = crowded
         self.turn_away = turn_away
+        # of the request whose head or body comes, as far as it has come
+        self.url = b""
         # since when the head of a request is awaited, if it is
         self.head_since: float | None = None
         # since when the client has not taken all that was written
@@ -92,7 +95,7 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self.idle_bytes > HEAD_BYTES:
-            self.reject(431, f"head: is larger than {HEAD_BYTES} bytes")
+            self.reject(431, f"head: is larger than {HEAD_BYTES} bytes", "size")
         elif self.head_since is None and self.timeout_keep_alive_task is None and self.cycle.response_complete:
             # the rest of a body that nobody waits for: uvicorn has stopped its own clock
             self.head_since = self.loop.time()
@@ -135,6 +138,7 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """The body has come; where it was not waited for, the connection is idle only now."""
         super().on_message_complete()
+        self.url = b""
         if self.cycle.response_complete and self.timeout_keep_alive_task is None:
             self.head_since = None
             self.on_response_complete()
@@ -154,12 +158,13 @@ class Connection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP; JSON as everything else."""
-        self.reject(400, f"no valid HTTP request, or more than {PIPELINED} at once")
+        self.reject(400, f"no valid HTTP request, or more than {PIPELINED} at once", "http")
 
-    def reject(self, status: int, detail: str) -> None:
-        """Answers outside of a request, and closes."""
+    def reject(self, status: int, detail: str, code: str) -> None:
+        """Answers outside of a request, in the form of its path where that has come, and closes."""
         if self.cycle is None or self.cycle.response_complete:
-            self.transport.write(as_bytes(answer(status, {"detail": detail}, is_last=True)))
+            path = unquote(self.url.partition(b"?")[0].partition(b"#")[0].decode("latin-1"))
+            self.transport.write(as_bytes(answer(status, problem(path, status, detail, code), is_last=True)))
         self.transport.close()
 
     def sweep(self) -> None:
@@ -171,7 +176,7 @@ class Connection(HttpToolsProtocol):
         elif self.head_since is not None and now - self.head_since > min(HEAD_SECONDS, self.limits.deadline):
             self.head_since = None
             if self.idle_bytes:
-                self.reject(408, "head: has not come in time")
+                self.reject(408, "head: has not come in time", "slow")
             else:
                 self.transport.close()
         if not self.transport.get_write_buffer_size():

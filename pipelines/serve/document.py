@@ -4,6 +4,7 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
@@ -44,9 +45,9 @@ class Facts(NamedTuple):
         return cls(model.fingerprint, model.input_dim, model.dims, max_rows, size, limits)
 
 
-def pages(facts: Facts) -> dict[str, Page]:
-    """The document and the page, by path."""
-    document = openapi(facts)
+def pages(facts: Facts, prefix: str) -> dict[str, Page]:
+    """The document and the page, by path below the prefix of the route."""
+    document = openapi(facts, prefix)
     page, style = _page(document)
     sources = f"style-src 'sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}'"
     policy = f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -78,13 +79,18 @@ def _page(document: dict[str, Any]) -> tuple[str, str]:
     return page, style
 
 
-def openapi(facts: Facts) -> dict[str, Any]:
-    """The document."""
+def openapi(facts: Facts, prefix: str) -> dict[str, Any]:
+    """The document.
+
+    Args:
+        facts: what is served.
+        prefix: of the route, without a slash at its end, so that tools can put a path behind it.
+    """
     return {
         "openapi": "3.1.0",
         "info": {"title": "smec serve", "version": smec_core.__version__, "description": _description(facts)},
-        # beside the document, wherever a route or an ingress puts that
-        "servers": [{"url": "."}],
+        # without servers it is the root of where the document was found
+        **({"servers": [{"url": quote(prefix)}]} if prefix else {}),
         "paths": _paths(facts),
         "components": {"schemas": _schemas(facts)},
     }
@@ -107,8 +113,8 @@ def _description(facts: Facts) -> str:
 
 
 def _paths(facts: Facts) -> dict[str, Any]:
-    health = _json("Health", "It is.")
-    away = {"description": "It is not.", "content": {"application/json": {"schema": _ref("Health")}}}
+    health = _json("Health", "Healthy.")
+    ready, away = _json("Health", "Ready."), _json("Health", "Not ready.")
     return {
         ENCODE: {"post": _vectors(facts, "encode", "Gives vectors.", "Encode", "Problem", {})},
         EMBEDDINGS: {
@@ -129,7 +135,7 @@ def _paths(facts: Facts) -> dict[str, Any]:
             }
         },
         "/healthz": _get("healthz", "Says that the service lives.", {"200": health}),
-        "/readyz": _get("readyz", "Says whether it takes requests.", {"200": health, "503": away}),
+        "/readyz": _get("readyz", "Says whether it takes requests.", {"200": ready, "503": away}),
         DOCUMENT: _get("document", "Gives this document.", {"200": _plain("application/json", "OpenAPI 3.1.")}),
         DOCS: _get("docs", "Shows this document as a page.", {"200": _plain("text/html", "A page.")}),
     }
@@ -163,8 +169,7 @@ def _refusals(facts: Facts, error: str, more: dict[int, str], statuses: Sequence
         "the seconds of Retry-After, each time after a longer wait.",
         **more,
     }
-    # a head that is refused has no path yet, so that its answer has the service's own form
-    found = {str(status): _json("Problem" if status == 431 else error, words[status]) for status in (*statuses, *more)}
+    found = {str(status): _json(error, words[status]) for status in (*statuses, *more)}
     found["503"]["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
     return dict(sorted(found.items()))
 
@@ -245,7 +250,7 @@ def _schemas(facts: Facts) -> dict[str, Any]:
                 message={**text, "description": "What is wrong and what to do."},
                 type={"enum": ["invalid_request_error", "server_error"]},
                 param={"type": ["string", "null"], "description": "The key that it is about."},
-                code={"type": ["string", "null"], "description": "A word for it."},
+                code={"type": ["string", "null"], "description": "A short error code."},
             )
         ),
     }

@@ -47,8 +47,8 @@ class Front:
     def __init__(self, handle: DeploymentHandle[Any], limits: LimitSettings, facts: Facts, route: str) -> None:
         self.gate = Gate(self._ask, limits, facts.body_bytes)
         self._health = {"status": "ok", "model": facts.fingerprint}
-        self._pages = pages(facts)
         self._prefix = route.rstrip("/")
+        self._pages = pages(facts, self._prefix)
 
         def describe(body: bytes) -> Any:
             return handle.describe.remote()

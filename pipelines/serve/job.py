@@ -19,7 +19,7 @@ import ray
 import ray.exceptions
 
 from pipelines import signals
-from pipelines.console import say, warn
+from pipelines.console import say, telling, warn
 from pipelines.runtime.cluster import connect
 from pipelines.runtime.ray_private import serve_http_options
 from pipelines.serve.queries import check_model
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pipelines.serve.front import Front
 
 HOST, PORT = "127.0.0.1", 8000
+STARTING = "starting the replicas"
 POLL_SECONDS = 0.2
 WATCH_SECONDS = 5.0
 END_SECONDS = 100.0
@@ -94,8 +95,9 @@ def run(settings: ServeSettings) -> dict[str, Any]:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
         connect(settings.replicas * settings.threads)
-        http = _listen(settings)
-        _deploy(application, settings)
+        with telling(STARTING):
+            http = _listen(settings)
+            _deploy(application, settings)
         url = _url(http.host or HOST, http.port, settings.route)
         say(f"serving on the cluster at {url}; it stays there when this command has ended")
         return {"url": url, "name": settings.name}
@@ -109,9 +111,10 @@ def run(settings: ServeSettings) -> dict[str, Any]:
     try:
         # here and not before: Ray has set a handler of its own
         signal.signal(signal.SIGTERM, partial(_terminate, terminated))
-        ray.serve.start(proxy_location="Disabled")
-        _deploy(application, settings)
-        front = _open(settings, listener)
+        with telling(STARTING):
+            ray.serve.start(proxy_location="Disabled")
+            _deploy(application, settings)
+            front = _open(settings, listener)
         say(f"serving at {_url(settings.host or HOST, settings.port or PORT, settings.route)}; Ctrl-C ends it")
         _watch(settings.name, front, terminated)
     except KeyboardInterrupt:

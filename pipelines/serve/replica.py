@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,8 @@ def _response(status: int, body: bytes) -> Response:
 async def _refuse(request: Request, error: HTTPException) -> Response:
     """Another path or method than those below, in the form of the path."""
     path, status = request.url.path, error.status_code
-    return _response(status, to_json(problem(path, status, f"{error.detail}; GET {DOCS} shows what there is", "path")))
+    said, code = f"{error.detail}; GET {DOCS} shows what there is", "method" if status == 405 else "path"
+    return _response(status, to_json(problem(path, status, said, code)))
 
 
 # what its methods use must stand above it: Serve copies the routes, and all that they name, as it reads this line
@@ -99,7 +100,8 @@ class Encoder:
                 "again (smec serve), and give a new version a folder of its own"
             )
         self.max_rows = max_rows
-        self.pages = pages(Facts.of(self.model, max_rows, None))
+        # by the prefix of the route, which an update may change under a replica
+        self.pages = lru_cache(1)(partial(pages, Facts.of(self.model, max_rows, None)))
         self.meters = Meters()
         self._encode_batch.set_max_batch_size(batch_requests)  # type: ignore[attr-defined]
         self._encode_batch.set_batch_wait_timeout_s(batch_wait_ms / 1000)  # type: ignore[attr-defined]
@@ -178,7 +180,8 @@ class Encoder:
     @http.get(DOCS)
     async def page(self, request: Request) -> Response:
         """What the service says of itself: pipelines/serve/document.py."""
-        found = self.pages[DOCS if request.url.path.endswith(DOCS) else DOCUMENT]
+        made = self.pages(request.scope.get("root_path", "").rstrip("/"))
+        found = made[DOCS if request.url.path.endswith(DOCS) else DOCUMENT]
         return Response(found.body, 200, dict(found.headers), found.media_type)
 
     async def _answer(self, query: Query, form: Form = ENCODE_FORM) -> np.ndarray:

@@ -19,7 +19,7 @@ from smec_core.yaml_file import read_mapping
 
 PACKAGES = ("smec_core", "pipelines", "tune_spaces")
 # what the packages are made of; whatever else lies in their folders stays here
-SUFFIXES = {".py", ".yaml", ".j2", ".typed"}
+SUFFIXES = {".py", ".yaml", ".j2", ".css", ".typed"}
 FILE_OPTIONS = ("--config", "--space")
 """Options whose file is read by the command itself, so that it is sent along."""
 ELSEWHERE = "leave it out, and give the cluster's machines a role, or the secret in their environment"

@@ -33,7 +33,7 @@ LIMITS = LimitSettings(deadline=7.5, max_wait=0.25)
 @pytest.fixture(scope="module", params=[LIMITS, None], ids=["alone", "cluster"])
 def document(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Of a server of its own, and of a replica behind Ray's proxies."""
-    return openapi(Facts.of(MODEL, MAX_ROWS, request.param))
+    return openapi(Facts.of(MODEL, MAX_ROWS, request.param), "")
 
 
 def request_schema(document: dict[str, Any], path: str) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def test_it_is_openapi(document: dict[str, Any]) -> None:
 
 
 def test_it_has_the_limits_that_hold() -> None:
-    alone, cluster = (openapi(Facts.of(MODEL, MAX_ROWS, limits)) for limits in (LIMITS, None))
+    alone, cluster = (openapi(Facts.of(MODEL, MAX_ROWS, limits), "") for limits in (LIMITS, None))
     assert "within 7.5 seconds" in alone["info"]["description"]
     assert "0.25 seconds" in alone["info"]["description"]
     assert "7.5" not in json.dumps(cluster)
@@ -59,6 +59,31 @@ def test_it_has_the_limits_that_hold() -> None:
         assert "408" not in cluster["paths"][path]["post"]["responses"]
         assert f"More than {MAX_ROWS} rows" in said["413"]["description"]
         assert "Retry-After" in said["503"]["headers"]
+        # whichever part of the service refuses it
+        for status in {"400", "408", "413", "431", "503"}:
+            form = said[status]["content"]["application/json"]["schema"]["$ref"]
+            assert form.endswith("/OpenAIProblem" if path == EMBEDDINGS else "/Problem")
+
+
+WORDS = re.compile(r"needed|It is\.|It is not\.|A word for it")
+
+
+def test_the_page_says_what_it_means() -> None:
+    made = pages(Facts.of(MODEL, MAX_ROWS, LIMITS), "")
+    text = made[DOCS].body.decode()
+    assert "<th>inputs, required</th>" in text
+    assert "<td>Healthy.</td>" in text and "<td>Ready.</td>" in text and "<td>Not ready.</td>" in text
+    assert "A short error code." in made[DOCUMENT].body.decode()
+    assert not WORDS.search(text + made[DOCUMENT].body.decode())
+
+
+@pytest.mark.parametrize(("prefix", "servers"), [("", None), ("/my models", [{"url": "/my%20models"}])])
+def test_addresses_begin_with_the_route(prefix: str, servers: list[dict[str, str]] | None) -> None:
+    facts = Facts.of(MODEL, MAX_ROWS, LIMITS)
+    assert openapi(facts, prefix).get("servers") == servers
+    made = json.loads(pages(facts, prefix)[DOCUMENT].body)
+    assert made == openapi(facts, prefix)
+    validate(made, cls=OpenAPIV31SpecValidator)
 
 
 NUMBERS = st.integers(1, 9) | st.floats(0.5, 100)
@@ -92,7 +117,7 @@ def bodies(inputs: str, dim: str, **more: Any) -> st.SearchStrategy[dict[str, An
 )
 def test_the_document_allows_what_the_service_takes_and_nothing_else(asked: tuple[str, dict[str, Any]]) -> None:
     path, body = asked
-    schema = request_schema(openapi(Facts.of(MODEL, MAX_ROWS, LIMITS)), path)
+    schema = request_schema(openapi(Facts.of(MODEL, MAX_ROWS, LIMITS), ""), path)
     is_allowed = jsonschema.Draft202012Validator(schema).is_valid(body)
     try:
         VECTORS[path].read(json.dumps(body).encode(), MODEL, MAX_ROWS)
@@ -116,7 +141,7 @@ class Seen(HTMLParser):
 
 
 def test_the_page_shows_every_path_and_loads_nothing() -> None:
-    made = pages(Facts.of(MODEL, MAX_ROWS, LIMITS))
+    made = pages(Facts.of(MODEL, MAX_ROWS, LIMITS), "")
     text = made[DOCS].body.decode()
     for path, operations in json.loads(made[DOCUMENT].body)["paths"].items():
         for method, operation in operations.items():
@@ -130,7 +155,7 @@ def test_the_page_shows_every_path_and_loads_nothing() -> None:
 
 
 def test_the_policy_lets_nothing_in_but_the_style_of_the_page() -> None:
-    page = pages(Facts.of(MODEL, MAX_ROWS, LIMITS))[DOCS]
+    page = pages(Facts.of(MODEL, MAX_ROWS, LIMITS), "")[DOCS]
     policy = dict(page.headers)["content-security-policy"]
     [style] = re.findall(r"<style>(.*?)</style>", page.body.decode(), re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,7 @@ def test_base64_holds_the_same_numbers(model: Model) -> None:
         ({"input": [ROW], "encoding_format": "int8"}, 400, "format", "encoding_format", "'float' or 'base64'"),
         ({"input": [ROW], "model": 3}, 400, "format", "model", "send {"),
         ({"input": [ROW], "model": "text-embedding-3-small"}, 404, "model_not_found", "model", "another one is served"),
+        ({"input": [ROW], "model": "other"}, 404, "model_not_found", "model", "cannot be compared with those of the"),
     ],
     ids=lambda value: str(value)[:50] if isinstance(value, dict) else "",
 )
@@ -92,6 +94,24 @@ def test_what_is_refused_is_said_in_that_form(
     assert said["type"] == "invalid_request_error"
     assert cure in said["message"]
     assert "\n" not in said["message"]
+
+
+@pytest.mark.parametrize("level", [b"[", b"[ ", b"[\n  "], ids=["dense", "spaced", "indented"])
+def test_levels_without_end_take_no_memory(model: Model, level: bytes) -> None:
+    body = b'{"input": ' + level * 1_000_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(QueryError, match="body: invalid JSON"):
+            VECTORS[EMBEDDINGS].read(body, model, 3)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_another_model_is_not_recommended(model: Model) -> None:
+    with pytest.raises(QueryError) as refused:
+        ask(model, input=[ROW], model="other")
+    assert "smec" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

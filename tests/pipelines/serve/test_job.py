@@ -21,6 +21,7 @@ import ray
 import torch
 
 import smec_core
+from pipelines.console import RowProgress
 from pipelines.serve.job import app, run
 from pipelines.serve.settings import ApplicationSettings, ServeSettings
 from smec_core.errors import InputError, SmecError
@@ -240,6 +241,15 @@ def test_on_a_cluster_that_serves_what_cannot_be_had_is_refused(url: str, port: 
         assert get(f"{url}/info")[1]["model"] == smec_core.load(models[0]).fingerprint
     finally:
         serve.delete("other")
+
+
+def test_it_says_that_it_waits_for_the_replicas(
+    url: str, models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(RowProgress, "EVERY_SECONDS", 0.05)
+    run(ServeSettings(model=str(models[0]), name="other", route="/other"))
+    serve.delete("other")
+    assert re.search(r"^starting the replicas, \d+ s so far$", capsys.readouterr().err, re.MULTILINE)
 
 
 def test_a_serve_config_file_builds_the_application(url: str, models: tuple[Path, Path]) -> None:

@@ -127,6 +127,43 @@ def test_slow_clients_stop_nobody_and_are_closed(service: Service) -> None:
     assert b'{"error": {"message": "body: has not come within' in read_all(late)
 
 
+HEAD_REFUSALS = {
+    "invalid": (b"Host: localhost\r\n\x00: 1\r\n\r\n", 400),
+    "large": (b"X: " + b"x" * 70_000, 431),
+    "slow": (b"Host: loc", 408),
+}
+
+
+@pytest.mark.parametrize("kind", HEAD_REFUSALS)
+@pytest.mark.parametrize(
+    "path", ["/encode", EMBEDDINGS, f"{EMBEDDINGS}?a=b", f"http://x{EMBEDDINGS}", "/v1/embedding%73"]
+)
+def test_a_refused_head_is_told_in_the_form_of_its_path(service: Service, path: str, kind: str) -> None:
+    rest, status = HEAD_REFUSALS[kind]
+    said, _, content = read_all(connect(service, f"POST {path} HTTP/1.1\r\n".encode() + rest)).partition(b"\r\n\r\n")
+    assert said[9:12] == str(status).encode()
+    answer = json.loads(content)
+    if path == "/encode":
+        assert answer.keys() == {"detail"}
+    else:
+        assert answer["error"]["type"] == "invalid_request_error"
+        assert answer["error"].keys() == {"message", "type", "param", "code"}
+        assert answer["error"]["code"]
+
+
+def test_the_form_is_of_the_path_that_was_asked_last(service: Service) -> None:
+    ask_first = f"GET {EMBEDDINGS} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    for rest in (b"\x00\r\n\r\n", b"GET /info HTTP/1.1\r\n\x00: 1\r\n\r\n"):
+        connection = connect(service, ask_first)
+        said = b""
+        while b'"method"' not in said:
+            said += connection.recv(65536) or pytest.fail(said.decode())
+        connection.sendall(rest)
+        said = read_all(connection)
+        assert said[9:12] == b"400"
+        assert b'{"detail"' in said
+
+
 def test_a_client_that_does_not_read_is_cut_off(service: Service) -> None:
     # more than the kernel takes for it
     body = b'{"inputs": [' + b",".join([b"[" + b",".join([b"1"] * DIM) + b"]"] * MAX_ROWS) + b"]}"
@@ -193,13 +230,18 @@ def test_too_many_connections_leave_room_for_health(service: Service) -> None:
         (b'{"inputs": [[' + b"1," * 999_999 + b"1]]}", f"at most {MAX_ROWS} rows"),
         (b'{"inputs": [[1]]' + b', "a": 1' * 3000 + b"}", "send {"),
         (b"[" * 30_000, "invalid JSON"),
+        (b'{"inputs": ' + b"[" * 1_000_000, "invalid JSON"),
+        (b'{"inputs": ' + b"[ " * 1_000_000, "invalid JSON"),
     ],
-    ids=["rows", "numbers", "keys", "levels"],
+    ids=["rows", "numbers", "keys", "levels", "levels of inputs", "levels with spaces"],
 )
 def test_bodies_of_a_million_parts_are_refused(service: Service, body: bytes, cure: str) -> None:
     status, _, content = ask(service, "/encode", body)
     assert 400 <= status < 500
     assert cure in content["detail"]
+    status, _, content = ask(service, EMBEDDINGS, body.replace(b"inputs", b"input"))
+    assert 400 <= status < 500
+    assert cure in content["error"]["message"]
 
 
 def test_nan_is_never_written(service: Service, tmp_path: Path) -> None:
