@@ -2,7 +2,6 @@
 
 import re
 import time
-from _thread import interrupt_main
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -12,7 +11,7 @@ import pyarrow.fs as pafs
 
 from pipelines.console import context, say
 from pipelines.retrain.damage import Findings, inspect
-from pipelines.retrain.ledger import CYCLES, Ledger, Releases
+from pipelines.retrain.ledger import CYCLES, Ledger, Releases, lease_of
 from pipelines.retrain.look import look_at
 from pipelines.retrain.registry import Registry
 from pipelines.retrain.releases import run_of
@@ -71,7 +70,7 @@ def run(settings: CleanSettings) -> dict[str, Any]:
     held: AbstractContextManager[Lease | None] = nullcontext()
     if not settings.dry_run:
         folder.create()
-        held = Lease(folder, interrupt_main, f"series {settings.name}", "retrained", "name")
+        held = lease_of(folder)
     with context(run=settings.name), held as lease:
         ledger = Ledger(folder)
         found = inspect(settings, ledger, Registry(settings.name)) if lease else _seen_beside(settings, ledger)

@@ -41,7 +41,7 @@ def test_holders_that_may_be_dead_are_watched_together(tmp_path: Path, monkeypat
         nonlocal now
         now += seconds
         if now - started > TTL_SECONDS / 2:
-            living.write(LEASE, holder._replace(until="renewed")._asdict())
+            living.write(LEASE, holder._replace(until=str(now))._asdict())
 
     clock = SimpleNamespace(monotonic=lambda: now, sleep=sleep, time=time.time)
     monkeypatch.setattr(lease, "time", clock)
