@@ -140,7 +140,7 @@ COMMANDS = {
         "submit",
         "command",
         "address id env detach",
-        rerun="the same command finds the job, where it was submitted",
+        rerun="the same command finds the job, if it was submitted",
     ),
     "report": _job("Write a page about a model or a study.", "report", "folder", "out"),
 }

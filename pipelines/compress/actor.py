@@ -23,6 +23,7 @@ from pipelines.storage.manifest import finish_task, finished_task
 from smec_core.config import VectorType
 from smec_core.data.parquet import ROW_GROUP_ROWS, Batch, Block, EmbeddingTable, ParquetPart
 from smec_core.data.stored_files import describe
+from smec_core.data.uri import shown_path
 from smec_core.errors import InputError, RowError, SmecError
 from smec_core.model.model import Model
 from smec_core.model.vector_types import check_columns, nested_columns, vector_fields
@@ -128,7 +129,7 @@ class CompressPiece:
         """Takes a piece as a dict, gives records as `run_file_tasks` reads them."""
         piece = Piece(**task)
         part = self.job.table.files[piece.part]
-        return report_errors(self._compress(piece, part), part.path)
+        return report_errors(self._compress(piece, part), self.job.table.shown(part))
 
     def _compress(self, piece: Piece, part: ParquetPart) -> Iterator[dict[str, Any]]:
         job = self.job
@@ -142,11 +143,11 @@ class CompressPiece:
 
     def _write(self, piece: Piece, part: ParquetPart) -> Generator[dict[str, Any], None, dict[str, int]]:
         """Writes the piece's files; returns the rows of each."""
-        job, path = self.job, part.path
+        job, place = self.job, self.job.table.shown(part)
         schema = job.table.schema_of(part)
-        check_columns(schema.names, job.dtype, path)
+        check_columns(schema.names, job.dtype, place)
         if job.max_bad_rows is not None and (taken := {"file", "row", "reason"} & set(schema.names)):
-            raise InputError(f"{path}: column {min(taken)}: bad rows that are set apart need this name; rename it")
+            raise InputError(f"{place}: column {min(taken)}: bad rows that are set apart need this name; rename it")
         at = schema.get_field_index("embedding")
         before, after = list(schema)[:at], list(schema)[at + 1 :]
         # without the schema's metadata: what other libraries note about the columns (pandas, datasets) no longer holds
@@ -162,13 +163,13 @@ class CompressPiece:
                 if isinstance(found, BadRow):
                     bad_rows += 1
                     if bad_rows > (job.max_bad_rows or 0):
-                        raise too_many_bad_rows(job, bad_rows, path, found.row, found.reason)
-                    table = quarantined(found, path)
+                        raise too_many_bad_rows(job, bad_rows, place, found.row, found.reason)
+                    table = quarantined(found, place)
                     bad = bad or files.enter_context(_writer(job, f"{QUARANTINE}/{piece.name}", table.schema))
                     bad.add(table)
                     rows += 1
                     continue
-                self._encode(found, schemas, outputs, path)
+                self._encode(found, schemas, outputs, place)
                 rows += len(found.ids)
                 sound_rows += len(found.ids)
                 if rows >= ROW_GROUP_ROWS:
@@ -176,7 +177,7 @@ class CompressPiece:
                     rows = 0
         yield record(rows=rows)
         if sound_rows + bad_rows != piece.stop - piece.start:
-            raise SmecError(f"{path}: not all of its rows reached {job.folder}; run again")
+            raise SmecError(f"{place}: not all of its rows reached {shown_path(job.filesystem, job.folder)}; run again")
         kept = dict.fromkeys(job.targets(piece).values(), sound_rows)
         return kept | ({f"{QUARANTINE}/{piece.name}": bad_rows} if bad_rows else {})
 
@@ -188,7 +189,7 @@ class CompressPiece:
         for batch in table.batches(piece.start, piece.stop, self.job.batch_rows, columns, any_row=True):
             yield from separate(batch, table.dim)
 
-    def _encode(self, block: Block, schemas: dict[int, pa.Schema], outputs: dict[int, "RowGroups"], path: str) -> None:
+    def _encode(self, block: Block, schemas: dict[int, pa.Schema], outputs: dict[int, "RowGroups"], place: str) -> None:
         job = self.job
         by_dim = nested_columns(
             block.vectors_ND,
@@ -196,7 +197,7 @@ class CompressPiece:
             job.dims,
             job.dtype,
             job.model,
-            path,
+            place,
             upgrade=job.upgrade,
             device=self.device,
         )

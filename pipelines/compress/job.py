@@ -26,7 +26,7 @@ from smec_core.data.parquet import EmbeddingTable
 from smec_core.data.stored_files import StoredFile
 from smec_core.data.table_files import stamp_of, states_of
 from smec_core.data.tables import find_table, find_values
-from smec_core.data.uri import open_filesystem, public_uri
+from smec_core.data.uri import open_filesystem, public_uri, shown_path
 from smec_core.data.versions import CURRENT, current, in_force, is_published, manifest_of, stored_dims
 from smec_core.errors import InputError, SmecError, StoreError
 from smec_core.model.files import load
@@ -209,7 +209,8 @@ def _make(job: Job, pieces: list[Piece], earlier: Earlier, workers: int, gpus: f
         names = [job.targets(piece)[dim] for piece in pieces]
         missing = [name for name in names if name not in files]
         if missing or sum(files[name].rows for name in names) + bad != job.table.rows:
-            raise SmecError(f"{job.folder}: not all rows arrived (missing files: {missing[:3]}); run again")
+            place = shown_path(job.filesystem, job.folder)
+            raise SmecError(f"{place}: not all rows arrived (missing files: {missing[:3]}); run again")
     if bad > (job.max_bad_rows or 0):
         path, columns = f"{job.folder}/{min(apart).name}", ["file", "row", "reason"]
         first = pq.read_table(path, columns=columns, filesystem=job.filesystem).slice(0, 1).to_pylist()[0]

@@ -16,7 +16,7 @@ from pipelines.storage.publish import FORMAT, plan_of
 from smec_core.data.parquet import EmbeddingTable
 from smec_core.data.stored_files import StoredFile, describe, files_of
 from smec_core.data.table_files import FileState
-from smec_core.data.uri import open_filesystem
+from smec_core.data.uri import open_filesystem, shown_path
 from smec_core.data.versions import current, manifest_of
 from smec_core.errors import InputError, SmecError, one_line
 
@@ -128,7 +128,7 @@ class TakeOver:
 
     def __call__(self, task: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Takes the name of a piece as a dict, gives records as `run_file_tasks` reads them."""
-        return report_errors(self._take(task["name"]), f"{self.folder}/{task['name']}")
+        return report_errors(self._take(task["name"]), shown_path(self.filesystem, f"{self.folder}/{task['name']}"))
 
     def _take(self, piece: str) -> Iterator[dict[str, Any]]:
         # another name than that of a piece that was compressed: what a killed run took over is known to the next one
@@ -139,7 +139,8 @@ class TakeOver:
             for file in self.earlier.files[piece]:
                 copied = self._copy(file)
                 if isinstance(copied, str):
-                    yield record(warning=f"{self.earlier.folder}/{file.name}: {copied}; its rows are compressed anew")
+                    place = shown_path(self.filesystem, f"{self.earlier.folder}/{file.name}")
+                    yield record(warning=f"{place}: {copied}; its rows are compressed anew")
                     return
                 files.append(copied)
             finish_task(self.filesystem, self.folder, task, files)

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from pipelines.console import say, warn
 from smec_core.data.parquet import EmbeddingTable
 from smec_core.data.tables import MANIFEST
-from smec_core.data.uri import join_uri, open_filesystem
+from smec_core.data.uri import join_uri, open_filesystem, public_uri, shown_path
 from smec_core.data.versions import VERSION, manifest_of
 from smec_core.errors import InputError
 from smec_core.model.model import Model
@@ -23,7 +23,8 @@ def vectors_of_version(uri: str) -> str:
     manifest = manifest_of(*open_filesystem(uri)) or {}
     if manifest.get("dtype") in ("int8", "binary"):
         raise InputError(
-            f"{uri}: {manifest['dtype']} vectors cannot be upgraded; give a float version, or the original embeddings"
+            f"{public_uri(uri)}: {manifest['dtype']} vectors cannot be upgraded; give a float version, or the original "
+            "embeddings"
         )
     folders = manifest.get("folders")
     return join_uri(uri, folders[0]) if folders else uri
@@ -47,13 +48,14 @@ def check_stored(model: Model, name: str, table: EmbeddingTable) -> None:
         # a version of several dims has a folder each
         folder = version
     manifest = manifest_of(table.filesystem, folder)
+    place = shown_path(table.filesystem, folder)
     if manifest is None:
-        say(f"{folder}: no {MANIFEST} says which model made these vectors; they are taken as those of the base {base}")
+        say(f"{place}: no {MANIFEST} says which model made these vectors; they are taken as those of the base {base}")
     elif manifest["model_fingerprint"] == model.fingerprint:
-        raise InputError(f"{folder}: the model {name} made these vectors itself; there is nothing to upgrade")
+        raise InputError(f"{place}: the model {name} made these vectors itself; there is nothing to upgrade")
     elif manifest["model_fingerprint"] != model.base.fingerprint:
         raise InputError(
-            f"{folder}: the model {manifest['model_fingerprint'][:12]} ({manifest['model']}) made these vectors, but "
+            f"{place}: the model {manifest['model_fingerprint'][:12]} ({manifest['model']}) made these vectors, but "
             f"{name} upgrades those of its base {base}; give vectors of that, or the original embeddings"
         )
     if stored_type(table) == pa.float16():

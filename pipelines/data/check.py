@@ -4,23 +4,21 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.console import say, show, telling, warn
+from pipelines.console import say, show, warn
+from pipelines.data.opened import open_dataset, read_segments
 from pipelines.data.scan import read_all
 from pipelines.data.settings import CheckSettings
-from smec_core.data.dataset import Dataset
 from smec_core.data.grades import HEAVY_TAIL, shown
 from smec_core.data.segments import Segments, segment_name
 from smec_core.evaluation.report import MOST_SEGMENTS
+from smec_core.shown import safe_line
 
 
 def run(settings: CheckSettings) -> dict[str, Any]:
     """Validates every row and prints a summary."""
-    with telling("reading ids and judgements"):
-        dataset = Dataset.open(settings.data, settings.max_unknown, columns=settings.columns)
+    dataset = open_dataset(settings.data, settings.max_unknown, columns=settings.columns)
     # a column that is missing is told of before all rows are read
-    segments = {
-        column: {split: Segments.of(dataset, split, column) for split in dataset.splits} for column in settings.by
-    }
+    segments = read_segments(dataset, settings.by, dataset.splits)
     read_all(dataset)
     dataset.train_judgements()
     summary = dataset.summary()
@@ -36,7 +34,8 @@ def run(settings: CheckSettings) -> dict[str, Any]:
     show(table)
     if summary["splits"]:
         show(scores_table(summary["splits"]))
-    for column, by_split in segments.items():
+    for column, found in zip(settings.by, segments, strict=True):
+        by_split = dict(zip(dataset.splits, found, strict=True))
         summary.setdefault("segments", {})[column] = _show_segments(column, by_split)
     if any(split.get("seen") for split in summary["splits"].values()):
         say(
@@ -52,6 +51,9 @@ def run(settings: CheckSettings) -> dict[str, Any]:
 
 def _show_segments(column: str, by_split: dict[str, Segments]) -> list[dict[str, Any]]:
     """How many queries of each split a value has; the table has the first values of all that is returned."""
+    if not by_split:
+        say(f"{safe_line(column)} divides judged queries, and there are none")
+        return []
     counts: dict[str | None, dict[str, int]] = {}
     for split, found in by_split.items():
         for value, rows in zip(found.values, found.rows, strict=True):

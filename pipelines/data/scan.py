@@ -82,7 +82,7 @@ def _read(table: EmbeddingTable, files: Sequence[ParquetPart], keep: Keep, progr
     """One piece, by Ray Data."""
     piece = TableScan(keep, table.dim)
     try:
-        with telling("readers are starting, or at long files"):
+        with telling("starting readers, or working on long files"):
             for cut in _cuts(table, files, keep):
                 piece.add(cut)
                 progress.add(cut.rows)

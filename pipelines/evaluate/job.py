@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from pipelines.console import show, telling
+from pipelines.console import show
+from pipelines.data.opened import open_dataset, read_segments
 from pipelines.evaluate.settings import EvaluateSettings
 from pipelines.runtime.evaluation import in_process, on_cluster
-from smec_core.data.dataset import HELD_OUT, Dataset
-from smec_core.data.segments import Segments
+from smec_core.data.dataset import HELD_OUT
 from smec_core.evaluation.evaluate import check_fit, corpus_baselines, default_split, evaluate, with_held_out
 from smec_core.evaluation.report import quality_tables
 from smec_core.model.files import load
@@ -21,8 +21,7 @@ def run(settings: EvaluateSettings) -> dict[str, Any]:
     """
     model = load(settings.model)
     exclude_self = settings.exclude_self or bool(model.config.get("train", {}).get("exclude_self"))
-    with telling("reading ids and judgements"):
-        dataset = Dataset.open(settings.data, settings.max_unknown, exclude_self, settings.columns)
+    dataset = open_dataset(settings.data, settings.max_unknown, exclude_self, settings.columns)
     if settings.split == HELD_OUT:
         dataset = with_held_out(dataset, model, settings.model)
     split = settings.split or default_split(dataset)
@@ -35,7 +34,7 @@ def run(settings: EvaluateSettings) -> dict[str, Any]:
     parts = in_process if settings.workers == 1 else on_cluster(settings.workers)
     # before a pass over the corpus
     check_fit(dataset, model, split)
-    segments = [Segments.of(dataset, split, column) for column in settings.by]
+    segments = [found for [found] in read_segments(dataset, settings.by, [split])]
     baselines = corpus_baselines(dataset, parts) if settings.baselines else None
     report = evaluate(dataset, model, split, baselines, parts, segments=segments)
     dataset.check_unchanged()

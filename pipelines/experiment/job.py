@@ -10,7 +10,8 @@ import ray
 import torch
 from pyarrow.fs import LocalFileSystem
 
-from pipelines.console import Pace, say, show, telling
+from pipelines.console import Pace, say, show
+from pipelines.data.opened import open_dataset
 from pipelines.data.source import Source, scan_data
 from pipelines.experiment.insights import gradient_page, ware_page
 from pipelines.experiment.labels import labels_page
@@ -180,8 +181,7 @@ def _name(uri: str) -> str:
 
 
 def _open(uri: str, settings: ExperimentSettings) -> Dataset:
-    with telling("reading ids and judgements"):
-        dataset = Dataset.open(uri, exclude_self=settings.exclude_self, columns=settings.columns)
+    dataset = open_dataset(uri, exclude_self=settings.exclude_self, columns=settings.columns)
     for split in ("train", "test"):
         if split not in dataset.splits:
             raise InputError(

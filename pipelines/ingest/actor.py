@@ -55,7 +55,7 @@ class EncodeShard:
     def __call__(self, task: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Takes a shard as a dict, gives records as `run_file_tasks` reads them."""
         shard = Shard(**task)
-        return report_errors(self._encode(shard), self.job.target.join(shard.target))
+        return report_errors(self._encode(shard), self.job.target.shown(shard.target))
 
     def _encode(self, shard: Shard) -> Iterator[dict[str, Any]]:
         target = self.job.target
@@ -78,7 +78,7 @@ class EncodeShard:
         found = (text for text in source.read(shard.start) if shard.kind == "corpus" or text.id in self.job.judged)
         texts = list(islice(found, shard.rows))
         if fingerprint(texts) != shard.sha256:
-            raise SmecError(f"{source.path}: changed while it was read; run again")
+            raise SmecError(f"{source.place}: changed while it was read; run again")
         return texts
 
     def _vectors(self, texts: list[Text], kind: str) -> np.ndarray:

@@ -15,6 +15,7 @@ import pyarrow.fs as pafs
 
 from smec_core.data.columns import Wanted, judge_schema, strings_of
 from smec_core.data.table_files import open_rows
+from smec_core.data.uri import shown_path
 from smec_core.errors import InputError, first_line
 
 READ_BYTES = 1 << 20
@@ -32,6 +33,10 @@ class Place(NamedTuple):
     def join(self, name: str) -> str:
         """Path of something in the folder."""
         return f"{self.path}/{name}"
+
+    def shown(self, name: str) -> str:
+        """The same as messages name it."""
+        return shown_path(self.filesystem, self.join(name))
 
 
 class Position(NamedTuple):
@@ -69,11 +74,12 @@ class Text(NamedTuple):
 
 
 class JsonLines:
-    """The texts of one .jsonl file, whose `path` is for messages; an offset is a byte."""
+    """The texts of one .jsonl file, of which messages say that it is at `place`; an offset is a byte."""
 
     def __init__(self, filesystem: pafs.FileSystem, path: str) -> None:
         self.filesystem = filesystem
         self.path = path
+        self.place = shown_path(filesystem, path)
 
     def read(self, start: Position = START) -> Iterator[Text]:
         """Yields validated texts from a position on; skips blank lines.
@@ -91,7 +97,7 @@ class JsonLines:
 
     def locate(self, position: Position) -> str:
         """Names the file and the line, from 1."""
-        return f"{self.path}: line {position.before + 1}"
+        return f"{self.place}: line {position.before + 1}"
 
     def _parse(self, raw: bytes, position: Position) -> Text:
         where = self.locate(position)
@@ -109,12 +115,15 @@ class JsonLines:
 
 
 class ParquetTexts:
-    """The texts of Parquet files, whose `path` (one file, or their folder) is for messages; an offset is a row."""
+    """The texts of Parquet files, of which messages say that they are at `place`, one file or their folder.
+
+    An offset is a row.
+    """
 
     def __init__(self, filesystem: pafs.FileSystem, paths: list[str]) -> None:
         self.filesystem = filesystem
         self.paths = paths
-        self.path = paths[0] if len(paths) == 1 else posixpath.dirname(paths[0])
+        self.place = shown_path(filesystem, paths[0] if len(paths) == 1 else posixpath.dirname(paths[0]))
 
     def read(self, start: Position = START) -> Iterator[Text]:
         """Yields validated texts from a position on; reads only the row groups that hold them.
@@ -127,23 +136,25 @@ class ParquetTexts:
 
     def locate(self, position: Position) -> str:
         """Names the file and the row, from 0."""
-        return f"{self.paths[position.file]}: row {position.before}"
+        return f"{self._shown(position.file)}: row {position.before}"
+
+    def _shown(self, file: int) -> str:
+        return shown_path(self.filesystem, self.paths[file])
 
     def _read_file(self, file: int, first: int) -> Iterator[Text]:
-        path = self.paths[file]
-        with open_rows(self.filesystem, path) as opened:
+        with open_rows(self.filesystem, self.paths[file]) as opened:
             wanted = COLUMNS | (TITLE if "title" in opened.schema.names else {})
-            names = list(judge_schema(path, opened.schema, wanted).values())
+            names = list(judge_schema(self._shown(file), opened.schema, wanted).values())
             for row, batch in opened.batches(names, READ_ROWS, start=first):
                 yield from self._texts(batch, names, file, row, max(first - row, 0))
 
     def _texts(self, batch: pa.RecordBatch, names: list[str], file: int, row: int, skipped: int) -> Iterator[Text]:
-        path = self.paths[file]
-        keys = strings_of(batch[names[0]], path, names[0], row).to_pylist()
-        texts = strings_of(batch[names[1]], path, names[1], row, what="a text").to_pylist()
+        shown = self._shown(file)
+        keys = strings_of(batch[names[0]], shown, names[0], row).to_pylist()
+        texts = strings_of(batch[names[1]], shown, names[1], row, what="a text").to_pylist()
         titles = [None] * len(batch)
         if len(names) > 2:
-            titles = strings_of(batch[names[2]], path, names[2], row, nulls=True).to_pylist()
+            titles = strings_of(batch[names[2]], shown, names[2], row, nulls=True).to_pylist()
         for index in range(skipped, len(batch)):
             position = Position(file, row + index, row + index)
             where = self.locate(position)

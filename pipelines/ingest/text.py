@@ -86,7 +86,7 @@ def scan(texts: Texts, kind: str, rows_per_file: int, judged: frozenset[str] | N
         part.update(content)
         rows += 1
     if not rows:
-        raise InputError(f"{texts.path}: {'no rows' if judged is None else 'none of its queries occurs in qrels'}")
+        raise InputError(f"{texts.place}: {'no rows' if judged is None else 'none of its queries occurs in qrels'}")
     shards.append(Shard(kind, len(shards), *begin, rows - len(shards) * rows_per_file, part.hexdigest()))
     return Scan(shards, rows, whole.hexdigest(), seen)
 
@@ -114,7 +114,7 @@ def read_judgements(source: Place) -> dict[str, list[QrelsFile]]:
     """
     found = tables.find_qrels(source.filesystem, source.path)
     if not found:
-        raise InputError(f"{source.path}/qrels: no train, dev or test there, as .tsv or .parquet")
+        raise InputError(f"{source.shown(tables.QRELS)}: no train, dev or test there, as .tsv or .parquet")
     return {split: read_qrels(source.filesystem, table) for split, table in found.items()}
 
 

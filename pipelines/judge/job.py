@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.console import say, show, telling, warn
+from pipelines.console import RowProgress, say, show, telling, warn
 from pipelines.data.check import scores_table
 from pipelines.judge.output import QrelsFolder
 from pipelines.judge.settings import JudgeSettings
@@ -23,7 +23,6 @@ from smec_core.errors import DamagedError, SmecError
 
 RECIPE = 1
 """Counts up when the same log and settings give other judgements."""
-SAID_SECONDS = 5.0
 SHOWN_RANKS = 10
 
 
@@ -92,7 +91,7 @@ def _progress() -> Callable[[int], None]:
     def tell(rows: int) -> None:
         nonlocal said
         now = time.monotonic()
-        if now - said >= SAID_SECONDS:
+        if now - said >= RowProgress.EVERY_SECONDS:
             said = now
             # how many a log of text has is not known before
             say(f"read {rows:,} rows, {rows / (now - started):,.0f} rows/s")

@@ -2,7 +2,6 @@
 
 import re
 import time
-from _thread import interrupt_main
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -12,14 +11,14 @@ import pyarrow.fs as pafs
 
 from pipelines.console import context, say
 from pipelines.retrain.damage import Findings, inspect
-from pipelines.retrain.ledger import CYCLES, Ledger, Releases
+from pipelines.retrain.ledger import CYCLES, Ledger, Releases, lease_of
 from pipelines.retrain.look import look_at
 from pipelines.retrain.registry import Registry
 from pipelines.retrain.releases import run_of
 from pipelines.retrain.settings import CleanSettings, RetrainSettings
 from pipelines.storage.files import TEMPORARY, remove_file, remove_folder, sizes_of
 from pipelines.storage.lease import LEFTOVER_SECONDS as TEMPORARY_SECONDS
-from pipelines.storage.lease import Lease, holder_of, is_silent
+from pipelines.storage.lease import Holder, Lease, find_silent, holder_of
 from pipelines.storage.model_folder import NEW
 from pipelines.storage.publish import plans, remove_version
 from pipelines.storage.run_folder import IDENTITY_FILE, RunFolder, digest
@@ -71,7 +70,7 @@ def run(settings: CleanSettings) -> dict[str, Any]:
     held: AbstractContextManager[Lease | None] = nullcontext()
     if not settings.dry_run:
         folder.create()
-        held = Lease(folder, interrupt_main, f"series {settings.name}", "retrained", "name")
+        held = lease_of(folder)
     with context(run=settings.name), held as lease:
         ledger = Ledger(folder)
         found = inspect(settings, ledger, Registry(settings.name)) if lease else _seen_beside(settings, ledger)
@@ -165,13 +164,14 @@ def _removal(remove: Callable[..., object], *what: Any) -> Callable[[], object]:
 def _runs(settings: RetrainSettings, ledger: Ledger, kept: Releases, under_way: set[str]) -> Iterator[Leftover | Left]:
     filesystem, wanted = ledger.folder.filesystem, {one.run for one in kept.releases}
     infos = filesystem.get_file_info(pafs.FileSelector(ledger.folder.storage_path, allow_not_found=True))
+    found: dict[str, tuple[RunFolder, Holder | None]] = {}
     for name in sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory):
         if not re.fullmatch(rf"{re.escape(settings.name)}-[0-9a-f]{{10}}", name):
             continue
         folder = ledger.folder.sibling(name)
         path = public_uri(folder.uri)
         try:
-            identity, holder, read = folder.read(IDENTITY_FILE), holder_of(folder), time.monotonic()
+            identity, holder = folder.read(IDENTITY_FILE), holder_of(folder)
         except DamagedError as error:
             yield Left(path, f"what it is cannot be told: {error}")
             continue
@@ -181,7 +181,14 @@ def _runs(settings: RetrainSettings, ledger: Ledger, kept: Releases, under_way: 
                 yield Left(path, "is no training of this series, or cannot be told")
         elif name in under_way - wanted:
             yield Left(path, "an interrupted cycle goes on with it")
-        elif holder is not None and not is_silent(folder, holder, read):
+        else:
+            found[name] = folder, holder
+    # together: each dead holder would be waited for by itself
+    held = {name: (folder, holder) for name, (folder, holder) in found.items() if holder is not None}
+    silent = find_silent(held, time.monotonic())
+    for name, (folder, holder) in found.items():
+        path = public_uri(folder.uri)
+        if holder is not None and name not in silent:
             yield Left(path, f"is held by {holder} since {holder.since}")
         elif name not in wanted:
             size = sum(sizes_of(filesystem, folder.path).values())

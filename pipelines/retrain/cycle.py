@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipelines.compress import CompressSettings, compress
-from pipelines.console import say, telling, warn
+from pipelines.console import say, warn
+from pipelines.data.opened import open_dataset
 from pipelines.data.source import scan_data
 from pipelines.retrain.anchor import beats, find_anchor
 from pipelines.retrain.damage import Damage
@@ -68,8 +69,7 @@ class Cycle:
     def dataset(self) -> Dataset:
         """The data as they are, opened when they are first needed."""
         settings = self.settings
-        with telling("reading ids and judgements"):
-            return Dataset.open(settings.data, exclude_self=settings.train.exclude_self, columns=settings.columns)
+        return open_dataset(settings.data, exclude_self=settings.train.exclude_self, columns=settings.columns)
 
     @cached_property
     def learnt(self) -> Dataset:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.console import say, warn
+from pipelines.data.opened import read_segments
 from pipelines.retrain.ledger import Ledger, QueryScores, Release
 from pipelines.retrain.settings import RetrainSettings
 from smec_core.data.dataset import HELD_OUT, Dataset
@@ -62,7 +63,9 @@ def check_data(
             f"publish.dim: {untrained[0]} is none of the trained dims, {told}, so no gate looks at it; add it to "
             "train.dims"
         )
-    segments = None if settings.gate.by is None else Segments.of(dataset, HELD_OUT, settings.gate.by)
+    segments = None
+    if settings.gate.by is not None:
+        [[segments]] = read_segments(dataset, [settings.gate.by], [HELD_OUT])
     if segments is not None and len(segments.rows[0]) < settings.gate.min_queries:
         warn(
             f"gate.by: no value of {settings.gate.by} has gate.min_queries, {settings.gate.min_queries}, gate queries "

@@ -4,12 +4,11 @@ Safe to be run by any scheduler, as often as it likes: where nothing is new, it 
 again with the same result, so a killed run is simply run again; what is in force changes in the last step only.
 """
 
-from _thread import interrupt_main
 from typing import Any
 
 from pipelines.console import context, say
 from pipelines.retrain.cycle import Cycle
-from pipelines.retrain.ledger import Ledger
+from pipelines.retrain.ledger import Ledger, lease_of
 from pipelines.retrain.releases import (
     NOTHING_NEW,
     REFUSED,
@@ -18,7 +17,6 @@ from pipelines.retrain.releases import (
     export_figures,
 )
 from pipelines.retrain.settings import RetrainSettings
-from pipelines.storage.lease import Lease
 from pipelines.storage.run_folder import RunFolder
 from smec_core.errors import GateError
 
@@ -41,7 +39,7 @@ def run(settings: RetrainSettings) -> dict[str, Any]:
     folder.create()
     with (
         context(run=settings.name),
-        Lease(folder, interrupt_main, f"series {settings.name}", "retrained", "name") as lease,
+        lease_of(folder) as lease,
     ):
         manager = ReleaseManager(settings, Ledger(folder), lease)
         cycle = Cycle(manager)

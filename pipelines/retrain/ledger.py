@@ -21,8 +21,10 @@ from typing import Any, NamedTuple, Self
 import pyarrow.fs as pafs
 from safetensors import SafetensorError
 
+from pipelines import signals
 from pipelines.runtime.settings import NAME
 from pipelines.storage.files import new_file, remove_file, swap
+from pipelines.storage.lease import Lease
 from pipelines.storage.run_folder import RESTORE, RunFolder
 from smec_core.data.records import SUM, as_record, read_bytes
 from smec_core.data.uri import join_uri, public_uri
@@ -139,6 +141,11 @@ class Releases(NamedTuple):
         """The last release of the anchor; that in force where there is none, as in records of earlier versions."""
         found = [release for release in self.releases if release.trained_in == self.anchor]
         return found[-1] if found else self.champion
+
+
+def lease_of(folder: RunFolder) -> Lease:
+    """The lease of a series, which retrain, rollback and clean hold; its folder must be made."""
+    return Lease(folder, signals.interrupt, f"series {folder.name}", "retrained", "name")
 
 
 class Ledger:

@@ -9,7 +9,7 @@ from pipelines.retrain.damage import Damage, Findings, inspect
 from pipelines.retrain.ledger import RELEASES, Ledger
 from pipelines.retrain.registry import Registry
 from pipelines.retrain.settings import RetrainSettings
-from pipelines.storage.lease import Holder, holder_of, is_silent
+from pipelines.storage.lease import Holder, find_silent, holder_of
 from smec_core.data.records import read_bytes
 from smec_core.errors import DamagedError
 
@@ -52,7 +52,8 @@ def look_at(settings: RetrainSettings, ledger: Ledger, deep: bool = False) -> Lo
         is_steady = _state(ledger) == before
         if is_steady or not found.damages:
             break
-    silent = holder is not None and is_silent(ledger.folder, holder, started)
+    seen = {} if holder is None else {"series": (ledger.folder, holder)}
+    silent = bool(find_silent(seen, started))
     is_at_work = (holder is not None and not silent) or not is_steady
     passing = [one for one in found.damages if not is_steady or (is_at_work and one.is_mended)]
     left = [one for one in found.damages if one not in passing]

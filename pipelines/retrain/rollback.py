@@ -1,13 +1,11 @@
 """`smec rollback`: puts an earlier release of `smec retrain` in force again, model and vectors together."""
 
-from _thread import interrupt_main
 from typing import Any
 
 from pipelines.console import say, warn
-from pipelines.retrain.ledger import Ledger
+from pipelines.retrain.ledger import Ledger, lease_of
 from pipelines.retrain.releases import ReleaseManager
 from pipelines.retrain.settings import RollbackSettings
-from pipelines.storage.lease import Lease
 from pipelines.storage.run_folder import RunFolder
 from smec_core.data.uri import public_uri
 from smec_core.errors import DamagedError, InputError
@@ -28,7 +26,7 @@ def run(settings: RollbackSettings) -> dict[str, Any]:
     """
     folder = RunFolder(settings.storage, settings.name)
     folder.create()
-    with Lease(folder, interrupt_main, f"series {settings.name}", "retrained", "name") as lease:
+    with lease_of(folder) as lease:
         ledger = Ledger(folder)
         manager = ReleaseManager(settings, ledger, lease)
         was_cut_short = settings.to is None and ledger.releases().is_returning

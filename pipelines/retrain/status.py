@@ -51,7 +51,7 @@ def run(settings: StatusSettings) -> dict[str, Any]:
                 error = problem
         figures = _figures(settings, ledger, look, anchor, error)
         for damage in look.passing:
-            say(f"a cycle is running, and this is looked at when it has ended: {damage.path}: {damage.problem}")
+            say(f"a job is working on the series; check again when it has ended: {damage.path}: {damage.problem}")
         _tell(settings.name, figures)
         if damages := look.found.damages:
             for damage in damages:

@@ -103,7 +103,7 @@ def _run(
         records = dataset.flat_map(
             worker, fn_constructor_kwargs=arguments, compute=pool, num_cpus=1, num_gpus=gpus, max_restarts=0
         )
-    with telling("workers are starting, or at long files"):
+    with telling("starting workers, or working on long files"):
         for item in records.iter_rows():
             if item["error"]:
                 raise (InputError if item["input_error"] else SmecError)(item["error"])

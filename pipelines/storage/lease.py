@@ -16,13 +16,13 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from pipelines.console import say
+from pipelines.console import say, telling
 from pipelines.storage.files import TEMPORARY, swap
 from pipelines.storage.run_folder import RunFolder
 from smec_core.data.records import as_record, parse_record, read_bytes
@@ -249,21 +249,24 @@ def holder_of(run_folder: RunFolder) -> Holder | None:
     return None if is_gone else found
 
 
-def is_silent(run_folder: RunFolder, seen: Holder, since: float) -> bool:
-    """Whether a holder does not renew its lease while one watches for TTL_SECONDS; of one on this machine it is known.
+def find_silent(seen: Mapping[str, tuple[RunFolder, Holder]], since: float) -> set[str]:
+    """Which holders do not renew their leases while one watches all of them for TTL_SECONDS.
+
+    Of one on this machine it is known at once that it is not silent: a dead one is no holder.
 
     Args:
-        run_folder: whose lease it is.
-        seen: the holder, as `holder_of` gave it.
-        since: when it did, by `time.monotonic`.
+        seen: by any name, the folder whose lease it is, and the holder as `holder_of` gave it.
+        since: when it gave the last of them, by `time.monotonic`.
     """
-    if seen.is_on_machine_of(Holder.this_process()):
-        return False
-    while holder_of(run_folder) == seen:
-        if time.monotonic() - since > TTL_SECONDS:
-            return True
-        time.sleep(WATCH_SECONDS)
-    return False
+    me = Holder.this_process()
+    watched = {name: one for name, one in seen.items() if not one[1].is_on_machine_of(me)}
+    names = ", ".join(dict.fromkeys(str(holder) for _, holder in watched.values()))
+    with telling(f"watching for up to {TTL_SECONDS:.0f} s whether what holds a lease is still alive: {names}"):
+        while watched := {name: one for name, one in watched.items() if holder_of(one[0]) == one[1]}:
+            if time.monotonic() - since > TTL_SECONDS:
+                break
+            time.sleep(WATCH_SECONDS)
+    return set(watched)
 
 
 def _read(run_folder: RunFolder) -> tuple[bytes | None, Holder | None]:

@@ -29,6 +29,7 @@ from pipelines.storage.files import create_folder
 from pipelines.storage.run_folder import RunFolder
 from smec_core.checksums import sha256_of
 from smec_core.data.records import as_record, parse_record, read_record
+from smec_core.data.uri import shown_path
 from smec_core.errors import DamagedError, one_line
 from smec_core.training import checkpoint as training
 from smec_core.training.trained import TRAINED_FILE, Trained
@@ -120,9 +121,10 @@ def begin_start(run_folder: RunFolder) -> Start:
 
 def _can_be_read(filesystem: pafs.FileSystem, found: "_Found") -> bool:
     """Whether a checkpoint is what was written; one that is not is told of."""
+    shown = shown_path(filesystem, found.path)
     try:
         with Checkpoint(found.path, filesystem).as_directory() as folder:
-            open_checkpoint(Path(folder), found.path)
+            open_checkpoint(Path(folder), shown)
             if found.is_trained:
                 Trained.read(Path(folder))
             else:
@@ -131,7 +133,7 @@ def _can_be_read(filesystem: pafs.FileSystem, found: "_Found") -> bool:
     except (DamagedError, SafetensorError, FileNotFoundError, ValueError, TypeError, KeyError) as error:
         # whatever else fails may pass: nothing is removed for it
         problem = error.problem if isinstance(error, DamagedError) else one_line(error)
-        path = error.path if isinstance(error, DamagedError) else found.path
+        path = error.path if isinstance(error, DamagedError) else shown
         warn(f"{path}: {problem}; an earlier checkpoint is taken")
         return False
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipelines import signals
-from pipelines.console import adopt_loggers, context, say, show, telling
+from pipelines.console import adopt_loggers, context, say, show
+from pipelines.data.opened import open_dataset
 from pipelines.data.source import Source, scan_data
 from pipelines.runtime.cluster import connect, is_own, threads_of
 from pipelines.runtime.evaluation import in_process, on_cluster
@@ -262,8 +263,7 @@ class Training:
 
 def _open(settings: TrainingSettings) -> Dataset:
     """The data, without what is held out."""
-    with telling("reading ids and judgements"):
-        dataset = Dataset.open(settings.data, exclude_self=settings.exclude_self, columns=settings.columns)
+    dataset = open_dataset(settings.data, exclude_self=settings.exclude_self, columns=settings.columns)
     return dataset.holding_out(settings.hold_out) if settings.hold_out else dataset
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import signals
-from pipelines.console import context, say, telling
+from pipelines.console import context, say
+from pipelines.data.opened import open_dataset
 from pipelines.data.source import scan_data
 from pipelines.storage.lease import Lease
 from pipelines.storage.model_folder import check_replaceable
@@ -15,7 +16,6 @@ from pipelines.train import TrainSettings
 from pipelines.train import run as train_model
 from pipelines.tune.runner import BEST_FILE, StudyStart
 from pipelines.tune.settings import TuneSettings
-from smec_core.data.dataset import Dataset
 from smec_core.data.uri import public_uri
 from smec_core.errors import InputError, one_line
 from smec_core.masking import mask
@@ -43,8 +43,7 @@ def run(settings: TuneSettings) -> dict[str, Any]:
         raise InputError(f"out: {out} is a file; name a folder")
     if settings.train_best:
         check_replaceable(out / MODEL_FOLDER)
-    with telling("reading ids and judgements"):
-        dataset = Dataset.open(settings.data, exclude_self=settings.exclude_self, columns=settings.columns)
+    dataset = open_dataset(settings.data, exclude_self=settings.exclude_self, columns=settings.columns)
     if settings.confirm and "test" not in dataset.splits:
         raise InputError(f"confirm: {public_uri(dataset.uri)} has no qrels/test to compare on")
     labelled = dataset.train_judgements() is not None

@@ -135,7 +135,7 @@ def _first_unknown(log: ClickLog, ids: tuple[TableIds, TableIds]) -> str | None:
 def _refuse_unknown(
     log: ClickLog, rules: ClickRules, read: Read, unknown: Mapping[str, int], ids: tuple[TableIds, TableIds]
 ) -> None:
-    place = _first_unknown(log, ids) or log.paths[0]
+    place = _first_unknown(log, ids) or log.first
     raise InputError(
         f"{place}: {sum(unknown.values()):,} of the log's {read.rows:,} rows name ids that the data does not hold "
         f"(queries {unknown['query_id']:,}, documents {unknown['doc_id']:,}), more than a share of {rules.max_unknown} "
@@ -191,7 +191,7 @@ def _check_parts(log: ClickLog, read: Read, rules: ClickRules, parts: Mapping[st
             f"; {cause} left out {count} of {parts[name].pairs} pairs" for cause, count in parts[name].left_out.items()
         )
         raise InputError(
-            f"{log.paths[0]}: nothing is left for {name}, split by {read.split.by}{span}{left_out}; choose another "
+            f"{log.first}: nothing is left for {name}, split by {read.split.by}{span}{left_out}; choose another "
             "test_from or test_share, or ask for less of what left pairs out"
         )
 

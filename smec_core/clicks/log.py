@@ -21,7 +21,7 @@ from smec_core.data.folders import asking, listed, not_hidden
 from smec_core.data.table_files import open_rows
 from smec_core.data.table_formats import files_in_force
 from smec_core.data.tables import Table, refuse_data
-from smec_core.data.uri import open_filesystem
+from smec_core.data.uri import open_filesystem, shown_path
 from smec_core.errors import InputError, SmecError, one_line
 
 BATCH_ROWS = 1 << 18
@@ -62,7 +62,7 @@ class RawRows(NamedTuple):
     """Consecutive rows of a file as they are stored.
 
     Attributes:
-        path: the file.
+        path: the file, as it is shown.
         unit: what its rows are called: row, from 0, or line, from 1.
         row: number of the first.
         is_text: whether the values are text, as in CSV and JSON, and not of the types that Parquet has.
@@ -81,6 +81,7 @@ class ClickLog:
 
     Attributes:
         paths: its files, sorted.
+        first: the first of them, as it is shown.
         present: the columns of OPTIONAL that it has.
     """
 
@@ -94,8 +95,8 @@ class ClickLog:
         self.names = names
         self.form, self.paths = find_log(self.filesystem, root)
         self._schemas = {path: self._schema(path) for path in self.paths}
-        found = {path: self._present(path, schema) for path, schema in self._schemas.items()}
-        first = self.paths[0]
+        found = {self._shown(path): self._present(path, schema) for path, schema in self._schemas.items()}
+        self.first = first = self._shown(self.paths[0])
         self.present = found[first]
         for path, present in found.items():
             if odd := sorted(set(present) ^ set(self.present)):
@@ -121,11 +122,15 @@ class ClickLog:
         stored = {name: str(getattr(self.names, name)) for name in wanted}
         read = {".parquet": self._read_parquet, ".csv": self._read_csv, ".jsonl": self._read_lines}[self.form]
         for path in self.paths:
-            with _reading(path):
+            with _reading(self._shown(path)):
                 yield from read(path, stored)
 
+    def _shown(self, path: str) -> str:
+        return shown_path(self.filesystem, path)
+
     def _schema(self, path: str) -> pa.Schema:
-        with _reading(path):
+        shown = self._shown(path)
+        with _reading(shown):
             if self.form == ".parquet":
                 with open_rows(self.filesystem, path) as opened:
                     return opened.schema
@@ -134,42 +139,43 @@ class ClickLog:
                     names = pacsv.open_csv(stream, pacsv.ReadOptions(use_threads=False)).schema.names
                 return pa.schema([(name, pa.string()) for name in names])
             with self.filesystem.open_input_stream(path) as stream:
-                first = next((_parsed(path, *line) for line in _lines(stream)), {})
+                first = next((_parsed(shown, *line) for line in _lines(stream)), {})
             return pa.schema([(name, pa.string()) for name in first])
         raise AssertionError
 
     def _present(self, path: str, schema: pa.Schema) -> list[str]:
         """Optional columns of a file; whoever gives a column's name expects it to be there."""
-        wanted = {name: Wanted((getattr(self.names, name),), "id") for name in IDS}
-        judge_schema(path, schema, wanted)
+        shown, wanted = self._shown(path), {name: Wanted((getattr(self.names, name),), "id") for name in IDS}
+        judge_schema(shown, schema, wanted)
         for name in sorted(self.names.model_fields_set & set(OPTIONAL)):
             if getattr(self.names, name) not in schema.names:
                 holds = ", ".join(schema.names)
                 raise InputError(
-                    f"{path}: column {getattr(self.names, name)} (columns.{name}) is missing; it holds {holds}"
+                    f"{shown}: column {getattr(self.names, name)} (columns.{name}) is missing; it holds {holds}"
                 )
         present = [name for name in OPTIONAL if getattr(self.names, name) in schema.names]
         for name in OPTIONAL:
             stored = getattr(self.names, name)
             if f"/{stored}=" in f"/{path}":
                 raise InputError(
-                    f"{path}: column {stored} is part of the path, where it is not read; write it into the files"
+                    f"{shown}: column {stored} is part of the path, where it is not read; write it into the files"
                 )
             near = [other for other in schema.names if _plain(other) == _plain(stored)]
             if name not in present and near:
                 raise InputError(
-                    f"{path}: column {near[0]} would be passed over; rename it to {stored}, say "
+                    f"{shown}: column {near[0]} would be passed over; rename it to {stored}, say "
                     f"--set columns.{name}={near[0]}, or leave it out of the log"
                 )
         return present
 
     def _read_parquet(self, path: str, stored: dict[str, str]) -> Iterator[RawRows]:
+        shown = self._shown(path)
         with open_rows(self.filesystem, path) as opened:
             for row, batch in opened.batches(list(stored.values()), BATCH_ROWS):
-                yield RawRows(path, "row", row, False, {name: batch[column] for name, column in stored.items()})
+                yield RawRows(shown, "row", row, False, {name: batch[column] for name, column in stored.items()})
 
     def _read_csv(self, path: str, stored: dict[str, str]) -> Iterator[RawRows]:
-        columns, row = list(stored.values()), 0
+        shown, columns, row = self._shown(path), list(stored.values()), 0
         convert = pacsv.ConvertOptions(
             column_types=dict.fromkeys(columns, pa.string()), include_columns=columns, strings_can_be_null=False
         )
@@ -177,25 +183,25 @@ class ClickLog:
         options = pacsv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES)
         with self.filesystem.open_input_stream(path) as stream:
             for batch in pacsv.open_csv(stream, options, convert_options=convert):
-                yield RawRows(path, "row", row, True, {name: batch[column] for name, column in stored.items()})
+                yield RawRows(shown, "row", row, True, {name: batch[column] for name, column in stored.items()})
                 row += len(batch)
 
     def _read_lines(self, path: str, stored: dict[str, str]) -> Iterator[RawRows]:
-        kinds: dict[str, type] = {}
+        shown, kinds = self._shown(path), dict[str, type]()
         absent = [str(getattr(self.names, name)) for name in OPTIONAL if name not in self.present]
         with self.filesystem.open_input_stream(path) as stream:
             held: list[dict[str, Any]] = []
             first = 1
             for number, raw in _lines(stream):
                 if len(held) == BATCH_ROWS // 4:
-                    yield _as_text(path, first, held, stored, kinds)
+                    yield _as_text(shown, first, held, stored, kinds)
                     held, first = [], number
-                held.append(_parsed(path, number, raw))
+                held.append(_parsed(shown, number, raw))
                 if odd := next((column for column in absent if column in held[-1]), None):
                     raise InputError(
-                        f"{path}: line {number}: has {odd}, which line 1 has not; give all lines the same keys"
+                        f"{shown}: line {number}: has {odd}, which line 1 has not; give all lines the same keys"
                     )
-            yield _as_text(path, first, held, stored, kinds)
+            yield _as_text(shown, first, held, stored, kinds)
 
 
 def find_log(filesystem: pafs.FileSystem, path: str) -> Table:
@@ -207,16 +213,17 @@ def find_log(filesystem: pafs.FileSystem, path: str) -> Table:
     Raises:
         InputError: nothing there, files of several kinds, or data that would not be read.
     """
-    with asking(path):
+    shown = shown_path(filesystem, path)
+    with asking(filesystem, path):
         info = filesystem.get_file_info(path)
     forms = ", ".join(_LOG_ENDINGS)
     if info.type == pafs.FileType.File:
         if not (ending := _log_ending(path)):
-            raise InputError(f"{path}: is no file of a log; its name has to end in one of {forms}")
+            raise InputError(f"{shown}: is no file of a log; its name has to end in one of {forms}")
         return Table(ending, [path])
     infos = listed(filesystem, path)
     subfolders = {one.base_name for one in infos if one.type == pafs.FileType.Directory}
-    with asking(path):
+    with asking(filesystem, path):
         if (in_force := files_in_force(filesystem, path, subfolders)) is not None:
             return Table(".parquet", in_force)
     found: dict[str, list[str]] = {}
@@ -226,10 +233,10 @@ def find_log(filesystem: pafs.FileSystem, path: str) -> Table:
         else:
             refuse_data(filesystem, one, f"would not be read; files of a log end in one of {forms}")
     if not found:
-        raise InputError(f"{path}: no file of a log there; expected a file, or a folder of files, that end in {forms}")
+        raise InputError(f"{shown}: no file of a log there; expected a file, or a folder of files, that end in {forms}")
     if len(found) > 1:
-        one, other = (found[ending][0] for ending in sorted(found)[:2])
-        raise InputError(f"{path}: holds {one} and {other}; leave files of one kind there")
+        one, other = (shown_path(filesystem, found[ending][0]) for ending in sorted(found)[:2])
+        raise InputError(f"{shown}: holds {one} and {other}; leave files of one kind there")
     [(ending, paths)] = found.items()
     return Table(ending, sorted(paths))
 

@@ -72,9 +72,7 @@ def read_log(log: ClickLog, rules: ClickRules, on_rows: Callable[[int], object] 
         on_rows(reader.rows)
     _check_bad(log, rules, reader)
     if not clicks:
-        raise InputError(
-            f"{log.paths[0]}: no click in the log; {'clicked is 0 everywhere' if reader.rows else 'no rows'}"
-        )
+        raise InputError(f"{log.first}: no click in the log; {'clicked is 0 everywhere' if reader.rows else 'no rows'}")
     split = Split("a hash of the query id")
     if times is not None:
         by = f"time, test from {shown_time(times[1])}" if rules.test_from or rules.test_share else "time"
@@ -111,7 +109,7 @@ def _check_rules(log: ClickLog, rules: ClickRules) -> None:
         if name in given and is_set and lacking:
             stored = getattr(log.names, lacking[0])
             raise InputError(
-                f"{name}: needs the column {stored} ({lacking[0]}), which {log.paths[0]} does not have; leave "
+                f"{name}: needs the column {stored} ({lacking[0]}), which {log.first} does not have; leave "
                 f"{name} out, "
                 f"or name the column with columns.{lacking[0]}"
             )
@@ -130,7 +128,7 @@ def _find_cut(log: ClickLog, rules: ClickRules) -> np.ndarray:
             reader.read(first)
         if zoned and reader.zoned is False:
             raise InputError(
-                f"test_from: {rules.test_from} has a time zone, but the times of {log.paths[0]} have none; give it "
+                f"test_from: {rules.test_from} has a time zone, but the times of {log.first} have none; give it "
                 "without one"
             )
         if not rules.dev_share:
@@ -169,6 +167,6 @@ def _check_bad(log: ClickLog, rules: ClickRules, reader: RowReader) -> None:
     if bad > rules.max_bad_rows * reader.rows:
         causes = ", ".join(f"{cause}: {count:,}" for cause, count in sorted(reader.bad.items()))
         raise InputError(
-            f"{log.paths[0]}: {bad:,} of the log's {reader.rows:,} rows are bad, more than a share of "
+            f"{log.first}: {bad:,} of the log's {reader.rows:,} rows are bad, more than a share of "
             f"{rules.max_bad_rows} (max_bad_rows): {causes}; mend them, or raise it"
         )

@@ -7,18 +7,19 @@ from contextlib import contextmanager
 
 import pyarrow.fs as pafs
 
+from smec_core.data.uri import shown_path
 from smec_core.errors import InputError, SmecError, one_line
 
 
 @contextmanager
-def asking(path: str) -> Iterator[None]:
+def asking(filesystem: pafs.FileSystem, path: str) -> Iterator[None]:
     """Turns what a local file system raises into an InputError, as object stores do by themselves."""
     try:
         yield
     except SmecError:
         raise
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({one_line(error)})") from error
+        raise InputError(f"{shown_path(filesystem, path)}: cannot be read ({one_line(error)})") from error
 
 
 def entries(filesystem: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:
@@ -41,7 +42,7 @@ def listed(filesystem: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:
     Raises:
         InputError: the folder cannot be listed, or has a broken link.
     """
-    with asking(folder):
+    with asking(filesystem, folder):
         infos = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
         if isinstance(filesystem, pafs.LocalFileSystem) and os.path.isdir(folder):
             # pyarrow skips broken links

@@ -101,16 +101,20 @@ class HubFiles(pafs.FSSpecHandler):
         """The name of the file system."""
         return "hf"
 
+    def shown(self, path: str) -> str:
+        """The URI of a path on it."""
+        return f"hf://{path}"
+
     def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
         """What is known of some files."""
-        with told(", ".join(paths)):
+        with told(", ".join(map(self.shown, paths))):
             found: list[pafs.FileInfo] = super().get_file_info(paths)
             return found
 
     def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
         """What lies in a folder."""
         folder, depth = selector.base_dir, None if selector.recursive else 1
-        with told(folder):
+        with told(self.shown(folder)):
             try:
                 # FSSpecHandler's own takes a Hub that fails for a folder that is not there
                 if self.fs.info(folder)["type"] != "directory":
@@ -124,7 +128,7 @@ class HubFiles(pafs.FSSpecHandler):
 
     def stamp_of_file(self, path: str) -> str:
         """Hash of a file's content, as git has it."""
-        with told(path):
+        with told(self.shown(path)):
             return str(self.fs.info(path)["blob_id"])
 
     def open_input_stream(self, path: str) -> pa.NativeFile:
@@ -133,13 +137,13 @@ class HubFiles(pafs.FSSpecHandler):
 
     def open_input_file(self, path: str) -> pa.NativeFile:
         """A file to be read anywhere."""
-        with told(path):
+        with told(self.shown(path)):
             if self.fs.info(path)["type"] != "file":
                 raise FileNotFoundError(path)
-            return pa.PythonFile(_ToldFile(self.fs.open(path, mode="rb"), path), mode="r")
+            return pa.PythonFile(_ToldFile(self.fs.open(path, mode="rb"), self.shown(path)), mode="r")
 
     def _refuse(self, path: str, *unused: Any, **unused_too: Any) -> NoReturn:
-        raise StoreError(f"{path}: the Hub is only read; write to another place")
+        raise StoreError(f"{self.shown(path)}: the Hub is only read; write to another place")
 
     create_dir = delete_dir = delete_dir_contents = delete_file = move = copy_file = _refuse
     open_output_stream = open_append_stream = _refuse

@@ -60,10 +60,11 @@ def find_fragments(filesystem: pafs.FileSystem, folder: str) -> list[str]:
     """
     dataset = _open(filesystem, folder)
     fragments = dataset.get_fragments()
-    files = [file for fragment in fragments for file in _files_of(folder, fragment)]
+    files = [file for fragment in fragments for file in _files_of(filesystem, folder, fragment)]
     for info in filesystem.get_file_info(files):
         if info.type != pafs.FileType.File:
-            raise InputError(f"{info.path}: belongs to the table's newest version, but is not there; restore the table")
+            missing = shown_path(filesystem, info.path)
+            raise InputError(f"{missing}: belongs to the table's newest version, but is not there; restore the table")
     return [f"{folder}/{VERSIONS}/{dataset.version}/fragment-{fragment.fragment_id:06d}" for fragment in fragments]
 
 
@@ -89,7 +90,7 @@ class Fragment:
         self.schema: pa.Schema = self._scanner().projected_schema
         rows = fragment.count_rows()
         self.groups = tuple(min(GROUP_ROWS, rows - start) for start in range(0, rows, GROUP_ROWS))
-        self.files = _files_of(folder, fragment)
+        self.files = _files_of(filesystem, folder, fragment)
         self.described = [
             fragment.metadata.to_json(),
             [(field.id(), field.name()) for field in dataset.lance_schema.fields()],
@@ -150,11 +151,12 @@ def _open(filesystem: pafs.FileSystem, folder: str, version: int | None = None) 
         InputError: it cannot be opened.
         SmecError: the version was there before.
     """
+    shown = shown_path(filesystem, folder)
     try:
         import lance
     except ImportError as error:
         raise InputError(
-            f"{folder}: is a Lance dataset, which needs pylance to be read: pip install 'smec-ray[sources]'"
+            f"{shown}: is a Lance dataset, which needs pylance to be read: pip install 'smec-ray[sources]'"
         ) from error
     uri, options = _place(filesystem, folder)
     try:
@@ -162,9 +164,9 @@ def _open(filesystem: pafs.FileSystem, folder: str, version: int | None = None) 
     except (OSError, ValueError) as error:
         if version is not None:
             raise SmecError(
-                f"{folder}: version {version} cannot be read ({_told(error)}); run again, which takes the newest"
+                f"{shown}: version {version} cannot be read ({_told(error)}); run again, which takes the newest"
             ) from error
-        raise InputError(f"{folder}: cannot be read as a Lance dataset ({_told(error)}); restore it") from error
+        raise InputError(f"{shown}: cannot be read as a Lance dataset ({_told(error)}); restore it") from error
 
 
 def _place(filesystem: pafs.FileSystem, folder: str) -> tuple[str, dict[str, str]]:
@@ -177,8 +179,8 @@ def _place(filesystem: pafs.FileSystem, folder: str) -> tuple[str, dict[str, str
         return folder, {}
     if filesystem.type_name != "py::s3" or not isinstance(filesystem.handler, ToldErrors):
         raise InputError(
-            f"{folder}: is a Lance dataset, which is read from disks and s3:// only; copy it there, or write the table "
-            "as Parquet files"
+            f"{shown_path(filesystem, folder)}: is a Lance dataset, which is read from disks and s3:// only; copy it "
+            "there, or write the table as Parquet files"
         )
     # what it is sent to other processes by; without keys both look for them at the same places
     [[told]] = [filesystem.handler.filesystem.__reduce__()[1]]
@@ -194,7 +196,7 @@ def _place(filesystem: pafs.FileSystem, folder: str) -> tuple[str, dict[str, str
     return f"s3://{quote(folder)}", {key: value for key, value in options.items() if value}
 
 
-def _files_of(folder: str, fragment: "LanceFragment") -> list[str]:
+def _files_of(filesystem: pafs.FileSystem, folder: str, fragment: "LanceFragment") -> list[str]:
     """Paths of the files of a fragment.
 
     Raises:
@@ -204,7 +206,8 @@ def _files_of(folder: str, fragment: "LanceFragment") -> list[str]:
     if any(
         file["base_id"] is not None for file in [*metadata["files"], metadata["deletion_file"] or {"base_id": None}]
     ):
-        raise InputError(f"{folder}: the Lance dataset is a shallow clone, with files elsewhere; make a deep one")
+        shown = shown_path(filesystem, folder)
+        raise InputError(f"{shown}: the Lance dataset is a shallow clone, with files elsewhere; make a deep one")
     return [f"{folder}/data/{file['path']}" for file in metadata["files"]] + [f"{folder}/{deleted}"] * bool(deleted)
 
 

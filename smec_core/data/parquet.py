@@ -127,7 +127,7 @@ class EmbeddingTable:
     def with_values(self, values: Mapping[str, Mapping[str, pa.Scalar]]) -> "EmbeddingTable":
         """The table with columns that its files do not hold: by path, the value that a column has in all of a file."""
         if values and not all(part.path in values for part in self.files):
-            raise SmecError(f"{self.files[0].path}: the table has changed while it was opened; run again")
+            raise SmecError(f"{self.shown(self.files[0])}: the table has changed while it was opened; run again")
         files = [part._replace(values=tuple(values.get(part.path, {}).items())) for part in self.files]
         return EmbeddingTable(self.filesystem, files, self.dim, self.names)
 
@@ -145,10 +145,11 @@ class EmbeddingTable:
         for name in ("id", "embedding"):
             if schema.names.count(name) > 1:
                 taken = getattr(self.names, name)
-                raise InputError(f"{self._shown(part)}: column {name}: {taken} is taken for it; rename or remove it")
+                raise InputError(f"{self.shown(part)}: column {name}: {taken} is taken for it; rename or remove it")
         return schema
 
-    def _shown(self, part: ParquetPart) -> str:
+    def shown(self, part: ParquetPart) -> str:
+        """A file of it as messages name it."""
         return shown_path(self.filesystem, part.path)
 
     def _name_here(self, name: str) -> str:
@@ -177,7 +178,7 @@ class EmbeddingTable:
         for part in self.files:
             with open_rows(self.filesystem, part.path) as opened:
                 for row, batch in opened.batches([name], ID_ROWS):
-                    yield part.start + row, strings_of(batch[name], self._shown(part), name, row)
+                    yield part.start + row, strings_of(batch[name], self.shown(part), name, row)
 
     def labels(self, column: str) -> Iterator[tuple[int, pa.Array]]:
         """A column of labels in global row order, some at a time: the row of the first, and strings, null for none.
@@ -191,17 +192,17 @@ class EmbeddingTable:
                 schema, added = opened.schema, part.added(opened.schema)
                 for name, value in added.items():
                     schema = schema.append(pa.field(name, value.type))
-                judge_schema(self._shown(part), schema, {column: Wanted((column,), "label")})
+                judge_schema(self.shown(part), schema, {column: Wanted((column,), "label")})
                 if column in added:
                     yield part.start, pc.cast(pa.repeat(added[column], part.rows), pa.string())
                     continue
                 for row, batch in opened.batches([column], ID_ROWS):
-                    yield part.start + row, strings_of(batch[column], self._shown(part), column, row, nulls=True)
+                    yield part.start + row, strings_of(batch[column], self.shown(part), column, row, nulls=True)
 
     def locate(self, row: int) -> str:
         """Names the file and the row in it of a global row."""
         part = next(part for part in self.files if part.start <= row < part.start + part.rows)
-        return f"{self._shown(part)}: row {row - part.start}"
+        return f"{self.shown(part)}: row {row - part.start}"
 
     def blocks(
         self, start: int = 0, stop: int | None = None, batch_rows: int = READ_ROWS, columns: Sequence[str] = ()
@@ -244,7 +245,7 @@ class EmbeddingTable:
                         for name in set(wanted) & added.keys():
                             found = found.append_column(name, pa.repeat(added[name], len(found)))
                         found = found.select(wanted).slice(first, last - first)
-                        yield Batch(part, row + first, found, self._shown(part), self.names)
+                        yield Batch(part, row + first, found, self.shown(part), self.names)
 
 
 def vectors_of(column: pa.Array, dim: int, file: str, row: int, name: str = "embedding") -> np.ndarray:

@@ -18,6 +18,7 @@ from smec_core.data.ids import TableIds
 from smec_core.data.judgements import Judgements
 from smec_core.data.table_files import open_rows
 from smec_core.data.tables import Table
+from smec_core.data.uri import shown_path
 from smec_core.errors import InputError, one_line
 
 _READ_ROWS = 1 << 18
@@ -29,7 +30,7 @@ class QrelsFile(NamedTuple):
     """The judgements of one file.
 
     Attributes:
-        path: the file.
+        path: the file, as it is shown.
         query_id, doc_id: strings.
         score_J: float64.
         line_J: line of each judgement in a text file, from 1; None in Parquet, whose rows count from 0.
@@ -57,17 +58,18 @@ def read_qrels(filesystem: pafs.FileSystem, table: Table, names: ColumnNames = D
         for path in table.paths
     ]
     if not sum(len(file.score_J) for file in files):
-        raise InputError(f"{table.paths[0]}: the split is empty; add judgements or remove the file")
+        raise InputError(f"{files[0].path}: the split is empty; add judgements or remove the file")
     return files
 
 
 def _read_rows(filesystem: pafs.FileSystem, path: str, names: ColumnNames) -> QrelsFile:
+    shown = shown_path(filesystem, path)
     with open_rows(filesystem, path) as opened:
-        column = judge_schema(path, opened.schema, names.of_qrels)
+        column = judge_schema(shown, opened.schema, names.of_qrels)
         stored = list(dict.fromkeys(column.values()))
         batches = [batch for _, batch in opened.batches(stored, _READ_ROWS)]
         table = pa.Table.from_batches(batches, pa.schema([opened.schema.field(name) for name in stored]))
-    return judgements_in(table, path, column)
+    return judgements_in(table, shown, column)
 
 
 def judgements_in(table: pa.Table, path: str, column: Mapping[str, str]) -> QrelsFile:
@@ -82,8 +84,9 @@ def judgements_in(table: pa.Table, path: str, column: Mapping[str, str]) -> Qrel
 
 def _read_tsv(filesystem: pafs.FileSystem, path: str) -> QrelsFile:
     rows: list[tuple[str, str, float, int]] = []
+    shown = shown_path(filesystem, path)
     for line, fields in _tsv_lines(filesystem, path):
-        where = f"{path}: line {line}: {_NEEDS}"
+        where = f"{shown}: line {line}: {_NEEDS}"
         if len(fields) != 3:
             raise InputError(f"{where}; it has {len(fields)} field(s)")
         query, doc, grade = fields
@@ -97,7 +100,7 @@ def _read_tsv(filesystem: pafs.FileSystem, path: str) -> QrelsFile:
         rows.append((query, doc, score, line))
     query_id, doc_id, score_J, line_J = zip(*rows, strict=True) if rows else ((), (), (), ())
     queries, docs = (pa.chunked_array([pa.array(column, pa.string())]) for column in (query_id, doc_id))
-    return QrelsFile(path, queries, docs, np.array(score_J, np.float64), np.array(line_J, np.int64))
+    return QrelsFile(shown, queries, docs, np.array(score_J, np.float64), np.array(line_J, np.int64))
 
 
 def _number(text: str) -> float:
@@ -110,19 +113,20 @@ def _number(text: str) -> float:
 
 def _tsv_lines(filesystem: pafs.FileSystem, path: str) -> Iterator[tuple[int, list[str]]]:
     """Fields of each line that is not empty, with its number from 1; pandas and spreadsheets quote fields."""
+    shown = shown_path(filesystem, path)
     with filesystem.open_input_file(path) as content:
         try:
             # a byte order mark is no part of the first id
             text = content.read().decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise InputError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from None
+            raise InputError(f"{shown}: is not UTF-8 text ({error.reason} at byte {error.start})") from None
     for line, row in enumerate(io.StringIO(text, newline=None), start=1):
         if not row.rstrip("\n"):
             continue
         try:
             [fields] = csv.reader([row], delimiter="\t", strict=True)
         except csv.Error as error:
-            raise InputError(f"{path}: line {line}: {_NEEDS}; {one_line(error)}") from None
+            raise InputError(f"{shown}: line {line}: {_NEEDS}; {one_line(error)}") from None
         yield line, fields
 
 

@@ -4,7 +4,7 @@ Shapes: Q judged queries, S segments, N rows.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -47,14 +47,28 @@ class Segments(NamedTuple):
         Raises:
             InputError: there are no such judgements, or the column is missing or of another type.
         """
-        if split not in dataset.splits:
+        return cls.of_splits(dataset, [split], column)[0]
+
+    @classmethod
+    def of_splits(cls, dataset: Dataset, splits: Sequence[str | None], column: str) -> list["Segments"]:
+        """The same of some splits; the column is read once, and judged also where there are no splits.
+
+        Raises:
+            InputError: as `of`.
+        """
+        if any(split not in dataset.splits for split in splits):
             raise InputError(f"{public_uri(dataset.uri)}: {column} divides judged queries, and there are none")
-        row_Q = dataset.splits[split].with_positives().query_row_Q
-        chunks = [pa.array([], pa.string())]
+        rows = [dataset.splits[split].with_positives().query_row_Q for split in splits if split is not None]
+        chunks = [[pa.array([], pa.string())] for _ in rows]
         for first, label_N in _labels(dataset, column):
-            low, high = np.searchsorted(row_Q, [first, first + len(label_N)])
-            chunks.append(label_N.take(pa.array(row_Q[low:high] - first)))
-        found = pa.concat_arrays(chunks).dictionary_encode(null_encoding="encode")
+            for row_Q, found in zip(rows, chunks, strict=True):
+                low, high = np.searchsorted(row_Q, [first, first + len(label_N)])
+                found.append(label_N.take(pa.array(row_Q[low:high] - first)))
+        return [cls._of_labels(column, pa.concat_arrays(found)) for found in chunks]
+
+    @classmethod
+    def _of_labels(cls, column: str, label_Q: pa.Array) -> "Segments":
+        found = label_Q.dictionary_encode(null_encoding="encode")
         place_Q, values = found.indices.to_numpy(), found.dictionary.to_pylist()
         ends = np.cumsum(np.bincount(place_Q, minlength=len(values)))
         rows = np.split(np.argsort(place_Q, kind="stable"), ends[:-1])

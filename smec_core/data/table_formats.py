@@ -19,6 +19,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from smec_core.data.lance_files import find_fragments, is_fragment, is_lance
+from smec_core.data.uri import shown_path
 from smec_core.errors import InputError, SmecError, one_line
 from smec_core.temporary import temporary_folder
 
@@ -53,6 +54,7 @@ def files_in_force(filesystem: pafs.FileSystem, folder: str, subfolders: Collect
         InputError: the table needs more than its Parquet files to be read, a file is missing, or so is the package
             that knows the format.
     """
+    shown = shown_path(filesystem, folder)
     if _DELTA_LOG in subfolders:
         paths = _delta_files(filesystem, folder)["path"].to_pylist()
     elif _ICEBERG_METADATA in subfolders and (versions := _iceberg_versions(filesystem, folder)):
@@ -60,19 +62,20 @@ def files_in_force(filesystem: pafs.FileSystem, folder: str, subfolders: Collect
     elif is_lance(filesystem, folder, subfolders):
         paths = find_fragments(filesystem, folder)
     elif ".hoodie" in subfolders:
-        raise InputError(f"{folder}: is a Hudi table, which is not read; write the table as Parquet files")
+        raise InputError(f"{shown}: is a Hudi table, which is not read; write the table as Parquet files")
     else:
         return None
     if not paths:
-        raise InputError(f"{folder}: the newest version of the table holds no rows")
+        raise InputError(f"{shown}: the newest version of the table holds no rows")
     for info in filesystem.get_file_info([path for path in paths if not is_fragment(path)]):
         if info.type != pafs.FileType.File:
-            raise InputError(f"{info.path}: belongs to the table's newest version, but is not there; restore the table")
+            missing = shown_path(filesystem, info.path)
+            raise InputError(f"{missing}: belongs to the table's newest version, but is not there; restore the table")
     return sorted(paths)
 
 
-def _needs(folder: str, what: str, package: str) -> InputError:
-    return InputError(f"{folder}: is {what}, which needs {package} to be read: pip install 'smec-ray[sources]'")
+def _needs(shown: str, what: str, package: str) -> InputError:
+    return InputError(f"{shown}: is {what}, which needs {package} to be read: pip install 'smec-ray[sources]'")
 
 
 def partition_values(filesystem: pafs.FileSystem, folder: str) -> dict[str, dict[str, pa.Scalar]]:
@@ -95,29 +98,28 @@ def partition_values(filesystem: pafs.FileSystem, folder: str) -> dict[str, dict
 
 def _delta_files(filesystem: pafs.FileSystem, folder: str) -> pa.Table:
     """The files in force with what the log says of them."""
+    shown = shown_path(filesystem, folder)
     try:
         from deltalake import DeltaTable
         from deltalake.exceptions import DeltaError
     except ImportError as error:
-        raise _needs(folder, "a Delta table", "deltalake") from error
+        raise _needs(shown, "a Delta table", "deltalake") from error
     with temporary_folder() as made:
         copy = str(made)
         try:
             _copy_log(filesystem, f"{folder}/{_DELTA_LOG}", Path(copy, _DELTA_LOG))
             table = DeltaTable(copy)
-            _refuse_delta(folder, table, DeltaError)
+            _refuse_delta(shown, table, DeltaError)
             files = pa.table(table.get_add_actions())
         except SmecError:
             raise
         except (DeltaError, OSError, ValueError) as error:
             # lines of a backtrace may follow
-            told = str(error).partition("\n")[0].replace(copy, folder)
-            raise InputError(
-                f"{folder}: cannot be read as a Delta table ({told}); mend or restore the table"
-            ) from error
+            told = str(error).partition("\n")[0].replace(copy, shown)
+            raise InputError(f"{shown}: cannot be read as a Delta table ({told}); mend or restore the table") from error
     names: list[str] = files["path"].to_pylist()
     if far := next((name for name in names if name.startswith("/") or _SCHEME.match(name)), None):
-        raise InputError(f"{folder}: the table is a shallow clone, with files elsewhere ({far}); make a deep one")
+        raise InputError(f"{shown}: the table is a shallow clone, with files elsewhere ({far}); make a deep one")
     # of the names in the log, which are escaped as URIs are; those of folders may be escaped once more, on disk too
     paths = pa.array([f"{folder}/{unquote(name)}" for name in names], pa.string())
     return files.set_column(files.column_names.index("path"), "path", paths)
@@ -159,15 +161,13 @@ def _last_checkpoint(filesystem: pafs.FileSystem, log: str) -> int:
         return 0
 
 
-def _refuse_delta(folder: str, table: Any, delta_error: type[Exception]) -> None:
+def _refuse_delta(shown: str, table: Any, delta_error: type[Exception]) -> None:
     features = set(table.protocol().reader_features or ())
     if unknown := sorted(features - _DELTA_FEATURES):
-        raise InputError(
-            f"{folder}: the Delta table asks its readers for {unknown[0]}; rewrite it without that feature"
-        )
+        raise InputError(f"{shown}: the Delta table asks its readers for {unknown[0]}; rewrite it without that feature")
     if table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none":
         raise InputError(
-            f"{folder}: the Delta table has column mapping, so that its files may call columns otherwise; write it "
+            f"{shown}: the Delta table has column mapping, so that its files may call columns otherwise; write it "
             "anew without (delta.columnMapping.mode)"
         )
     if "deletionVectors" in features:
@@ -178,7 +178,7 @@ def _refuse_delta(folder: str, table: Any, delta_error: type[Exception]) -> None
             deleted = 1
         if deleted:
             raise InputError(
-                f"{folder}: the Delta table has deletion vectors, so that its files hold rows that are deleted; "
+                f"{shown}: the Delta table has deletion vectors, so that its files hold rows that are deleted; "
                 "rewrite them (REORG TABLE ... APPLY (PURGE))"
             )
 
@@ -192,7 +192,7 @@ def _iceberg_versions(filesystem: pafs.FileSystem, folder: str) -> dict[str, paf
 
 def _newest_version(filesystem: pafs.FileSystem, folder: str, infos: dict[str, pafs.FileInfo]) -> str:
     """Path of the newest metadata: what the hint names, or a later one, else that with the highest number."""
-    named = defaultdict(list)
+    shown, named = shown_path(filesystem, f"{folder}/{_ICEBERG_METADATA}"), defaultdict(list)
     for name in infos:
         if match := _ICEBERG_VERSION.fullmatch(name):
             named[int(match[1])].append(name)
@@ -204,23 +204,23 @@ def _newest_version(filesystem: pafs.FileSystem, folder: str, infos: dict[str, p
         if not hint.isdecimal():
             name = f"{hint.removesuffix('.metadata.json')}.metadata.json"
             if name not in infos:
-                raise InputError(f"{path}: names {hint!r}, which is not there; restore the table")
+                raise InputError(f"{shown}/{_ICEBERG_HINT}: names {hint!r}, which is not there; restore the table")
             return str(infos[name].path)
         number = int(hint)
         # as Iceberg itself goes on: it writes the hint after the version
         while number + 1 in named:
             number += 1
         if number not in named:
-            raise InputError(f"{path}: names version {hint}, which is not there; restore the table")
+            raise InputError(f"{shown}/{_ICEBERG_HINT}: names version {hint}, which is not there; restore the table")
     elif len(_uuids(filesystem, [infos[name].path for some in named.values() for name in some])) > 1:
         raise InputError(
-            f"{folder}/{_ICEBERG_METADATA}: holds metadata of several tables, as of one that was dropped; remove what "
+            f"{shown}: holds metadata of several tables, as of one that was dropped; remove what "
             f"is not in force, or write the name of the newest version into {_ICEBERG_HINT} there"
         )
     if len(named[number]) > 1:
         several = " and ".join(sorted(named[number]))
         raise InputError(
-            f"{folder}/{_ICEBERG_METADATA}: {several}: only the catalog knows which is in force; write the name of "
+            f"{shown}: {several}: only the catalog knows which is in force; write the name of "
             f"that one into {_ICEBERG_HINT} there"
         )
     return str(infos[named[number][0]].path)
@@ -239,18 +239,19 @@ def _uuids(filesystem: pafs.FileSystem, paths: list[str]) -> set[str]:
     except (OSError, ValueError, AttributeError) as error:
         if isinstance(error, SmecError):
             raise
-        raise InputError(f"{paths[0]}, or one beside it: cannot be read ({one_line(error)}); restore it") from error
+        shown = shown_path(filesystem, paths[0])
+        raise InputError(f"{shown}, or one beside it: cannot be read ({one_line(error)}); restore it") from error
 
 
 def _iceberg_files(filesystem: pafs.FileSystem, folder: str, infos: dict[str, pafs.FileInfo]) -> list[str]:
-    newest = _newest_version(filesystem, folder, infos)
+    newest, shown = _newest_version(filesystem, folder, infos), shown_path(filesystem, folder)
     try:
         from pyiceberg.catalog.noop import NoopCatalog
         from pyiceberg.io.pyarrow import PyArrowFile, PyArrowFileIO
         from pyiceberg.serializers import FromInputFile
         from pyiceberg.table import StaticTable
     except ImportError as error:
-        raise _needs(folder, "an Iceberg table", "pyiceberg") from error
+        raise _needs(shown, "an Iceberg table", "pyiceberg") from error
 
     class OpenedIO(PyArrowFileIO):
         """Reads on the file system that the folder was opened on."""
@@ -268,11 +269,13 @@ def _iceberg_files(filesystem: pafs.FileSystem, folder: str, infos: dict[str, pa
     except Exception as error:
         # of many kinds: pydantic's, of Avro, of features that pyiceberg has not
         if "equality deletes" in str(error):
-            raise _has_deletes(folder) from error
-        raise InputError(f"{newest}: cannot be read as an Iceberg table ({one_line(error)})") from error
+            raise _has_deletes(shown) from error
+        raise InputError(
+            f"{shown_path(filesystem, newest)}: cannot be read as an Iceberg table ({one_line(error)})"
+        ) from error
     for task in tasks:
         if task.delete_files:
-            raise _has_deletes(folder)
+            raise _has_deletes(shown)
         if task.file.file_format != "PARQUET":
             raise InputError(
                 f"{task.file.file_path}: is {task.file.file_format.value}, and the table's files must be Parquet; "
@@ -283,9 +286,9 @@ def _iceberg_files(filesystem: pafs.FileSystem, folder: str, infos: dict[str, pa
     return paths
 
 
-def _has_deletes(folder: str) -> InputError:
+def _has_deletes(shown: str) -> InputError:
     return InputError(
-        f"{folder}: the Iceberg table has delete files, so that its data files hold rows that are deleted; rewrite "
+        f"{shown}: the Iceberg table has delete files, so that its data files hold rows that are deleted; rewrite "
         "them (CALL system.rewrite_data_files, with delete-file-threshold 1)"
     )
 
@@ -302,7 +305,8 @@ def _place(filesystem: pafs.FileSystem, folder: str, location: str, metadata: "T
     if scheme in _SCHEMES.get(filesystem.type_name, ()):
         return path
     raise InputError(
-        f"{folder}: the Iceberg table has a file elsewhere ({location}); rewrite it into the table's folder"
+        f"{shown_path(filesystem, folder)}: the Iceberg table has a file elsewhere ({location}); rewrite it into the "
+        "table's folder"
     )
 
 
@@ -333,6 +337,6 @@ def _refuse_renamed(filesystem: pafs.FileSystem, paths: list[str], metadata: "Ta
             # files that were not written by Iceberg have no numbers, and are read by name there, too
             if number >= 0 and differs(field.name, number):
                 raise InputError(
-                    f"{path}: column {field.name} was written before the table's columns were renamed; rewrite the "
-                    "file (CALL system.rewrite_data_files, with rewrite-all true)"
+                    f"{shown_path(filesystem, path)}: column {field.name} was written before the table's columns were "
+                    "renamed; rewrite the file (CALL system.rewrite_data_files, with rewrite-all true)"
                 )

@@ -24,7 +24,7 @@ import pyarrow.fs as pafs
 from smec_core.data.folders import asking, entries, files_below, listed, not_hidden
 from smec_core.data.lance_files import is_fragment
 from smec_core.data.table_formats import files_in_force, partition_values
-from smec_core.data.uri import open_filesystem, public_uri
+from smec_core.data.uri import open_filesystem, public_uri, shown_path
 from smec_core.errors import InputError, StoreError
 
 TABLES = ("corpus", "queries")
@@ -61,9 +61,11 @@ def find_table(filesystem: pafs.FileSystem, path: str) -> list[str]:
     Raises:
         InputError: nothing there, more than one of these at once, or data that would not be read.
     """
-    table = _only(posixpath.dirname(path), _parquet_forms(filesystem, path), posixpath.basename(path))
+    folder = shown_path(filesystem, posixpath.dirname(path))
+    table = _only(folder, _parquet_forms(filesystem, path), posixpath.basename(path))
     if table is None:
-        raise InputError(f"{path}: no Parquet file there; expected {path}.parquet or {path}/*.parquet")
+        shown = shown_path(filesystem, path)
+        raise InputError(f"{shown}: no Parquet file there; expected {shown}.parquet or {shown}/*.parquet")
     return table.paths
 
 
@@ -96,10 +98,11 @@ def find_texts(filesystem: pafs.FileSystem, root: str, kind: str) -> Table:
     # the other table lies there, too
     in_data = entries(filesystem, posixpath.join(root, "data"))
     found[f"data/{kind}-*.parquet"] = [info.path for info in in_data if shards.fullmatch(info.base_name)]
-    table = _only(root, found, kind)
+    shown = shown_path(filesystem, root)
+    table = _only(shown, found, kind)
     if table is None:
         forms = f"{kind}.jsonl, {kind}.parquet, {kind}/*.parquet or data/{kind}-*.parquet"
-        raise InputError(f"{root}: no {kind} there; expected {forms}")
+        raise InputError(f"{shown}: no {kind} there; expected {forms}")
     return table
 
 
@@ -118,7 +121,9 @@ def find_qrels(filesystem: pafs.FileSystem, root: str, unfinished: bool = False)
     found: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
     infos = listed(filesystem, folder)
     if not unfinished and any(info.base_name == UNFINISHED for info in infos):
-        raise InputError(f"{folder}: smec judge has not finished these judgements; run it again")
+        raise InputError(
+            f"{shown_path(filesystem, folder)}: smec judge has not finished these judgements; run it again"
+        )
     for info in not_hidden(infos):
         name, is_folder = info.base_name, info.type == pafs.FileType.Directory
         match = (_QRELS_FOLDER if is_folder else _QRELS_FILE).fullmatch(name)
@@ -126,19 +131,21 @@ def find_qrels(filesystem: pafs.FileSystem, root: str, unfinished: bool = False)
             if is_folder:
                 refuse_data(filesystem, info, "")
             elif not _NOTE.fullmatch(name):
-                raise InputError(f"{info.path}: fits no split; {_meant(name)}")
+                raise InputError(f"{shown_path(filesystem, info.path)}: fits no split; {_meant(name)}")
             continue
         split, form = _ALIASES.get(match[1], match[1]), name
         if is_folder:
             [(form, paths)] = _form_of(name, _files_in(filesystem, info.path)).items()
             if not paths:
-                raise InputError(f"{info.path}: holds no Parquet file; add the judgements, or remove the folder")
+                shown = shown_path(filesystem, info.path)
+                raise InputError(f"{shown}: holds no Parquet file; add the judgements, or remove the folder")
         elif match[2]:
             form, paths = f"{match[1]}-*{match[3]}", [info.path]
         else:
             paths = [info.path]
         found[split].setdefault(form, []).extend(paths)
-    tables = {split: _only(folder, forms, split) for split, forms in found.items()}
+    shown = shown_path(filesystem, folder)
+    tables = {split: _only(shown, forms, split) for split, forms in found.items()}
     return {split: table for split, table in tables.items() if table is not None}
 
 
@@ -155,7 +162,8 @@ def check_names(filesystem: pafs.FileSystem, root: str) -> None:
         if match and info.base_name not in known:
             name = match[1].lower()
             forms = "qrels/train.parquet" if name == QRELS else f"{name}.parquet or {name}/*.parquet"
-            raise InputError(f"{info.path}: would not be read; name it {forms}, or move it away")
+            shown = shown_path(filesystem, info.path)
+            raise InputError(f"{shown}: would not be read; name it {forms}, or move it away")
 
 
 def _parquet_forms(filesystem: pafs.FileSystem, path: str) -> dict[str, list[str]]:
@@ -208,7 +216,7 @@ def _files_in(filesystem: pafs.FileSystem, folder: str) -> list[str]:
     paths = []
     infos = listed(filesystem, folder)
     subfolders = {info.base_name for info in infos if info.type == pafs.FileType.Directory}
-    with asking(folder):
+    with asking(filesystem, folder):
         if (in_force := files_in_force(filesystem, folder, subfolders)) is not None:
             return in_force
     for info in not_hidden(infos):
@@ -229,11 +237,11 @@ def refuse_data(filesystem: pafs.FileSystem, info: pafs.FileInfo, why: str) -> N
         for one in files_below(filesystem, info.path):
             if _is_data(filesystem, one):
                 raise InputError(
-                    f"{one.path}: lies in a subfolder, and subfolders are not read; move it up, or begin the "
-                    f"subfolder's name with _"
+                    f"{shown_path(filesystem, one.path)}: lies in a subfolder, and subfolders are not read; move it "
+                    "up, or begin the subfolder's name with _"
                 )
     elif info.type != pafs.FileType.File or _is_data(filesystem, info):
-        raise InputError(f"{info.path}: {why}")
+        raise InputError(f"{shown_path(filesystem, info.path)}: {why}")
 
 
 def _is_data(filesystem: pafs.FileSystem, info: pafs.FileInfo) -> bool:
@@ -241,7 +249,7 @@ def _is_data(filesystem: pafs.FileSystem, info: pafs.FileInfo) -> bool:
         return True
     if info.size < len(_PARQUET_MAGIC[0]):
         return False
-    with asking(info.path), filesystem.open_input_file(info.path) as content:
+    with asking(filesystem, info.path), filesystem.open_input_file(info.path) as content:
         return content.read(len(_PARQUET_MAGIC[0])) in _PARQUET_MAGIC
     return False
 

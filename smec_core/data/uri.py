@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from smec_core.data.hub import open_hub
+from smec_core.data.hub import HubFiles, open_hub
 from smec_core.data.object_store import ToldErrors
 from smec_core.errors import InputError, one_line
 from smec_core.masking import mask
@@ -74,9 +74,9 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def shown_path(filesystem: pafs.FileSystem, path: str) -> str:
-    """A path on a file system as messages name it: of an object store the URI."""
+    """A path on a file system as messages name it: of an object store or the Hub the URI."""
     handler = getattr(filesystem, "handler", None)
-    return handler.shown(path) if isinstance(handler, ToldErrors) else path
+    return handler.shown(path) if isinstance(handler, ToldErrors | HubFiles) else path
 
 
 def _ambiguity(parts: UriParts) -> str | None:

@@ -255,7 +255,7 @@ def _judge_segments(scores: Scores, settings: GateSettings, segments: Segments) 
         count = sum(loss > settings.max_loss for loss, _, _ in _losses(means))
         problem = (
             f"{dim} dims lose {loss:.4f} against {name} on the {len(rows)} queries of {safe_line(segments.column)} "
-            f"{segment_name(value)}{f' (the most of {count} losses there)' if count > 1 else ''}, gate.max_loss is "
+            f"{segment_name(value)}{f' (the largest of {count} losses there)' if count > 1 else ''}, gate.max_loss is "
             f"{settings.max_loss}"
         )
         held.append(SegmentVerdict(value, len(rows), means, loss, problem if count else None))
@@ -265,7 +265,8 @@ def _judge_segments(scores: Scores, settings: GateSettings, segments: Segments) 
 def _told(segments: SegmentVerdicts, settings: GateSettings) -> str:
     refused = sum(one.problem is not None for one in segments.held)
     others = f"; {segments.left[0]} more with fewer than {settings.min_queries} queries" if segments.left[0] else ""
-    return f"{safe_line(segments.column)}: {refused} of {len(segments.held)} segments lose more{others}"
+    losing = f"{refused} of {len(segments.held)} segments lose more than gate.max_loss"
+    return f"{safe_line(segments.column)}: {losing}{others}"
 
 
 def _means(scores: Scores, keep: slice | np.ndarray) -> Means:

@@ -148,7 +148,7 @@ def _segments_table(report: dict[str, Any], column: str, parts: dict[str, dict[s
     left = found[MOST_SEGMENTS:]
     title = f"{measure} by {safe_line(column)}, {len(found)} segments, ± 95 % over their queries"
     if left:
-        title += f"; {len(left)} with {sum(one['queries'] for one in left)} queries are left out here, not of --json"
+        title += f"; {len(left)} with {sum(one['queries'] for one in left)} queries are left out here; --json has them"
     table = Table(title=Text(title), box=SIMPLE, padding=(0, 1, 0, 0))
     # built as text, since consoles differ in what they make of markup
     table.add_column(Text(safe_line(column)), overflow="fold")

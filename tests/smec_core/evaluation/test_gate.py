@@ -133,11 +133,11 @@ def test_a_segment_that_loses_keeps_a_challenger_out_whatever_the_mean_gains() -
     assert without.holds and "segments" not in without.as_json()
     [problem] = verdict.problems
     assert re.fullmatch(
-        r"\d dims lose 0\.\d{4} against champion on the 40 queries of language \(null\) \(the most of 2 losses "
+        r"\d dims lose 0\.\d{4} against champion on the 40 queries of language \(null\) \(the largest of 2 losses "
         r"there\), gate\.max_loss is 0\.01",
         problem,
     )
-    assert verdict.reason.endswith("; by language: 1 of 3 segments lose more")
+    assert verdict.reason.endswith("; by language: 1 of 3 segments lose more than gate.max_loss")
     held = verdict.as_json()["segments"]["held"]
     assert [(one["value"], one["queries"], one["holds"]) for one in held] == [
         ("de", 120, True),
@@ -155,7 +155,8 @@ def test_segments_with_too_few_queries_decide_nothing_and_are_counted() -> None:
         value_Q[171:] -= 0.2
     verdict = judge(found, GateSettings(), None, divided({"de": 171, "en": 29}))
     assert verdict.holds
-    assert verdict.reason.endswith("; by language: 0 of 1 segments lose more; 1 others have fewer than 30 queries")
+    told = "0 of 1 segments lose more than gate.max_loss; 1 more with fewer than 30 queries"
+    assert verdict.reason.endswith(f"; by language: {told}")
     assert verdict.as_json()["segments"]["left"] == {"segments": 1, "queries": 29}
     assert not judge(found, GateSettings(min_queries=29), None, divided({"de": 171, "en": 29})).holds
 

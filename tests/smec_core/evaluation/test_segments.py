@@ -132,7 +132,7 @@ def test_the_table_says_what_it_leaves_out_and_shows_foreign_text_safely(folder:
     found = report["segments"]["[b]\x1b]0;x"]
     left = found[MOST_SEGMENTS:]
     text = str(Evaluation(report))
-    told = f"{len(left)} with {sum(one['queries'] for one in left)} queries are left out here, not of --json"
+    told = f"{len(left)} with {sum(one['queries'] for one in left)} queries are left out here; --json has them"
     assert told in " ".join(text.split())
     assert r"by [b]\x1b]0;x" in text
     for shown in (r"[red]\x1b[2J", "''", "'(null)'", "(null)", "all queries"):
