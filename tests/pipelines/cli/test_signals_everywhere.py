@@ -124,7 +124,7 @@ def prepare(name: str, folder: Path, temporary: Path, environment: dict[str, str
         judged = folder / "data/qrels/train.parquet"
         table = pq.read_table(judged)
         # each cycle has more judgements to learn from than the one before
-        for rows in (len(table) // 4, len(table))[2 - SERIES[name] :]:
+        for rows in (int(0.6 * len(table)), len(table))[2 - SERIES[name] :]:
             pq.write_table(table.slice(0, rows), judged)
             assert finished("retrain --config retrain.yaml", folder, temporary, environment).code == 0
 
