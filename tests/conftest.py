@@ -28,8 +28,6 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 # A cluster that the developer happens to be connected to is not the tests' to use.
 os.environ.pop("RAY_ADDRESS", None)
-# as in a command's process: no call of Ray's starts a cluster by the way
-os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 # One thread a process: tests run several at once, and figures do not depend on the machine's cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # For the tests' own S3 server, which takes any: nobody's real credentials, and no asking the machine for its role.

@@ -182,7 +182,8 @@ def test_actors_are_as_many_as_the_cpus_that_may_be_used(kind: str) -> None:
         # as a container with --cpus 1 sees it
         mount = "mount -t tmpfs none /sys/fs/cgroup && echo 100000 100000 > /sys/fs/cgroup/cpu.max"
         command = mounted(mount, *command)
-    assert run(command).stdout == "(1, 0.0)\n"
+    # a busy machine is told of before
+    assert run(command).stdout.splitlines()[-1] == "(1, 0.0)"
 
 
 @pytest.mark.slow
