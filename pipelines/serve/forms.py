@@ -20,7 +20,7 @@ from smec_core.model.model import Model
 
 ANY_MODEL = "smec"
 """The model that is served, whichever it is."""
-EMBEDDINGS_FORM = Form("input", "dimensions", f'{{"model": "{ANY_MODEL}", "input": [[...], ...], "dimensions": 96}}')
+EMBEDDINGS_FORM = Form("input", "dimensions", f'{{"model": "{ANY_MODEL}", "input": [[...], ...]}}')
 # searched in whole bodies of whatever a client sends: nothing is repeated without end but single bytes, which are never
 # gone back over (*+), so that no memory is taken, and no more time than it takes to count the bytes
 _TEXT = re.compile(rb'"input"\s*+:\s*+(?:\[\s*+){0,3}"')

@@ -31,7 +31,7 @@ class Form(NamedTuple):
 
 
 ROWS_CURE = "give a list of rows, [[...], ...], for one row, too"
-ENCODE_FORM = Form("inputs", "dim", '{"inputs": [[...], ...], "dim": 96}')
+ENCODE_FORM = Form("inputs", "dim", '{"inputs": [[...], ...]}')
 
 Rows = Annotated[list[Annotated[list[float], FailFast()]], FailFast()]
 """Of bad rows only the first is reported: a body could hold a million."""
