@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
+from pipelines import signals
 from smec_core.errors import InputError
 from smec_core.shown import safe_line, safe_lines
 from smec_core.training.tracker import Record, StepCount
@@ -170,7 +171,8 @@ def telling(what: str) -> Iterator[None]:
     ended, started = threading.Event(), time.monotonic()
 
     def tell() -> None:
-        while not ended.wait(RowProgress.EVERY_SECONDS / 5):
+        # after a signal only its own line is said
+        while not ended.wait(RowProgress.EVERY_SECONDS / 5) and not signals.came():
             now = time.monotonic()
             # a little later than what can tell more
             if now - max(started, _said["at"]) > 1.3 * RowProgress.EVERY_SECONDS:

@@ -266,13 +266,18 @@ class MlflowRecorder:
         run = kept_run(client, state.get(key))
         if run is None:
             experiment = experiment_of(client, self._experiment, artifacts)
-            run = client.create_run(experiment.experiment_id, run_name=self._run_folder.name)
+            # with its tags at once: a kill leaves no run that belongs to nothing
+            run = client.create_run(
+                experiment.experiment_id,
+                tags={k: _tag(v) for k, v in tags.items()},
+                run_name=self._run_folder.name,
+            )
             self._run_folder.write(STATE_FILE, {**state, key: run.info.run_id})
         else:
             client.update_run(run.info.run_id, status="RUNNING")
             if ERROR_TAG in run.data.tags:
                 client.delete_tag(run.info.run_id, ERROR_TAG)
-        client.log_batch(run.info.run_id, tags=[RunTag(k, _tag(v)) for k, v in tags.items()])
+            client.log_batch(run.info.run_id, tags=[RunTag(k, _tag(v)) for k, v in tags.items()])
         # A param cannot change, so a restart adds only those that a kill kept from being logged.
         params = [
             # a long one is cut at its end
