@@ -21,7 +21,7 @@ from smec_core.errors import DamagedError, GateError, InputError, LeaseError
 from tests.kills import REPOSITORY
 from tests.pipelines.retrain.damages import flip
 from tests.pipelines.retrain.series import Series
-from tests.pipelines.retrain.test_cycles import begun
+from tests.pipelines.retrain.test_cycles import released_twice
 from tests.pipelines.retrain.test_status import cleaned, look, smec
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -30,10 +30,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 @pytest.fixture(scope="module")
 def series(tmp_path_factory: pytest.TempPathFactory) -> Series:
     """A series that has released twice."""
-    made = begun(tmp_path_factory.mktemp("beside"))
-    made.judge(1)
-    assert made.retrain()["outcome"] == "promoted"
-    return made
+    return released_twice(tmp_path_factory.mktemp("beside"))
 
 
 TO_AND_FRO = """

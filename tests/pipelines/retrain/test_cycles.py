@@ -35,6 +35,14 @@ def begun(folder: Path, s3: Callable[[str], str] | None = None) -> Series:
     return made
 
 
+def released_twice(folder: Path) -> Series:
+    """A series that has released by a part of the judgements, and then by all."""
+    made = begun(folder)
+    made.judge(1)
+    assert made.retrain()["outcome"] == "promoted"
+    return made
+
+
 @pytest.fixture
 def series(tmp_path: Path) -> Series:
     """A series that has just released its first model."""

@@ -24,18 +24,15 @@ from smec_core.temporary import make_folder, temporary_folder
 from tests.kills import REPOSITORY
 from tests.pipelines.retrain.damages import artifact, flip, spoil
 from tests.pipelines.retrain.series import Series
-from tests.pipelines.retrain.test_cycles import begun
+from tests.pipelines.retrain.test_cycles import begun, released_twice
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
 @pytest.fixture(scope="module")
 def series(tmp_path_factory: pytest.TempPathFactory) -> Series:
-    """A series that has released twice, with what killed runs leave beside it."""
-    made = begun(tmp_path_factory.mktemp("standing"))
-    made.judge(1)
-    assert made.retrain()["outcome"] == "promoted"
-    return made
+    """A series that has released twice."""
+    return released_twice(tmp_path_factory.mktemp("standing"))
 
 
 def smec(series: Series, *arguments: str) -> "subprocess.CompletedProcess[str]":
