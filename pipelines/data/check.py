@@ -23,12 +23,12 @@ def run(settings: CheckSettings) -> dict[str, Any]:
     dataset.train_judgements()
     summary = dataset.summary()
     table = Table(title=f"{summary['uri']}: {dataset.dim} dims, fingerprint {dataset.fingerprint}")
-    for name in ("part", "rows", "judgements", "relevant", "unknown ids", "repeated", "seen queries"):
+    for name in ("part", "rows", "judgements", "relevant", "unknown ids", "seen queries"):
         table.add_column(name, justify="left" if name == "part" else "right")
     for name in ("corpus", "queries"):
-        table.add_row(name, str(summary[name]["rows"]), "", "", "", "", "")
+        table.add_row(name, str(summary[name]["rows"]), "", "", "", "")
     for name, split in summary["splits"].items():
-        figures = (split[figure] for figure in ("queries", "judgements", "relevant", "unknown", "repeated"))
+        figures = (split[figure] for figure in ("queries", "judgements", "relevant", "unknown"))
         seen = f"{split['seen']} of {split['queries']}" if "seen" in split else ""
         table.add_row(f"qrels/{name}", *map(str, figures), seen)
     show(table)

@@ -112,8 +112,9 @@ class Sender:
         self._add(record)
 
     def say(self, line: str) -> None:
-        """Takes a line of progress."""
+        """Sends a line of progress, at once."""
         self._add(line)
+        self.flush()
 
     def report(self, item: StageReached | Placed) -> None:
         """Sends what the driver waits for, at once."""

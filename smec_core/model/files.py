@@ -8,6 +8,7 @@ from typing import get_args
 
 import numpy as np
 import torch
+from pyarrow.fs import FileType
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
@@ -54,7 +55,9 @@ def load(folder: str | Path) -> Model:
                 content[name] = stream.read()
         except FileNotFoundError as error:
             if name not in LATER:
-                raise InputError(f"{folder}: not a model folder ({name} is missing)") from error
+                is_there = content or filesystem.get_file_info(path).type != FileType.NotFound
+                cause = f"{name} is missing" if is_there else "nothing is there"
+                raise InputError(f"{folder}: not a model folder ({cause})") from error
         except (StoreError, StoreUnreachable):
             raise
         except OSError as error:

@@ -104,12 +104,13 @@ class ClosedStart:
 
     def _choose(self, judgements: Judgements) -> None:
         config = self._config
+        self._say(f"choosing a closed form to start from, on {FOLDS} folds of the judgements")
         tried = try_forms(self._sums, self._data, judgements, config, self._dims, self._forms)
         form = best_form(tried, config.favour, config.epochs != 0, config.guard_tolerance)
         parts = {name: values_Qd for name, values_Qd in tried[form]._asdict().items() if len(values_Qd)}
         self.chosen = form._asdict() | {name: float(values_Qd.mean()) for name, values_Qd in parts.items()}
         told = [f"{values_Qd.mean():.4f} on {len(values_Qd)} {name} queries" for name, values_Qd in parts.items()]
-        self._say(f"start: {form}; on folds of the judgements, mean nDCG@10 over the dims {' and '.join(told)}")
+        self._say(f"start: {form}; mean nDCG@10 over the dims, all folds together: {' and '.join(told)}")
 
 
 class Tried(NamedTuple):
