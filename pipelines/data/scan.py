@@ -133,10 +133,13 @@ def _is_loss(error: Exception) -> bool:
 def _cuts(table: EmbeddingTable, files: Sequence[ParquetPart], keep: Keep) -> Iterator[Cut]:
     """One execution of Ray Data over some files."""
     records = _reduced_fragments if is_fragment(files[0].path) else _reduced_files
-    for found in records(table, files, keep).iter_batches(batch_size=None, batch_format="pyarrow"):
-        assert isinstance(found, pa.Table)
-        for row in range(len(found)):
-            yield _cut(found.slice(row, 1), table.dim)
+    from pipelines.runtime.ray_private import reading
+
+    with reading(records(table, files, keep).iter_batches(batch_size=None, batch_format="pyarrow")) as tables:
+        for found in tables:
+            assert isinstance(found, pa.Table)
+            for row in range(len(found)):
+                yield _cut(found.slice(row, 1), table.dim)
 
 
 def _reduced_files(table: EmbeddingTable, files: Sequence[ParquetPart], keep: Keep) -> "ray.data.Dataset":

@@ -19,7 +19,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from pipelines.console import say, telling, warn
 from pipelines.runtime.leftovers import end_processes, remove_left
 from pipelines.runtime.preflight import check_limits, keep_token, ray_place
-from pipelines.runtime.ray_private import masked_entrypoint, wait_for
+from pipelines.runtime.ray_private import end_executions, masked_entrypoint, wait_for
 from pipelines.runtime.settings import ClusterSettings
 from smec_core.errors import InputError, SmecError, first_line
 from smec_core.temporary import base_folder, make_folder, remove_folder
@@ -68,7 +68,7 @@ def connect(cpus: float) -> None:
             # Ray opens it to everybody
             os.chmod(options["_temp_dir"], 0o700)
         # Ray's own way out of a process waits half a second for lines of its workers, which are not printed here
-        atexit.register(ray.shutdown)
+        atexit.register(_leave)
     quiet_data()
 
 
@@ -80,6 +80,12 @@ def _new_folder() -> Path:
     # before it starts, which may be interrupted, too
     atexit.register(_end, folder)
     return folder
+
+
+def _leave() -> None:
+    """Leaves Ray, with nothing of this process still at work on it."""
+    end_executions()
+    ray.shutdown()
 
 
 def _end(folder: Path) -> None:

@@ -13,6 +13,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from pipelines.console import telling, warn
 from pipelines.runtime.cluster import connect, unwrap
+from pipelines.runtime.ray_private import reading
 from smec_core.data.stored_files import StoredFile
 from smec_core.errors import InputError, SmecError, first_line
 
@@ -103,8 +104,8 @@ def _run(
         records = dataset.flat_map(
             worker, fn_constructor_kwargs=arguments, compute=pool, num_cpus=1, num_gpus=gpus, max_restarts=0
         )
-    with telling("starting workers, or working on long files"):
-        for item in records.iter_rows():
+    with telling("starting workers, or working on long files"), reading(records.iter_rows()) as items:
+        for item in items:
             if item["error"]:
                 raise (InputError if item["input_error"] else SmecError)(item["error"])
             if item["warning"]:

@@ -1,16 +1,21 @@
 """Canaries: what is used of Ray beyond its public API is still there. Each says what to mend where it is not."""
 
 import inspect
+import threading
+import time
 
 import pytest
 import ray
+import ray.data
 from ray.job_submission import JobSubmissionClient
 from ray.train.torch import TorchTrainer
 
 from pipelines.runtime.ray_private import (
     COORDINATOR,
+    end_executions,
     lean_trainer,
     masked_entrypoint,
+    reading,
     run_id_of,
     start_coordinator,
     wait_for,
@@ -42,6 +47,23 @@ def test_an_actor_says_when_it_is_ready(ray_cluster: None) -> None:
         pass
 
     wait_for(Idle.remote())  # type: ignore[attr-defined]
+
+
+def test_an_execution_that_is_left_in_its_middle_is_ended(ray_cluster: None) -> None:
+    def slowly(row: dict[str, int]) -> dict[str, int]:
+        time.sleep(0.2)
+        return row
+
+    before = set(threading.enumerate())
+    with reading(ray.data.range(1000, override_num_blocks=1000).map(slowly).iter_rows()) as rows:
+        next(rows)
+        begun = set(threading.enumerate()) - before
+    names = sorted(thread.name for thread in begun)
+    assert any(name.startswith("StreamingExecutor") for name in names), f"mend end_executions: {names}"
+    end_executions()
+    # one waits for work that nobody gives it any more
+    left = {thread.name for thread in begun if thread.is_alive()} - {"Prefetcher"}
+    assert not left, f"mend end_executions: {left}"
 
 
 def test_the_job_client_sends_its_requests_in_one_place() -> None:
