@@ -5,6 +5,7 @@ copy_file                  so does a copy
 swap                       replaces a small file only where it still is what the caller has seen
 """
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -12,6 +13,7 @@ import posixpath
 import shutil
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ import pyarrow.fs as pafs
 
 from pipelines.storage import objects
 from smec_core.checksums import READ_BYTES
-from smec_core.data.records import as_record, exists, read_bytes
+from smec_core.data.records import as_record, read_bytes
 from smec_core.data.uri import open_filesystem
 
 LOCK = ".lock"
@@ -39,19 +41,16 @@ def write_record(filesystem: pafs.FileSystem, path: str, content: dict[str, Any]
 def new_file(filesystem: pafs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
     """Opens a file that appears under its name only when it is whole and synced, replacing one that was there.
 
-    A local file is written beside it and renamed; an object store shows an object when its upload is complete.
+    A local file is written beside it and renamed; an object store shows an object when its upload is complete, which it
+    never is where something fails meanwhile, or a signal comes.
     """
     if not isinstance(filesystem, pafs.LocalFileSystem):
-        was_there = exists(filesystem, path)
-        with filesystem.open_output_stream(path) as sink:
-            try:
-                yield sink
-            except BaseException:
-                sink.close()
-                # closing has put what there was of it under the name
-                if not was_there:
-                    filesystem.delete_file(path)
-                raise
+        # in a thread, which no signal interrupts: an upload that is dropped is completed, with what there is of it
+        with ThreadPoolExecutor(1) as pool:
+            sink = pool.submit(_begin_upload, filesystem, path).result()
+        yield sink
+        sink.close()
+        ctypes.pythonapi.Py_DecRef(ctypes.py_object(sink))
         return
     # unique, because a worker of a killed run may still be writing the same file
     target = f"{path}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
@@ -65,6 +64,13 @@ def new_file(filesystem: pafs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
     except BaseException:
         Path(target).unlink(missing_ok=True)
         raise
+
+
+def _begin_upload(filesystem: pafs.FileSystem, path: str) -> pa.NativeFile:
+    """An upload that only `close` completes, not its end as an object: PyArrow has no way to give one up."""
+    sink = filesystem.open_output_stream(path)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(sink))
+    return sink
 
 
 def copy_file(filesystem: pafs.FileSystem, source: str, target: str) -> None:
