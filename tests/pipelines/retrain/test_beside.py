@@ -92,7 +92,7 @@ def test_what_is_damaged_for_sure_is_said_beside_a_running_job_and_what_that_men
         with pytest.raises(DamagedError, match="mend what smec retrain cannot"):
             look(series)
         release.write_bytes(kept)
-        with pytest.raises(LeaseError, match=rf"is being retrained by process {os.getpid()} .*; wait for it"):
+        with pytest.raises(LeaseError, match=rf"is being worked on by process {os.getpid()} .*; wait for it"):
             cleaned(series, dry_run=True)
 
 
