@@ -239,7 +239,7 @@ def too_many_bad_rows(job: Job, bad: int, file: str, row: int, reason: str) -> T
     """The error of a run that would set more rows apart than the user allows."""
     return TooManyBadRows(
         f"at least {bad:,} of {job.table.rows:,} rows are no sound vectors, and max_bad_rows allows "
-        f"{job.max_bad_rows:,}; one of them: {file}: row {row}, {reason}; mend them, or allow more "
+        f"{job.max_bad_rows:,}; one of them: {file}: row {row}, {reason}; fix them, or allow more "
         "(--set max_bad_rows=SHARE)"
     )
 

@@ -18,12 +18,12 @@ from pipelines.retrain.settings import CleanSettings, RetrainSettings
 from pipelines.storage.files import TEMPORARY, remove_file, remove_folder, sizes_of
 from pipelines.storage.lease import LEFTOVER_SECONDS as TEMPORARY_SECONDS
 from pipelines.storage.lease import Holder, Lease, find_silent, holder_of
-from pipelines.storage.model_folder import NEW
 from pipelines.storage.publish import plans, remove_version
 from pipelines.storage.run_folder import IDENTITY_FILE, RunFolder, digest
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.data.versions import in_force
 from smec_core.errors import DamagedError, LeaseError, SmecError
+from smec_core.folders import NEW
 from smec_core.temporary import is_left_behind
 
 _NEW = re.compile(rf"\.(.+\.)?\w{{8}}{re.escape(NEW)}")

@@ -25,7 +25,7 @@ class Look(NamedTuple):
 
     Attributes:
         found: what is damaged for sure, and all else.
-        passing: what may look damaged only since a job works on the series, or is mended by that.
+        passing: what may look damaged only since a job works on the series, or is fixed by that.
         holder: who has the lease.
         is_silent: whether that one is on another machine and gives no sign of life.
         is_at_work: whether a job works on the series.

@@ -84,7 +84,7 @@ def _figures(
         "silent_since": holder.last_sign if holder is not None and look.is_silent else None,
         "damages": [damage._asdict() for damage in found.damages],
         "leftover_bytes": None if left is None else sum(one.bytes for one in left),
-        "next": f"mend gate.anchor: {problem}" if problem else _next(settings, look),
+        "next": f"fix gate.anchor: {problem}" if problem else _next(settings, look),
     }
 
 
@@ -132,9 +132,9 @@ def _next(settings: StatusSettings, look: Look) -> str:
             f"retrain, which takes over a lease that is not renewed for {TTL_SECONDS:.0f} s"
         )
     if any(not damage.is_mended for damage in found.damages):
-        return "mend what smec retrain cannot, then run it"
+        return "fix what smec retrain cannot, then run it"
     if found.damages:
-        return "run smec retrain, which mends this"
+        return "run smec retrain, which fixes this"
     if look.is_at_work:
         return "wait: a job works on the series"
     if not found.is_settled:

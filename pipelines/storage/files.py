@@ -6,7 +6,6 @@ swap                       replaces a small file only where it still is what the
 """
 
 import ctypes
-import errno
 import fcntl
 import os
 import posixpath
@@ -25,6 +24,7 @@ from pipelines.storage import objects
 from smec_core.checksums import READ_BYTES
 from smec_core.data.records import as_record, read_bytes
 from smec_core.data.uri import open_filesystem
+from smec_core.folders import make_folder, sync
 
 LOCK = ".lock"
 TEMPORARY = ".tmp"
@@ -83,27 +83,6 @@ def copy_file(filesystem: pafs.FileSystem, source: str, target: str) -> None:
     with filesystem.open_input_stream(source, compression=None) as content, new_file(filesystem, target) as sink:
         # not by NativeFile.upload, which keeps errors of the sink to itself
         shutil.copyfileobj(content, sink, READ_BYTES)
-
-
-def sync(path: str | Path) -> None:
-    """Waits until a local file's bytes, or a folder's names, would outlast a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        # some mounts cannot sync folders, and do so by themselves
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not os.path.isdir(path):
-            raise
-    finally:
-        os.close(handle)
-
-
-def make_folder(folder: Path) -> None:
-    """Makes a local folder, and those above it, synced."""
-    missing = [place for place in (folder, *folder.parents) if not place.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for place in missing:
-        sync(place.parent)
 
 
 def create_folder(filesystem: pafs.FileSystem, path: str) -> None:

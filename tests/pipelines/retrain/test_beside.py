@@ -89,7 +89,7 @@ def test_what_is_damaged_for_sure_is_said_beside_a_running_job_and_what_that_men
         assert said["damages"] == [] and said["next"] == "wait: a job works on the series"
         kept = release.read_bytes()
         release.write_bytes(flip(kept))
-        with pytest.raises(DamagedError, match="mend what smec retrain cannot"):
+        with pytest.raises(DamagedError, match="fix what smec retrain cannot"):
             look(series)
         release.write_bytes(kept)
         with pytest.raises(LeaseError, match=rf"is being worked on by process {os.getpid()} .*; wait for it"):
