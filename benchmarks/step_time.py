@@ -47,7 +47,7 @@ from smec_core.model.cayley import BASE_DIM
 from smec_core.training import trainer
 from smec_core.training.context import PassContext, TrainingData
 from smec_core.training.learner import Learner
-from smec_core.training.plan import StagePlan
+from smec_core.training.plan import StagePlan, plan_training
 from smec_core.training.sampling import steps_per_epoch
 from smec_core.training.scanned import load_training_data
 from smec_core.training.stage import StageTraining
@@ -122,11 +122,10 @@ def full_memory() -> Iterator[None]:
 @contextmanager
 def whole_stages(epochs: int) -> Iterator[None]:
     """Every stage trains for so many epochs while it lasts: none stops early, and dev is scored at the end."""
-    planned = trainer.plan_training
 
     def plan(*args: Any) -> list[StagePlan]:
         rhythm = {"epochs": epochs, "patience": epochs, "stop": epochs, "score_epochs": epochs}
-        return [replace(stage, rhythm=replace(stage.rhythm, **rhythm)) for stage in planned(*args)]
+        return [replace(stage, rhythm=replace(stage.rhythm, **rhythm)) for stage in plan_training(*args)]
 
     with patch.object(trainer, "plan_training", plan):
         yield

@@ -102,6 +102,8 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
             # opened again: what was opened of the Hub stays at its commit
             latest, place = open_filesystem(source)
             is_same = states_of(latest, find_table(latest, place.rstrip("/"))) == states
+        except StoreError:
+            raise
         except (FileNotFoundError, InputError):
             is_same = False
         if not is_same:

@@ -120,7 +120,7 @@ def test_a_holder_elsewhere_that_gives_no_sign_of_life_is_told_of(
     said = look(series)
     left.unlink()
     assert "elsewhere" in said["held_by"] and said["silent_since"] == "2026-01-31T12:00:59+00:00"
-    assert said["next"].startswith("see to process") and "then run smec retrain, which takes over" in said["next"]
+    assert said["next"].startswith("check process") and "then run smec retrain, which takes over" in said["next"]
     # nobody works on it, so that all can be told
     assert said["leftover_bytes"] is not None
 
