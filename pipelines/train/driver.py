@@ -6,7 +6,7 @@ import pickle
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -255,4 +255,5 @@ def _ending(queue: Queue) -> Iterator[None]:
     try:
         yield
     finally:
-        queue.shutdown(force=True)
+        with suppress(ray.exceptions.RayError):
+            queue.shutdown(force=True)
