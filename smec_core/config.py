@@ -96,8 +96,9 @@ class TrainConfig(Settings):
     unsupervised: Unsupervised | None = None
     """The unsupervised loss of S-XBM. listwise: KL of softmaxes over a document's neighbours in the memory and the
     step's documents, the teacher being what the stage of all dims gives; for documents that no train query has.
-    cosines: the paper's, the difference of single cosines from the frozen ones. Default: listwise, or cosines where
-    there are no judgements."""
+    cosines: the paper's, the difference of single cosines from the frozen ones. Default: listwise. Where there are no
+    judgements, and 100 queries or more that are in no split, what the full vectors find for these is learnt as if it
+    were judged; with fewer, or where this is set so, the loss is cosines."""
     alpha: float | None = Field(None, ge=0)
     """Weight of the unsupervised loss against the ranking loss (0.1 in the paper); 0 leaves S-XBM out. More, such as
     0.3, can help queries for new documents and costs queries for recurring ones. Default: 0, or 0.1 where there are no

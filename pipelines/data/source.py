@@ -48,7 +48,8 @@ class Source(Facts):
         blocks = (COPIES - 1) * (scanned.docs.x_KD.nbytes + scanned.queries.x_KD.nbytes)
         copies = 4 * scanned.dim * config.copied_docs(scanned.drawn)
         refs = (docs, queries, moment)
-        return cls(scanned.dim, scanned.drawn, scanned.labels, scanned.is_whole, refs, int(blocks + copies))
+        facts = (scanned.dim, scanned.drawn, scanned.labels, scanned.is_whole, scanned.is_self_taught)
+        return cls(*facts, refs, int(blocks + copies))
 
     def fetch(self, node: Node) -> TrainingData:
         """Takes the rows from the object store: a node's processes share one copy."""

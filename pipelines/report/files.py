@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
 from pipelines.storage.study import SUMMARY_FILE
 from smec_core.data.records import parse_record
@@ -53,7 +53,7 @@ class Part(BaseModel):
     queries: int | None = None
     intervals: dict[str, dict[int, Interval]] = {}
     ndcg: dict[int, float] = Field({}, alias="ndcg@10")
-    neighbours: dict[int, float] = Field({}, alias="neighbour_recall@10")
+    neighbours: dict[int, float] = Field({}, validation_alias=AliasChoices("neighbour_recall@10", "agreement@10"))
     recall_10: dict[int, float] = Field({}, alias="recall@10")
     recall_100: dict[int, float] = Field({}, alias="recall@100")
     mrr_10: dict[int, float] = Field({}, alias="mrr@10")

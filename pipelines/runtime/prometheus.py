@@ -10,7 +10,8 @@ Trainings, from their first worker: `run` is the name of the run.
     smec_train_loss{run,pass,stage,projection}          the latest
     smec_train_dev_score{run,pass,stage,projection}     what the guard goes by
     smec_train_dev_ndcg_at_10{...}                      of the stage's dim
-    smec_train_dev_neighbour_recall_at_10{...}          the same where there are no judgements
+    smec_train_dev_neighbour_recall_at_10{...}          the same where documents teach
+    smec_train_dev_agreement_at_10{...}                 the same where the full vectors teach
 
 Retrains, from an actor that outlives them: smec_retrain_<figure>{name}, see `RETRAIN_FIGURES`.
 """
@@ -41,6 +42,7 @@ TRAIN_GAUGES = {
     "smec_train_dev_score": "Score on dev that the guard goes by.",
     "smec_train_dev_ndcg_at_10": "nDCG@10 on dev at the dim of the stage.",
     "smec_train_dev_neighbour_recall_at_10": "Recall@10 of neighbours at the dim of the stage, without judgements.",
+    "smec_train_dev_agreement_at_10": "Agreement with the full vectors at the dim of the stage, without judgements.",
 }
 RETRAIN_FIGURES = {
     "last_run_timestamp_seconds": "When the last retrain ended, whatever it decided.",

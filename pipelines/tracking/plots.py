@@ -15,7 +15,7 @@ from smec_core.training.tracker import Record
 
 BLUE, GREEN, ORANGE, GREY, INK = "#2457d6", "#0b8f72", "#d97706", "#8d97a8", "#1b2433"
 Points = Mapping[Any, float | None]  # keys: int or float
-MEASURES = {"ndcg@10": "nDCG@10", "neighbour_recall@10": "neighbour recall@10"}
+MEASURES = {"ndcg@10": "nDCG@10", "agreement@10": "agreement@10", "neighbour_recall@10": "neighbour recall@10"}
 
 
 def main_measure(evaluation: Mapping[str, Any]) -> str:

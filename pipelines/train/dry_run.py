@@ -66,7 +66,7 @@ def dry_run(
         return {"run": run_folder.name, "finished": True}
     node = _node(settings)
     docs, queries = (_first(table, node) for table in (scanned.docs, scanned.queries))
-    data = TrainingData(docs, queries, *scanned.labels, node)
+    data = TrainingData(docs, queries, *scanned.labels, node, is_self_taught=scanned.is_self_taught)
     plan = plan_training(data.shape(config), config, base, warm_start)
     before = torch.get_num_threads()
     torch.set_num_threads(threads_of(settings))

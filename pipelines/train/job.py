@@ -32,7 +32,7 @@ from smec_core.temporary import temporary_folder
 from smec_core.training.finish import Beside, Parents, finished_model, no_others
 from smec_core.training.plan import plan_training
 from smec_core.training.scanned import ScannedData
-from smec_core.training.schedule import TrainingShape
+from smec_core.training.self_taught import shape_unread
 from smec_core.training.trained import Trained
 
 if TYPE_CHECKING:
@@ -123,8 +123,7 @@ class Training:
         dim = self.dataset.dim
         self._parents = Parents.of(settings.base, settings.warm_start, dim)
         self.base_stages, self.warm_start = self._parents.base_stages, self._parents.warm_start
-        labelled = self.dataset.train_judgements() is not None
-        plan_training(TrainingShape(dim, labelled), self._config, self.base_stages, self.warm_start)
+        plan_training(shape_unread(self.dataset, self._config), self._config, self.base_stages, self.warm_start)
         self.scanned = read[1] if read else scan_data(self.dataset, self._config, settings, storage)
         self.identity: dict[str, Any] = {
             "train": self._config.model_dump(mode="json"),

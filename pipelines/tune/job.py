@@ -20,7 +20,8 @@ from smec_core.data.uri import public_uri
 from smec_core.errors import InputError, one_line
 from smec_core.masking import mask
 from smec_core.training.plan import plan_training
-from smec_core.training.schedule import TrainingShape, prefix_dims
+from smec_core.training.schedule import prefix_dims
+from smec_core.training.self_taught import shape_unread
 from smec_core.yaml_file import read_mapping
 from tune_spaces.space import describe, read_space
 
@@ -46,15 +47,15 @@ def run(settings: TuneSettings) -> dict[str, Any]:
     dataset = open_dataset(settings.data, exclude_self=settings.exclude_self, columns=settings.columns)
     if settings.confirm and "test" not in dataset.splits:
         raise InputError(f"confirm: {public_uri(dataset.uri)} has no qrels/test to compare on")
-    labelled = dataset.train_judgements() is not None
+    shape = shape_unread(dataset, settings.method())
     if dataset.unsupervised:
         say(dataset.unsupervised)
     # dev figures are those of the first pass
-    config = settings.method().resolved(labelled).model_copy(update={"refit": False})
+    config = settings.method().resolved(shape.labelled).model_copy(update={"refit": False})
     space = read_space(settings.space, config)
     if not config.guard:
         raise InputError("guard: trials are compared on dev, which guard=false switches off")
-    plan_training(TrainingShape(dataset.dim, labelled), config)
+    plan_training(shape, config)
     objective = Objective.parse(settings.objective, config.dims)
     prefixes = prefix_dims(dataset.dim, config.dims)
     if objective.dim is not None and objective.dim not in prefixes:

@@ -36,9 +36,11 @@ from smec_core.data.dataset import Dataset
 from smec_core.data.records import read_record
 from smec_core.data.uri import public_uri
 from smec_core.errors import DamagedError, InputError, SmecError
+from smec_core.evaluation.dev_set import AGREEMENT
 from smec_core.temporary import temporary_folder
 from smec_core.training.scanned import ScannedData
 from smec_core.training.schedule import chain_dims
+from smec_core.training.self_taught import is_self_taught
 from tune_spaces.space import Space, describe
 
 BEST_FILE = "best.yaml"
@@ -160,6 +162,8 @@ class StudyStart:
 
     @property
     def _measure(self) -> str:
+        if is_self_taught(self.dataset, self.config):
+            return AGREEMENT
         return "ndcg@10" if self.dataset.train_judgements() is not None else "neighbour_recall@10"
 
     def _confirmed(self, best: Trial) -> dict[str, Any] | None:

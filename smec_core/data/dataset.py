@@ -15,6 +15,7 @@ import pyarrow as pa
 from smec_core.config import TrainConfig
 from smec_core.data.columns import DEFAULT_NAMES, ColumnNames
 from smec_core.data.fingerprint import check_of, content_fingerprint, hash_ids
+from smec_core.data.folds import Labels, held_out_as_dev
 from smec_core.data.grades import score_figures
 from smec_core.data.ids import TableIds
 from smec_core.data.judgements import Judgements
@@ -226,6 +227,12 @@ class Dataset:
         found = ", ".join(self.qrels) or "no split at all"
         return f"{public_uri(self.uri)}: no judgements in qrels/train (found: {found}); a training is unsupervised"
 
+    @property
+    def unjudged_queries(self) -> int:
+        """How many queries no split names."""
+        judged = [judgements.query_row_Q for judgements in self.splits.values()]
+        return self.queries.rows - len(np.unique(np.concatenate([np.empty(0, np.int64), *judged])))
+
     def split_name(self, split: str) -> str:
         """Where the judgements of a split lie, for messages."""
         form = self.qrels[split].form if split in self.qrels else f"{split}.parquet"
@@ -247,7 +254,7 @@ class Dataset:
             )
         return train
 
-    def training_split(self, config: TrainConfig) -> tuple[Judgements | None, Judgements | None]:
+    def training_split(self, config: TrainConfig) -> Labels:
         """Judgements to learn from and to choose by; (None, None) without train judgements.
 
         Dev is the dataset's own, else the train queries whose id hashes below `config.dev_fraction`: the same queries
@@ -274,11 +281,7 @@ class Dataset:
                 return train, dev
             share_Q = self._hash_shares(dev)
             return train, dev.select(share_Q <= np.sort(share_Q)[most - 1])
-        share_Q = self._hash_shares(train)
-        ordered_Q = np.sort(share_Q)
-        # at least one query on either side, whatever the hashes say
-        threshold = np.clip(config.dev_fraction, ordered_Q[0], ordered_Q[min(most - 1, len(train) - 2)])
-        return train.select(share_Q > threshold), train.select(share_Q <= threshold)
+        return held_out_as_dev(train, self._hash_shares(train), config)
 
     def _hash_shares(self, judgements: Judgements) -> np.ndarray:
         """What decides of each judged query whether it is dev."""

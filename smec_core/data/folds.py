@@ -1,4 +1,4 @@
-"""Folds of judged queries by documents: what a fold scores, the others have not seen.
+"""Folds of judged queries by documents: what a fold scores, the others have not seen; and what is held out as dev.
 
 Shapes: Q judged queries, J judgements.
 """
@@ -10,7 +10,11 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from smec_core.config import TrainConfig
 from smec_core.data.judgements import Judgements
+
+Labels = tuple[Judgements | None, Judgements | None]
+"""Judgements to learn from and to choose by."""
 
 MOST_IN_ONE = 0.5
 """Share of the queries in one component from which on folds are cut by documents instead."""
@@ -106,3 +110,18 @@ def is_seen(fit: Judgements, judgements: Judgements) -> np.ndarray:
         learnt = np.append(learnt, fit.own_doc_row_Q)
     relevant_J = (judgements.score_J > 0) & np.isin(judgements.doc_row_J, learnt)
     return np.bincount(judgements.query_J[relevant_J], minlength=len(judgements)) > 0
+
+
+def held_out_as_dev(judgements: Judgements, share_Q: np.ndarray, config: TrainConfig) -> Labels:
+    """Divides judgements by queries: what is learnt from, and of the lowest hashes what is chosen by.
+
+    Args:
+        judgements: of at least two queries.
+        share_Q: hashes of the queries' ids, 0 to 1.
+        config: settings of the method.
+    """
+    ordered_Q = np.sort(share_Q)
+    # at least one query on either side, whatever the hashes say
+    last = ordered_Q[min(config.dev_queries - 1, len(judgements) - 2)]
+    threshold = np.clip(config.dev_fraction, ordered_Q[0], last)
+    return judgements.select(share_Q > threshold), judgements.select(share_Q <= threshold)

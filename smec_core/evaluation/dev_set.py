@@ -19,6 +19,8 @@ from smec_core.distributed.resident import BLOCK_ROWS, Node, Rows
 from smec_core.evaluation.metrics import PrefixSearch, gains_of, ndcg, recall
 
 NEIGHBOURS = 10
+AGREEMENT = "agreement@10"
+"""nDCG@10 where what the full vectors find takes the place of judgements."""
 
 
 HELD_OUT_DOCS = 1000
@@ -37,7 +39,7 @@ class DevSet:
     documents (by the frozen embeddings) that are also its ten nearest at the prefix.
 
     Attributes:
-        measure: name of the score, `ndcg@10` or `neighbour_recall@10`.
+        measure: name of the score, `ndcg@10`, `neighbour_recall@10`, or as the caller names it.
         parts: parts of the queries, and how much each query counts.
     """
 
@@ -57,6 +59,7 @@ class DevSet:
         self._row_L = row_L
         self._own_row_Q = None if own_row_Q is None else own_row_Q.to(node.device)
         self._node, self._group, self._device = node, node.group, node.device
+        self._is_ranked = judgements is not None
         self.measure = "ndcg@10" if judgements is not None else f"neighbour_recall@{NEIGHBOURS}"
         self._judgements = self._full_neighbours() if judgements is None else judgements
 
@@ -100,9 +103,8 @@ class DevSet:
         values = {}
         for dim, row_Qk in self._search(apply, d_in, dims).items():
             gain_Qk = gains_of(row_Qk, self._judgements)
-            is_ranked = self.measure == "ndcg@10"
             values[dim] = (
-                ndcg(gain_Qk, self._judgements) if is_ranked else recall(gain_Qk, self._judgements, NEIGHBOURS)
+                ndcg(gain_Qk, self._judgements) if self._is_ranked else recall(gain_Qk, self._judgements, NEIGHBOURS)
             )
         return values
 

@@ -11,7 +11,7 @@ from smec_core.config import TrainConfig
 from smec_core.data.judgements import Judgements
 from smec_core.distributed.group import Group
 from smec_core.distributed.resident import Node, Rows
-from smec_core.evaluation.dev_set import DevSet, dev_parts, make_dev_set
+from smec_core.evaluation.dev_set import AGREEMENT, DevSet, dev_parts, make_dev_set
 from smec_core.model.adapter import FrozenStage
 from smec_core.training.guard import References
 from smec_core.training.sampling import LabelledSampler, UnlabelledSampler, make_sampler
@@ -33,6 +33,7 @@ class TrainingData:
         dev: judgements to choose by; None without judgements, or where nothing is chosen.
         node: this rank's machine and device, and all ranks of the run.
         docs_DD: mean of x x^T over all documents of the corpus, of which `docs` are a part; None where they are all.
+        is_self_taught: whether the judgements are what the full vectors find.
     """
 
     docs: Rows
@@ -41,10 +42,11 @@ class TrainingData:
     dev: Judgements | None
     node: Node = field(default_factory=Node)
     docs_DD: Tensor | None = None
+    is_self_taught: bool = False
 
     def shape(self, config: TrainConfig) -> TrainingShape:
         """The facts about the data that decide the plan."""
-        return TrainingShape.of(self.docs.dim, self.docs.drawn, self.train, self.dev, config)
+        return TrainingShape.of(self.docs.dim, self.docs.drawn, self.train, self.dev, config, self.is_self_taught)
 
 
 @dataclass
@@ -140,6 +142,8 @@ def pass_context(
         if data.train is not None and data.dev is not None:
             parts = dev_parts(data.train, data.dev, config)
         dev = make_dev_set(data.queries, data.docs, data.dev, held_out, config, data.node, parts)
+        if data.is_self_taught:
+            dev.measure = AGREEMENT
     return PassContext(
         config=config,
         node=data.node,

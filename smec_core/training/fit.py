@@ -21,7 +21,7 @@ from smec_core.model.model import Model
 from smec_core.training.finish import NO_PARENTS, Parents, finished_model
 from smec_core.training.plan import plan_training
 from smec_core.training.scanned import WantedRows
-from smec_core.training.schedule import TrainingShape
+from smec_core.training.self_taught import shape_unread
 from smec_core.training.tracker import StepBar
 from smec_core.training.trainer import Hooks, train
 
@@ -160,9 +160,9 @@ def _fit(
     progress: bool,
     is_evaluated: bool,
 ) -> Model:
-    labelled, warm = dataset.train_judgements() is not None, parents.warm_start
+    warm = parents.warm_start
     # before anything is read
-    plan_training(TrainingShape(dataset.dim, labelled), config, parents.base_stages, warm)
+    plan_training(shape_unread(dataset, config), config, parents.base_stages, warm)
     if not memory_budget > 0:
         raise InputError(f"memory_budget: is {memory_budget!r}; give GiB above 0")
     wanted = WantedRows.of(dataset, config, memory_budget, is_small(dataset.queries), log.warning)

@@ -201,13 +201,13 @@ def _chain(
     shape: TrainingShape, config: TrainConfig, widths: Sequence[int], prefixes: tuple[int, ...]
 ) -> list[StagePlan]:
     blocks = list(pairwise(widths))
-    if config.projection in PRESERVING or not shape.labelled:
+    if config.projection in PRESERVING or not shape.changes_cosines:
         # from D to D these change no cosine, and without judgements the original cosines are the target
         blocks = [(d_in, dim) for d_in, dim in blocks if d_in != dim]
     # selected as they are, dims have no order to look ahead in
     share = 0.0 if config.projection == "selection" else config.lookahead_weight(shape.labelled)
     keeps_all = any(d_in == dim for d_in, dim in blocks)
-    has_closed = config.init == "closed" and shape.labelled and keeps_all
+    has_closed = config.init == "closed" and shape.changes_cosines and keeps_all
     stages: list[StagePlan] = []
     for number, (d_in, dim) in enumerate(blocks):
         ahead = tuple(later for _, later in blocks[number + 1 :]) if share and d_in > dim else ()
@@ -224,7 +224,7 @@ def _chain(
                 noise=config.gumbel_noise,
                 ahead=ahead,
                 prepared=stages[-1].ahead[::-1] if stages else (),
-                start=_start(config, d_in == dim, has_closed),
+                start=_start(config, d_in == dim, has_closed, shape.is_self_taught),
                 is_ordered=bool(stages and stages[-1].ahead) or config.init in ("closed", "pca"),
                 counted=(*ahead, dim, d_in),
                 held={dim: config.guard_tolerance} if ahead else {},
@@ -244,19 +244,20 @@ def _rhythm(shape: TrainingShape, config: TrainConfig, d_in: int, dim: int) -> R
     return Rhythm.of(shape, config, times=0.2 if d_in == shape.input_dim else 0.4)
 
 
-def _start(config: TrainConfig, is_whole: bool, has_closed: bool) -> Start:
+def _start(config: TrainConfig, is_whole: bool, has_closed: bool, is_self_taught: bool) -> Start:
     """Where a stage of the chain starts.
 
     Args:
         config: settings of the method.
         is_whole: whether it keeps all dims.
         has_closed: whether the first stage starts from a closed form.
+        is_self_taught: whether the judgements are what the full vectors find.
     """
     if has_closed and not is_whole:
         # what is not trained is in order already
         return "identity" if config.epochs == 0 else "ordered"
     if config.init == "closed":
-        return "closed" if is_whole else "pca"
+        return "closed" if is_whole else "ordered" if is_self_taught else "pca"
     return "identity" if config.init == "pca" and is_whole else config.init
 
 
@@ -265,13 +266,13 @@ def _parallel(shape: TrainingShape, config: TrainConfig) -> list[StagePlan]:
     _check_judgements(shape, config)
     dims = chain_dims(shape.input_dim, config.dims)
     prefixes = prefix_dims(shape.input_dim, config.dims)
-    if dims[-1] == shape.input_dim and (config.projection in PRESERVING or not shape.labelled):
+    if dims[-1] == shape.input_dim and (config.projection in PRESERVING or not shape.changes_cosines):
         return []
-    is_closed = config.init == "closed" and shape.labelled and config.projection not in PRESERVING
+    is_closed = config.init == "closed" and shape.changes_cosines and config.projection not in PRESERVING
     stage = StagePlan(
         d_in=shape.input_dim,
         dim=dims[-1],
-        projection=_projection(config, changes_cosines=shape.labelled),
+        projection=_projection(config, changes_cosines=shape.changes_cosines),
         rhythm=Rhythm.of(shape, config, times=len(dims)),
         whole=tuple((dim, 1.0) for dim in prefixes),
         alpha=config.unsupervised_weight(shape.labelled, is_whole=True),

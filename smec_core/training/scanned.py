@@ -15,8 +15,8 @@ import torch
 from smec_core.config import SAMPLE_ROWS, SET_BY_DATA, TrainConfig
 from smec_core.data.dataset import MIN_TRAIN_QUERIES, Dataset, hash_share
 from smec_core.data.fingerprint import hash_ids
+from smec_core.data.folds import Labels
 from smec_core.data.ids import TableIds
-from smec_core.data.judgements import Judgements
 from smec_core.data.parquet import EmbeddingTable, unit_rows
 from smec_core.data.scan import Keep, Scanned
 from smec_core.data.vectors import aligned
@@ -24,6 +24,7 @@ from smec_core.distributed.resident import Node, ResidentRows
 from smec_core.errors import InputError
 from smec_core.training.context import TrainingData
 from smec_core.training.schedule import TrainingShape
+from smec_core.training.self_taught import FULL_VECTORS, MOST_QUERIES, is_self_taught, self_taught
 from smec_core.training.trainer import settings_used
 
 MOST_SAMPLED = 1_000_000
@@ -31,7 +32,6 @@ MOST_SAMPLED = 1_000_000
 COPIES = 2.5
 """Copies of the rows that are held at once: as they are, the first stage's block of them, half of it for the next."""
 
-Labels = tuple[Judgements | None, Judgements | None]
 Scan = Callable[[EmbeddingTable, Keep, np.ndarray | None], Scanned]
 """Reads a table once: what of it to keep, and where all rows are kept the hashes of all ids in their order."""
 Say = Callable[[str], None]
@@ -46,16 +46,18 @@ class Facts:
         drawn: how many documents the sample has.
         labels: judgements to learn from and to choose by, by places among the rows that are kept.
         is_whole: whether all documents are kept.
+        is_self_taught: whether these judgements are what the full vectors find, see `self_taught`.
     """
 
     dim: int
     drawn: int
     labels: Labels
     is_whole: bool
+    is_self_taught: bool
 
     def shape(self, config: TrainConfig) -> TrainingShape:
         """The facts that decide the plan."""
-        return TrainingShape.of(self.dim, self.drawn, *self.labels, config)
+        return TrainingShape.of(self.dim, self.drawn, *self.labels, config, self.is_self_taught)
 
     def used(self, config: TrainConfig, is_warm: bool = False) -> dict[str, Any]:
         """What the settings come to whose default depends on the data."""
@@ -75,7 +77,7 @@ class Facts:
             node: this rank's machine and device.
         """
         rows = ResidentRows(docs, node, self.drawn), ResidentRows(queries, node)
-        return TrainingData(*rows, *self.labels, node, moment)
+        return TrainingData(*rows, *self.labels, node, moment, self.is_self_taught)
 
 
 @dataclass
@@ -97,9 +99,10 @@ class ScannedData(Facts):
     @property
     def identity(self) -> dict[str, Any]:
         """What decides a result beside settings and data: memory_budget may leave out some of the data."""
+        taught = {"taught_by": FULL_VECTORS} if self.is_self_taught else {}
         if self.is_whole:
-            return {}
-        return {"sample": [self.drawn, *(0 if judged is None else len(judged) for judged in self.labels)]}
+            return taught
+        return taught | {"sample": [self.drawn, *(0 if judged is None else len(judged) for judged in self.labels)]}
 
     def load(self, node: Node) -> TrainingData:
         """The rows for a training in this process."""
@@ -116,12 +119,14 @@ class WantedRows:
         labels: judgements to learn from and to choose by, by rows of the tables.
         docs: what is kept of the corpus.
         queries: what is kept of the queries.
+        config: settings of the method.
     """
 
     dataset: Dataset
     labels: Labels
     docs: Keep
     queries: Keep
+    config: TrainConfig
 
     @classmethod
     def of(cls, dataset: Dataset, config: TrainConfig, memory_budget: float, all_queries: bool, warn: Say) -> Self:
@@ -151,15 +156,18 @@ class WantedRows:
         keep = Keep(rows, sample, _hashes(dataset.ids[0], judged))
         keep_queries = Keep(dataset.queries.rows, dataset.queries.rows)
         if not all_queries:
-            asked = _distinct(one.query_row_Q for one in labels if one is not None)
-            keep_queries = Keep(dataset.queries.rows, 0, _hashes(dataset.ids[1], asked))
-        return cls(dataset, labels, keep, keep_queries)
+            asked, some = _distinct(one.query_row_Q for one in labels if one is not None), 0
+            if is_self_taught(dataset, config):
+                # in which there are enough, even if all that are judged have the lowest hashes
+                some = MOST_QUERIES + dataset.queries.rows - dataset.unjudged_queries
+            keep_queries = Keep(dataset.queries.rows, some, _hashes(dataset.ids[1], asked))
+        return cls(dataset, labels, keep, keep_queries, config)
 
     @classmethod
     def every(cls, dataset: Dataset, config: TrainConfig) -> Self:
         """All: where models are scored on them, too."""
         docs, queries = (Keep(table.rows, table.rows) for table in dataset.tables)
-        return cls(dataset, dataset.training_split(config), docs, queries)
+        return cls(dataset, dataset.training_split(config), docs, queries, config)
 
     @property
     def kept(self) -> int:
@@ -201,7 +209,20 @@ class WantedRows:
             more = len(docs.id_K) - docs.drawn
             told += f"; of the documents {docs.drawn:,} are the sample, and {more:,} more are judged"
         say(told)
-        return ScannedData(dataset.dim, docs.drawn, places, self.docs.is_whole, docs, queries, self.labels, seconds)
+        taught = is_self_taught(dataset, self.config)
+        if taught:
+            places = self_taught(docs, queries, self._is_free(queries), self.config)
+            count = sum(len(one) for one in places if one is not None)
+            say(f"of {count:,} queries without judgements, fewer dims learn to find what all dims find")
+        facts = (dataset.dim, docs.drawn, places, self.docs.is_whole, taught)
+        return ScannedData(*facts, docs, queries, self.labels, seconds)
+
+    def _is_free(self, queries: Scanned) -> np.ndarray:
+        """Which of the queries that are kept (K) no split names."""
+        named = _distinct(judged.query_row_Q for judged in self.dataset.splits.values())
+        if self.queries.is_whole:
+            return ~np.isin(np.arange(self.queries.rows), named)
+        return ~np.isin(self.dataset.ids[1].rows_of(queries.id_K), named)
 
 
 def load_training_data(dataset: Dataset, config: TrainConfig, device: torch.device | str = "cpu") -> TrainingData:
@@ -248,7 +269,8 @@ def _rows_of(scanned: Scanned, keep: Keep, ids: TableIds) -> np.ndarray:
 def _most_docs(dataset: Dataset, config: TrainConfig, memory_budget: float) -> int:
     """How many documents a node has room for."""
     rows, row_bytes = dataset.corpus.rows, 4 * dataset.dim
-    queries = COPIES * min(dataset.queries.rows, sum(map(len, dataset.splits.values()))) * row_bytes
+    asked = sum(map(len, dataset.splits.values())) + MOST_QUERIES * is_self_taught(dataset, config)
+    queries = COPIES * min(dataset.queries.rows, asked) * row_bytes
     drawn = min(rows, config.sample_rows or MOST_SAMPLED)
     has_teacher = config.copied_docs(drawn) > config.dev_docs(drawn)
     dev = config.dev_docs(drawn) * row_bytes

@@ -54,6 +54,7 @@ class TrainingShape:
     Attributes:
         input_dim: D.
         labelled: whether there are judgements to learn from.
+        is_self_taught: whether these are what the full vectors find, whose cosines no stage is to change.
         epoch_steps: steps of an epoch while dev is held out.
         refit_steps: steps of an epoch on train + dev.
     """
@@ -62,10 +63,17 @@ class TrainingShape:
     labelled: bool
     epoch_steps: int = 1
     refit_steps: int = 1
+    is_self_taught: bool = False
 
     @classmethod
     def of(
-        cls, input_dim: int, drawn: int, train: Judgements | None, dev: Judgements | None, config: TrainConfig
+        cls,
+        input_dim: int,
+        drawn: int,
+        train: Judgements | None,
+        dev: Judgements | None,
+        config: TrainConfig,
+        is_self_taught: bool = False,
     ) -> "TrainingShape":
         """Counts the steps.
 
@@ -75,9 +83,17 @@ class TrainingShape:
             train: judgements to learn from; None without.
             dev: judgements to choose by.
             config: settings of the method.
+            is_self_taught: whether the judgements are what the full vectors find.
         """
-        steps = [make_sampler(config, drawn, train, dev, with_dev)[0].epoch_steps for with_dev in (True, False)]
-        return cls(input_dim, train is not None, *steps)
+        guarded, refit = (
+            make_sampler(config, drawn, train, dev, with_dev)[0].epoch_steps for with_dev in (True, False)
+        )
+        return cls(input_dim, train is not None, guarded, refit, is_self_taught)
+
+    @property
+    def changes_cosines(self) -> bool:
+        """Whether there is something that the cosines of all dims could learn."""
+        return self.labelled and not self.is_self_taught
 
     def without_dev(self) -> "TrainingShape":
         """That of a training that holds out no dev queries."""

@@ -29,6 +29,7 @@ from smec_core.training.ordering import Orders
 from smec_core.training.plan import StagePlan, plan_training
 from smec_core.training.schedule import TrainingShape, chain_dims, prefix_dims
 from smec_core.training.second_start import from_better_start
+from smec_core.training.self_taught import FULL_VECTORS
 from smec_core.training.stage import Callback, StageTraining, teacher_at_start
 from smec_core.training.tracker import Tracker
 from smec_core.training.trained import StageOutcome, Trained
@@ -115,6 +116,7 @@ def train(
     seconds = training.seconds()
     metrics = {
         "dev": training.dev_scores,
+        **({"taught_by": FULL_VECTORS} if data.is_self_taught else {}),
         **({"start": training.closed.chosen} if training.closed.chosen else {}),
         "stages": [outcome.metrics(stage) for outcome, stage in zip(first, stages, strict=True)],
         "training": {

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -272,13 +273,16 @@ def test_mlflow_holds_the_run(model_folder: Path) -> None:
     np.testing.assert_allclose(served, smec_core.load(model_folder).encode(vectors, 4), atol=1e-6)
 
 
-def test_without_judgements_neighbours_are_kept(dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [{"unsupervised": "cosines"}, {}], ids=["neighbours", "full vectors"])
+def test_without_judgements_all_dims_stay_as_they_are(dataset: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     data = tmp_path / "unjudged"
     data.mkdir()
     for name in ("corpus", "queries.parquet"):
         (data / name).symlink_to(dataset / name)
-    metrics = train.run(_settings(data, tmp_path / "model", top_k=10))
+    metrics = train.run(_settings(data, tmp_path / "model", top_k=10, **settings))
     assert metrics["evaluation"]["split"] is None
+    assert set(metrics["dev"]) == {"neighbour_recall@10" if settings else "agreement@10"}
+    assert metrics.get("taught_by") == (None if settings else "full vectors")
     assert metrics["evaluation"]["neighbour_recall@10"]["32"] == pytest.approx(1.0)
 
 

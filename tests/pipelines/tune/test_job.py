@@ -301,15 +301,15 @@ def test_a_study_with_its_state_on_s3_goes_on_where_it_was(
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_without_judgements_neighbours_are_kept(space: Path, tmp_path: Path) -> None:
+def test_without_judgements_the_full_vectors_teach(space: Path, tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "d")
     for file in (data / "qrels").iterdir():
         file.unlink()
     wide = tmp_path / "space.yaml"
     wide.write_text("lr: {loguniform: [1e-4, 1e-2]}")
     summary = tune.run(_settings(data, wide, tmp_path / "out", trials=2))
-    assert summary["measure"] == "neighbour_recall@10"
-    assert summary["trials"][0]["params"] == {"lr": 0.001}
+    assert summary["measure"] == "agreement@10"
+    assert summary["trials"][0]["params"] == {"lr": 0.002}
     with pytest.raises(InputError, match=r"confirm: .* has no qrels/test to compare on"):
         tune.run(_settings(data, wide, tmp_path / "out", trials=2, confirm=1))
 

@@ -64,8 +64,8 @@ def test_data_are_left_as_they_were() -> None:
     assert np.array_equal(corpus, HAS.corpus) and np.array_equal(queries, HAS.queries)
 
 
-def test_without_judgements_queries_do_not_matter() -> None:
-    alone, beside = fitted(HAS.corpus), fitted(HAS.corpus, HAS.queries)
+def test_without_judgements_the_papers_loss_takes_no_queries() -> None:
+    alone, beside = (fitted(*data, unsupervised="cosines") for data in ((HAS.corpus,), (HAS.corpus, HAS.queries)))
     assert alone.fingerprint == beside.fingerprint
     assert alone.evaluation is not None and alone.evaluation.split is None
     assert alone.config["data"]["queries"] == 0
