@@ -2,11 +2,11 @@
 
     python -m benchmarks.step_time [--data DATA] [--ranks 2] [--set batch_size=512] [--json FILE]
 
-Every stage trains for so many steps, in the loop of smec_core, without Ray. The limit of a
-step is the time of its products alone, each of its shape, in the same process: those of the projection, of the inverse
-by blocks that a rotation is, of the ranking loss, and of the search in the memory, back and forth. `ratio` is that
-limit over the time of the step. Without --data: random vectors in scifact's shapes (5183 documents,
-647 queries to train on, 768 dims).
+Every stage trains for so many steps and more, whatever share of them its start would leave it (`init`), in the loop of
+smec_core, without Ray. The limit of a step is the time of its products alone, each of its shape, in the same process:
+those of the projection, of the inverse by blocks that a rotation is, of the ranking loss, and of the search in the
+memory, back and forth. `ratio` is that limit over the time of the step. Without --data: random vectors in scifact's
+shapes (5183 documents, 647 queries to train on, 768 dims).
 
 Parts: data (drawing a step, reading its rows), search (the memory), forward, backward, reduce (collectives of the
 gradients), update (optimizer, schedule, average). Collectives within search, forward and backward are in `collectives`,
@@ -44,14 +44,15 @@ from smec_core.data.judgements import Judgements
 from smec_core.distributed.group import Group
 from smec_core.distributed.resident import Node, ResidentRows
 from smec_core.model.cayley import BASE_DIM
+from smec_core.training import trainer
 from smec_core.training.context import PassContext, TrainingData
 from smec_core.training.learner import Learner
+from smec_core.training.plan import StagePlan, plan_training
 from smec_core.training.sampling import steps_per_epoch
 from smec_core.training.scanned import load_training_data
 from smec_core.training.stage import StageTraining
 from smec_core.training.step import Step
 from smec_core.training.tracker import Record
-from smec_core.training.trainer import train
 from smec_core.yaml_file import parse_value
 
 DOCS, QUERIES, DEV_QUERIES, DIM, DIMS = 5183, 809, 162, 768, "384,192,96,48,24"
@@ -115,6 +116,18 @@ def full_memory() -> Iterator[None]:
             training.memory.push(row_N.to(run.device), run.x_docs.take(row_N).to(run.device))
 
     with patch.object(StageTraining, "__init__", begin_full):
+        yield
+
+
+@contextmanager
+def whole_stages(epochs: int) -> Iterator[None]:
+    """Every stage trains for so many epochs while it lasts: none stops early, and dev is scored at the end."""
+
+    def plan(*args: Any) -> list[StagePlan]:
+        rhythm = {"epochs": epochs, "patience": epochs, "stop": epochs, "score_epochs": epochs}
+        return [replace(stage, rhythm=replace(stage.rhythm, **rhythm)) for stage in plan_training(*args)]
+
+    with patch.object(trainer, "plan_training", plan):
         yield
 
 
@@ -226,11 +239,9 @@ def measure(data: TrainingData, config: TrainConfig, steps: int) -> list[dict[st
     assert data.train is not None
     device, epoch_steps = data.node.device, steps_per_epoch(len(data.train), config.batch_size)
     epochs = steps_per_epoch(steps + WARM_UP_STEPS, epoch_steps)
-    # so that nothing stops early, and dev is scored seldom
-    changes = {"epochs": epochs, "patience": epochs, "score_steps": epochs * epoch_steps, "refit": False}
     records, parts = StepRecords(), Parts(device, data.docs.dim, config.queue_size)
-    with parts.watching():
-        train(data, config.model_copy(update=changes), records)
+    with parts.watching(), whole_stages(epochs):
+        trainer.train(data, config.model_copy(update={"refit": False}), records)
     found, dim_in = [], data.docs.dim
     for dim, seconds in parts.seconds.items():
         own = [record for record in records.steps if record["stage"] == dim][WARM_UP_STEPS:]

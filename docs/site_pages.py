@@ -89,8 +89,8 @@ def errors() -> str:
     parts = [
         "# Errors\n",
         "Every line with which a command may end, as the code has it; names in braces stand for what is put in. Search "
-        "this page for the words of your line. Each says what to do; [Troubleshooting](../troubleshooting.md) says "
-        "more of those that need it.\n",
+        "this page for the words of your line. Each says what to do; [Troubleshooting](../troubleshooting.md) has "
+        "more on those that need it.\n",
     ]
     for package in ("pipelines", "smec_core", "tune_spaces"):
         for path in sorted((ROOT / package).rglob("*.py")):

@@ -83,7 +83,8 @@ class TrainConfig(Settings):
     Where a part that counts has fewer than 30 queries or, with both, where one is less than a tenth of all, every query
     counts the same."""
     hidden_dim: int = Field(512, ge=1)
-    """Width of the MLP of projection=residual_mlp, and of Matryoshka-Adaptor beside which experiments set SMEC."""
+    """Width of the MLP of projection=residual_mlp, and of the Matryoshka-Adaptor that experiments compare SMEC
+    with."""
 
     tau: float = Field(1.0, gt=0)
     """Gumbel-Softmax temperature of ADS; sharpens the gradient, never changes which dims the forward pass keeps."""

@@ -31,7 +31,7 @@ class SmecError(Exception):
 
 
 class InputError(SmecError):
-    """Bad usage or bad input: a file, row, column or config key that must be mended first."""
+    """Bad usage or bad input: a file, row, column or config key that must be fixed first."""
 
     exit_code = 2
 

@@ -122,7 +122,10 @@ def _s3_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 class GuardedBucket(NamedTuple):
-    """A bucket of which a role may read the folder `team/data`, beside a bucket `vectors` that it may read whole."""
+    """A bucket of which a role may read the folder `team/data`, beside a bucket `vectors` that it may read whole.
+
+    It may write to `half`, but no file of the name part-01.parquet.
+    """
 
     address: str
     key: str
@@ -162,6 +165,14 @@ def guarded_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedBuck
                 "Action": "s3:ListBucket",
                 "Resource": ["arn:aws:s3:::guarded", "arn:aws:s3:::vectors"],
             },
+            # as the server of the tests calls it; for AWS it is a part of ListBucket
+            {"Effect": "Allow", "Action": "s3:HeadBucket", "Resource": "arn:aws:s3:::guarded"},
+            {
+                "Effect": "Allow",
+                "Action": ["s3:GetObject", "s3:PutObject", "s3:DeleteObject"],
+                "Resource": "arn:aws:s3:::guarded/half/*",
+            },
+            {"Effect": "Deny", "Action": "s3:PutObject", "Resource": "arn:aws:s3:::guarded/half/*/part-01.parquet"},
         ]
         document = json.dumps({"Version": "2012-10-17", "Statement": allowed})
         roles.put_user_policy(UserName="reader", PolicyName="own prefix", PolicyDocument=document)

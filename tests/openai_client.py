@@ -15,7 +15,7 @@ from smec_core.model.model import Model
 
 
 def check_client(url: str, model: Model, max_rows: int) -> None:
-    """The client gets the model's vectors, and raises its own errors, which say what to mend."""
+    """The client gets the model's vectors, and raises its own errors, which say what to fix."""
     openai = pytest.importorskip("openai", reason="OpenAI's client is not installed (extra: dev)")
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none is asked for", max_retries=0)
     x_ND = np.random.default_rng(0).standard_normal((3, model.input_dim), dtype=np.float32)

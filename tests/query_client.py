@@ -46,7 +46,7 @@ def _bad(number: int, x_ND: np.ndarray, input_dim: int) -> Request:
         (b'{"inputs": [[1, 2', "body: invalid JSON"),
         ({"inputs": [row[1:] for row in rows]}, f"this model takes {input_dim}"),
         ({"inputs": [*rows, rows[0][1:]]}, f"row {len(rows)} has {input_dim - 1} numbers"),
-        ({"inputs": [*rows, nan]}, f"row {len(rows)} holds NaN or infinity; mend or leave out the row"),
+        ({"inputs": [*rows, nan]}, f"row {len(rows)} holds NaN or infinity; fix or leave out the row"),
         ({"inputs": [huge, *rows]}, "row 0 holds numbers too large for float32"),
         ({"inputs": [*rows, zero]}, f"row {len(rows)} is a zero vector"),
         ({"inputs": rows, "dim": input_dim + 1}, f"dim: give 1 to {input_dim}"),

@@ -43,7 +43,7 @@ def run_job(
         rerun: what the same command does after a signal.
     """
     from pipelines.cli.settings import resolve
-    from pipelines.console import adopt_loggers, begin, say_failed
+    from pipelines.console import adopt_loggers, begin, say_failed, warn
 
     figures_file = None if json_file is None else Path(json_file)
     try:
@@ -74,7 +74,10 @@ def run_job(
             # it is what led to this
             sys.exit(130)
         if figures_file is not None and isinstance(error, SmecError) and error.figures is not None:
-            _write_json(figures_file, error.figures)
+            try:
+                _write_json(figures_file, error.figures)
+            except SmecError as problem:
+                warn(str(problem))
         fail(error)
 
 
@@ -102,9 +105,17 @@ def _check_writable(json_file: Path) -> None:
 
 
 def _write_json(path: Path, figures: Mapping[str, Any]) -> None:
+    """Writes the figures, whole.
+
+    Raises:
+        SmecError: they cannot be written.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(_masked(figures), indent=2) + "\n")
-    os.replace(partial, path)
+    try:
+        partial.write_text(json.dumps(_masked(figures), indent=2) + "\n")
+        os.replace(partial, path)
+    except OSError as error:
+        raise SmecError(f"json: {path} cannot be written ({one_line(error)}), so it lacks the figures") from error
 
 
 def _masked(value: Any) -> Any:

@@ -15,7 +15,8 @@ from smec_core.shown import safe_line
 
 EPILOG = (
     "Exit codes: 0 done, 1 failed, 2 bad usage or bad input, 3 a new model was refused, 4 another process has the run, "
-    "129, 130, 143 ended by SIGHUP, SIGINT (Ctrl-C), SIGTERM, and a line says what the same command does."
+    "129, 130, 143 ended by SIGHUP, SIGINT (Ctrl-C), SIGTERM, and a line says what running "
+    "the same command again will do."
 )
 
 ANEW = "the same command starts anew"

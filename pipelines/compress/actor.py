@@ -32,6 +32,10 @@ ROW_GROUP_BYTES = 32 << 20
 QUARANTINE = "_quarantine"
 
 
+class TooManyBadRows(InputError):
+    """More rows would be set apart than the user allows."""
+
+
 class BadRow(NamedTuple):
     """One row as it was stored, its row in the file, and what is wrong with it."""
 
@@ -231,11 +235,11 @@ class RowGroups:
             self._rows = self._bytes = 0
 
 
-def too_many_bad_rows(job: Job, bad: int, file: str, row: int, reason: str) -> InputError:
+def too_many_bad_rows(job: Job, bad: int, file: str, row: int, reason: str) -> TooManyBadRows:
     """The error of a run that would set more rows apart than the user allows."""
-    return InputError(
+    return TooManyBadRows(
         f"at least {bad:,} of {job.table.rows:,} rows are no sound vectors, and max_bad_rows allows "
-        f"{job.max_bad_rows:,}; one of them: {file}: row {row}, {reason}; mend them, or allow more "
+        f"{job.max_bad_rows:,}; one of them: {file}: row {row}, {reason}; fix them, or allow more "
         "(--set max_bad_rows=SHARE)"
     )
 

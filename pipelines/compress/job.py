@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipelines.compress.actor import QUARANTINE, CompressPiece, Job, Piece, cut, too_many_bad_rows
+from pipelines.compress.actor import QUARANTINE, CompressPiece, Job, Piece, TooManyBadRows, cut, too_many_bad_rows
 from pipelines.compress.reuse import Earlier, find_earlier, inputs_of, take_over
 from pipelines.compress.settings import CompressSettings
 from pipelines.compress.upgrade import check_stored, stored_type, vectors_of_version
@@ -53,6 +53,7 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
 
     Raises:
         InputError: settings, model and data do not fit together, or a row cannot be compressed; there is no version.
+            Where a store refuses, or too many rows are bad, the next run goes on where this one stopped.
         SmecError: a worker failed; there is no version, and the next run goes on where this one stopped.
     """
     # refuses a URI that cannot be opened before the work begins
@@ -101,6 +102,8 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
             # opened again: what was opened of the Hub stays at its commit
             latest, place = open_filesystem(source)
             is_same = states_of(latest, find_table(latest, place.rstrip("/"))) == states
+        except StoreError:
+            raise
         except (FileNotFoundError, InputError):
             is_same = False
         if not is_same:
@@ -123,6 +126,9 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
     started = time.perf_counter()
     try:
         made = _make(job, pieces, earlier, workers, gpus)
+    except (StoreError, TooManyBadRows):
+        # more rights, or more bad rows allowed, and the next run goes on with what is finished
+        raise
     except InputError:
         # the input must change first, and then this is another job
         draft.discard()
@@ -189,7 +195,7 @@ def _make(job: Job, pieces: list[Piece], earlier: Earlier, workers: int, gpus: f
     """Runs the tasks.
 
     Raises:
-        InputError: more rows were set apart than may be.
+        TooManyBadRows: more rows were set apart than may be.
         SmecError: rows are missing.
     """
     files, reused = take_over(earlier, job, workers)

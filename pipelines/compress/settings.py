@@ -27,8 +27,8 @@ class CompressSettings(Settings):
     is the same already. The output for unchanged input files is copied from that."""
     dim: Dims | None = Field(None, json_schema_extra={"metavar": "D,D,..."})
     """Dims to keep, one or several, as 384,96; the model's dims keep their measured quality. Vectors of one dim are
-    nested: cut them to a smaller one and normalise. Several have a folder of files each, 384/ and 96/. With `upgrade`
-    by default those stored."""
+    nested: cut them to a smaller one and normalise. Several have a folder of files each, 384/ and 96/. With `upgrade`,
+    the default is the stored dims."""
     upgrade: bool = False
     """The input is what the model that this one extends (`smec train --from`) made of the originals, not these."""
     dtype: VectorType = "float32"

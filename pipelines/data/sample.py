@@ -32,9 +32,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from pipelines.console import say
 from pipelines.data.settings import MIN_PAIRS, SampleSettings
-from pipelines.storage.model_folder import replace_folder
 from smec_core.data.parquet import write_embeddings
 from smec_core.errors import InputError, SmecError, one_line
+from smec_core.folders import replace_folder
 
 RECIPE = 1
 """Counts up when a change to this file changes what the same settings and versions give."""
@@ -43,7 +43,10 @@ PACKAGES = {
     **{name: name for name in ("rich", "safetensors", "scipy", "torch", "typer")},
     "sklearn": "scikit-learn",
 }
-"""Import names and distributions of the packages read. A fixed list: what else is installed does not matter."""
+"""Import names and distributions of the packages read. A fixed list: what else is installed does not matter.
+
+One may be missing, as typer, which is installed only where another package needs it.
+"""
 SKIPPED_FOLDERS = {
     *("test", "testing", "tests", "dist-packages", "site-packages"),
     *("_vendor", "externals", "thirdparty", "thirdparty_files", "vendor"),  # copies of other packages

@@ -21,6 +21,7 @@ from pipelines.experiment.settings import ExperimentSettings
 from pipelines.experiment.tables import MEAN, Results, ablation_page, compare_page, queue_page
 from pipelines.runtime.cluster import connect
 from pipelines.storage.files import write_record
+from pipelines.storage.model_folder import make_out
 from pipelines.train import Kept, as_finished, train_and_score
 from smec_core import __version__
 from smec_core.config import TrainConfig
@@ -100,8 +101,9 @@ def _claim(out: Path, about: Record) -> None:
     """Makes the folder that of one experiment on some data; its page and tables would replace those of another.
 
     Raises:
-        InputError: it holds the results of another one.
+        InputError: it holds the results of another one, or may not be written to.
     """
+    make_out(out)
     file = out / ABOUT
     other = read_record(LocalFileSystem(), str(file), f"remove {out}, or take another folder")
     if other not in (None, about):

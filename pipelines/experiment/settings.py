@@ -4,12 +4,12 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from pipelines.runtime.settings import MethodOnly
 from pipelines.storage.model_folder import LocalPath
-from smec_core.config import TrainConfig
 from smec_core.data.columns import DEFAULT_NAMES, ColumnNames
 
 
-class ExperimentSettings(TrainConfig):
+class ExperimentSettings(MethodOnly):
     """Run one of the paper's experiments on any dataset, and write a page of figures and tables.
 
     compare: SMEC beside truncation, random projection, PCA, closed forms, Search-Adaptor, Matryoshka-Adaptor and MRL.
@@ -53,7 +53,3 @@ class ExperimentSettings(TrainConfig):
         if not guard:
             raise ValueError("the compared methods stop on dev, which guard=false switches off")
         return guard
-
-    def method(self) -> TrainConfig:
-        """The settings that all methods share."""
-        return TrainConfig(**{name: getattr(self, name) for name in TrainConfig.model_fields})

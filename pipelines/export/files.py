@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines.storage.files import sync
-from pipelines.storage.model_folder import NEW, put_in_place, replace_folder
 from smec_core.checksums import sha256_of
 from smec_core.errors import InputError
+from smec_core.folders import NEW, put_in_place, replace_folder, sync
 from smec_core.temporary import remove_left_behind, temporary_folder
 
 MADE_BY = "smec export"
@@ -43,7 +42,10 @@ def check_replaceable(out: Path, to: str) -> None:
     if to == "onnx":
         return
     exported = record.get("files", {})
-    if changed := [name for name, path in _files(out, to) if sha256_of(path) != exported.get(name)]:
+    # a run was killed before it had put the index in its place
+    before = record.get("replaces", {})
+    known = {name: {exported.get(name), before.get(name)} for name, _ in _files(out, to)}
+    if changed := [name for name, path in _files(out, to) if sha256_of(path) not in known[name]]:
         raise InputError(f"out: {out} is not as it was exported, {changed[0]} is new or has changed; {advice}")
 
 
@@ -66,7 +68,7 @@ def place(out: Path, to: str, origin: dict[str, Any], write: Callable[[Path], ob
             # safetensors makes files that only their owner can read
             for _, path in _files(folder, to):
                 path.chmod(0o644)
-            _write_record(folder, to, origin)
+            _record_file(folder, to).write_text(json.dumps(_record(folder, to, origin), indent=2) + "\n")
 
         replace_folder(out, fill)
     else:
@@ -75,11 +77,17 @@ def place(out: Path, to: str, origin: dict[str, Any], write: Callable[[Path], ob
         with temporary_folder(out.parent, f".{out.name}.", NEW) as beside:
             new = beside / out.name
             write(new)
-            _write_record(new, to, origin)
-            # in this order the record comes last: it never speaks of an index that is not there
-            for path in sorted(beside.iterdir()):
-                sync(path)
-                put_in_place(path, out.with_name(path.name))
+            if to == "onnx":
+                _publish(new, out)
+            else:
+                final, file = _record(new, to, origin), _record_file(new, to)
+                before = {name: sha256_of(path) for name, path in _files(out, to)}
+                # a run that is killed between index and record can be started again: the record knows both indexes
+                for record in (final | {"replaces": before}, final):
+                    file.write_text(json.dumps(record, indent=2) + "\n")
+                    _publish(file, _record_file(out, to))
+                    if new.exists():
+                        _publish(new, out)
     return sum(path.stat().st_size for _, path in _files(out, to))
 
 
@@ -104,10 +112,13 @@ def _read_record(path: Path, to: str) -> dict[str, Any] | None:
     return record if ours else None
 
 
-def _write_record(out: Path, to: str, origin: dict[str, Any]) -> None:
-    if to != "onnx":
-        record = origin | {"files": {name: sha256_of(path) for name, path in _files(out, to)}}
-        _record_file(out, to).write_text(json.dumps(record, indent=2) + "\n")
+def _record(out: Path, to: str, origin: dict[str, Any]) -> dict[str, Any]:
+    return origin | {"files": {name: sha256_of(path) for name, path in _files(out, to)}}
+
+
+def _publish(path: Path, place: Path) -> None:
+    sync(path)
+    put_in_place(path, place)
 
 
 def _files(out: Path, to: str) -> Iterator[tuple[str, Path]]:

@@ -20,7 +20,6 @@ from pipelines.ingest.readers import Place
 from pipelines.storage.files import LOCK, remove_file, sizes_of
 from pipelines.storage.lease import LEASE
 from pipelines.storage.manifest import DONE, first_damaged, seal
-from pipelines.storage.model_folder import put_in_place
 from pipelines.storage.run_folder import RunFolder
 from smec_core.data.records import read_record
 from smec_core.data.stored_files import StoredFile, files_of
@@ -28,6 +27,7 @@ from smec_core.data.tables import find_manifest
 from smec_core.data.uri import open_filesystem, public_uri
 from smec_core.data.versions import PLAN
 from smec_core.errors import DamagedError, InputError, SmecError, StoreUnreachable, first_line, one_line
+from smec_core.folders import put_in_place
 
 JOB = "ingest"
 FORMER_LOCK = "lease.lock"

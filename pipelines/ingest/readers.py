@@ -69,7 +69,7 @@ class Text(NamedTuple):
             key.encode()
             joined.encode()
         except UnicodeEncodeError:
-            raise InputError(f"{where}: holds half of a surrogate pair, which is no text; mend or remove it") from None
+            raise InputError(f"{where}: holds half of a surrogate pair, which is no text; fix or remove it") from None
         return cls(position, key, joined)
 
 

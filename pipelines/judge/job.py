@@ -68,8 +68,7 @@ def run(settings: JudgeSettings) -> dict[str, Any]:
         say(f"nothing to do: {folder.uri} holds the judgements of this log already")
         _tell(settings, figures)
         return {"path": folder.uri, "made": False, **figures}
-    if not settings.replace:
-        folder.check_replaceable()
+    folder.check_replaceable(settings.replace)
     with telling("reading the log"):
         read = read_log(log, settings, _progress())
     with telling("making judgements of it"):

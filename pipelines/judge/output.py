@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 
 from pipelines.storage.files import new_file, remove_file, write_record
 from pipelines.storage.manifest import first_damaged
-from pipelines.storage.model_folder import replace_folder
 from smec_core.data.records import read_record
 from smec_core.data.stored_files import StoredFile, describe, files_of
 from smec_core.data.tables import QRELS, UNFINISHED, find_manifest, find_qrels
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.errors import InputError, StoreUnreachable, one_line
+from smec_core.folders import replace_folder
 
 RECORD = "_judge.json"
 JOB = "judge"
@@ -50,12 +50,18 @@ class QrelsFolder:
             return None
         return None if first_damaged(self._filesystem, self._folder, files_of(record)) else record
 
-    def check_replaceable(self) -> None:
+    def check_replaceable(self, replace: bool) -> None:
         """Refuses judgements that no earlier run made, or that were changed since.
+
+        Args:
+            replace: whether these may be replaced, too; what cannot be told may not.
 
         Raises:
             InputError: such judgements are there.
         """
+        self._judgements()
+        if replace:
+            return
         advice = "nothing of it is replaced; move it away, or give --replace"
         if self._unfinished():
             return

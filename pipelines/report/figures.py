@@ -8,12 +8,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from pipelines.tracking.plots import BLUE, GREEN, GREY, INK, ORANGE, Points, thinned
 from smec_core.shown import safe_line
 
 Figure = dict[str, Any]
-Points = Mapping[Any, float | None]  # keys: int or float
 Intervals = Mapping[Any, tuple[float, float]]
-BLUE, GREEN, ORANGE, GREY, INK = "#2457d6", "#0b8f72", "#d97706", "#8d97a8", "#1b2433"
 
 
 class Curve(NamedTuple):
@@ -47,7 +46,7 @@ def compression(model: Points, truncation: Points, pca: Points, measure: str, in
 
 def losses(curves: Sequence[Curve]) -> Figure:
     """Loss of a stage and of its replay."""
-    data = [_curve(curve._replace(points=_thinned(curve.points)), "lines") for curve in curves]
+    data = [_curve(curve._replace(points=thinned(curve.points)), "lines") for curve in curves]
     x, y = {"rangemode": "tozero", "hoverformat": ".2f"}, {"rangemode": "tozero", "hoverformat": ".4f"}
     return _figure(data, x | _title("epochs trained"), y | _title("loss"))
 
@@ -232,14 +231,6 @@ def _ticks(values: Iterable[float]) -> list[float]:
         if not ticks or value / ticks[-1] >= 1.3:
             ticks.append(value)
     return ticks
-
-
-def _thinned(points: Points, most: int = 200) -> Points:
-    """At most `most` points: means over runs of equal length, which also calm the noise of single steps."""
-    known = [(x, y) for x, y in points.items() if y is not None]
-    size = math.ceil(len(known) / most) or 1
-    runs = [known[start : start + size] for start in range(0, len(known), size)]
-    return {sum(x for x, _ in part) / len(part): sum(y for _, y in part) / len(part) for part in runs}
 
 
 def _rounded(value: float) -> float:

@@ -1,1 +1,1 @@
-"""Cycles of retraining on a schedule, and the way back: `smec retrain` and `smec rollback`."""
+"""Retraining on a schedule: `smec retrain`, the way back (`smec rollback`), `smec status` and `smec clean`."""

@@ -12,19 +12,18 @@ import pyarrow.fs as pafs
 from pipelines.console import context, say
 from pipelines.retrain.damage import Findings, inspect
 from pipelines.retrain.ledger import CYCLES, Ledger, Releases, lease_of
-from pipelines.retrain.look import look_at
-from pipelines.retrain.registry import Registry
+from pipelines.retrain.look import look_at, registry_of
 from pipelines.retrain.releases import run_of
 from pipelines.retrain.settings import CleanSettings, RetrainSettings
 from pipelines.storage.files import TEMPORARY, remove_file, remove_folder, sizes_of
 from pipelines.storage.lease import LEFTOVER_SECONDS as TEMPORARY_SECONDS
 from pipelines.storage.lease import Holder, Lease, find_silent, holder_of
-from pipelines.storage.model_folder import NEW
 from pipelines.storage.publish import plans, remove_version
 from pipelines.storage.run_folder import IDENTITY_FILE, RunFolder, digest
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.data.versions import in_force
 from smec_core.errors import DamagedError, LeaseError, SmecError
+from smec_core.folders import NEW
 from smec_core.temporary import is_left_behind
 
 _NEW = re.compile(rf"\.(.+\.)?\w{{8}}{re.escape(NEW)}")
@@ -63,7 +62,7 @@ def run(settings: CleanSettings) -> dict[str, Any]:
 
     Raises:
         DamagedError: the series is damaged: then nothing is removed.
-        LeaseError: it is being retrained.
+        LeaseError: another job works on it.
         SmecError: a decision is not in effect yet, or storage or registry cannot be reached.
     """
     folder = RunFolder(settings.storage, settings.name)
@@ -73,7 +72,7 @@ def run(settings: CleanSettings) -> dict[str, Any]:
         held = lease_of(folder)
     with context(run=settings.name), held as lease:
         ledger = Ledger(folder)
-        found = inspect(settings, ledger, Registry(settings.name)) if lease else _seen_beside(settings, ledger)
+        found = inspect(settings, ledger, registry_of(ledger)) if lease else _seen_beside(settings, ledger)
         found.refuse(public_uri(folder.uri), found.damages)
         if not found.is_settled:
             raise SmecError(
@@ -121,7 +120,7 @@ def _seen_beside(settings: CleanSettings, ledger: Ledger) -> Findings:
     look = look_at(settings, ledger)
     if look.is_at_work:
         raise LeaseError(
-            f"series {settings.name} is being retrained by {look.holder or 'another process'}; wait for it: what it "
+            f"series {settings.name} is being worked on by {look.holder or 'another process'}; wait for it: what it "
             "goes on with is not known before"
         )
     return look.found
@@ -143,10 +142,10 @@ def leftovers(settings: RetrainSettings, ledger: Ledger) -> tuple[list[Leftover]
 def _versions(settings: RetrainSettings, kept: Releases, under_way: set[str]) -> Iterator[Leftover | Left]:
     out = settings.publish.output
     filesystem, root = open_filesystem(out)
-    wanted = {one.version for one in kept.releases if one.output == settings.publish.place}
+    wanted = {one.version for one in kept.releases if one.output == settings.publish.place} | {in_force(out).name}
     for version, plan in plans(out).items():
         path, model = public_uri(join_uri(out, version)), plan.get("model")
-        if version in wanted or version == in_force(out).name:
+        if version in wanted:
             continue
         if run_of(settings, model) is None:
             yield Left(path, "is not of this series, or cannot be told")

@@ -87,7 +87,7 @@ class Findings(NamedTuple):
         for damage in left:
             warn(str(damage))
         if left:
-            raise DamagedError(place, f"problems: {len(left)}, each with its cure listed above", "mend them all")
+            raise DamagedError(place, f"problems: {len(left)}, each with its cure listed above", "fix them all")
 
 
 @telling("comparing what is stored with the records")
@@ -143,7 +143,7 @@ def _noting(damages: list[Damage], place: str, removed: str = "") -> Iterator[No
     Args:
         damages: where it is noted.
         place: what is looked at.
-        removed: the record that is looked at, where it is mended by doing without.
+        removed: the record that is looked at, where it is fixed by doing without.
     """
     try:
         yield

@@ -145,7 +145,7 @@ class Releases(NamedTuple):
 
 def lease_of(folder: RunFolder) -> Lease:
     """The lease of a series, which retrain, rollback and clean hold; its folder must be made."""
-    return Lease(folder, signals.interrupt, f"series {folder.name}", "retrained", "name")
+    return Lease(folder, signals.interrupt, f"series {folder.name}", "worked on", "name")
 
 
 class Ledger:

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+import mlflow
+
 from pipelines.retrain.damage import Damage, Findings, inspect
 from pipelines.retrain.ledger import RELEASES, Ledger
 from pipelines.retrain.registry import Registry
 from pipelines.retrain.settings import RetrainSettings
+from pipelines.runtime.preflight import missing_database
 from pipelines.storage.lease import Holder, find_silent, holder_of
 from smec_core.data.records import read_bytes
 from smec_core.errors import DamagedError
@@ -22,7 +25,7 @@ class Look(NamedTuple):
 
     Attributes:
         found: what is damaged for sure, and all else.
-        passing: what may look damaged only since a job works on the series, or is mended by that.
+        passing: what may look damaged only since a job works on the series, or is fixed by that.
         holder: who has the lease.
         is_silent: whether that one is on another machine and gives no sign of life.
         is_at_work: whether a job works on the series.
@@ -35,6 +38,20 @@ class Look(NamedTuple):
     is_at_work: bool
 
 
+def registry_of(ledger: Ledger) -> Registry:
+    """The registry of a series, for jobs that only look: where MLflow has no database yet, they make none.
+
+    Raises:
+        DamagedError: that of the series is gone.
+        InputError: it cannot be opened.
+        SmecError: it does not answer.
+    """
+    path = missing_database(mlflow.get_registry_uri())
+    if path and ledger.numbers():
+        raise DamagedError(path, "is missing", "restore it; without it, smec retrain registers the models anew")
+    return Registry(ledger.folder.name, is_empty=path is not None)
+
+
 def look_at(settings: RetrainSettings, ledger: Ledger, deep: bool = False) -> Look:
     """Inspects a series, again where its records or its lease changed meanwhile.
 
@@ -42,10 +59,11 @@ def look_at(settings: RetrainSettings, ledger: Ledger, deep: bool = False) -> Lo
     they say something only where nothing was changed between the first and the last.
 
     Raises:
+        DamagedError: MLflow's database is gone.
         InputError: another registry than that of the series.
         SmecError: storage or registry cannot be reached.
     """
-    registry = Registry(settings.name)
+    registry = registry_of(ledger)
     for _ in range(LOOKS):
         holder, started, before = _holder(ledger), time.monotonic(), _state(ledger)
         found = inspect(settings, ledger, registry, deep)

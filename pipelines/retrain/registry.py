@@ -38,22 +38,25 @@ LOGGED = "models:/"
 class Registry:
     """The registered model of one name, on the server of MLFLOW_TRACKING_URI."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, is_empty: bool = False) -> None:
         """Opens it, and its database where it is one; nothing is asked of a server yet.
 
         Args:
             name: of the registered model.
+            is_empty: whether its database is not there yet, and is not to be made.
 
         Raises:
             InputError: in a Ray job, no server is named; or the file of the database cannot be opened.
             SmecError: the database does not answer.
         """
-        self._name = name
+        self._name, self._is_empty = name, is_empty
         if "MLFLOW_TRACKING_URI" not in os.environ and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
             raise InputError(
                 "MLFLOW_TRACKING_URI: is not set, and MLflow's own default lies in the job's folder, which goes away "
                 "with it; set it to your MLflow server, here (smec submit sends it along) or on the cluster's machines"
             )
+        if is_empty:
+            return
         try:
             check_store(mlflow.get_registry_uri())
         except SmecError as error:
@@ -166,6 +169,8 @@ class Registry:
         Raises:
             SmecError: the registry cannot be reached.
         """
+        if self._is_empty:
+            return False
         with self._reaching():
             try:
                 found = self._client.get_model_version(self._name, version)
@@ -273,6 +278,8 @@ class Registry:
         Raises:
             SmecError: the registry cannot be reached.
         """
+        if self._is_empty:
+            return None
         with self._reaching():
             try:
                 version = self._client.get_registered_model(self._name).aliases.get(CHAMPION)

@@ -151,7 +151,7 @@ class ReleaseManager:
         self._prune(self._enforce(releases, compress))
 
     def _enforce(self, releases: Releases, compress: Compress | None) -> Releases:
-        """Compares registry and published folder with the release in force, and mends what differs; its model is whole.
+        """Compares registry and published folder with the release in force, and fixes what differs; its model is whole.
 
         Returns:
             The releases, with the names that the one in force has now.
@@ -214,10 +214,10 @@ class ReleaseManager:
         return self._renamed(releases, made)
 
     def _mend_kept(self, kept: Sequence[Release], compress: Compress) -> list[DamagedError]:
-        """Mends the releases that are kept for a rollback; drops those that are beyond use.
+        """Fixes the releases that are kept for a rollback; drops those that are beyond use.
 
         Returns:
-            What could not be mended.
+            What could not be fixed.
         """
         failed, releases = [], self.ledger.releases()
         for release in kept:
@@ -258,7 +258,7 @@ class ReleaseManager:
         return releases._replace(releases=renamed)
 
     def _check_model(self, release: Release) -> None:
-        """Mends the model of a release from the copy in MLflow's registry where it is not what was trained."""
+        """Fixes the model of a release from the copy in MLflow's registry where it is not what was trained."""
         folder = self._run_folder(release)
         problems = sorted(model_problems(folder, release.fingerprint), key=_is_replaceable)
         if not problems:

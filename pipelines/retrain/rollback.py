@@ -2,10 +2,13 @@
 
 from typing import Any
 
-from pipelines.console import say, warn
+import mlflow
+
+from pipelines.console import context, say, warn
 from pipelines.retrain.ledger import Ledger, lease_of
 from pipelines.retrain.releases import ReleaseManager
 from pipelines.retrain.settings import RollbackSettings
+from pipelines.runtime.preflight import missing_database
 from pipelines.storage.run_folder import RunFolder
 from smec_core.data.uri import public_uri
 from smec_core.errors import DamagedError, InputError
@@ -21,13 +24,16 @@ def run(settings: RollbackSettings) -> dict[str, Any]:
 
     Raises:
         InputError: there is no such release any more.
-        LeaseError: the series is being retrained.
+        LeaseError: another job works on the series.
         SmecError: MLflow's registry cannot be reached; the same command goes on.
     """
     folder = RunFolder(settings.storage, settings.name)
     folder.create()
-    with lease_of(folder) as lease:
+    with context(run=settings.name), lease_of(folder) as lease:
         ledger = Ledger(folder)
+        if missing_database(mlflow.get_registry_uri()) and not ledger.numbers():
+            # MLflow would make it
+            raise _nothing_released(folder)
         manager = ReleaseManager(settings, ledger, lease)
         was_cut_short = settings.to is None and ledger.releases().is_returning
         try:
@@ -40,7 +46,7 @@ def run(settings: RollbackSettings) -> dict[str, Any]:
         releases = ledger.releases()
         champion = releases.champion
         if champion is None:
-            raise InputError(f"{public_uri(folder.uri)}: nothing was released yet, so there is nothing to return to")
+            raise _nothing_released(folder)
         if was_cut_short:
             say(f"{settings.name}: {champion.version} is in force; an earlier rollback was killed before that")
             return champion._asdict()
@@ -61,7 +67,11 @@ def run(settings: RollbackSettings) -> dict[str, Any]:
             )
         back = earlier[-1]
         manager.promote(releases.returned_to(back))
-    is_new = (back.output, back.version) != (champion.output, champion.version)
-    since = f"again, {champion.version} no more" if is_new else "as before"
-    say(f"{settings.name}: {back.version} with model {back.fingerprint[:12]} is in force {since}")
-    return back._asdict()
+        is_new = (back.output, back.version) != (champion.output, champion.version)
+        since = f"again, {champion.version} no more" if is_new else "as before"
+        say(f"{settings.name}: {back.version} with model {back.fingerprint[:12]} is in force {since}")
+        return back._asdict()
+
+
+def _nothing_released(folder: RunFolder) -> InputError:
+    return InputError(f"{public_uri(folder.uri)}: nothing was released yet, so there is nothing to return to")

@@ -1,4 +1,4 @@
-"""What `smec retrain` and `smec rollback` take."""
+"""What `smec retrain`, `smec rollback`, `smec status` and `smec clean` take."""
 
 from typing import Any, Literal, Self
 

@@ -2,11 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
-
-import mlflow
-from sqlalchemy import make_url
 
 from pipelines.console import context, say, warn
 from pipelines.retrain.anchor import find_anchor
@@ -39,7 +35,6 @@ def run(settings: StatusSettings) -> dict[str, Any]:
     """
     ledger = Ledger(RunFolder(settings.storage, settings.name))
     with context(run=settings.name):
-        _check_database(ledger)
         look = look_at(settings, ledger, settings.deep)
         anchor, error = None, None
         if not look.found.damages:
@@ -62,18 +57,6 @@ def run(settings: StatusSettings) -> dict[str, Any]:
             return figures
         error.figures = figures
         raise error
-
-
-def _check_database(ledger: Ledger) -> None:
-    """Refuses to look where MLflow would first make an empty database.
-
-    Raises:
-        DamagedError: that of the series is gone.
-    """
-    uri = mlflow.get_registry_uri()
-    path = make_url(uri).database if uri.startswith("sqlite:") else None
-    if path and not Path(path).exists() and ledger.numbers():
-        raise DamagedError(path, "is missing", "restore it; without it, smec retrain registers the models anew")
 
 
 def _figures(
@@ -101,7 +84,7 @@ def _figures(
         "silent_since": holder.last_sign if holder is not None and look.is_silent else None,
         "damages": [damage._asdict() for damage in found.damages],
         "leftover_bytes": None if left is None else sum(one.bytes for one in left),
-        "next": f"mend gate.anchor: {problem}" if problem else _next(settings, look),
+        "next": f"fix gate.anchor: {problem}" if problem else _next(settings, look),
     }
 
 
@@ -145,13 +128,13 @@ def _next(settings: StatusSettings, look: Look) -> str:
     found = look.found
     if look.holder is not None and look.is_silent:
         return (
-            f"see to {look.holder}, which does not renew its lease: end it where it still runs, then run smec retrain, "
-            f"which takes over a lease that is not renewed for {TTL_SECONDS:.0f} s"
+            f"check {look.holder}, which has stopped renewing its lease: end it if it is still running; then run smec "
+            f"retrain, which takes over a lease that is not renewed for {TTL_SECONDS:.0f} s"
         )
     if any(not damage.is_mended for damage in found.damages):
-        return "mend what smec retrain cannot, then run it"
+        return "fix what smec retrain cannot, then run it"
     if found.damages:
-        return "run smec retrain, which mends this"
+        return "run smec retrain, which fixes this"
     if look.is_at_work:
         return "wait: a job works on the series"
     if not found.is_settled:

@@ -1,6 +1,7 @@
 """Jobs of one task per file on a pool of Ray Data actors: what compressing and encoding have in common."""
 
 import json
+import pickle
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -33,8 +34,8 @@ def record(
     return {
         "rows": rows,
         "done": json.dumps(done) if done else "",
-        "error": str(error) if error else "",
-        "input_error": isinstance(error, InputError),
+        # whole: what becomes of the job's work depends on the kind
+        "error": pickle.dumps(error) if error else b"",
         "warning": warning,
     }
 
@@ -107,7 +108,7 @@ def _run(
     with telling("starting workers, or working on long files"), reading(records.iter_rows()) as items:
         for item in items:
             if item["error"]:
-                raise (InputError if item["input_error"] else SmecError)(item["error"])
+                raise pickle.loads(item["error"])
             if item["warning"]:
                 warn(item["warning"])
             yield item["rows"], StoredFile(*json.loads(item["done"])) if item["done"] else None

@@ -99,14 +99,16 @@ def check_store(uri: str) -> None:
     """Opens MLflow's database once, where its store is one: MLflow itself would go on trying for 100 seconds.
 
     Raises:
-        InputError: its file cannot be opened.
+        InputError: its file cannot be opened, or it is no such address.
         SmecError: its server does not answer.
     """
     # here and not above: not every job needs MLflow
     from mlflow.store.db.db_types import DATABASE_ENGINES, SQLITE
     from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
 
-    engine = uri.partition("://")[0].partition("+")[0]
+    # an address with a single slash is one of a database, too
+    engine = uri.partition(":")[0].partition("+")[0]
     if engine not in DATABASE_ENGINES:
         return
     from mlflow.store.db.utils import create_sqlalchemy_engine
@@ -123,5 +125,18 @@ def check_store(uri: str) -> None:
     except Exception as error:
         # of whatever database it is
         problem = safe_line((str(error) or type(error).__name__).splitlines()[0], LONGEST_REASON)
-        kind = InputError if engine == SQLITE else SmecError
+        kind = InputError if engine == SQLITE or isinstance(error, ArgumentError) else SmecError
         raise kind(f"{problem}; name another store in MLFLOW_TRACKING_URI") from error
+
+
+def missing_database(uri: str) -> str | None:
+    """The file of MLflow's store where it is one that is not there yet: whoever opens it makes an empty one."""
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    path = None
+    if uri.startswith("sqlite:"):
+        # what is no address is refused by who opens it
+        with suppress(ArgumentError):
+            path = make_url(uri).database
+    return path if path and path != ":memory:" and not Path(path).exists() else None

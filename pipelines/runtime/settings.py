@@ -57,12 +57,16 @@ class ClusterSettings(Settings):
         return self.worker_range == (1, 1)
 
 
-class MethodSettings(ClusterSettings, TrainConfig):
-    """How to train, and on what."""
+class MethodOnly(TrainConfig):
+    """How to train, among other settings."""
 
     def method(self) -> TrainConfig:
         """The settings that decide what is computed."""
         return TrainConfig(**{name: getattr(self, name) for name in TrainConfig.model_fields})
+
+
+class MethodSettings(ClusterSettings, MethodOnly):
+    """How to train, and on what."""
 
 
 class JobSettings(MethodSettings):

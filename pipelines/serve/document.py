@@ -160,7 +160,7 @@ def _vectors(facts: Facts, name: str, summary: str, request: str, error: str, mo
 
 def _refusals(facts: Facts, error: str, more: dict[int, str], statuses: Sequence[int]) -> dict[str, Any]:
     words = {
-        400: "It cannot be answered as it is; the message says what to mend.",
+        400: "It cannot be answered as it is; the message says what to fix.",
         408: "It came too slowly: send it at once.",
         413: f"More than {facts.max_rows} rows, or {facts.body_bytes} bytes: send several.",
         431: f"Its head is larger than {HEAD_BYTES} bytes.",

@@ -6,6 +6,7 @@ bodies, and end without an answer to what is under way.
 
 import asyncio
 import ctypes
+import json
 import resource
 import socket
 import struct
@@ -199,7 +200,8 @@ class Front:
             known = ", ".join((*self._methods, *self._pages, "/healthz and /readyz"))
             messages = _refusal(path, 404, f"no such path; there are {known}", "path")
         elif call is None or scope["method"] != method:
-            messages = _refusal(path, 405, f"{path} takes {method}", "method")
+            content = json.dumps(problem(path, 405, f"{path} takes {method}", "method")).encode()
+            messages = answer(405, Page("application/json", content, (("allow", method),)))
         else:
             messages = await self._messages(path, call, (await receive())["body"])
         for message in messages:

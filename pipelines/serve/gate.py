@@ -278,9 +278,7 @@ def middlewares() -> "list[Middleware]":
         limits = LimitSettings.model_validate_json(os.environ.get(LIMITS, "{}"))
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
-        raise InputError(
-            f"{LIMITS}: {'.'.join(map(str, found['loc']))}: {found['msg']}; mend the environment"
-        ) from None
+        raise InputError(f"{LIMITS}: {'.'.join(map(str, found['loc']))}: {found['msg']}; fix the environment") from None
     return [Middleware(Gate, limits=limits, body_bytes=PROXY_BODY_BYTES, suffixes=VECTOR_PATHS)]
 
 

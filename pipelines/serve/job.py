@@ -142,7 +142,9 @@ def _bind(host: str, port: int) -> "socket.socket":
         return bind(host, port)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise InputError(f"cannot listen on {host}:{port} ({reason}); choose another --host or --port") from error
+        raise InputError(
+            f"cannot listen on {_place(host, port)} ({reason}); choose another --host or --port"
+        ) from error
 
 
 def _open(settings: ServeSettings, listener: "socket.socket") -> "Front":
@@ -161,12 +163,19 @@ def _open(settings: ServeSettings, listener: "socket.socket") -> "Front":
     front.start(listener)
     if not front.is_alive():
         # another process has bound the address at the same time, and was the first to listen
-        raise InputError(f"cannot listen on {host}:{port} (Address already in use); choose another --host or --port")
+        raise InputError(
+            f"cannot listen on {_place(host, port)} (Address already in use); choose another --host or --port"
+        )
     return front
 
 
+def _place(host: str, port: int) -> str:
+    """Host and port as a URL has them: an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _url(host: str, port: int, route: str) -> str:
-    return f"http://{host}:{port}{route.rstrip('/')}"
+    return f"http://{_place(host, port)}{route.rstrip('/')}"
 
 
 def _deploy(application: "Application", settings: ServeSettings) -> None:
@@ -188,7 +197,12 @@ def _deploy(application: "Application", settings: ServeSettings) -> None:
         problem = _last_line(str(error))
         raise InputError(f"route {settings.route}: {problem}; choose another with --set route=/...") from error
     said = ""
-    while (status := serve.status().applications[settings.name]).status != ApplicationStatus.RUNNING:
+    while True:
+        status = serve.status().applications.get(settings.name)
+        if status is None:
+            raise SmecError(f"the application {settings.name} was removed while it started; start smec serve again")
+        if status.status == ApplicationStatus.RUNNING:
+            return
         message = _message(status)
         if status.status == ApplicationStatus.DEPLOY_FAILED:
             if replaced:
@@ -218,12 +232,14 @@ def _listen(settings: ServeSettings) -> "HTTPOptions":
             serve.start(http_options=http)
         except (ray.exceptions.RayError, TimeoutError) as error:
             serve.shutdown()
-            raise SmecError(f"Serve cannot listen on {http.host}:{http.port}: {_last_line(str(error))}") from error
+            raise SmecError(
+                f"Serve cannot listen on {_place(http.host or HOST, http.port)}: {_last_line(str(error))}"
+            ) from error
         return http
     if (settings.host or running.host, settings.port or running.port) != (running.host, running.port):
         raise InputError(
-            f"host, port: Serve on this cluster listens on {running.host}:{running.port} already, for all "
-            "applications; leave them out, or end Serve there first (serve shutdown)"
+            f"host, port: Serve on this cluster listens on {_place(running.host or HOST, running.port)} already, for "
+            "all applications; leave them out, or end Serve there first (serve shutdown)"
         )
     return running
 

@@ -38,7 +38,7 @@ Rows = Annotated[list[Annotated[list[float], FailFast()]], FailFast()]
 
 
 class QueryError(InputError):
-    """A request that cannot be answered as it is; the message says what to mend.
+    """A request that cannot be answered as it is; the message says what to fix.
 
     Attributes:
         kind: what is wrong, as the error metric counts it.
@@ -157,7 +157,7 @@ def check(inputs: Any, dim: int | None, model: Model, max_rows: int, form: Form 
     if not np.isfinite(norms_N).all():
         row = int(np.isfinite(norms_N).argmin())
         what = "holds numbers too large for float32" if np.isfinite(x_ND[row]).all() else "holds NaN or infinity"
-        raise QueryError(f"{form.inputs}: row {row} {what}; mend or leave out the row", "not_finite")
+        raise QueryError(f"{form.inputs}: row {row} {what}; fix or leave out the row", "not_finite")
     if not norms_N.all():
         row = int(norms_N.argmin())
         raise QueryError(f"{form.inputs}: row {row} is a zero vector, which has no direction; leave it out", "zero")
@@ -205,11 +205,11 @@ def _explain(problem: str, place: tuple[int | str, ...], message: str, form: For
     if key == form.dim:
         return QueryError(f"{key}: not a whole number; leave it out for all dims", "dim")
     if key == form.inputs and len(place) == 2 and problem != "list_type":
-        return QueryError(f"{key}: number {place[1]} is not a number; mend the row")
+        return QueryError(f"{key}: number {place[1]} is not a number; fix the row")
     if key == form.inputs and len(place) == 2:
         return QueryError(f"{key}: row {place[1]} is not a list; {ROWS_CURE}")
     if key == form.inputs and len(place) == 3:
-        return QueryError(f"{key}: row {place[1]}, number {place[2]} is not a number; mend or leave out the row")
+        return QueryError(f"{key}: row {place[1]}, number {place[2]} is not a number; fix or leave out the row")
     return QueryError(f"{key}: {said}; {cure}")
 
 

@@ -78,7 +78,10 @@ async def _refuse(request: Request, error: HTTPException) -> Response:
     """Another path or method than those below, in the form of the path."""
     path, status = request.url.path, error.status_code
     said, code = f"{error.detail}; GET {DOCS} shows what there is", "method" if status == 405 else "path"
-    return _response(status, to_json(problem(path, status, said, code)))
+    response = _response(status, to_json(problem(path, status, said, code)))
+    # of a method: those that there are
+    response.headers.update(error.headers or {})
+    return response
 
 
 # what its methods use must stand above it: Serve copies the routes, and all that they name, as it reads this line

@@ -5,13 +5,14 @@ copy_file                  so does a copy
 swap                       replaces a small file only where it still is what the caller has seen
 """
 
-import errno
+import ctypes
 import fcntl
 import os
 import posixpath
 import shutil
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ import pyarrow.fs as pafs
 
 from pipelines.storage import objects
 from smec_core.checksums import READ_BYTES
-from smec_core.data.records import as_record, exists, read_bytes
+from smec_core.data.records import as_record, read_bytes
 from smec_core.data.uri import open_filesystem
+from smec_core.folders import make_folder, sync
 
 LOCK = ".lock"
 TEMPORARY = ".tmp"
@@ -39,19 +41,16 @@ def write_record(filesystem: pafs.FileSystem, path: str, content: dict[str, Any]
 def new_file(filesystem: pafs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
     """Opens a file that appears under its name only when it is whole and synced, replacing one that was there.
 
-    A local file is written beside it and renamed; an object store shows an object when its upload is complete.
+    A local file is written beside it and renamed; an object store shows an object when its upload is complete, which it
+    never is where something fails meanwhile, or a signal comes.
     """
     if not isinstance(filesystem, pafs.LocalFileSystem):
-        was_there = exists(filesystem, path)
-        with filesystem.open_output_stream(path) as sink:
-            try:
-                yield sink
-            except BaseException:
-                sink.close()
-                # closing has put what there was of it under the name
-                if not was_there:
-                    filesystem.delete_file(path)
-                raise
+        # in a thread, which no signal interrupts: an upload that is dropped is completed, with what there is of it
+        with ThreadPoolExecutor(1) as pool:
+            sink = pool.submit(_begin_upload, filesystem, path).result()
+        yield sink
+        sink.close()
+        ctypes.pythonapi.Py_DecRef(ctypes.py_object(sink))
         return
     # unique, because a worker of a killed run may still be writing the same file
     target = f"{path}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
@@ -67,6 +66,13 @@ def new_file(filesystem: pafs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
         raise
 
 
+def _begin_upload(filesystem: pafs.FileSystem, path: str) -> pa.NativeFile:
+    """An upload that only `close` completes, not its end as an object: PyArrow has no way to give one up."""
+    sink = filesystem.open_output_stream(path)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(sink))
+    return sink
+
+
 def copy_file(filesystem: pafs.FileSystem, source: str, target: str) -> None:
     """Copies a file within a file system; the copy appears as a new file does. An object store copies by itself."""
     if not isinstance(filesystem, pafs.LocalFileSystem):
@@ -77,27 +83,6 @@ def copy_file(filesystem: pafs.FileSystem, source: str, target: str) -> None:
     with filesystem.open_input_stream(source, compression=None) as content, new_file(filesystem, target) as sink:
         # not by NativeFile.upload, which keeps errors of the sink to itself
         shutil.copyfileobj(content, sink, READ_BYTES)
-
-
-def sync(path: str | Path) -> None:
-    """Waits until a local file's bytes, or a folder's names, would outlast a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        # some mounts cannot sync folders, and do so by themselves
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not os.path.isdir(path):
-            raise
-    finally:
-        os.close(handle)
-
-
-def make_folder(folder: Path) -> None:
-    """Makes a local folder, and those above it, synced."""
-    missing = [place for place in (folder, *folder.parents) if not place.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for place in missing:
-        sync(place.parent)
 
 
 def create_folder(filesystem: pafs.FileSystem, path: str) -> None:

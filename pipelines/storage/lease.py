@@ -182,7 +182,7 @@ class Lease:
                 if not is_here:
                     say(
                         f"{self._what} is held by {found}; "
-                        f"watching for up to {TTL_SECONDS:.0f} s whether that one is still alive"
+                        f"waiting up to {TTL_SECONDS:.0f} s to see whether it is still alive"
                     )
             time.sleep(WATCH_SECONDS)
 
@@ -261,7 +261,7 @@ def find_silent(seen: Mapping[str, tuple[RunFolder, Holder]], since: float) -> s
     me = Holder.this_process()
     watched = {name: one for name, one in seen.items() if not one[1].is_on_machine_of(me)}
     names = ", ".join(dict.fromkeys(str(holder) for _, holder in watched.values()))
-    with telling(f"watching for up to {TTL_SECONDS:.0f} s whether what holds a lease is still alive: {names}"):
+    with telling(f"waiting up to {TTL_SECONDS:.0f} s to see whether what holds a lease is still alive: {names}"):
         while watched := {name: one for name, one in watched.items() if holder_of(one[0]) == one[1]}:
             if time.monotonic() - since > TTL_SECONDS:
                 break

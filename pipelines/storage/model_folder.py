@@ -1,20 +1,14 @@
-"""Folders that are replaced as a whole: the new one is written beside the old and then takes its name, in one step."""
+"""Where a model folder may be put, and what is in it."""
 
-import ctypes
-import errno
-import glob
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator
 
-from pipelines.storage.files import make_folder, sync
 from smec_core.checksums import SUMS
 from smec_core.data.uri import HALF_A_URI
-from smec_core.errors import InputError
-from smec_core.temporary import remove_left_behind, temporary_folder
+from smec_core.errors import InputError, one_line
 
 MODEL_FILES = {
     "adapter.safetensors",
@@ -25,8 +19,6 @@ MODEL_FILES = {
     "README.md",
     SUMS,
 }
-NEW = ".new"
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def check_local_path(value: str) -> str:
@@ -42,6 +34,22 @@ def check_local_path(value: str) -> str:
 
 LocalPath = Annotated[str, AfterValidator(check_local_path)]
 """A file or folder on the machine where the job is started."""
+
+
+def make_out(out: Path) -> None:
+    """Makes the folder that a job writes its results to, before it begins to work.
+
+    Raises:
+        InputError: it cannot be made, or may not be written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise InputError(f"out: {out} is a file; name a folder") from error
+    except OSError as error:
+        raise InputError(f"out: {out} cannot be made ({one_line(error)}); name another folder") from error
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise InputError(f"out: {out} may not be written to; name another folder")
 
 
 def check_replaceable(folder: Path) -> None:
@@ -72,63 +80,3 @@ def check_replaceable(folder: Path) -> None:
         raise InputError(
             f"out: {folder} is not a model folder, it holds {min(others)}; nothing of it is overwritten, name another"
         )
-
-
-def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
-    """Writes a folder beside `folder`, then puts it in its place; a reader meets the old or the new one, whole.
-
-    Args:
-        folder: where it goes, also through a link; what was there is removed.
-        write: fills the new folder.
-    """
-    folder = folder.resolve()
-    make_folder(folder.parent)
-    remove_left_behind(folder.parent, f".{glob.escape(folder.name)}.*{NEW}")
-    with temporary_folder(folder.parent, f".{folder.name}.", NEW) as new:
-        # only its owner can read it
-        new.chmod(0o755)
-        write(new)
-        sync_tree(new)
-        put_in_place(new, folder)
-
-
-def put_in_place(new: Path, place: Path) -> None:
-    """Renames a synced file or folder to `place` in one step; a folder that was there is called `new` afterwards."""
-    if place.is_dir():
-        _exchange(new, place)
-    else:
-        os.rename(new, place)
-    sync(place.parent)
-
-
-def sync_tree(folder: Path) -> None:
-    """Waits until all files of a folder, and their names, would outlast a power cut."""
-    for path in (*folder.rglob("*"), folder):
-        sync(path)
-
-
-def _exchange(one: Path, other: Path) -> None:
-    """Lets two folders change their names in one step; where a file system cannot, in three."""
-    error = _renameat2(one, other)
-    if error in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-        # another ending: it is never taken for a leftover
-        aside = one.with_name(f"{one.name}.old")
-        os.rename(other, aside)
-        try:
-            os.rename(one, other)
-        except OSError:
-            os.rename(aside, other)
-            raise
-        os.rename(aside, one)
-    elif error:
-        raise OSError(error, os.strerror(error), str(other))
-
-
-def _renameat2(one: Path, other: Path) -> int:
-    """Error number of Linux's exchange of two names, which Python does not offer; 0 where it is done."""
-    library = ctypes.CDLL(None, use_errno=True)
-    try:
-        failed = library.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
-    except AttributeError:
-        return errno.ENOSYS
-    return ctypes.get_errno() if failed else 0

@@ -25,9 +25,8 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from pipelines.storage.files import create_folder, move_file, new_file, remove_folder, swap, sync
+from pipelines.storage.files import create_folder, move_file, new_file, remove_folder, swap
 from pipelines.storage.manifest import DONE, first_damaged, seal, tidy
-from pipelines.storage.model_folder import NEW
 from smec_core.data.records import as_record, checksum_of, read_record
 from smec_core.data.stored_files import StoredFile, files_of
 from smec_core.data.tables import MANIFEST, find_manifest
@@ -46,6 +45,7 @@ from smec_core.data.versions import (
     versions_in,
 )
 from smec_core.errors import DamagedError, InputError, SmecError, StoreUnreachable, first_line
+from smec_core.folders import NEW, sync
 from smec_core.temporary import let_go, make_folder, remove_left_behind
 
 FORMAT = 2

@@ -31,6 +31,8 @@ PLACES = {
     "warm_start",
 }
 """Parameters and settings of the commands that name a place to read or to write."""
+SEVERAL = "experiment", "data"
+"""Command and parameter that name several places; of all others a comma is a part of the name."""
 
 
 def check_command(command: Sequence[str]) -> None:
@@ -45,7 +47,7 @@ def check_command(command: Sequence[str]) -> None:
     layers = [parameters, dict(read_assignment(text) for text in parameters.get("assign") or [])]
     if config is not None and Path(config).is_file():
         layers.append(read_mapping(Path(config)))
-    for place in (place for layer in layers for place in _places(layer)):
+    for place in (place for layer in layers for place in _places(layer, command[0])):
         if not place.startswith("/") and "://" not in place:
             raise InputError(
                 f"smec {command[0]}: {place} is relative, so it would lie in the job's own folder, which goes away "
@@ -53,13 +55,15 @@ def check_command(command: Sequence[str]) -> None:
             )
 
 
-def _places(layer: Mapping[str, Any]) -> Iterator[str]:
+def _places(layer: Mapping[str, Any], command: str) -> Iterator[str]:
     for key, value in layer.items():
         if isinstance(value, Mapping):
-            yield from _places(value)
+            yield from _places(value, command)
         elif str(key).rpartition(".")[2] in PLACES and value is not None:
-            # experiments take several
-            yield from str(value).split(",")
+            if (command, key) != SEVERAL:
+                yield str(value)
+            else:
+                yield from value if isinstance(value, list) else str(value).split(",")
 
 
 def parse_command(command: Sequence[str]) -> Mapping[str, Any]:

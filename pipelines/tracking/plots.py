@@ -1,4 +1,7 @@
-"""Two small pictures of a training, kept with its MLflow run; `smec report` draws the full, interactive page."""
+"""Two small pictures of a training, kept with its MLflow run; `smec report` draws the full, interactive page.
+
+The colours are those of the report, too.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,6 +14,7 @@ from smec_core.shown import safe_line
 from smec_core.training.tracker import Record
 
 BLUE, GREEN, ORANGE, GREY, INK = "#2457d6", "#0b8f72", "#d97706", "#8d97a8", "#1b2433"
+Points = Mapping[Any, float | None]  # keys: int or float
 MEASURES = {"ndcg@10": "nDCG@10", "agreement@10": "agreement@10", "neighbour_recall@10": "neighbour recall@10"}
 
 
@@ -71,7 +75,8 @@ def loss_picture(history: Sequence[Record]) -> Figure:
             losses = [float(r["loss"]) for r in of_stage if (r["pass"], r["projection"]) == (name, projection)]
             colour = GREEN if name != "first" else BLUE if projection == "linear" else ORANGE
             label = str(projection) if name == "first" else f"{projection}, {name}"
-            axes.plot(*_thinned(losses), label=label, color=colour, linewidth=1.2)
+            points = thinned({step + 0.5: loss for step, loss in enumerate(losses)})
+            axes.plot([*points], [*points.values()], label=label, color=colour, linewidth=1.2)
         axes.set_title(f"to {stage} dims", fontsize=9)
         axes.set_xlabel("step of the stage", fontsize=8)
         axes.set_ylabel("loss", fontsize=8)
@@ -79,11 +84,12 @@ def loss_picture(history: Sequence[Record]) -> Figure:
     return figure
 
 
-def _thinned(losses: Sequence[float], most: int = 200) -> tuple[list[float], list[float]]:
-    """Steps and losses as at most `most` points, each the mean of a run of steps, which also calms their noise."""
-    width = math.ceil(len(losses) / most)
-    runs = [losses[start : start + width] for start in range(0, len(losses), width)]
-    return [(number + 0.5) * width for number in range(len(runs))], [sum(run) / len(run) for run in runs]
+def thinned(points: Points, most: int = 200) -> dict[float, float]:
+    """At most `most` points: means over runs of equal length, which also calm the noise of single steps."""
+    known = [(x, y) for x, y in points.items() if y is not None]
+    size = math.ceil(len(known) / most) or 1
+    runs = [known[start : start + size] for start in range(0, len(known), size)]
+    return {sum(x for x, _ in part) / len(part): sum(y for _, y in part) / len(part) for part in runs}
 
 
 def finish(axes: Axes, size: int = 9) -> None:

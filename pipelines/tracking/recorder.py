@@ -90,6 +90,8 @@ class MlflowRecorder:
         self._stores = [self._server, self._offline]
         self._run: _OpenRun | None = None
         self._left: list[_OpenRun] = []
+        # whoever trains sends files while the thread sends figures
+        self._sending = threading.Lock()
         self._waiting: deque[tuple[int, Record]] = deque()
         self._has_machine = "mlflow.parentRunId" not in tags and is_wanted()
         self._stop = threading.Event()
@@ -229,14 +231,15 @@ class MlflowRecorder:
 
     def _send(self, action: Callable[[_OpenRun], object]) -> None:
         """Does `action` on the run; if that fails, on the next store's run, which takes everything from then on."""
-        while self._stores:
-            try:
-                if self._run is None:
-                    self._run = self._open(self._stores[0])
-                action(self._run)
-                return
-            except Exception as error:
-                self._give_up_store(error)
+        with self._sending:
+            while self._stores:
+                try:
+                    if self._run is None:
+                        self._run = self._open(self._stores[0])
+                    action(self._run)
+                    return
+                except Exception as error:
+                    self._give_up_store(error)
 
     def _give_up_store(self, error: Exception) -> None:
         failed, run, self._run = self._stores.pop(0), self._run, None

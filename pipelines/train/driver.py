@@ -5,7 +5,8 @@ import os
 import pickle
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -207,7 +208,7 @@ class RayRun:
         refused: SmecError | None = None
         plan = plan_training(self.source.shape(self.config), self.config, self.base, self.warm_start)
         stages = [(stage.pass_name, stage.dim, stage.rhythm.most_steps) for stage in plan]
-        with Progress(stages) as progress, telling("training"):
+        with _ending(queue), Progress(stages) as progress, telling("training"):
             while True:
                 self.check()
                 ended = not thread.is_alive()
@@ -217,6 +218,9 @@ class RayRun:
                     if ended:
                         break
                     continue
+                except ray.exceptions.RayError as error:
+                    # with the process of the queue goes what the workers send
+                    raise unwrap(error) from error
                 for item in items:
                     if isinstance(item, str):
                         say(item)
@@ -235,8 +239,6 @@ class RayRun:
                     # the workers end by themselves, or with this process
                     thread.join(LEAVE_SECONDS)
                     break
-        # nothing is left in it to wait for
-        queue.shutdown(force=True)
         if refused is not None:
             raise refused
         if "error" in outcome:
@@ -245,3 +247,13 @@ class RayRun:
         if checkpoint is None:
             raise SmecError("the workers ended without a trained model")
         return checkpoint
+
+
+@contextmanager
+def _ending(queue: Queue) -> Iterator[None]:
+    """Ends the process of a queue with the block; nothing is left in it to wait for."""
+    try:
+        yield
+    finally:
+        with suppress(ray.exceptions.RayError):
+            queue.shutdown(force=True)

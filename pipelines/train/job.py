@@ -1,6 +1,5 @@
 """`smec train`: scans a dataset, trains the chain in Ray Train workers, evaluates and stores the model."""
 
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ from pipelines.data.source import Source, scan_data
 from pipelines.runtime.cluster import connect, is_own, threads_of
 from pipelines.runtime.evaluation import in_process, on_cluster
 from pipelines.storage.lease import Lease
-from pipelines.storage.model_folder import check_replaceable, replace_folder
+from pipelines.storage.model_folder import check_replaceable
 from pipelines.storage.run_folder import RunFolder, check_storage, digest
 from pipelines.train.checkpoints import remove_checkpoints
 from pipelines.train.driver import RayRun, with_threads
@@ -26,6 +25,7 @@ from smec_core.data.uri import public_uri
 from smec_core.errors import InputError, SmecError
 from smec_core.evaluation.corpus_search import Parts, Work
 from smec_core.evaluation.report import quality_tables
+from smec_core.folders import replace_folder
 from smec_core.model.files import load
 from smec_core.model.model import Model
 from smec_core.temporary import temporary_folder
@@ -183,9 +183,7 @@ class Training:
                 )
                 trained = run.fit(history)
                 model_folder.mkdir()
-                shutil.move(history, model_folder)
-                # with the checksums of all
-                self._evaluated(trained, used).save(model_folder)
+                self._evaluated(trained, used).write(model_folder, history)
                 _check_readable(model_folder)
                 dataset.check_unchanged()
                 lease.check()

@@ -1,6 +1,7 @@
 """What every Ray Train worker of a training does: its rows, the loop of smec_core, checkpoints and figures."""
 
 import json
+import os
 import pickle
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from pipelines.train.checkpoints import open_checkpoint, write_file_list
 from smec_core.config import TrainConfig
 from smec_core.distributed.group import Group
 from smec_core.distributed.resident import Node, folder_for
-from smec_core.errors import SmecError
+from smec_core.errors import InputError, SmecError, one_line
 from smec_core.model.adapter import FrozenStage
 from smec_core.temporary import base_folder, make_folder, remove_folder
 from smec_core.training.checkpoint import Checkpoint
@@ -37,6 +38,7 @@ SEND_SECONDS = 0.5
 RESENT_AT_ONCE = 1000
 HISTORY_FILE = "history.jsonl"
 KEPT_CHECKPOINTS = 2
+LOCAL_DISK = "name a folder on a local disk of every node"
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,20 @@ class WorkerTask:
     reports_stages: bool
 
     def local_folder(self) -> Path:
-        """A folder on a local disk of this node."""
-        folder = Path(self.scratch) if self.scratch else base_folder()
-        folder.mkdir(parents=True, exist_ok=True)
+        """A folder on a local disk of this node.
+
+        Raises:
+            InputError: it cannot be used.
+        """
+        if not self.scratch:
+            return base_folder()
+        folder = Path(self.scratch)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"scratch: {folder} cannot be made ({one_line(error)}); {LOCAL_DISK}") from error
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise InputError(f"scratch: {folder} may not be written to; {LOCAL_DISK}")
         return folder
 
 
@@ -216,14 +229,15 @@ def train_on_worker(loop: dict[str, WorkerTask]) -> None:
             resumed = Checkpoint.read(Path(folder))
             if group.rank == 0:
                 sender.resume((Path(folder) / HISTORY_FILE).read_text().splitlines())
-    remove_left(task.local_folder())
-    checkpoints = RayCheckpoints(task.checkpoint_every, group, sender, number, task.local_folder())
-    data = _load(task, group)
-    if group.rank == 0:
-        sender.say(f"{group.size} worker(s) share the steps from here on")
     is_first = group.rank == 0
     on_stage = (sender.report if is_first else lambda reached: None) if task.reports_stages else None
     try:
+        scratch = task.local_folder()
+        remove_left(scratch)
+        checkpoints = RayCheckpoints(task.checkpoint_every, group, sender, number, scratch)
+        data = _load(task, group, scratch)
+        if is_first:
+            sender.say(f"{group.size} worker(s) share the steps from here on")
         trained = train(
             data,
             task.config,
@@ -247,7 +261,7 @@ def train_on_worker(loop: dict[str, WorkerTask]) -> None:
     checkpoints.close()
 
 
-def _load(task: WorkerTask, group: Group) -> TrainingData:
+def _load(task: WorkerTask, group: Group, scratch: Path) -> TrainingData:
     """Takes the rows from the object store, and names this rank's place on its node."""
     here = ray.get_runtime_context().get_node_id()
     # not Ray's local rank: it counts by address, which several nodes can share
@@ -255,7 +269,7 @@ def _load(task: WorkerTask, group: Group) -> TrainingData:
     rank, ranks = nodes[: group.rank].count(here), nodes.count(here)
     # they take of shared memory what the blocks then cannot have
     held = task.source.pull()
-    folder = folder_for(task.source.block_bytes, ranks, task.local_folder())
+    folder = folder_for(task.source.block_bytes, ranks, scratch)
     data = task.source.fetch(Node(group, here, rank, ranks, folder, ray.train.torch.get_device()))
     del held
     return data

@@ -12,12 +12,12 @@ from pipelines.storage.manifest import DONE
 from pipelines.storage.run_folder import FINISHED, MODEL
 from pipelines.verify.settings import VerifySettings
 from smec_core.checksums import SUMS, read_sums
-from smec_core.data.records import SUM, parse_record, read_bytes
+from smec_core.data.records import SUM, parse_record, read_bytes, unreadable
 from smec_core.data.stored_files import describe
 from smec_core.data.tables import MANIFEST
 from smec_core.data.uri import join_uri, open_filesystem, public_uri, shown_path
 from smec_core.data.versions import CURRENT, VERSION, current
-from smec_core.errors import DamagedError, InputError, one_line
+from smec_core.errors import DamagedError, InputError, StoreError, StoreUnreachable, one_line
 
 RESTORE = "restore it from a copy, or make it again"
 CONFIG, ADAPTER = "config.json", "adapter.safetensors"
@@ -35,6 +35,7 @@ def run(settings: VerifySettings) -> dict[str, Any]:
     Raises:
         DamagedError: a file is not what was written; each is reported first.
         InputError: nothing there has checksums, or it is no folder.
+        StoreUnreachable: the store does not answer; what was found damaged before is reported first.
     """
     filesystem, root = open_filesystem(settings.path.rstrip("/"))
     public, shown = public_uri(settings.path), partial(shown_path, filesystem)
@@ -51,21 +52,23 @@ def run(settings: VerifySettings) -> dict[str, Any]:
         try:
             for other, digest in _told_by(filesystem, path, paths):
                 compared.add(other)
-                if digest and (differs := _problem(filesystem, other, digest)):
-                    damaged.append(DamagedError(shown(other), f"{differs} in {posixpath.basename(path)}", RESTORE))
+                if digest and (problem := _problem(filesystem, other, digest, posixpath.basename(path))):
+                    damaged.append(problem)
                 progress.add(sizes.get(other, 0))
             if posixpath.basename(path) == CURRENT:
                 compared.add(path)
                 folder = posixpath.relpath(posixpath.dirname(path), root)
                 current(settings.path if folder == "." else join_uri(settings.path, folder))
+        except StoreUnreachable:
+            _tell(damaged)
+            raise
         except InputError as error:
             damaged.append(error)
         except (KeyError, TypeError) as error:
             damaged.append(DamagedError(shown(path), f"is no record of smec ({one_line(error)})", "move it elsewhere"))
         except OSError as error:
-            raise InputError(f"{shown(path)}: cannot be read ({one_line(error)}); run again") from error
-    for problem in damaged:
-        warn(str(problem))
+            damaged.append(unreadable(shown(path), error))
+    _tell(damaged)
     others = len(set(paths) - compared)
     if damaged:
         raise DamagedError(public, f"problems: {len(damaged)}, listed above; files compared: {len(compared)}", RESTORE)
@@ -111,7 +114,22 @@ def _told_by(filesystem: pafs.FileSystem, path: str, paths: Sequence[str]) -> It
                     raise DamagedError(stray, f"is not named in {MANIFEST}, but would be read", "move it elsewhere")
 
 
-def _problem(filesystem: pafs.FileSystem, path: str, digest: str) -> str | None:
-    if filesystem.get_file_info(path).type != pafs.FileType.File:
-        return "is missing, but named"
-    return None if describe(filesystem, path, path).sha256 == digest else "has another checksum than that"
+def _problem(filesystem: pafs.FileSystem, path: str, digest: str, told_by: str) -> InputError | None:
+    shown = shown_path(filesystem, path)
+    try:
+        if filesystem.get_file_info(path).type != pafs.FileType.File:
+            return DamagedError(shown, f"is missing, but named in {told_by}", RESTORE)
+        if describe(filesystem, path, path).sha256 != digest:
+            return DamagedError(shown, f"has another checksum than that in {told_by}", RESTORE)
+    except StoreUnreachable:
+        raise
+    except StoreError as error:
+        return error
+    except OSError as error:
+        return unreadable(shown, error)
+    return None
+
+
+def _tell(damaged: Sequence[InputError]) -> None:
+    for problem in damaged:
+        warn(str(problem))

@@ -106,10 +106,6 @@ class ClickLog:
                     "the same columns"
                 )
 
-    def kind_of(self, name: str) -> str:
-        """The type of a column in the first file, where files have types."""
-        return str(self._schemas[self.paths[0]].field(getattr(self.names, name)).type)
-
     def batches(self, wanted: Sequence[str]) -> Iterator[RawRows]:
         """All rows, file by file.
 
@@ -261,11 +257,11 @@ def _reading(path: str) -> Iterator[None]:
     except SmecError:
         raise
     except (pa.ArrowException, OSError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read ({one_line(error)}); mend the file, or write it anew") from error
+        raise InputError(f"{path}: cannot be read ({one_line(error)}); fix the file, or write it anew") from error
 
 
 def _lines(stream: pa.NativeFile) -> Iterator[tuple[int, bytes]]:
-    """Lines from 1; a blank one ends the file or is refused as no JSON."""
+    """Lines from 1; a blank one, at the end too, is refused as no JSON."""
     yield from enumerate(io.BufferedReader(stream, BLOCK_BYTES), start=1)
 
 
@@ -273,7 +269,7 @@ def _parsed(path: str, number: int, raw: bytes) -> dict[str, Any]:
     try:
         entry = json.loads(raw)
     except ValueError as error:
-        raise InputError(f"{path}: line {number}: is not JSON ({one_line(error)}); mend or remove it") from None
+        raise InputError(f"{path}: line {number}: is not JSON ({one_line(error)}); fix or remove it") from None
     if not isinstance(entry, dict):
         raise InputError(f'{path}: line {number}: is no JSON object; write {{"query_id": ..., "doc_id": ...}}')
     return entry
@@ -307,7 +303,7 @@ def _as_text(
         except UnicodeEncodeError:
             raise InputError(
                 f"{path}: column {column}: half of a surrogate pair, which is no text, in lines {first} to "
-                f"{first + len(held) - 1}; mend or remove it"
+                f"{first + len(held) - 1}; fix or remove it"
             ) from None
     return RawRows(path, "line", first, True, columns)
 

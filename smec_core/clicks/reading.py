@@ -168,5 +168,5 @@ def _check_bad(log: ClickLog, rules: ClickRules, reader: RowReader) -> None:
         causes = ", ".join(f"{cause}: {count:,}" for cause, count in sorted(reader.bad.items()))
         raise InputError(
             f"{log.first}: {bad:,} of the log's {reader.rows:,} rows are bad, more than a share of "
-            f"{rules.max_bad_rows} (max_bad_rows): {causes}; mend them, or raise it"
+            f"{rules.max_bad_rows} (max_bad_rows): {causes}; fix them, or raise it"
         )

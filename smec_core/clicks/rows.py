@@ -134,13 +134,13 @@ class RowReader:
         text = pc.cast(column, pa.string())
         empty_N = _flags(pc.equal(pc.binary_length(text), 0))
         problems.append(
-            Problem(self._name(name), "is empty; every row needs an id, mend or remove it", "is empty", empty_N)
+            Problem(self._name(name), "is empty; every row needs an id, fix or remove it", "is empty", empty_N)
         )
         return text
 
     def _add_nulls(self, column: pa.Array, name: str, problems: list[Problem]) -> None:
         null_N = column.is_null().to_numpy(zero_copy_only=False)
-        problems.append(Problem(self._name(name), "is null; mend or remove the row", "is null", null_N))
+        problems.append(Problem(self._name(name), "is null; fix or remove the row", "is null", null_N))
 
     def _whole(self, raw: RawRows, name: str, problems: list[Problem], least: int, most: int) -> np.ndarray | None:
         """A column of whole numbers as int64 (N)."""
@@ -176,7 +176,7 @@ class RowReader:
         if bad_N.any():
             why = f"{shown[int(bad_N.argmax())].as_py()!r} is not {must_be}"
             why += f" to {most}" if name != "clicked" and value_N[bad_N.argmax()] > most else ""
-            problems.append(Problem(stored, f"{why}; mend or remove the row", f"is not {must_be}", bad_N))
+            problems.append(Problem(stored, f"{why}; fix or remove the row", f"is not {must_be}", bad_N))
         value_N = np.where(bad_N, least, value_N)
         return value_N.astype(np.int64)
 
@@ -209,9 +209,9 @@ class RowReader:
                 "2026-01-31T12:00:00Z"
             )
         bad_N = (time_N < 0) | (time_N >= LAST_US)
-        why = "lies before 1970 or after 2199; mend or remove the row"
+        why = "lies before 1970 or after 2199; fix or remove the row"
         if self._time_unit:
-            why = f"lies before 1970 or after 2199, counted in {self._time_unit}; mend it, or give another time_unit"
+            why = f"lies before 1970 or after 2199, counted in {self._time_unit}; fix it, or give another time_unit"
         problems.append(Problem(stored, why, "is no likely time", bad_N))
         return time_N
 
@@ -264,7 +264,7 @@ class RowReader:
 
     def _add_bad_times(self, column: pa.Array, bad_N: np.ndarray, why: str, problems: list[Problem]) -> None:
         first = column[int(bad_N.argmax())].as_py() if len(column) else None
-        why = f"{first!r} {why}, or mend the row"
+        why = f"{first!r} {why}, or fix the row"
         problems.append(Problem(self._name("timestamp"), why, "is no time", bad_N))
 
     def _set_zoned(self, zoned: bool, path: str) -> None:

@@ -138,7 +138,7 @@ def scores_of(column: pa.ChunkedArray, file: str, name: str) -> np.ndarray:
     bad_J = ~(np.abs(score_J) <= MAX_SCORE)
     if bad_J.any():
         row = int(bad_J.argmax())
-        raise RowError(file, row, name, f"{score_J[row]} is no score; mend or remove the row")
+        raise RowError(file, row, name, f"{score_J[row]} is no score; fix or remove the row")
     return score_J
 
 

@@ -264,12 +264,12 @@ def vectors_of(column: pa.Array, dim: int, file: str, row: int, name: str = "emb
     if flat.null_count:
         refuse(
             flat.is_null().to_numpy(zero_copy_only=False).reshape(-1, dim).any(1),
-            "holds a null value (as pandas stores NaN); mend or remove the row",
+            "holds a null value (as pandas stores NaN); fix or remove the row",
         )
     vectors_ND = flat.to_numpy(zero_copy_only=False).reshape(-1, dim).astype(np.float32, copy=False)
     norms_N = np.einsum("nd,nd->n", vectors_ND, vectors_ND)
     if not np.isfinite(norms_N).all():
-        refuse(~np.isfinite(vectors_ND).all(1), "holds NaN or infinity; mend or remove the row")
+        refuse(~np.isfinite(vectors_ND).all(1), "holds NaN or infinity; fix or remove the row")
         refuse(~np.isfinite(norms_N), "has a norm too large for float32; scale the vectors down")
     refuse(norms_N == 0, "is a zero vector, which has no direction; remove the row")
     return vectors_ND

@@ -11,7 +11,7 @@ from smec_core.errors import DamagedError, one_line
 
 SUM = "sha256"
 """Key of a record's checksum, over all of its other keys."""
-UNREADABLE = "mend its rights or its disk, or restore it"
+UNREADABLE = "fix its rights or its disk, or restore it"
 
 
 def exists(filesystem: pafs.FileSystem, path: str) -> bool:

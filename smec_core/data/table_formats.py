@@ -116,7 +116,7 @@ def _delta_files(filesystem: pafs.FileSystem, folder: str) -> pa.Table:
         except (DeltaError, OSError, ValueError) as error:
             # lines of a backtrace may follow
             told = str(error).partition("\n")[0].replace(copy, shown)
-            raise InputError(f"{shown}: cannot be read as a Delta table ({told}); mend or restore the table") from error
+            raise InputError(f"{shown}: cannot be read as a Delta table ({told}); fix or restore the table") from error
     names: list[str] = files["path"].to_pylist()
     if far := next((name for name in names if name.startswith("/") or _SCHEME.match(name)), None):
         raise InputError(f"{shown}: the table is a shallow clone, with files elsewhere ({far}); make a deep one")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from smec_core.distributed.group import Group, rows_of_rank
-from smec_core.errors import SmecError
+from smec_core.errors import InputError, SmecError
 
 BLOCK_ROWS = 4096
 SHARED_MEMORY = Path("/dev/shm")
@@ -122,7 +122,13 @@ class Node:
 
 
 def _allocate(folder: Path, size: int) -> IO[bytes]:
-    file: IO[bytes] = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+    try:
+        file: IO[bytes] = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+    except OSError as error:
+        raise InputError(
+            f"{folder}: a file of rows cannot be made there ({error.strerror}); give access, or set scratch to a "
+            "folder that can be written to"
+        ) from error
     try:
         os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:

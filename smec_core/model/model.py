@@ -5,6 +5,7 @@ Shapes: N rows, D input dims, d dims asked for, w dims of stored vectors, I dims
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
@@ -17,10 +18,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 import smec_core
-from smec_core.checksums import write_sums
+from smec_core.checksums import SUMS, write_sums
 from smec_core.data.seen import SeenDocuments
 from smec_core.data.vectors import tensor_of, unit
 from smec_core.errors import InputError
+from smec_core.folders import replace_files
 from smec_core.model.adapter import FrozenStage, apply_chain, fold
 from smec_core.model.card import model_card
 from smec_core.model.extension import Base, check_chain, exact_rotation, kept_dim, read_base
@@ -272,8 +274,8 @@ class Model:
     def save(self, folder: str | Path) -> None:
         """Writes a model folder: its matrix and stages, config.json, metrics.json, a model card and SHA256SUMS.
 
-        The folder is made if it is missing. SHA256SUMS is as `sha256sum` writes it; where history.jsonl is there
-        already, it covers that, too. seen.safetensors has hashes of the ids of the documents that the model has learnt
+        The folder is made if it is missing. A model that is there is replaced as a whole; other files stay. SHA256SUMS
+        is as `sha256sum` writes it. seen.safetensors has hashes of the ids of the documents that the model has learnt
         from, where that is known.
 
         Example:
@@ -281,16 +283,23 @@ class Model:
             >>> smec_core.load("models/products").dims
             (32, 16, 8)
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        replace_files(Path(folder), {*SEALED, SUMS}, self.write)
+
+    def write(self, folder: Path, history: Path | None = None) -> None:
+        """Writes the files of a model folder into a folder that is there and has no model.
+
+        Args:
+            folder: where they go.
+            history: the records of the training, which become history.jsonl.
+        """
         (folder / "adapter.safetensors").write_bytes(self._tensor_bytes())
-        # of an earlier model in this folder
-        (folder / SEEN_FILE).unlink(missing_ok=True)
         if self.seen is not None:
             hashes = torch.from_numpy(self.seen.hash_S.view(np.int64))
             (folder / SEEN_FILE).write_bytes(save({"document_hashes": hashes}))
         (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
         (folder / "metrics.json").write_text(json.dumps(self.metrics, indent=2) + "\n")
+        if history is not None:
+            shutil.copyfile(history, folder / "history.jsonl")
         (folder / "README.md").write_text(model_card(self.config, self.metrics))
         write_sums(folder, [name for name in SEALED if (folder / name).exists()])
 
@@ -316,4 +325,4 @@ class Model:
         shown = copy(self)
         data = self.config.get("data", {})
         shown.config = self.config | {"data": {name: data[name] for name in data if name != "uri"}}
-        return push_model(shown.save, shown.config, shown.metrics, repo, private, message, SEALED)
+        return push_model(shown.write, shown.config, shown.metrics, repo, private, message, SEALED)

@@ -121,8 +121,9 @@ def build(path: SearchPath, vectors: NestedVectors, threads: int) -> Iterator[Pg
         SmecError: no server, no extension, or no right to make a schema.
     """
     schema = sql.Identifier(f"smec_evaluate_{uuid.uuid4().hex[:12]}")
-    with _connect() as connection:
-        try:
+    try:
+        with _connect() as connection:
+            _prepare(connection)
             connection.execute(sql.SQL("CREATE SCHEMA {}").format(schema))
             try:
                 # after it the path as it was: the extension's types may be in any of its schemas
@@ -133,22 +134,24 @@ def build(path: SearchPath, vectors: NestedVectors, threads: int) -> Iterator[Pg
             finally:
                 if not connection.closed:
                     connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(schema))
-        except psycopg.Error as error:
-            raise SmecError(f"pgvector: {one_line(error)}") from error
+    except psycopg.Error as error:
+        raise SmecError(f"pgvector: {one_line(error)}") from error
 
 
 def _connect() -> psycopg.Connection[Any]:
     try:
-        connection = psycopg.connect(autocommit=True, connect_timeout=10)
+        return psycopg.connect(autocommit=True, connect_timeout=10)
     except psycopg.Error as error:
         raise SmecError(
             f"pgvector: no connection to the server that PGHOST, PGPORT, PGUSER, PGPASSWORD and PGDATABASE name "
             f"({one_line(error)})"
         ) from error
+
+
+def _prepare(connection: psycopg.Connection[Any]) -> None:
+    """Sees that the server has the extension, and that its types are read."""
     if connection.execute("SELECT to_regtype('halfvec')").fetchone() == (None,):
-        connection.close()
         raise SmecError(
             "pgvector: the database has no extension vector 0.7 or newer; run CREATE EXTENSION vector in it"
         )
     register_vector(connection)
-    return connection

@@ -22,7 +22,9 @@ from click.testing import CliRunner
 from pipelines.cli import app
 from pipelines.cli.help import _fields, _help
 from pipelines.cli.main import COMMANDS, GROUPS, make_command
+from smec_core.errors import GateError
 from tests.builders import write_dataset
+from tests.smec_core.model.test_model import make_model
 
 
 @pytest.fixture
@@ -278,6 +280,22 @@ def test_a_run_in_the_model_folder_is_refused_also_behind_a_link(dataset: Path, 
     code, _, errors = smec("train", "--data", str(dataset), "--dims", "4", "--out", "link", "--storage", "real/runs")
     assert code == 2
     assert "lies in the model folder link, which is replaced as a whole" in errors
+
+
+def test_figures_that_cannot_be_written_hide_no_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_model().save(tmp_path / "model")
+    file = tmp_path / "figures.json"
+
+    def refuse(*_: object) -> None:
+        # meanwhile somebody has made a folder of that name
+        file.mkdir()
+        error = GateError("refused", {"outcome": "refused"})
+        raise error
+
+    monkeypatch.setattr("pipelines.verify.job.run", refuse)
+    code, _, errors = smec("verify", str(tmp_path), "--json", str(file))
+    assert (code, errors.splitlines()[-1]) == (3, "smec: refused")
+    assert errors.startswith(f"warning: json: {file} cannot be written (")
 
 
 @pytest.mark.usefixtures("work")

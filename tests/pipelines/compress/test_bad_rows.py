@@ -53,11 +53,11 @@ BAD_ROWS: dict[int, list[float | None] | None] = {
 REASONS = {
     3: "column embedding: is null; every row needs a vector",
     7: "column id: is null; every row needs an id",
-    40: "column embedding: holds NaN or infinity; mend or remove the row",
+    40: "column embedding: holds NaN or infinity; fix or remove the row",
     41: "column embedding: is a zero vector, which has no direction; remove the row",
-    42: "column embedding: holds NaN or infinity; mend or remove the row",
+    42: "column embedding: holds NaN or infinity; fix or remove the row",
     99: "column embedding: has 2 dims, but 16 are expected",
-    250: "column embedding: holds a null value (as pandas stores NaN); mend or remove the row",
+    250: "column embedding: holds a null value (as pandas stores NaN); fix or remove the row",
 }
 
 
@@ -103,17 +103,28 @@ def test_too_many_bad_rows_publish_nothing(tmp_path: Path, model: Path) -> None:
     source = write_bad(tmp_path / "in", fixed=False)
     why = (
         r"at least \d+ of \d+ rows are no sound vectors, and max_bad_rows allows \d; "
-        r"one of them: .*in/part-01\.parquet: row \d+, column .*; mend them, or allow more"
+        r"one of them: .*in/part-01\.parquet: row \d+, column .*; fix them, or allow more"
     )
     for share, workers in ((0.01, 1), (0.001, 2)):
         with pytest.raises(InputError, match=why):
             compress(model, source, tmp_path / "out", on_bad_row="quarantine", max_bad_rows=share, workers=workers)
-        assert not list((tmp_path / "out").iterdir())
+        assert not (tmp_path / "out/CURRENT").exists()
     # few in each file, too many in all
     pq.write_table(pq.read_table(source / "part-01.parquet").slice(0, 60), source / "part-02.parquet")
     with pytest.raises(InputError, match=why):
         compress(model, source, tmp_path / "out", on_bad_row="quarantine", max_bad_rows=0.012)
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out/CURRENT").exists()
+
+
+def test_a_run_that_may_set_more_rows_apart_goes_on_with_what_is_finished(tmp_path: Path, model: Path) -> None:
+    source, out = write_bad(tmp_path / "in", fixed=False), tmp_path / "out"
+    with pytest.raises(InputError, match=r"--set max_bad_rows=SHARE"):
+        compress(model, source, out, on_bad_row="quarantine", max_bad_rows=0.001)
+    sound = out / "v0001/part-00.parquet"
+    before = sound.stat().st_mtime_ns
+    figures = compress(model, source, out, on_bad_row="quarantine", max_bad_rows=0.05)
+    assert (figures["version"], figures["quarantined"]) == ("v0001", len(REASONS))
+    assert sound.stat().st_mtime_ns == before
 
 
 @pytest.mark.slow

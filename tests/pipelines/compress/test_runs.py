@@ -16,11 +16,13 @@ import torch
 import smec_core
 from pipelines.compress.job import run
 from pipelines.compress.settings import CompressSettings
+from pipelines.storage.manifest import finished_task
 from smec_core.data.parquet import EmbeddingTable, embedding_column
-from smec_core.data.uri import join_uri
+from smec_core.data.uri import join_uri, open_filesystem
 from smec_core.data.versions import current
-from smec_core.errors import InputError, SmecError
+from smec_core.errors import InputError, SmecError, StoreError
 from tests.builders import replace_vectors, write_vectors
+from tests.conftest import GuardedBucket
 from tests.pipelines.compress.corpora import compress, read, vectors, write_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -195,3 +197,13 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path, model: Path) -> None:
     pq.write_table(pq.read_table(source / "part-00.parquet"), source / "part-00.00001.parquet")
     with pytest.raises(InputError, match=r"two input files would become part-00\.00001\.parquet; rename one"):
         compress(model, source, tmp_path / "out", rows_per_file=100)
+
+
+def test_a_store_that_refuses_a_file_takes_no_other_with_it(
+    tmp_path: Path, model: Path, guarded_s3: GuardedBucket
+) -> None:
+    source = write_corpus(tmp_path / "in", [300, 200])
+    with pytest.raises(StoreError, match=r"part-01\.parquet: cannot be written"):
+        compress(model, source, guarded_s3.uri("half/out"))
+    filesystem, folder = open_filesystem(guarded_s3.uri("half/out/v0001"))
+    assert finished_task(filesystem, folder, "part-00.parquet") is not None

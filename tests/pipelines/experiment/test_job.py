@@ -158,6 +158,8 @@ def test_the_parts_of_an_ablation_add_up() -> None:
         ({"methods": "pca,best"}, "methods: best is unknown; known: truncation"),
         ({"kind": "ware", "methods": "pca"}, "methods: ware has methods of its own"),
         ({"dims": "64,8"}, "dims: 64 is more than the 32 dims"),
+        ({"out": "file"}, "out: file is a file; name a folder"),
+        ({"out": "file/below"}, "out: file/below cannot be made"),
         ({"data": "mean"}, "data: files are named after the datasets, which must differ, also from 'mean': mean"),
     ],
 )
@@ -166,6 +168,7 @@ def test_bad_settings_are_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mean").symlink_to(dataset)
+    (tmp_path / "file").touch()
     with pytest.raises(InputError, match=message):
         experiment.run(_settings(**{"kind": "compare", "data": dataset, "out": tmp_path / "r", **changes}))
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -327,6 +328,44 @@ def test_an_earlier_export_is_replaced_and_the_same_export_gives_the_same_bytes(
     assert content(out.parent) != first
     export(model, to, out)
     assert content(out.parent) == first
+
+
+def test_a_kill_between_index_and_record_leaves_what_the_next_run_replaces(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "here" / "out"
+    export(model, "faiss", out, dim=8)
+    whole = content(out.parent)
+    for old in (False, True):
+        for steps in (1, 2):
+            for path in out.parent.iterdir():
+                path.unlink()
+            if old:
+                export(model, "faiss", out)
+            command = [sys.executable, "-c", KILLED, str(model), str(out), str(steps)]
+            assert subprocess.run(command, cwd=REPOSITORY).returncode == -signal.SIGKILL
+            export(model, "faiss", out, dim=8)
+            assert content(out.parent) == whole
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pipelines.export import files
+from tests.pipelines.export.test_job import export
+
+publish, left = files._publish, int(sys.argv[3])
+
+def stopped(*paths):
+    global left
+    publish(*paths)
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+files._publish = stopped
+export(Path(sys.argv[1]), "faiss", Path(sys.argv[2]), dim=8)
+"""
 
 
 def _other_file(out: Path) -> None:

@@ -119,6 +119,15 @@ def test_judgements_of_others_are_never_replaced_unless_told(log: Path, data: st
     assert contents(data)["README.md"] == b"notes"
 
 
+@pytest.mark.parametrize("replace", [False, True])
+def test_judgements_of_no_split_are_refused_before_the_log_is_read(log: Path, data: str, replace: bool) -> None:
+    put(data, "strange.parquet", b"x")
+    # which is found when it is read
+    write_log(log / "1.parquet", {"query_id": ["q1"], "doc_id": ["d1"], "timestamp": ["never"]})
+    with pytest.raises(InputError, match=r"qrels/strange\.parquet"):
+        judge(log, data, replace=replace)
+
+
 def test_what_was_changed_since_is_not_replaced_and_found_by_verify(log: Path, data: str) -> None:
     judge(log, data)
     assert verify.run(VerifySettings(path=data))["files"] == 3

@@ -89,10 +89,10 @@ def test_what_is_damaged_for_sure_is_said_beside_a_running_job_and_what_that_men
         assert said["damages"] == [] and said["next"] == "wait: a job works on the series"
         kept = release.read_bytes()
         release.write_bytes(flip(kept))
-        with pytest.raises(DamagedError, match="mend what smec retrain cannot"):
+        with pytest.raises(DamagedError, match="fix what smec retrain cannot"):
             look(series)
         release.write_bytes(kept)
-        with pytest.raises(LeaseError, match=rf"is being retrained by process {os.getpid()} .*; wait for it"):
+        with pytest.raises(LeaseError, match=rf"is being worked on by process {os.getpid()} .*; wait for it"):
             cleaned(series, dry_run=True)
 
 
@@ -120,7 +120,7 @@ def test_a_holder_elsewhere_that_gives_no_sign_of_life_is_told_of(
     said = look(series)
     left.unlink()
     assert "elsewhere" in said["held_by"] and said["silent_since"] == "2026-01-31T12:00:59+00:00"
-    assert said["next"].startswith("see to process") and "then run smec retrain, which takes over" in said["next"]
+    assert said["next"].startswith("check process") and "then run smec retrain, which takes over" in said["next"]
     # nobody works on it, so that all can be told
     assert said["leftover_bytes"] is not None
 

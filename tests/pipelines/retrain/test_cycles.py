@@ -196,7 +196,7 @@ def test_vectors_of_another_embedding_model_are_refused(standing: Series) -> Non
 def test_a_series_is_retrained_by_one_process_at_a_time(standing: Series) -> None:
     standing.judge(1)
     folder = RunFolder(str(standing.storage), standing.name)
-    with Lease(folder, lambda: None), pytest.raises(LeaseError, match=f"series {standing.name} is being retrained by"):
+    with Lease(folder, lambda: None), pytest.raises(LeaseError, match=f"series {standing.name} is being worked on by"):
         standing.retrain()
     assert standing.version == "v0001"
 

@@ -109,7 +109,7 @@ def test_each_kind_of_damage_is_named_and_repaired_or_refused(released: Series, 
         finally:
             restore(released, files)
     else:
-        assert said["next"] == "run smec retrain, which mends this"
+        assert said["next"] == "run smec retrain, which fixes this"
         record = released.retrain()
         assert record["outcome"] == "repaired"
         assert KINDS[kind].told in "\n".join(record["repaired"])

@@ -17,9 +17,9 @@ from pipelines.retrain import clean, status
 from pipelines.retrain.ledger import Ledger
 from pipelines.retrain.settings import CleanSettings, StatusSettings
 from pipelines.storage.lease import Lease
-from pipelines.storage.model_folder import NEW
 from pipelines.storage.run_folder import RunFolder
 from smec_core.errors import DamagedError, GateError, LeaseError
+from smec_core.folders import NEW
 from smec_core.temporary import make_folder, temporary_folder
 from tests.kills import REPOSITORY
 from tests.pipelines.retrain.damages import artifact, flip, spoil

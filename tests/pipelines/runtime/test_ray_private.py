@@ -1,4 +1,4 @@
-"""Canaries: what is used of Ray beyond its public API is still there. Each says what to mend where it is not."""
+"""Canaries: what is used of Ray beyond its public API is still there. Each says what to fix where it is not."""
 
 import inspect
 import threading
@@ -27,18 +27,18 @@ pytestmark = pytest.mark.ray
 def test_the_coordinator_starts_and_takes_back_a_claim(ray_cluster: None) -> None:
     start_coordinator()
     coordinator = ray.get_actor(COORDINATOR, namespace=COORDINATOR)
-    assert hasattr(coordinator, "cancel_request"), "Ray's coordinator has no cancel_request: mend withdraw_claim"
+    assert hasattr(coordinator, "cancel_request"), "Ray's coordinator has no cancel_request: fix withdraw_claim"
 
 
 def test_a_trainer_leaves_out_callbacks_and_has_a_run_id(ray_cluster: None) -> None:
     whole, lean = TorchTrainer(print), lean_trainer(print, {"PlacementGroupCleanerCallback"})
     names = [type(callback).__name__ for callback in whole._create_default_callbacks()]  # type: ignore[attr-defined]
     assert "PlacementGroupCleanerCallback" in names, (
-        "Ray Train has renamed its callbacks: mend `needless` in pipelines/train/driver.py"
+        "Ray Train has renamed its callbacks: fix `needless` in pipelines/train/driver.py"
     )
     left = [type(callback).__name__ for callback in lean._create_default_callbacks()]  # type: ignore[attr-defined]
     assert sorted([*left, "PlacementGroupCleanerCallback"]) == sorted(names)
-    assert run_id_of(lean), "Ray Train has no train_run_context.run_id: mend run_id_of"
+    assert run_id_of(lean), "Ray Train has no train_run_context.run_id: fix run_id_of"
 
 
 def test_an_actor_says_when_it_is_ready(ray_cluster: None) -> None:
@@ -68,14 +68,14 @@ def test_an_execution_that_is_left_in_its_middle_is_ended(ray_cluster: None) -> 
 
 def test_the_job_client_sends_its_requests_in_one_place() -> None:
     parameters = inspect.signature(JobSubmissionClient._do_request).parameters
-    assert list(parameters)[:3] == ["self", "method", "endpoint"], "mend timed_job_client"
+    assert list(parameters)[:3] == ["self", "method", "endpoint"], "fix timed_job_client"
     source = inspect.getsource(JobSubmissionClient._do_request)
-    assert "**kwargs" in source, "Ray's job client takes no timeout any more: mend timed_job_client"
+    assert "**kwargs" in source, "Ray's job client takes no timeout any more: fix timed_job_client"
 
 
 def test_the_command_line_of_a_driver_is_had_from_one_place() -> None:
     source = inspect.getsource(ray._private.worker)
-    assert "entrypoint=ray._private.utils.get_entrypoint_name()" in source, "mend masked_entrypoint"
+    assert "entrypoint=ray._private.utils.get_entrypoint_name()" in source, "fix masked_entrypoint"
 
 
 def test_secrets_of_a_command_line_are_kept_from_the_list_of_jobs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ import torch
 
 import smec_core
 from pipelines.console import RowProgress
+from pipelines.serve import job
 from pipelines.serve.job import app, run
 from pipelines.serve.settings import ApplicationSettings, ServeSettings
 from smec_core.errors import InputError, SmecError
@@ -306,3 +307,8 @@ def test_without_ray_serve_the_cure_is_named(models: tuple[Path, Path], monkeypa
     monkeypatch.setitem(sys.modules, "ray.serve", None)
     with pytest.raises(SmecError, match=r"pip install 'smec-ray\[serve\]'"):
         run(ServeSettings(model=str(models[0])))
+
+
+@pytest.mark.parametrize(("host", "url"), [("::1", "http://[::1]:8000/a"), ("0.0.0.0", "http://0.0.0.0:8000/a")])
+def test_an_ipv6_address_has_brackets(host: str, url: str) -> None:
+    assert job._url(host, 8000, "/a/") == url

@@ -107,6 +107,12 @@ def test_it_says_what_it_does(service: Service) -> None:
     check_document(service.url, DIM)
 
 
+@pytest.mark.parametrize(("path", "allowed"), [("/encode", "POST"), ("/openapi.json", "GET")])
+def test_another_method_is_told_which_there_is(service: Service, path: str, allowed: str) -> None:
+    status, headers, told = ask(service, path, b"" if allowed == "POST" else b"{}")
+    assert (status, headers["allow"], told) == (405, allowed, {"detail": f"{path} takes {allowed}"})
+
+
 def test_slow_clients_stop_nobody_and_are_closed(service: Service) -> None:
     chunked = HEAD.replace(b"Content-Length: %d" % len(BODY), b"Transfer-Encoding: chunked")
     # what a client sends before it falls silent, and the status that it is told

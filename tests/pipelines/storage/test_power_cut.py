@@ -1,4 +1,4 @@
-"""Jobs that are killed before any of their durable steps, by kill -9 and by a power cut: a rerun mends what is left.
+"""Jobs that are killed before any of their durable steps, by kill -9 and by a power cut: a rerun fixes what is left.
 
 After the kill the same command is run twice: once on what the killed process has left, and once on what of that would
 have outlasted a power cut.

@@ -1,20 +1,26 @@
 """Two processes that write to one place, in every order: no commit is lost, and an older one never comes back."""
 
+import gc
+import posixpath
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from pipelines.retrain.ledger import Ledger, Releases
-from pipelines.storage.files import new_file, swap
+from pipelines.storage.files import create_folder, new_file, swap
 from pipelines.storage.publish import Draft, check_version, finished_version, promote, remove_version
 from pipelines.storage.run_folder import RunFolder
 from pipelines.verify import job as verify
 from pipelines.verify.settings import VerifySettings
+from smec_core.data.records import read_bytes
 from smec_core.data.stored_files import StoredFile, describe
-from smec_core.data.uri import join_uri
+from smec_core.data.uri import join_uri, open_filesystem
 from smec_core.data.versions import current, in_force
 from smec_core.errors import DamagedError, LeaseError, SmecError
+from tests.kills import REPOSITORY
 from tests.pipelines.retrain.test_ledger import release, series
 
 PLAN = {"job": "test", "dim": 8, "model": "m", "model_fingerprint": "0123"}
@@ -121,3 +127,49 @@ def test_a_ledger_of_a_lease_that_was_lost_writes_nothing(out: str) -> None:
     with pytest.raises(LeaseError, match=r"0001\.json: another process has written it meanwhile"):
         older.write_cycle(record | {"outcome": "promoted"})
     assert (older.last_cycle() or {})["outcome"] == "refused"
+
+
+# what the job has written when it is told to end; the large part is more than is sent at once
+PARTS = {"nothing": 0, "a part": 1000, "much": 30 << 20}
+INTERRUPTED = """
+import os, signal, sys
+from pipelines.storage.files import new_file
+from smec_core.data.uri import open_filesystem
+
+def end(*_):
+    raise SystemExit(3)
+
+signal.signal(signal.SIGTERM, end)
+filesystem, path = open_filesystem(sys.argv[1])
+with new_file(filesystem, path) as sink:
+    sink.write(b"x" * int(sys.argv[2]))
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.parametrize("before", [None, b"whole"], ids=["new", "replaced"])
+@pytest.mark.parametrize("bytes_written", PARTS.values(), ids=PARTS)
+def test_a_signal_leaves_no_part_of_a_file(out: str, before: bytes | None, bytes_written: int) -> None:
+    uri = join_uri(out, "record.json")
+    filesystem, path = open_filesystem(uri)
+    create_folder(filesystem, posixpath.dirname(path))
+    if before is not None:
+        with new_file(filesystem, path) as sink:
+            sink.write(before)
+    command = [sys.executable, "-c", INTERRUPTED, uri, str(bytes_written)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (3, "")
+    assert read_bytes(filesystem, path) == before
+
+
+@pytest.mark.parametrize("before", [None, b"whole"], ids=["new", "replaced"])
+def test_an_error_leaves_no_part_of_a_file(out: str, before: bytes | None) -> None:
+    filesystem, path = open_filesystem(join_uri(out, "record.json"))
+    if before is not None:
+        with new_file(filesystem, path) as sink:
+            sink.write(before)
+    with pytest.raises(ValueError, match="in between"), new_file(filesystem, path) as sink:
+        sink.write(b"half")
+        raise ValueError("in between")
+    gc.collect()
+    assert read_bytes(filesystem, path) == before

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.submit.bundle import PACKAGES, write_bundle
+from pipelines.submit.bundle import PACKAGES, check_command, write_bundle
+from smec_core.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -33,3 +34,13 @@ def test_an_installed_package_has_every_file(tracked: set[str]) -> None:
     found = {path for folder in folders for pattern in configured["*"] for path in folder.glob(pattern)}
     data = {name for name in tracked if not name.endswith(".py")}
     assert data - {path.relative_to(REPOSITORY).as_posix() for path in found} == set()
+
+
+def test_a_comma_parts_the_data_of_experiments_alone(tmp_path: Path) -> None:
+    check_command(["train", "--data", "/data/a,b", "--dims", "8", "--out", "/out"])
+    check_command(["experiment", "compare", "--data", "/data/a,/data/b", "--out", "/out"])
+    config = tmp_path / "experiment.yaml"
+    config.write_text("data: [/data/a, b]")
+    for command in (["--data", "/data/a,b"], ["--config", str(config)]):
+        with pytest.raises(InputError, match="smec experiment: b is relative"):
+            check_command(["experiment", "compare", *command, "--out", "/out"])

@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import mlflow
 import numpy as np
@@ -66,6 +68,33 @@ def test_a_server_killed_in_mid_run_costs_one_warning_and_a_local_copy_of_the_re
     assert "Traceback" not in printed.err
     assert "hunter2" not in printed.out + printed.err
     assert b"hunter2" not in all_bytes(tmp_path / "state")
+
+
+def test_two_threads_that_meet_a_dead_server_give_up_that_one_alone(
+    server: tuple[str, Callable[[], None]], tmp_path: Path
+) -> None:
+    _, kill = server
+    recorder = start(tmp_path / "state")
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "plan.txt").write_text("whole")
+    kill()
+    # as the thread that sends figures, and whoever trains
+    gate = Barrier(6)
+
+    def send(number: int) -> None:
+        gate.wait()
+        recorder.log_files(folder)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(send, range(6)))
+    assert recorder.uri == f"sqlite:///{tmp_path}/state/mlflow-offline/mlflow.db"
+    recorder.log(step(1))
+    recorder.finish(None)
+    offline = offline_client(tmp_path / "state")
+    run = only_run(offline)
+    assert files_of(offline, run.info.run_id) == {"plan.txt"}
+    assert steps_of(run, offline) == [1]
 
 
 def test_a_restart_returns_to_the_run_on_a_server_that_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -302,6 +302,17 @@ def test_a_bad_row_is_told_with_its_place_before_a_run_begins(tmp_path: Path) ->
     assert not runs
 
 
+def test_a_scratch_that_cannot_be_had_ends_at_once(
+    dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    scratch = tmp_path / "file" / "below"
+    with pytest.raises(InputError, match=f"scratch: {scratch} cannot be made .*; name a folder on a local disk"):
+        train.run(_settings(dataset, tmp_path / "model", scratch=str(scratch), max_failures=2))
+    # no other try
+    assert capfd.readouterr().err.count("worker(s) on CPU") == 1
+
+
 def test_gpus_that_are_not_there_are_refused(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(SmecError, match="gpu: 1 GPU\\(s\\) wanted, but the cluster has 0"):
         train.run(_settings(dataset, tmp_path / "model", gpu="on"))

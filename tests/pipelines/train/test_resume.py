@@ -18,9 +18,11 @@ from pipelines.train import job as train
 from pipelines.train.settings import TrainSettings
 from tests.builders import write_dataset
 from tests.kills import (
+    PATIENCE_SECONDS,
     Training,
     assert_complete_in_mlflow,
     checkpoints,
+    descendants,
     history,
     resumed_at,
     wait_for_step,
@@ -137,6 +139,24 @@ def test_a_worker_is_killed_and_the_result_is_the_same(
 
 def test_the_driver_is_killed_and_the_same_command_goes_on(dataset: Path, undisturbed: Path, tmp_path: Path) -> None:
     _kill_drivers(dataset, undisturbed, [tmp_path], str(tmp_path / "runs"), spread(last_step(undisturbed), 1))
+
+
+@pytest.mark.slow
+def test_the_queue_of_figures_is_killed_and_the_run_fails_in_one_line(dataset: Path, tmp_path: Path) -> None:
+    storage = str(tmp_path / "runs")
+    settings = settings_of(dataset, tmp_path / "model", storage, "killed", epochs=200)
+    training = Training(arguments_of(settings), tmp_path / "log")
+    try:
+        wait_for_step(RunFolder(storage, "killed"), 30, training.goes_on, but=frozenset())
+        [queue] = [process for process in descendants(training.pid) if process.title.startswith("ray::_QueueActor")]
+        os.kill(queue.pid, signal.SIGKILL)
+        assert training.process.wait(PATIENCE_SECONDS) == 1, training.said
+    finally:
+        training.end()
+    # Ray itself prints that a process has died
+    [line] = [line for line in training.said.splitlines() if line.startswith("smec: ")]
+    assert line.startswith("smec: a Ray worker failed: ActorDiedError")
+    assert "Traceback" not in training.said
 
 
 @pytest.mark.slow

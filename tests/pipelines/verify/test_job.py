@@ -96,3 +96,19 @@ def test_no_folder_is_told_from_one_without_checksums(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{}")
     with pytest.raises(InputError, match="is a file; give the folder that it lies in"):
         verify.run(VerifySettings(path=str(tmp_path / "a.json")))
+
+
+def test_a_file_that_cannot_be_read_is_named_beside_all_other_damage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        make_model().save(tmp_path / name)
+    (tmp_path / "a/adapter.safetensors").unlink()
+    # which nothing can be read of, by root neither
+    (tmp_path / "a/adapter.safetensors").symlink_to("/proc/self/mem")
+    (tmp_path / "b/README.md").write_text("another")
+    with pytest.raises(DamagedError, match="problems: 2, listed above"):
+        verify.run(VerifySettings(path=str(tmp_path)))
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/a/adapter.safetensors: cannot be read" in said
+    assert f"{tmp_path}/b/README.md: has another checksum" in said

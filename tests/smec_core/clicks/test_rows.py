@@ -111,7 +111,7 @@ def test_whole_numbers_are_times_of_a_unit(tmp_path: Path, data: Path, form: str
 
 def test_a_wrong_unit_is_told(tmp_path: Path, data: Path) -> None:
     log = write_log(tmp_path / "log.csv", {**GOOD, "timestamp": [1767225600_000] * 3})
-    with pytest.raises(InputError, match="row 0, column timestamp: lies before 1970 or after 2199, counted in s; mend"):
+    with pytest.raises(InputError, match="row 0, column timestamp: lies before 1970 or after 2199, counted in s; fix"):
         found_in(log, data, time_unit="s", **ALL)
 
 

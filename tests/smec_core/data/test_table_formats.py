@@ -198,7 +198,7 @@ def lost_log(folder: Path) -> None:
         (has_feature("inventedTomorrow"), r"cannot be read as a Delta table \(.*inventedTomorrow"),
         (is_shallow_clone, r"is a shallow clone, with files elsewhere \(s3://elsewhere/.*make a deep one"),
         (lost_file, r"\.parquet: belongs to the table's newest version, but is not there; restore"),
-        (lost_log, r"cannot be read as a Delta table \([^\n]*\); mend or restore"),
+        (lost_log, r"cannot be read as a Delta table \([^\n]*\); fix or restore"),
     ],
 )
 def test_what_delta_files_do_not_tell_is_refused(tmp_path: Path, change: Callable[[Path], None], told: str) -> None:

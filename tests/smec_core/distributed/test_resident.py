@@ -14,7 +14,7 @@ from smec_core.config import TrainConfig
 from smec_core.distributed import resident
 from smec_core.distributed.group import Group
 from smec_core.distributed.resident import Node, ResidentRows, folder_for
-from smec_core.errors import SmecError
+from smec_core.errors import InputError, SmecError
 from smec_core.evaluation.dev_set import dev_rows
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.pca import mean_of_squares
@@ -130,3 +130,9 @@ def test_blocks_lie_in_shared_memory_where_that_has_room(tmp_path: Path, monkeyp
     assert [folder_for(1 << 60, ranks, tmp_path) for ranks in (1, 2)] == [None, tmp_path]
     monkeypatch.setattr(resident, "SHARED_MEMORY", tmp_path / "absent")
     assert [folder_for(1 << 20, ranks, tmp_path) for ranks in (1, 2)] == [None, tmp_path]
+
+
+def test_a_folder_that_takes_no_files_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=f"{tmp_path}/file: a file of rows cannot be made there .*; .*set scratch"):
+        Node(size=2, folder=tmp_path / "file").empty(4, 2)

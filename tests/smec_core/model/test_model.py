@@ -4,6 +4,9 @@ import hashlib
 import json
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
@@ -24,6 +27,7 @@ from smec_core.errors import InputError
 from smec_core.model.adapter import FrozenStage, apply_chain
 from smec_core.model.files import load
 from smec_core.model.model import SEALED, Model
+from tests.kills import REPOSITORY
 
 DIM = 8
 
@@ -507,3 +511,37 @@ def test_a_base_that_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, 
     edit_config(tmp_path, base=model.config["base"] | changes)
     with pytest.raises(InputError, match=why):
         load(tmp_path)
+
+
+def test_a_model_takes_nothing_over_of_the_one_it_replaces(tmp_path: Path) -> None:
+    folder, history = tmp_path / "model", tmp_path / "history"
+    (folder / "mine").mkdir(parents=True)
+    history.write_text('{"step": 1}\n')
+    make_model().write(folder, history)
+    assert "history.jsonl" in (folder / "SHA256SUMS").read_text()
+    make_model().save(folder)
+    assert not (folder / "history.jsonl").exists()
+    assert "history.jsonl" not in (folder / "SHA256SUMS").read_text()
+    assert (folder / "mine").is_dir()
+
+
+KILLED = """
+import os, signal, sys
+import smec_core.model.model as module
+from tests.smec_core.model.test_model import make_model
+
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+setattr(module, sys.argv[2], kill)
+make_model(seed=9).save(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("before", ["model_card", "write_sums"])
+def test_a_kill_leaves_the_model_that_was_there(tmp_path: Path, before: str) -> None:
+    model = make_model()
+    model.save(tmp_path / "model")
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "model"), before]
+    assert subprocess.run(command, cwd=REPOSITORY).returncode == -signal.SIGKILL
+    assert load(tmp_path / "model").fingerprint == model.fingerprint

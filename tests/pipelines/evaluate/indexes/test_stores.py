@@ -215,6 +215,26 @@ def test_pgvector_asks_for_the_extension(vectors: NestedVectors, monkeypatch: py
         pass
 
 
+@pytest.mark.usefixtures("postgres")
+def test_a_server_that_refuses_at_once_is_one_line(vectors: NestedVectors, monkeypatch: pytest.MonkeyPatch) -> None:
+    import psycopg
+
+    asked = "FUNCTION pg_catalog.to_regtype(text)"
+    with psycopg.connect(autocommit=True) as connection:
+        connection.execute("CREATE ROLE weak")
+        connection.execute(f"REVOKE EXECUTE ON {asked} FROM public")
+        monkeypatch.setenv("PGOPTIONS", "-c role=weak")
+        try:
+            with (
+                pytest.raises(SmecError, match="pgvector: permission denied for function to_regtype"),
+                open_store("pgvector", "float32")(SearchPath(Form(16, "float32")), vectors, 1),
+            ):
+                pass
+        finally:
+            connection.execute(f"GRANT EXECUTE ON {asked} TO public")
+            connection.execute("DROP ROLE weak")
+
+
 def test_a_server_that_is_not_there_is_said_without_secrets(
     vectors: NestedVectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
