@@ -20,7 +20,7 @@ from pipelines.compress.settings import CompressSettings
 from pipelines.compress.upgrade import check_stored, stored_type, vectors_of_version
 from pipelines.console import RowProgress, say, warn
 from pipelines.runtime.file_tasks import actor_pool, run_file_tasks
-from pipelines.storage.publish import Draft, check_version, finished_version, promote
+from pipelines.storage.publish import Draft, check_output, check_version, finished_version, promote
 from smec_core.data.columns import DEFAULT_NAMES
 from smec_core.data.parquet import EmbeddingTable
 from smec_core.data.stored_files import StoredFile
@@ -56,8 +56,8 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
             Where a store refuses, or too many rows are bad, the next run goes on where this one stopped.
         SmecError: a worker failed; there is no version, and the next run goes on where this one stopped.
     """
-    # refuses a URI that cannot be opened before the work begins
-    open_filesystem(settings.output)
+    # before the work begins
+    check_output(settings.output)
     model = load(settings.model)
     source = settings.input
     if settings.upgrade:

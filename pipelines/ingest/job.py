@@ -26,7 +26,7 @@ from pipelines.storage.files import new_file
 from pipelines.storage.lease import Lease
 from smec_core.data.qrels import QrelsFile, as_table
 from smec_core.data.stored_files import StoredFile, describe
-from smec_core.data.tables import check_names
+from smec_core.data.tables import check_dataset, check_names
 from smec_core.data.uri import open_filesystem, public_uri
 from smec_core.errors import InputError, SmecError, one_line
 
@@ -50,6 +50,7 @@ class Source(NamedTuple):
         filesystem, path = open_filesystem(uri)
         place = Place(filesystem, path.rstrip("/"))
         try:
+            check_dataset(filesystem, place.path)
             check_names(filesystem, place.path)
             texts = {kind: find_texts(place, kind) for kind in ("corpus", "queries")}
             judgements = read_judgements(place)

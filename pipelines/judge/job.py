@@ -17,7 +17,7 @@ from smec_core.data.dataset import MIN_TRAIN_QUERIES
 from smec_core.data.parquet import EmbeddingTable
 from smec_core.data.seen import LEAST_QUERIES
 from smec_core.data.table_files import stamp_of, states_of
-from smec_core.data.tables import TABLES, check_names, refuse_draft
+from smec_core.data.tables import TABLES, check_dataset, check_names, refuse_draft
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.errors import DamagedError, SmecError
 
@@ -41,6 +41,7 @@ def run(settings: JudgeSettings) -> dict[str, Any]:
     log = ClickLog(settings.clicks, settings.columns)
     filesystem, root = open_filesystem(settings.data.rstrip("/"))
     refuse_draft(settings.data)
+    check_dataset(filesystem, root)
     check_names(filesystem, root)
     corpus, queries = (
         EmbeddingTable.open(join_uri(settings.data, name), names=settings.columns.of_data) for name in TABLES

@@ -17,6 +17,7 @@ from pipelines.retrain.releases import (
     export_figures,
 )
 from pipelines.retrain.settings import RetrainSettings
+from pipelines.storage.publish import check_output
 from pipelines.storage.run_folder import RunFolder
 from smec_core.errors import GateError
 
@@ -35,6 +36,8 @@ def run(settings: RetrainSettings) -> dict[str, Any]:
         LeaseError: another process retrains this series.
         SmecError: something failed; what was in force stays so, and the next run goes on.
     """
+    # before a training whose result could not be published
+    check_output(settings.publish.output)
     folder = RunFolder(settings.storage, settings.name)
     folder.create()
     with (

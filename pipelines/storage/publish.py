@@ -27,6 +27,7 @@ import pyarrow.fs as pafs
 
 from pipelines.storage.files import create_folder, move_file, new_file, remove_folder, swap
 from pipelines.storage.manifest import DONE, first_damaged, seal, tidy
+from smec_core.data.folders import entries
 from smec_core.data.records import as_record, checksum_of, read_record
 from smec_core.data.stored_files import StoredFile, files_of
 from smec_core.data.tables import MANIFEST, find_manifest
@@ -35,6 +36,7 @@ from smec_core.data.versions import (
     CURRENT,
     PLAN,
     PUBLISH,
+    VERSION,
     InForce,
     finished_manifest,
     in_force,
@@ -51,6 +53,23 @@ from smec_core.temporary import let_go, make_folder, remove_left_behind
 FORMAT = 2
 BESIDE_PLAN = ("format", "version", "created", "rows", "quarantined", "inputs", "files")
 """What the manifest of a version says beside its plan."""
+
+
+def check_output(out: str) -> None:
+    """Refuses a place where nothing can be published: a file, or a folder of other things, whose readers would mix up.
+
+    Raises:
+        InputError: it is one; a folder that has versions may hold other things, too.
+    """
+    filesystem, root = open_folder(out)
+    if filesystem.get_file_info(root).type == pafs.FileType.File:
+        raise InputError(f"output: {public_uri(out)} is a file; name a folder")
+    names = {info.base_name for info in entries(filesystem, root)}
+    if names and CURRENT not in names and not any(map(VERSION.fullmatch, names)):
+        raise InputError(
+            f"output: {public_uri(out)} is no published folder, it holds {min(names)}; nothing is published there, "
+            "name another"
+        )
 
 
 def check_version(out: str, name: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from smec_core.data.parquet import EmbeddingTable
 from smec_core.data.qrels import QrelsFile, distinct, judgements_of, read_qrels
 from smec_core.data.seen import SeenDocuments
 from smec_core.data.table_files import stamp_of, states_of, stored_files
-from smec_core.data.tables import TABLES, Table, check_names, find_qrels, find_table, refuse_draft
+from smec_core.data.tables import TABLES, Table, check_dataset, check_names, find_qrels, find_table, refuse_draft
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.errors import InputError, SmecError
 
@@ -76,6 +76,7 @@ class Dataset:
         """
         filesystem, root = open_filesystem(uri.rstrip("/"))
         refuse_draft(uri)
+        check_dataset(filesystem, root)
         check_names(filesystem, root)
         # before anything is read
         stamp = dataset_stamp(uri)

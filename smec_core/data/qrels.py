@@ -22,7 +22,7 @@ from smec_core.data.uri import shown_path
 from smec_core.errors import InputError, one_line
 
 _READ_ROWS = 1 << 18
-_NEEDS = "needs query-id, corpus-id and a score, separated by tabs"
+_NEEDS = "needs query_id, doc_id and score (BEIR: query-id, corpus-id, score), separated by tabs"
 _HEADINGS = ("score", "rel", "relevance")
 
 

@@ -36,6 +36,7 @@ UNFINISHED = "_unfinished.json"
 _ALIASES = {"validation": "dev"}
 _SPLIT = "|".join((*SPLITS, *_ALIASES))
 _QRELS_FILE = re.compile(rf"({_SPLIT})(-\d+(?:-of-\d+)?(?:-[0-9a-f]+)?)?(\.parquet|\.tsv)")
+_QRELS_ENDINGS = {".parquet": ".parquet", ".parq": ".parquet", ".pq": ".parquet", ".tsv": ".tsv"}
 _QRELS_FOLDER = re.compile(rf"({_SPLIT})(\.parquet|\.lance)?")
 _NOTE = re.compile(r".+\.md|(readme|license|licence|notice)(\..+)?", re.IGNORECASE)
 # what a table may be called by mistake
@@ -65,8 +66,37 @@ def find_table(filesystem: pafs.FileSystem, path: str) -> list[str]:
     table = _only(folder, _parquet_forms(filesystem, path), posixpath.basename(path))
     if table is None:
         shown = shown_path(filesystem, path)
-        raise InputError(f"{shown}: no Parquet file there; expected {shown}.parquet or {shown}/*.parquet")
+        missing = "there is no such file or folder" if _is_missing(filesystem, path) else "no Parquet file there"
+        forms = "" if path.endswith(_ENDINGS) else f"{shown}.parquet or "
+        raise InputError(f"{shown}: {missing}; expected {forms}{shown}/*.parquet")
     return table.paths
+
+
+def _is_missing(filesystem: pafs.FileSystem, path: str) -> bool:
+    """Whether nothing is there; what may not be asked for may be."""
+    try:
+        return bool(filesystem.get_file_info(path).type == pafs.FileType.NotFound)
+    except OSError:
+        return False
+
+
+def check_dataset(filesystem: pafs.FileSystem, root: str) -> None:
+    """Refuses what is no folder where that of a dataset is asked for.
+
+    Raises:
+        InputError: it is a file, or there is nothing.
+    """
+    shown, wanted = shown_path(filesystem, root), "give the folder that holds corpus, queries and qrels"
+    if _is_missing(filesystem, root):
+        raise InputError(f"{shown}: there is no such folder; {wanted}")
+    if _is_file(filesystem, root):
+        raise InputError(f"{shown}: is a file; {wanted}")
+
+
+def _is_file(filesystem: pafs.FileSystem, path: str) -> bool:
+    with suppress(StoreError):
+        return bool(filesystem.get_file_info(path).type == pafs.FileType.File)
+    return False
 
 
 def find_values(filesystem: pafs.FileSystem, path: str, file: str) -> dict[str, dict[str, pa.Scalar]]:
@@ -219,12 +249,25 @@ def _files_in(filesystem: pafs.FileSystem, folder: str) -> list[str]:
     with asking(filesystem, folder):
         if (in_force := files_in_force(filesystem, folder, subfolders)) is not None:
             return in_force
+    _refuse_dataset(filesystem, folder, [info.base_name for info in infos])
     for info in not_hidden(infos):
         if info.type == pafs.FileType.File and info.base_name.endswith(".parquet"):
             paths.append(info.path)
         else:
             refuse_data(filesystem, info, "would not be read; give it a name that ends in .parquet, or move it away")
     return paths
+
+
+def _refuse_dataset(filesystem: pafs.FileSystem, folder: str, names: list[str]) -> None:
+    """Refuses the folder of a dataset where that of one table is asked for: its tables would be read as one.
+
+    Raises:
+        InputError: it is a dataset.
+    """
+    found = {kind for kind in (*TABLES, QRELS) for ending in ("", *_ENDINGS) if f"{kind}{ending}" in names}
+    if TABLES[0] in found and len(found) > 1:
+        shown = shown_path(filesystem, folder)
+        raise InputError(f"{shown}: is a dataset, and one table of it is wanted; give {shown}/{TABLES[0]}")
 
 
 def refuse_data(filesystem: pafs.FileSystem, info: pafs.FileInfo, why: str) -> None:
@@ -255,10 +298,14 @@ def _is_data(filesystem: pafs.FileSystem, info: pafs.FileInfo) -> bool:
 
 
 def _meant(name: str) -> str:
-    """What to call a file of judgements."""
-    near = difflib.get_close_matches(name.lower().partition(".")[0], [*SPLITS, *_ALIASES], n=1, cutoff=0.7)
+    """What to call a file of judgements, or how to write it."""
+    stem, ending = posixpath.splitext(name.lower())
+    near = difflib.get_close_matches(stem.partition(".")[0], [*SPLITS, *_ALIASES], n=1, cutoff=0.7)
+    if ending not in _QRELS_ENDINGS:
+        meant = near[0] if near else SPLITS[0]
+        return f"write it as Parquet, {meant}.parquet, or separated by tabs, {meant}.tsv"
     if near:
-        return f"did you mean {near[0]}.parquet?"
+        return f"did you mean {near[0]}{_QRELS_ENDINGS[ending]}?"
     return "name it train, dev (or validation) or test, with .parquet or .tsv"
 
 

@@ -168,7 +168,8 @@ def rehearse(
         slots = torch.arange(min(stage.memory.slots, data.docs.rows))
         # most steps meet a full memory
         stage.memory.push(slots.to(context.device), data.docs.take(slots).to(context.device))
-        step = _step_seconds(stage)
+        # a stage that stays at its start has no schedule for steps
+        step = _step_seconds(stage) if stage_plan.rhythm.last else 0.0
         score = in_order = 0.0
         if context.dev is not None:
             score = _seconds(partial(DevScoring().stage_begins, stage, is_new=True))

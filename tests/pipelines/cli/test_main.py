@@ -143,7 +143,7 @@ def test_a_missing_part_is_named(missing: str, dataset: Path) -> None:
     code, _, errors = smec("check", str(dataset))
     assert code == 2
     assert missing.removesuffix(".parquet") in errors
-    assert "no Parquet file there" in errors
+    assert "there is no such file or folder; expected" in errors
 
 
 def test_check_says_what_a_good_dataset_holds(dataset: Path, tmp_path: Path) -> None:
@@ -235,6 +235,28 @@ def test_a_folder_that_is_not_a_model_is_never_overwritten(dataset: Path) -> Non
     assert code == 2
     assert "is not a model folder" in errors
     assert (dataset / "queries.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("input_", "output", "message"),
+    [
+        ("data", "out", "data: is a dataset, and one table of it is wanted; give "),
+        ("nope", "out", "nope: there is no such file or folder; expected "),
+        ("data/corpus", "model", "model is no published folder, it holds "),
+        ("data/corpus", "data", "data is no published folder, it holds "),
+    ],
+)
+def test_places_that_were_mistaken_are_refused_before_anything_is_compressed(
+    input_: str, output: str, message: str, dataset: Path, tmp_path: Path
+) -> None:
+    make_model().save(tmp_path / "model")
+    before = sorted(tmp_path.rglob("*"))
+    places = {"--model": "model", "--input": input_, "--output": output}
+    code, _, errors = smec(
+        "compress", "--dim", "4", *(part for k, v in places.items() for part in (k, f"{tmp_path}/{v}"))
+    )
+    assert (code, sorted(tmp_path.rglob("*"))) == (2, before)
+    assert message in errors
 
 
 @pytest.fixture

@@ -397,7 +397,7 @@ def test_output_without_a_folder_of_its_own_is_refused(tmp_path: Path, output: s
 
 
 def test_malformed_text_is_refused_before_anything_is_made(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"qrels/test\.tsv: line 5: needs query-id"):
+    with pytest.raises(InputError, match=r"qrels/test\.tsv: line 5: needs query_id"):
         ingest(write_beir(tmp_path / "beir", test=QRELS + "q1\n"), tmp_path / "data")
     assert [path.name for path in tmp_path.iterdir()] == ["beir"]
 

@@ -157,7 +157,7 @@ def test_shards_hold_every_text_once_in_order(data: st.DataObject) -> None:
         ({"documents": json_lines(DOCUMENTS + DOCUMENTS[1:2])}, r"corpus\.jsonl: line 4: id 'sea' was seen before"),
         ({"documents": "\n"}, r"corpus\.jsonl: no rows"),
         ({"queries": json_lines(QUERIES[2:])}, r"queries\.jsonl: none of its queries occurs in qrels"),
-        ({"test": "query-id\tcorpus-id\tscore\nq1\tcat\n"}, r"qrels/test\.tsv: line 2: needs query-id"),
+        ({"test": "query-id\tcorpus-id\tscore\nq1\tcat\n"}, r"qrels/test\.tsv: line 2: needs query_id"),
         ({"test": "q1\tcat\t1\nq2\tsea\thigh\n"}, r"qrels/test\.tsv: line 2: .* 'high' is no score"),
         ({"test": "q1\tcat\t1e99\n"}, r"qrels/test\.tsv: line 1: .* '1e99' is no score"),
         ({"test": "query-id\tcorpus-id\tscore\n"}, r"qrels/test\.tsv: the split is empty"),
@@ -246,5 +246,5 @@ def test_what_is_missing_or_there_twice_is_named(tmp_path: Path) -> None:
     write(source / "qrels/test-00000-of-00001.parquet", JUDGED)
     with pytest.raises(InputError, match=r"qrels: holds test-\*\.parquet and test\.tsv; leave one of them there"):
         Source.read(str(source), 2)
-    with pytest.raises(InputError, match=r"nowhere: no corpus there"):
+    with pytest.raises(InputError, match=r"nowhere: there is no such folder"):
         Source.read(str(tmp_path / "nowhere"), 2)

@@ -7,7 +7,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from pipelines.storage.files import new_file
-from pipelines.storage.publish import Draft, finished_version, plans, promote, remove_version
+from pipelines.storage.publish import Draft, check_output, finished_version, plans, promote, remove_version
 from smec_core.data.records import read_record
 from smec_core.data.stored_files import StoredFile, describe
 from smec_core.data.uri import join_uri, public_uri
@@ -37,6 +37,32 @@ def test_versions_stay_and_current_moves(tmp_path: Path) -> None:
     publish(tmp_path / "out", PLAN, "other")
     assert current(str(tmp_path / "out")) == str(tmp_path / "out/v0002")
     assert (tmp_path / "out/v0001/a.parquet").read_bytes() == first
+
+
+def test_a_folder_of_other_things_is_no_place_to_publish(tmp_path: Path) -> None:
+    place = tmp_path / "model"
+    for free in (place, tmp_path):
+        check_output(str(free))
+    place.mkdir()
+    (place / ".hidden").touch()
+    check_output(str(place))
+    (place / "config.json").touch()
+    with pytest.raises(InputError, match=r"model is no published folder, it holds config\.json; nothing is published"):
+        check_output(str(place))
+    with pytest.raises(InputError, match=r"config\.json is a file; name a folder"):
+        check_output(str(place / "config.json"))
+    with pytest.raises(InputError, match="it holds model"):
+        check_output(str(tmp_path))
+
+
+def test_a_published_folder_may_hold_other_things_too(tmp_path: Path) -> None:
+    # one that a killed run has begun has no CURRENT yet
+    draft = Draft.open(str(tmp_path), PLAN)
+    (tmp_path / "README.md").touch()
+    check_output(str(tmp_path))
+    draft.finish([write(draft, "a.parquet", "one")], {"rows": 3})
+    promote(str(tmp_path), draft.name, in_force(str(tmp_path)))
+    check_output(str(tmp_path))
 
 
 def test_manifest_describes_plan_and_files(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import ray
 from click.testing import CliRunner
@@ -81,6 +82,12 @@ def test_it_says_steps_time_memory_and_disk_and_makes_nothing(dataset: Path, tmp
     assert found["disk"]["checkpoints"] > 0
 
 
+def test_a_training_of_a_closed_form_has_no_steps(dataset: Path, tmp_path: Path) -> None:
+    found = dry_run(dataset, tmp_path, "--dims", "8,4", "--preset", "fast")
+    assert [stage["steps"] for stage in found["stages"]] == [{"least": 0, "most": 0}] * len(found["stages"])
+    assert all(stage["step_ms"] == 0 for stage in found["stages"])
+
+
 def test_the_run_has_the_name_that_it_would_have(dataset: Path, tmp_path: Path) -> None:
     found = dry_run(dataset, tmp_path, "--dims", "8,4")
     settings = TrainSettings.model_validate({"data": str(dataset), "dims": "8,4", "out": str(tmp_path / "model")})
@@ -91,6 +98,9 @@ def test_the_run_has_the_name_that_it_would_have(dataset: Path, tmp_path: Path) 
     "arguments",
     [
         ["--preset", "paper"],
+        ["--preset", "fast"],
+        ["--set", "epochs=0"],
+        ["--set", "epochs=1"],
         ["--set", "schedule=parallel"],
         ["--workers", "2"],
         ["--workers", "1:4"],
@@ -131,14 +141,17 @@ def test_it_says_that_the_run_would_go_on(dataset: Path, tmp_path: Path) -> None
     assert "checkpoint" in begun
 
 
-def test_without_judgements_there_is_one_pass(dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("queries", "passes"), [(10, {"first"}), (200, {"first", "refit"})])
+def test_without_judgements_enough_queries_have_dev_and_a_refit(
+    queries: int, passes: set[str], dataset: Path, tmp_path: Path
+) -> None:
     data = tmp_path / "copied"
     folder = tmp_path / "here"
     folder.mkdir()
     data.mkdir()
-    for name in ("corpus", "queries.parquet"):
-        (data / name).symlink_to(dataset / name)
-    assert {stage["pass"] for stage in dry_run(data, folder, "--dims", "8,4")["stages"]} == {"first"}
+    (data / "corpus").symlink_to(dataset / "corpus")
+    pq.write_table(pq.read_table(dataset / "queries.parquet").slice(0, queries), data / "queries.parquet")
+    assert {stage["pass"] for stage in dry_run(data, folder, "--dims", "8,4")["stages"]} == passes
 
 
 def test_a_warm_start_and_added_dims_have_their_figures(dataset: Path, model: Path, tmp_path: Path) -> None:

@@ -126,8 +126,14 @@ def with_null(rows: int, bad: int, kind: pa.DataType) -> pa.Array:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no folder": (shutil.rmtree, r"data/corpus: no Parquet file there"),
-    "no queries": (lambda f: (f / "queries.parquet").unlink(), r"data/queries: no Parquet file there"),
+    "no folder": (
+        shutil.rmtree,
+        r"data: there is no such folder; give the folder that holds corpus, queries and qrels",
+    ),
+    "no queries": (
+        lambda f: (f / "queries.parquet").unlink(),
+        r"data/queries: there is no such file or folder; expected .*data/queries\.parquet or",
+    ),
     "empty corpus": (
         lambda f: write_empty(f / "corpus" / "0.parquet", f / "corpus" / "1.parquet"),
         r"data/corpus: holds no rows",

@@ -95,7 +95,7 @@ def test_what_is_no_dataset_there_is_refused(data: Path, hub: Hub, uri: str, tol
 
 
 def test_a_missing_table_is_told(data: Path, hub: Hub) -> None:
-    with pytest.raises(InputError, match=r"none: no Parquet file there"):
+    with pytest.raises(InputError, match=r"none: there is no such file or folder"):
         EmbeddingTable.open(f"{URI}/none")
     with pytest.raises(InputError, match=r"v1/queries.parquet: lies in a subfolder"):
         EmbeddingTable.open(f"hf://datasets/{REPO}")

@@ -333,8 +333,12 @@ def test_a_null_id_is_refused(tmp_path: Path) -> None:
 
 
 def test_nothing_to_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"missing: no Parquet file there; expected .*missing\.parquet"):
+    with pytest.raises(InputError, match=r"missing: there is no such file or folder; expected .*missing\.parquet or"):
         EmbeddingTable.open(str(tmp_path / "missing"))
+    with pytest.raises(
+        InputError, match=r"missing\.parquet: there is no such .*; expected \S*missing\.parquet/\*\.parquet"
+    ):
+        EmbeddingTable.open(str(tmp_path / "missing.parquet"))
     (tmp_path / "folder").mkdir()
     with pytest.raises(InputError, match="folder: no Parquet file there"):
         EmbeddingTable.open(str(tmp_path / "folder"))

@@ -50,7 +50,10 @@ def test_signs_within_an_id_are_part_of_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"q0\td0\t1\nq1\td1\n", r"train\.tsv: line 2: needs query-id, .*; it has 2 field\(s\)"),
+        (
+            b"q0\td0\t1\nq1\td1\n",
+            r"train\.tsv: line 2: needs query_id, doc_id and score \(BEIR: query-id, .*; it has 2 field\(s\)",
+        ),
         (b"q0 d0 1\n", r"line 1: needs .*; it has 1 field"),
         (b"q0\t0\td0\t1\n", r"line 1: needs .*; it has 4 field"),
         (b"q0\td0\thigh\n", r"line 1: needs .*; 'high' is no score"),

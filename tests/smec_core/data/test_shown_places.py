@@ -61,7 +61,7 @@ class Wrong(NamedTuple):
 
 VECTORS = parquet(id=["a"], embedding=embedding_column(np.ones((1, 4), np.float32)))
 CASES = {
-    "no table": Wrong({"x": b""}, corpus, "/corpus: no Parquet file"),
+    "no table": Wrong({"x": b""}, corpus, "/corpus: there is no such file or folder"),
     "two forms": Wrong({"corpus.parquet": VECTORS, "corpus/0.parquet": VECTORS}, corpus, ": holds corpus"),
     "a subfolder": Wrong({"corpus/a/0.parquet": VECTORS}, corpus, "/corpus/a/0.parquet: lies in a subfolder"),
     "another ending": Wrong({"corpus/0.csv": b"id"}, corpus, "/corpus/0.csv: would not be read"),

@@ -167,8 +167,16 @@ UNREAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "qrels/clicks.parquet": (as_rows, r"qrels/clicks\.parquet: fits no split; name it train, dev \(or validation\)"),
     "qrels/train-old.parquet": (as_rows, r"qrels/train-old\.parquet: fits no split"),
     "qrels/test.csv": (as_text, r"qrels/test\.csv: fits no split"),
-    "qrels/train.txt": (as_text, r"qrels/train\.txt: fits no split; did you mean train\.parquet\?"),
-    "qrels/run.trec": (as_text, r"qrels/run\.trec: fits no split; name it train"),
+    "qrels/train.txt": (
+        as_text,
+        r"qrels/train\.txt: fits no split; write it as Parquet, train\.parquet, or .* train\.tsv",
+    ),
+    "qrels/dev.csv": (
+        as_text,
+        r"qrels/dev\.csv: fits no split; write it as Parquet, dev\.parquet, or separated by tabs",
+    ),
+    "qrels/train.pq": (as_rows, r"qrels/train\.pq: fits no split; did you mean train\.parquet\?"),
+    "qrels/run.trec": (as_text, r"qrels/run\.trec: fits no split; write it as Parquet, train\.parquet, or"),
     "qrels_train.parquet": (as_rows, r"qrels_train\.parquet: would not be read; name it qrels/train\.parquet"),
     "qrels-test.tsv": (as_text, r"qrels-test\.tsv: would not be read; name it qrels/train\.parquet"),
     "qrels/2026/test.parquet": (as_rows, r"qrels/2026/test\.parquet: lies in a subfolder"),
@@ -200,10 +208,28 @@ def test_two_forms_of_dev_are_refused(folder: Path) -> None:
         Dataset.open(str(folder))
 
 
-def test_a_dataset_given_for_its_corpus_is_refused_by_what_lies_in_it(folder: Path) -> None:
-    (folder / "queries.parquet").unlink()
-    with pytest.raises(InputError, match=r"data/corpus/a\.parquet: lies in a subfolder, and subfolders are not read"):
+@pytest.mark.parametrize("left_out", ["qrels", "queries.parquet"])
+@pytest.mark.parametrize("corpus", ["corpus", "corpus.parquet"])
+def test_a_dataset_given_for_one_of_its_tables_is_refused(folder: Path, corpus: str, left_out: str) -> None:
+    if corpus != "corpus":
+        (folder / "corpus/a.parquet").rename(folder / corpus)
+        shutil.rmtree(folder / "corpus")
+    shutil.move(folder / left_out, folder.parent / "elsewhere")
+    with pytest.raises(InputError, match=r"data: is a dataset, and one table of it is wanted; give .*data/corpus$"):
         EmbeddingTable.open(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("corpus/a.parquet", r"a\.parquet: is a file; give the folder that holds corpus, queries and qrels"),
+        ("corpus/a.parquet/x", r"a\.parquet/x: there is no such folder; give the folder that holds corpus"),
+        ("nowhere", r"nowhere: there is no such folder; give the folder that holds corpus"),
+    ],
+)
+def test_what_is_no_folder_is_no_dataset(folder: Path, place: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Dataset.open(str(folder / place))
 
 
 @pytest.mark.parametrize(
@@ -224,7 +250,7 @@ def test_a_file_more_is_another_stamp_and_another_fingerprint(folder: Path, name
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("qrels/Test.tsv", r"qrels/Test\.tsv: fits no split; did you mean test\.parquet\?"),
+        ("qrels/Test.tsv", r"qrels/Test\.tsv: fits no split; did you mean test\.tsv\?"),
         ("qrels/sub/test.tsv", r"qrels/sub/test\.tsv: lies in a subfolder"),
         ("Corpus.jsonl", r"Corpus\.jsonl: would not be read; name it corpus\.parquet"),
         ("queries-0.jsonl", r"queries-0\.jsonl: would not be read; name it queries\.parquet"),
