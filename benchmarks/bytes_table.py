@@ -85,6 +85,9 @@ class Codes(SearchIndex):
         super().__init__(path)
         z_Nd = vectors.held_as(path.first)
         self._index = faiss.index_factory(z_Nd.shape[1], codes, faiss.METRIC_INNER_PRODUCT)
+        if isinstance(self._index, faiss.IndexPQ):
+            # else it prints a line for each of its parts where the corpus is small
+            self._index.pq.cp.min_points_per_centroid = 1
         self._index.train(z_Nd)
         self._index.add(z_Nd)
         self.bytes_per_vector = self._index.sa_code_size()

@@ -276,7 +276,11 @@ class Progress:
         started, first = self._first = self._first or (now, step)
         # after a loss of workers steps are taken again
         rate = max(step - first, 0) / max(now - started, 1e-9)
-        left = f", at most {(self._count.total - done) / rate:,.0f} s to go" if rate and self._count.total else ""
+        left = (
+            f", at this pace at most {(self._count.total - done) / rate:,.0f} s to go"
+            if rate and self._count.total
+            else ""
+        )
         text = (
             f"{record['pass']} pass, stage {record['stage']}, {record['projection']}, epoch {record['epoch']}, "
             f"step {record['step']}: loss {record['loss']:.4f}, {record['rows_per_s']:.0f} rows/s{left}"

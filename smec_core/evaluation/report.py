@@ -18,6 +18,7 @@ from smec_core.data.forms import Qrels, Vectors, dataset_of
 from smec_core.data.seen import parts_of
 from smec_core.data.segments import Segments, segment_name
 from smec_core.evaluation.evaluate import check_fit, corpus_baselines, default_split, evaluate, with_held_out
+from smec_core.evaluation.significance import doubtful_dims
 from smec_core.model.model import Model
 from smec_core.shown import safe_line
 
@@ -118,8 +119,7 @@ def quality_tables(report: dict[str, Any]) -> list[Table]:
     if parts := parts_of(report):
         tables.append(_parts_table(report, parts))
     tables += [_segments_table(report, column, parts) for column in report.get("segments", {})]
-    # evaluations of earlier versions have none
-    tables[-1].caption = report.get("advice")
+    tables[-1].caption = report.get("advice") or doubtful_dims(report)
     return tables
 
 

@@ -12,6 +12,7 @@ from scipy import stats
 
 ROUNDS = 10_000
 _CHUNK = 1000
+_SAME = 1e-6
 
 
 def seed_interval(value_S: Sequence[float]) -> float:
@@ -66,3 +67,16 @@ def advice(report: Mapping[str, Any]) -> str | None:
     if not gains or any(low > 0 for low, _ in gains.values()):
         return None
     return "at no dim is the model's gain over PCA more than chance would give: keep your originals, or take PCA"
+
+
+def doubtful_dims(report: Mapping[str, Any]) -> str | None:
+    """At which dims a model falls below PCA, or gains no more than chance would give; None where at none.
+
+    Args:
+        report: an evaluation, with its intervals. Dims that score as PCA does at every query are left out.
+    """
+    gains = report.get("intervals", {}).get("pca", {})
+    below = [dim for dim, (_, high) in gains.items() if high < 0]
+    level = [dim for dim, (low, high) in gains.items() if low <= 0 <= high and high - low > _SAME]
+    told = {"it is below PCA, by more than chance would give": below, "a gain over PCA may be chance": level}
+    return "; ".join(f"at {', '.join(dims)} dims {text}" for text, dims in told.items() if dims) or None

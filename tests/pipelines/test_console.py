@@ -299,7 +299,7 @@ def test_rows_and_steps_are_told_with_the_time_that_is_left(
             progress.update({**common, "pass": "first", "stage": dim, "step": step})
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3 and "to go" not in lines[0]
-    assert all(re.search(r"rows/s, at most [\d,]+ s to go$", line) for line in lines[1:])
+    assert all(re.search(r"rows/s, at this pace at most [\d,]+ s to go$", line) for line in lines[1:])
     pace = Pace()
     assert re.fullmatch(r"2 to go, about [\d,]+ s", pace.done(2)) and pace.done(0) == "0 to go"
 

@@ -69,7 +69,7 @@ def test_a_signal_that_was_ignored_at_the_start_stays_so(dataset: Path, tmp_path
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGHUP", marks=pytest.mark.slow)])
 def test_what_a_terminal_sends_ends_a_training(name: str, dataset: Path, tmp_path: Path, temporary: Path) -> None:
     # to Ray's processes, too
     with started(train(dataset), tmp_path, temporary, store(tmp_path), own_group=True) as command:
@@ -83,7 +83,7 @@ def test_what_a_terminal_sends_ends_a_training(name: str, dataset: Path, tmp_pat
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGHUP", marks=pytest.mark.slow)])
 def test_what_a_terminal_sends_ends_a_compression(name: str, dataset: Path, tmp_path: Path, temporary: Path) -> None:
     Model([], 32, {"dims": [32, 8]}, {}).save(tmp_path / "model")
     words = ["compress", "--model", "model", "--input", f"{dataset}/corpus", "--output", "out", "--dim", "8"]

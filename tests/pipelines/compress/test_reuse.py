@@ -66,7 +66,7 @@ def assert_as_from_scratch(figures: dict[str, Any], model: Path, source: str | P
     [
         {"dim": 8},
         {"dim": "8,4", "dtype": "binary", "on_bad_row": "quarantine", "max_bad_rows": 0.1},
-        {"dim": 4, "rows_per_file": 100},
+        pytest.param({"dim": 4, "rows_per_file": 100}, marks=pytest.mark.slow),
     ],
     ids=["one dim", "two dims and quarantine", "pieces"],
 )

@@ -148,6 +148,7 @@ def test_a_model_of_which_no_copy_is_left_is_named_and_stays_as_it_is(
     copy.write_bytes(kept)
 
 
+@pytest.mark.slow
 def test_a_release_that_is_damaged_can_be_left_for_an_earlier_one(tmp_path: Path) -> None:
     series = begun(tmp_path)
     series.judge(1)
@@ -162,6 +163,7 @@ def test_a_release_that_is_damaged_can_be_left_for_an_earlier_one(tmp_path: Path
     assert series.check_whole() == series.champion.tags["smec.model_fingerprint"]
 
 
+@pytest.mark.slow
 def test_a_rollback_leaves_vectors_that_are_gone(tmp_path: Path) -> None:
     series = begun(tmp_path)
     first = series.check_whole()

@@ -7,6 +7,7 @@ import pytest
 
 from smec_core.evaluation.significance import (
     advice,
+    doubtful_dims,
     p_text,
     query_interval,
     randomisation_p,
@@ -74,3 +75,17 @@ def test_originals_are_advised_where_nothing_is_gained() -> None:
     # nothing is known
     assert advice({"intervals": {}}) is None
     assert advice({}) is None
+
+
+def test_dims_without_a_clear_gain_are_told() -> None:
+    def told(**intervals: tuple[float, float]) -> str | None:
+        return doubtful_dims({"intervals": {"pca": {name[1:]: list(interval) for name, interval in intervals.items()}}})
+
+    clear, worse, unsure = (0.01, 0.2), (-0.2, -0.01), (-0.01, 0.2)
+    assert told(d8=clear, d4=clear) is None
+    assert told(d8=(0.0, 0.0), d4=clear) is None
+    assert told(d8=worse, d4=clear) == "at 8 dims it is below PCA, by more than chance would give"
+    assert told(d8=unsure, d4=unsure, d2=worse, d1=clear) == (
+        "at 2 dims it is below PCA, by more than chance would give; at 8, 4 dims a gain over PCA may be chance"
+    )
+    assert doubtful_dims({}) is None
