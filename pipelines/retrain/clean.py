@@ -100,7 +100,7 @@ def run(settings: CleanSettings) -> dict[str, Any]:
             say(f"left alone {stays.path}: {stays.why}")
     total = sum(one.bytes for one in removed)
     say(
-        f"{settings.name}: {total:,} bytes in {len(removed)} places {'would go' if settings.dry_run else 'are gone'}; "
+        f"{public_uri(folder.uri)}: {total:,} bytes in {len(removed)} places {'would go' if settings.dry_run else 'are gone'}; "
         "versions and runs in MLflow are left alone"
     )
     return {

@@ -47,11 +47,11 @@ def run(settings: StatusSettings) -> dict[str, Any]:
         figures = _figures(settings, ledger, look, anchor, error)
         for damage in look.passing:
             say(f"a job is working on the series; check again when it has ended: {damage.path}: {damage.problem}")
-        _tell(settings.name, figures)
+        place = public_uri(ledger.folder.uri)
+        _tell(settings.name, place, figures)
         if damages := look.found.damages:
             for damage in damages:
                 warn(str(damage))
-            place = public_uri(ledger.folder.uri)
             error = DamagedError(place, f"problems: {len(damages)}, listed above", figures["next"])
         if error is None:
             return figures
@@ -153,10 +153,10 @@ def _next(settings: StatusSettings, look: Look) -> str:
     return "nothing, until data or settings are new"
 
 
-def _tell(name: str, figures: Mapping[str, Any]) -> None:
+def _tell(name: str, place: str, figures: Mapping[str, Any]) -> None:
     now, anchor, drift = figures["in_force"], figures["anchor"], figures["drift"]
     if now is None:
-        say(f"{name}: nothing is in force")
+        say(f"{name}: nothing is in force; looked in {place}")
     else:
         since = f" since {now['since']}" if now["since"] else ""
         say(

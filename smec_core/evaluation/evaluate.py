@@ -82,7 +82,8 @@ def evaluate(
         it has learnt from; ids decide, so on other data than it was trained on these parts mean nothing. Where fewer
         than LEAST_QUERIES are unseen, `unseen_documents` holds the same for a search among the other documents alone.
         `segments` has by column a list of them with `value` (None for null) and the same, most queries first.
-        `advice` is what to do where nothing is gained, else None.
+        `advice` is what to do where nothing is gained, else None, as it is
+        without judgements.
 
     Raises:
         InputError: the split is not there, or the dims do not fit.
@@ -92,7 +93,8 @@ def evaluate(
     if split is None:
         values = _neighbour_values(dataset, systems, model.dims, parts)
         report = {"split": None} | _figures(values, model.input_dim)
-        return report | {"advice": advice(report)}
+        # what brings queries to their documents may well move neighbours
+        return report | {"advice": None}
     judgements = dataset.splits[split].with_positives()
     sides = {name: Sides.same(encode) for name, encode in systems.items()}
     searches = [JudgedSearch(judgements, sides, model.dims)]

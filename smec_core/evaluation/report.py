@@ -23,6 +23,10 @@ from smec_core.model.model import Model
 from smec_core.shown import safe_line
 
 _WIDTH = 120
+NO_JUDGEMENTS = (
+    "no qrels/test: this instead is the share of a document's ten nearest documents that stay so, "
+    "which does not say how queries are answered"
+)
 MOST_SEGMENTS = 12
 """Segments that a table shows."""
 
@@ -119,7 +123,7 @@ def quality_tables(report: dict[str, Any]) -> list[Table]:
     if parts := parts_of(report):
         tables.append(_parts_table(report, parts))
     tables += [_segments_table(report, column, parts) for column in report.get("segments", {})]
-    tables[-1].caption = report.get("advice") or doubtful_dims(report)
+    tables[-1].caption = NO_JUDGEMENTS if report["split"] is None else report.get("advice") or doubtful_dims(report)
     return tables
 
 

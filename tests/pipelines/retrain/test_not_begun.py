@@ -1,5 +1,6 @@
 """A series that no cycle has begun: looking at it makes nothing."""
 
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from pipelines.cli.settings import resolve
 from pipelines.retrain import clean, status
 from pipelines.retrain.settings import CleanSettings, StatusSettings
 from smec_core.errors import DamagedError, InputError
+from smec_core.yaml_file import dump, read_mapping
 from tests.pipelines.retrain.series import Series
 
 
@@ -40,6 +42,20 @@ def rollback(series: Series) -> object:
 def test_no_database_is_made(series: Series, job: Callable[[Series], object], said: object) -> None:
     assert job(series) == said
     assert not (series.folder / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize("job", [look, dry_run])
+def test_where_it_was_looked_is_said(
+    series: Series, job: Callable[[Series], object], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A relative storage counts from the working directory, which may be another one than that of the series."""
+    series.config.write_text(dump({**read_mapping(series.config), "storage": "storage"}))
+    elsewhere = series.folder / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    with caplog.at_level(logging.INFO):
+        job(series)
+    assert f"{elsewhere}/storage/{series.name}" in caplog.text
 
 
 @pytest.mark.parametrize("job", [look, dry_run])

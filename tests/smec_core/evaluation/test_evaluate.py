@@ -19,6 +19,7 @@ from smec_core.errors import InputError
 from smec_core.evaluation.corpus_search import Sides, Work, in_one_part, query_scores, read_rows, result_of
 from smec_core.evaluation.evaluate import corpus_baselines, default_split, evaluate
 from smec_core.evaluation.metrics import PrefixSearch, gains_of, ndcg
+from smec_core.evaluation.report import Evaluation
 from smec_core.evaluation.significance import query_interval
 from smec_core.model.adapter import FrozenStage
 from smec_core.model.model import Model
@@ -122,6 +123,16 @@ def test_without_judgements_kept_neighbours_are_scored(stored: Dataset) -> None:
     assert report["baselines"]["truncation"]["4"] == kept["4"]
     assert report["baselines"]["pca"]["4"] > kept["4"] - 0.1
     assert "ndcg@10" not in report
+
+
+def test_where_there_are_no_judgements_the_tables_say_what_is_scored_instead(stored: Dataset) -> None:
+    # PCA keeps more neighbours than these 4 of all dims, of which nothing follows for queries
+    told = Evaluation(evaluate(stored, identity([DIM, 4]), None, corpus_baselines(stored)))
+    assert told.advice is None
+    text = " ".join(str(told).split())
+    assert "no qrels/test: this instead is the share of a document's ten nearest documents that stay so" in text
+    assert "PCA" not in text
+    assert "no qrels" not in str(Evaluation(evaluate(stored, identity([DIM, 4]), "test", corpus_baselines(stored))))
 
 
 @pytest.mark.parametrize("split", ["test", None])
