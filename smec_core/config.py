@@ -1,6 +1,7 @@
 """Everything that decides what a training run computes, in one typed record."""
 
 import math
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -33,6 +34,20 @@ def _check_dims(dims: tuple[int, ...]) -> tuple[int, ...]:
 
 Dims = Annotated[tuple[int, ...], Field(min_length=1), BeforeValidator(_parse_dims), AfterValidator(_check_dims)]
 """Numbers of dims, the largest first; also read from one number or from "384,96"."""
+
+
+def matching(pattern: str, told: str) -> AfterValidator:
+    """Holds a text to a pattern; what it must be is told in words, as "a version, as v0003"."""
+
+    def check(value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(pattern, value):
+            raise ValueError(f"must be {told}")
+        return value
+
+    return AfterValidator(check)
+
+
+VERSION_NAME = matching(r"v[0-9]{4,}", "the name of a published version, as v0003")
 
 COMPATIBLE = 1.0
 """Weight that `smec train --compatible` sets."""

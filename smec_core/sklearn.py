@@ -88,7 +88,9 @@ class SmecEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         self._n_features_out = max(1, features // 4) if self.n_components is None else self.n_components
         settings = {"seed": _seed(self.random_state), **(self.settings or {})}
         try:
-            config = method_of([self._n_features_out, *self.dims], self.preset, settings)
+            # what is asked for anyway may be named again
+            dims = [self._n_features_out, *(dim for dim in self.dims if dim != self._n_features_out)]
+            config = method_of(dims, self.preset, settings)
             dataset = dataset_of(x_ND, queries, qrels, exclude_self=config.exclude_self)
             self.model_: Model = fit_on(dataset, config, threads=self.threads, progress=False, is_evaluated=False)
         except InputError as error:

@@ -13,6 +13,16 @@ from smec_core.yaml_file import parse_value, read_mapping
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
+FLAGS_ONLY = {
+    "preset": "a preset is given by a flag of smec train, --preset NAME",
+    "json": "figures are asked for by a flag, --json FILE",
+    "config": "a file of settings is given by a flag, --config FILE",
+    "set": "single settings are given by a flag, --set KEY=VALUE",
+    "from": "what --from gives is called base here",
+}
+"""What are flags and no settings, or settings under another name; and what to do."""
+
+
 def resolve(
     kind: type[Settings],
     flags: Mapping[str, Any],
@@ -33,9 +43,13 @@ def resolve(
         InputError: an unknown key, with the nearest known one, or a value that does not fit, with where it was set.
     """
     layers: list[Layer] = [("the preset", preset or {})]
+    assigned = dict(read_assignment(text) for text in assignments)
     if config is not None:
         layers.append((str(config), read_mapping(Path(config))))
-    layers.append(("--set", dict(read_assignment(text) for text in assignments)))
+    layers.append(("--set", assigned))
+    for where, layer in layers:
+        for key in FLAGS_ONLY.keys() & layer.keys() - kind.model_fields.keys():
+            raise InputError(f"{where}: unknown key {key!r}; {FLAGS_ONLY[key]}")
     layers.append(("flag", {name: value for name, value in flags.items() if value is not None}))
 
     def cure(key: str) -> str:

@@ -98,9 +98,9 @@ def run(settings: CleanSettings) -> dict[str, Any]:
             say(f"{'would remove' if settings.dry_run else 'removed'} {one.path}: {one.bytes:,} bytes, {one.why}")
         for stays in left:
             say(f"left alone {stays.path}: {stays.why}")
-    total = sum(one.bytes for one in removed)
+    total, gone = sum(one.bytes for one in removed), "would go" if settings.dry_run else "are gone"
     say(
-        f"{public_uri(folder.uri)}: {total:,} bytes in {len(removed)} places {'would go' if settings.dry_run else 'are gone'}; "
+        f"{public_uri(folder.uri)}: {total:,} bytes in {len(removed)} places {gone}; "
         "versions and runs in MLflow are left alone"
     )
     return {

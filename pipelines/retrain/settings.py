@@ -1,11 +1,11 @@
 """What `smec retrain`, `smec rollback`, `smec status` and `smec clean` take."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipelines.runtime.settings import NAME, MethodSettings
-from smec_core.config import Dims, Settings, TrainConfig, VectorType
+from pipelines.runtime.settings import A_NAME, MethodSettings
+from smec_core.config import VERSION_NAME, Dims, Settings, TrainConfig, VectorType
 from smec_core.data.columns import DEFAULT_NAMES, ColumnNames
 from smec_core.data.uri import public_uri
 from smec_core.evaluation.gate import GateSettings
@@ -65,7 +65,7 @@ class RetrainSettings(Settings):
     Exit codes: 0 released, or nothing to do; 2 bad data; 3 the gate refused; 4 another one is running.
     """
 
-    name: str = Field(pattern=NAME)
+    name: Annotated[str, A_NAME]
     """Of the series of models: its folder in the storage, and the registered model in MLflow."""
     data: str
     """Folder or URI of the current dataset."""
@@ -96,7 +96,7 @@ class RollbackSettings(RetrainSettings):
     Example: smec rollback --config retrain.yaml
     """
 
-    to: str | None = Field(None, pattern=r"^v\d{4,}$")
+    to: Annotated[str | None, VERSION_NAME] = Field(None, coerce_numbers_to_str=True)
     """Published version to return to, as v0003; default: the last release of the model before that in force, but for
     models that were rolled back from."""
 

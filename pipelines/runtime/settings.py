@@ -1,15 +1,16 @@
 """What jobs that train are told about the cluster."""
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from smec_core.config import MEMORY_BUDGET, Settings, TrainConfig
+from smec_core.config import MEMORY_BUDGET, Settings, TrainConfig, matching
 from smec_core.data.columns import DEFAULT_NAMES, ColumnNames
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """Names that are a folder of their own, and nothing else."""
+A_NAME = matching(NAME, "of letters, digits, '.', '_' and '-', with a letter or a digit first, as nightly-2")
 
 
 class ClusterSettings(Settings):
@@ -78,5 +79,5 @@ class JobSettings(MethodSettings):
     """What the columns are called where they have other names: --set columns.id=sku."""
     storage: str | None = None
     """Folder or URI that all nodes reach, where runs keep their state; default: .smec-runs beside the model."""
-    name: str | None = Field(None, pattern=NAME)
+    name: Annotated[str | None, A_NAME] = None
     """Run name; default: a hash of settings and data. A finished run of this name is returned, not trained again."""

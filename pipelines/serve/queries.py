@@ -3,6 +3,7 @@
 Shapes: N rows of a request, D input dims, d dims that it asks for, R rows of all requests together.
 """
 
+import difflib
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -199,7 +200,11 @@ def _explain(problem: str, place: tuple[int | str, ...], message: str, form: For
         return QueryError(f"body: {said}; {cure}", "json")
     key = str(place[0]) if place else "body"
     if problem == "extra_forbidden":
-        return QueryError(f"{key}: unknown key; {cure}")
+        known = [form.inputs, form.dim]
+        # as dim and dimensions, of which each path has one
+        near = [name for name in known if name.startswith(key) or key.startswith(name)]
+        near = near or difflib.get_close_matches(key, known, n=1)
+        return QueryError(f"{key}: unknown key; {f'did you mean {near[0]!r}? ' if near else ''}{cure}")
     if problem == "missing":
         return QueryError(f"{key}: is missing; {cure}")
     if key == form.dim:

@@ -1,8 +1,12 @@
 """What `smec serve` takes."""
 
+from typing import Annotated
+
 from pydantic import Field
 
-from smec_core.config import Settings
+from smec_core.config import Settings, matching
+
+A_ROUTE = matching(r"/([^{}]*[^/{}])?", "a path that begins with / and does not end with it, as /smec")
 
 
 class ApplicationSettings(Settings):
@@ -57,5 +61,5 @@ class ServeSettings(ApplicationSettings, LimitSettings):
     """Port to listen on: by default 8000, or where Serve listens already on the cluster."""
     name: str = Field("smec", min_length=1)
     """Application on the cluster; the one of this name is replaced."""
-    route: str = Field("/", pattern="^/([^{}]*[^/{}])?$")
+    route: Annotated[str, A_ROUTE] = "/"
     """Path under which it answers, for several applications on one cluster."""

@@ -1,10 +1,15 @@
 """What `smec submit` takes."""
 
 import re
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from smec_core.config import Settings
+from smec_core.config import Settings, matching
+
+AN_ID = matching(
+    r"[A-Za-z0-9][A-Za-z0-9._:+-]*", "of letters, digits, '.', '_', ':', '+' and '-', with a letter or a digit first"
+)
 
 
 class SubmitSettings(Settings):
@@ -31,7 +36,7 @@ class SubmitSettings(Settings):
     """The command of smec and its arguments: ["train", "--data", ...]."""
     address: str | None = None
     """The cluster's dashboard, http://HOST:8265; default: RAY_API_SERVER_ADDRESS, else RAY_ADDRESS."""
-    id: str | None = Field(None, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+-]*$")
+    id: Annotated[str | None, AN_ID] = Field(None, max_length=200)
     """Name of the job on the cluster; default: a hash of the command, its files, its environment and the code. A job of
     this name that runs is followed. One that has succeeded, or whose gate has refused, is returned where the name was
     given here, and otherwise a new one starts: a nightly command is the same every night."""

@@ -1,10 +1,11 @@
 """What `smec tune` takes."""
 
 import re
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from pipelines.runtime.settings import NAME, ClusterSettings, JobSettings
+from pipelines.runtime.settings import A_NAME, ClusterSettings, JobSettings
 from pipelines.storage.model_folder import LocalPath
 
 
@@ -21,7 +22,7 @@ class TuneSettings(JobSettings):
     """Search space: a YAML file, or one of smec, full, quick."""
     out: LocalPath
     """Folder for the results: best.yaml, summary.json, and the model with --refit."""
-    name: str | None = Field(None, pattern=NAME)
+    name: Annotated[str | None, A_NAME] = None
     """Study name; default: a hash of space, settings and data. A study of this name goes on."""
     workers: str = Field("1", coerce_numbers_to_str=True, json_schema_extra={"metavar": "N"})
     """Workers of each trial; with 1 a trial trains in its own process."""

@@ -5,6 +5,7 @@ Nothing is copied that need not be. All of it becomes Arrow tables, which are ju
 Shapes: N rows, D dims.
 """
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,19 @@ def judged_splits(given: Qrels, unnamed: str) -> dict[str, pa.Table]:
         if len(tables) < len(given):
             raise InputError("qrels: has both dev and validation, which are one split; leave one of them")
         return {split: tables[split] for split in SPLITS if split in tables}
+    _refuse_unknown_split(given)
     return {unnamed: _qrels_table(f"qrels/{unnamed}", given)}
+
+
+def _refuse_unknown_split(given: Qrels) -> None:
+    """Refuses what is meant to be given by split, and names one that is none."""
+    if not isinstance(given, Mapping) or _is_nested(given) or all(isinstance(docs, Set) for docs in given.values()):
+        return
+    for name in given.keys() - _SPLIT_NAMES.keys():
+        near = difflib.get_close_matches(str(name).lower(), _SPLIT_NAMES, n=1, cutoff=0.7)
+        if near or given.keys() & _SPLIT_NAMES.keys():
+            hint = f"did you mean {near[0]!r}?" if near else "give train, dev (or validation) and test"
+            raise InputError(f"qrels: {name!r} is no split; {hint}")
 
 
 def _is_nested(given: Mapping[Any, Any]) -> bool:

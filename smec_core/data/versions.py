@@ -161,10 +161,10 @@ def manifest_to_read(out: str, name: str | None = None) -> dict[str, Any]:
     try:
         return manifest_in_force(out) if name is None else manifest_of_version(out, name)
     except DamagedError as error:
-        cure = COPY_AGAIN
         if name is not None and name not in (there := versions_in(*open_folder(out))):
             cure = f"give one that is there: {', '.join(there)}" if there else "no version is there"
-        raise DamagedError(error.path, error.problem, cure) from error
+            raise InputError(f"{public_uri(out)}: there is no version {name}; {cure}") from error
+        raise DamagedError(error.path, error.problem, COPY_AGAIN) from error
     except InputError as error:
         raise InputError(f"{error}; {_cure(out)}") from error
 

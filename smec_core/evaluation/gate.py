@@ -7,12 +7,12 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from pydantic import ConfigDict, Field
 
-from smec_core.config import Settings
+from smec_core.config import VERSION_NAME, Settings
 from smec_core.data.segments import Segments, segment_name
 from smec_core.evaluation.significance import p_text, randomisation_p
 from smec_core.shown import safe_line
@@ -55,7 +55,7 @@ class GateSettings(Settings):
     that it was promoted by: more than that speaks against the new data, and nothing is released."""
     max_old_loss: float = Field(0.02, ge=0, le=1)
     """With `compatible`: the most that new queries may lose on old documents against old queries, mean over dims."""
-    anchor: str | None = Field(None, pattern=r"^v\d{4,}$")
+    anchor: Annotated[str | None, VERSION_NAME] = Field(None, coerce_numbers_to_str=True)
     """Published version, as v0007: of the releases since that one the best is the anchor, with which challengers are
     compared as well, so that small losses do not add up. Default: the best of all. Name the version in force to begin
     anew, where judgements or documents have changed for good."""

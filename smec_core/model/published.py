@@ -289,7 +289,7 @@ class Published:
 def published(
     folder: str | Path,
     *,
-    version: str | None = None,
+    version: str | int | None = None,
     dim: int | None = None,
     model: str | Path | Model | None = None,
 ) -> Published:
@@ -297,7 +297,8 @@ def published(
 
     Args:
         folder: the published folder, a path or URI (`s3://`, ...): what `--output` or `publish.output` named.
-        version: name of a version, as v0001; by default the one in force. It stays what it is while later ones come.
+        version: name of a version, as v0001, or its number; by default the one in force. It stays what it is while
+            later ones come.
         dim: which vectors, where the version has several (`--dim 384,96`); by default those of the most dims.
         model: the model that made it, or its folder or URI, where that is not where it was then.
 
@@ -318,6 +319,8 @@ def published(
         (100, 8)
     """
     uri = str(folder)
+    if isinstance(version, int | np.integer):
+        version = f"v{version:04d}"
     while True:
         seen = in_force(uri).content
         try:

@@ -47,7 +47,7 @@ def test_a_name_that_is_no_name_is_refused(tmp_path: Path, name: str) -> None:
     code, printed = smec("retrain", "--config", str(config))
 
     assert code == 2
-    assert re.fullmatch(r"smec: name: String should match pattern .*\n", printed)
+    assert re.fullmatch(r"smec: name: must be of letters, .* as nightly-2 .*\n", printed)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["retrain.yaml"]
 
 

@@ -87,6 +87,12 @@ def test_random_states_are_seeds() -> None:
     assert seed_of(None) != seed_of(None)
 
 
+@pytest.mark.parametrize("n_components", [None, 8])
+def test_the_dims_of_the_output_may_be_named_again(n_components: int | None) -> None:
+    named = SmecEmbedding(n_components, dims=(8, 4), preset="fast").fit(HAS.corpus)
+    assert named.model_.dims == (32, 8, 4)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

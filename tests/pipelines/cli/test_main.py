@@ -216,7 +216,7 @@ def test_check_warns_of_scores_that_are_counts_and_of_repeated_pairs(dataset: Pa
         (["--dims", "4", "--workers", "0"], "workers: must be a number of at least 1, or MIN:MAX"),
         (["--dims", "4", "--preset", "papers"], "--preset papers: unknown"),
         (["--dims", "-4"], "dims: every dim must be at least 1"),
-        (["--dims", "4", "--name", "../up"], "name: String should match pattern"),
+        (["--dims", "4", "--name", "../up"], "name: must be of letters, digits, '.'"),
         (["--dims", "4", "--storage", "nowhere://bucket/runs"], "nowhere://bucket/runs: cannot open this URI"),
         ([], "dims: is required"),
     ],

@@ -6,8 +6,12 @@ from pydantic import BaseModel, ConfigDict
 
 from pipelines.cli.settings import check_flags, resolve
 from pipelines.evaluate.settings import EvaluateSettings
+from pipelines.retrain.settings import RollbackSettings
+from pipelines.serve.settings import ServeSettings
 from pipelines.storage.study import Step, Trial
+from pipelines.submit.settings import SubmitSettings
 from pipelines.train.settings import TrainSettings
+from pipelines.tune.settings import TuneSettings
 from pipelines.tune.tables import best_text
 from smec_core.config import PAPER_PRESET, TrainConfig
 from smec_core.errors import InputError
@@ -39,6 +43,8 @@ def test_later_layers_win(tmp_path: Path) -> None:
         (["epochs=many"], "epochs: Input should be a valid integer"),
         (["queue_size=5", "top_k=10"], r"queue_size \(5\) must be at least top_k \(10\)"),
         (["dims=96,96"], "dims: a dim is named twice"),
+        (["preset=fast"], "--set: unknown key 'preset'; a preset is given by a flag of smec train, --preset NAME"),
+        (["from=model"], "--set: unknown key 'from'; what --from gives is called base here"),
     ],
 )
 def test_refusals_name_the_key_and_where_it_was_set(assignments: list[str], message: str) -> None:
@@ -126,3 +132,23 @@ def test_flags_alone_are_checked_by_value_and_not_together() -> None:
     check_flags(EvaluateSettings, {"data": "/d", "model": None, "dtype": "int8"})
     with pytest.raises(InputError, match=r"dtype: Input should be 'float32', .* \(given 'int9' by flag\)"):
         check_flags(EvaluateSettings, {"data": "/d", "model": None, "dtype": "int9"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "assignment", "message"),
+    [
+        (RollbackSettings, "to=1", "to: must be the name of a published version, as v0003 (given 1 by --set)"),
+        (RollbackSettings, "gate.anchor=v7", "gate.anchor: must be the name of a published version, as v0003 (given"),
+        (RollbackSettings, "name=my series", "name: must be of letters, digits, '.', '_' and '-', with a letter or"),
+        (TuneSettings, "name=my study", "name: must be of letters, digits, '.', '_' and '-', with a letter or"),
+        (ServeSettings, "route=smec/", "route: must be a path that begins with / and does not end with it, as /smec"),
+        (SubmitSettings, "id=a b", "id: must be of letters, digits, "),
+    ],
+)
+def test_what_a_text_must_be_is_told_in_words(kind: type[BaseModel], assignment: str, message: str) -> None:
+    given = {"name": "a", "data": "d", "storage": "s", "train.dims": 8, "publish.output": "o", "publish.dim": 8}
+    if kind is not RollbackSettings:
+        given = {}
+    flags = {name: value for name, value in given.items() if f"{name}=" not in assignment}
+    with pytest.raises(InputError, match=re.escape(message)):
+        resolve(kind, flags, None, [assignment])

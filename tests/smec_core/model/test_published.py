@@ -151,8 +151,13 @@ def test_a_version_stays_what_it_is_while_a_later_one_comes(model: Path, tmp_pat
     assert (smec_core.published(tmp_path / "out").version, first.version) == ("v0002", "v0001")
     again = smec_core.published(tmp_path / "out", version="v0001")
     assert (again.key, again.dim) == (first.key, 8)
-    with pytest.raises(InputError, match=r"v0007: is no finished version; give one that is there: v0001, v0002"):
-        smec_core.published(tmp_path / "out", version="v0007")
+    assert smec_core.published(tmp_path / "out", version=1).key == first.key
+    for never in ("v0007", 7, "1"):
+        with pytest.raises(
+            InputError, match=r"out: there is no version \w+; give one that is there: v0001, v0002"
+        ) as told:
+            smec_core.published(tmp_path / "out", version=never)
+        assert not isinstance(told.value, DamagedError)
 
 
 def test_no_two_sets_of_vectors_share_a_key(model: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import smec_core
+from smec_core.data.forms import judged_splits
 from smec_core.errors import InputError
 from smec_core.training.plan import plan_training
 from smec_core.training.schedule import TrainingShape
@@ -113,6 +114,31 @@ def test_queries_that_are_documents_do_not_find_themselves() -> None:
 def test_bad_settings_are_refused_as_the_command_line_does(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
         fitted(**settings)
+
+
+@pytest.mark.parametrize(
+    ("qrels", "told"),
+    [
+        ({"trian": HAS.qrels}, "qrels: 'trian' is no split; did you mean 'train'?"),
+        ({"train": HAS.qrels, "tests": HAS.test}, "qrels: 'tests' is no split; did you mean 'test'?"),
+        ({"train": HAS.qrels, "extra": HAS.test}, r"qrels: 'extra' is no split; give train, dev \(or validation\) and"),
+        (
+            {"Train": {"0": {"0"}}, "Test": {"0": {"1": 1}}},
+            "qrels: '(Train|Test)' is no split; did you mean '(train|test)'",
+        ),
+        ({"trian": {"0": {"0": 1}}}, "qrels: 'trian' is no split; did you mean 'train'?"),
+    ],
+)
+def test_a_split_of_another_name_is_told(qrels: Any, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        smec_core.fit(HAS.corpus, HAS.queries, qrels, dims=8)
+
+
+@pytest.mark.parametrize(
+    "given", [{"tests": {"0": 1}}, {"tests": {"0"}}, {"query_id": ["tests"], "doc_id": ["0"], "score": [1]}]
+)
+def test_a_query_may_be_called_nearly_as_a_split(given: Any) -> None:
+    assert judged_splits(given, "train")["train"].to_pylist() == [{"query_id": "tests", "doc_id": "0", "score": 1}]
 
 
 @pytest.mark.parametrize("dims", [8, np.int64(8), "8", (8,), np.array([8]), range(8, 9)])
