@@ -17,9 +17,15 @@ import smec_core
 
 FIRST, SHORTLIST, K = 24, 100, 10
 FORMS = {"float32": "HNSW32,Flat", "float16": "HNSW32,SQfp16", "int8": "HNSW32,SQ8"}
+if len(sys.argv) != 3:
+    sys.exit("usage: python examples/faiss_search.py compressed DATA/queries.parquet")
 out, queries = sys.argv[1:]
 
-version = smec_core.published(out)
+try:
+    version, asked = smec_core.published(out), pq.read_table(queries)
+    model = version.model
+except (smec_core.SmecError, OSError, ValueError) as error:
+    sys.exit(str(error))
 if binary := version.dtype == "binary":
     ids_N, first_N, docs_Nd = version.read("embedding", "rescore")
     index: Any = faiss.index_binary_factory(8 * first_N.shape[1], "BHNSW32")
@@ -33,8 +39,7 @@ else:
 index.add(first_N)
 index.hnsw.efSearch = 2 * SHORTLIST
 
-asked = pq.read_table(queries)
-q_Qd = version.model.encode(asked["embedding"].to_numpy(), version.dim)
+q_Qd = model.encode(asked["embedding"].to_numpy(), version.dim)
 for query, q_d in zip(asked["id"].to_pylist(), q_Qd, strict=True):
     first = np.packbits(q_d > 0) if binary else q_d[:FIRST] / np.linalg.norm(q_d[:FIRST])
     _, [row_S] = index.search(first[np.newaxis], SHORTLIST)

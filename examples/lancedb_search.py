@@ -26,9 +26,15 @@ def with_first(batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch.append_column("first", embedding_column(whole_Nd[:, :FIRST].astype(np.float32)))
 
 
+if len(sys.argv) != 4:
+    sys.exit("usage: python examples/lancedb_search.py compressed DATA/queries.parquet lance")
 out, queries, folder = sys.argv[1:]
 
-version = smec_core.published(out)
+try:
+    version, asked = smec_core.published(out), pq.read_table(queries)
+    model = version.model
+except (smec_core.SmecError, OSError, ValueError) as error:
+    sys.exit(str(error))
 binary, name = version.dtype == "binary", f"documents_{version.key}_{FIRST}"
 searched, whole, distance = ("embedding", "rescore", "hamming") if binary else ("first", "embedding", "cosine")
 database, schema, rows = lancedb.connect(folder), version.schema, version.arrow()
@@ -41,8 +47,7 @@ if name not in database.list_tables().tables:
     database.create_table(name, rows, schema=schema)
 table = database.open_table(name)
 
-asked = pq.read_table(queries)
-q_Qd = version.model.encode(asked["embedding"].to_numpy(), version.dim)
+q_Qd = model.encode(asked["embedding"].to_numpy(), version.dim)
 for query, q_d in zip(asked["id"].to_pylist(), q_Qd, strict=True):
     first = np.packbits(q_d > 0) if binary else q_d[:FIRST]
     search: Any = table.search(first, vector_column_name=searched)

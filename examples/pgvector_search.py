@@ -19,16 +19,26 @@ from pgvector.psycopg import register_vector
 import smec_core
 
 FIRST, SHORTLIST, K = 24, 100, 10
+if len(sys.argv) != 3:
+    sys.exit("usage: python examples/pgvector_search.py compressed DATA/queries.parquet")
 out, queries = sys.argv[1:]
 
-version = smec_core.published(out)
+try:
+    version, asked = smec_core.published(out), pq.read_table(queries)
+    model = version.model
+except (smec_core.SmecError, OSError, ValueError) as error:
+    sys.exit(str(error))
 binary, d = version.dtype == "binary", version.dim
 # pgvector has no int8, whose numbers halfvec holds as they are
 kind, value = ("vector", Vector) if version.dtype == "float32" else ("halfvec", HalfVector)
 first = "signs" if binary else f"subvector(embedding, 1, {FIRST})::{kind}({FIRST})"
 operators, operator = ("bit_hamming_ops", "<~>") if binary else (f"{kind}_cosine_ops", "<=>")
 table, ids = f"documents_{version.key}_{FIRST}", "bigint" if pa.types.is_integer(version.id_type) else "text"
-connection = psycopg.connect(autocommit=True)
+try:
+    connection = psycopg.connect(autocommit=True)
+except psycopg.OperationalError as error:
+    named = "the server that PGHOST, PGPORT, PGUSER, PGPASSWORD and PGDATABASE name"
+    sys.exit(f"no connection to {named} ({' '.join(str(error).split())})")
 register_vector(connection)
 
 
@@ -55,8 +65,7 @@ run(f"SET hnsw.ef_search = {2 * SHORTLIST}")
 search = f"""WITH shortlist AS MATERIALIZED (
         SELECT id, embedding FROM documents ORDER BY {first} {operator} %s LIMIT {SHORTLIST})
     SELECT id FROM shortlist ORDER BY embedding::vector <=> %s LIMIT {K}"""
-asked = pq.read_table(queries)
-q_Qd = version.model.encode(asked["embedding"].to_numpy(), d)
+q_Qd = model.encode(asked["embedding"].to_numpy(), d)
 for query, q_d in zip(asked["id"].to_pylist(), q_Qd, strict=True):
     found = run(search, Bit(q_d > 0) if binary else value(q_d[:FIRST]), Vector(q_d))
     print(json.dumps({"query": query, "documents": [name for (name,) in found]}))

@@ -15,9 +15,15 @@ from qdrant_client import QdrantClient, models
 import smec_core
 
 FIRST, SHORTLIST, K = 24, 100, 10
+if len(sys.argv) != 4:
+    sys.exit("usage: python examples/qdrant_search.py compressed DATA/queries.parquet qdrant")
 out, queries, folder = sys.argv[1:]
 
-version = smec_core.published(out)
+try:
+    version, asked = smec_core.published(out), pq.read_table(queries)
+    model = version.model
+except (smec_core.SmecError, OSError, ValueError) as error:
+    sys.exit(str(error))
 name = f"documents_{version.key}_{FIRST}"
 client = QdrantClient(path=folder)
 if name not in [alias.alias_name for alias in client.get_aliases().aliases]:
@@ -42,8 +48,7 @@ if name not in [alias.alias_name for alias in client.get_aliases().aliases]:
     alias = models.CreateAlias(collection_name=f"{name}_rows", alias_name=name)
     client.update_collection_aliases([models.CreateAliasOperation(create_alias=alias)])
 
-asked = pq.read_table(queries)
-q_Qd = version.model.encode(asked["embedding"].to_numpy(), version.dim)
+q_Qd = model.encode(asked["embedding"].to_numpy(), version.dim)
 for query, q_d in zip(asked["id"].to_pylist(), q_Qd, strict=True):
     shortlist = models.Prefetch(query=q_d[:FIRST].tolist(), using="first", limit=SHORTLIST)
     found = client.query_points(name, query=q_d.tolist(), using="whole", prefetch=shortlist, limit=K)

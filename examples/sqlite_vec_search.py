@@ -17,9 +17,15 @@ import sqlite_vec
 import smec_core
 
 FIRST, SHORTLIST, K = 24, 100, 10
+if len(sys.argv) != 4:
+    sys.exit("usage: python examples/sqlite_vec_search.py compressed DATA/queries.parquet vectors.db")
 out, queries, file = sys.argv[1:]
 
-version = smec_core.published(out)
+try:
+    version, asked = smec_core.published(out), pq.read_table(queries)
+    model = version.model
+except (smec_core.SmecError, OSError, ValueError) as error:
+    sys.exit(str(error))
 binary, d, table = version.dtype == "binary", version.dim, f"documents_{version.key}_{FIRST}"
 ids = "integer" if pa.types.is_integer(version.id_type) else "text"
 first, value = (f"bit[{8 * -(-d // 8)}]", "vec_bit(?)") if binary else (f"float[{FIRST}] distance_metric=cosine", "?")
@@ -36,8 +42,7 @@ with database:
             rows = zip(names.tolist(), map(bytes, firsts), map(bytes, vectors.astype(held)), strict=True)
             database.executemany(f"INSERT INTO {table} VALUES (?, {value}, {whole_value})", rows)
 
-asked = pq.read_table(queries)
-q_Qd = version.model.encode(asked["embedding"].to_numpy(), d)
+q_Qd = model.encode(asked["embedding"].to_numpy(), d)
 search = f"SELECT id, whole FROM {table} WHERE first MATCH {value} AND k = {SHORTLIST}"
 for query, q_d in zip(asked["id"].to_pylist(), q_Qd, strict=True):
     shortlist = database.execute(search, (bytes(np.packbits(q_d > 0) if binary else q_d[:FIRST]),))

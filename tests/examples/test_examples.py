@@ -123,6 +123,38 @@ def test_example_finds_what_exact_search_finds_in_every_version(
         check_database(folder)
 
 
+@pytest.mark.parametrize("store", ["faiss", "lancedb", "pgvector", "qdrant", "sqlite_vec"])
+def test_what_was_given_wrongly_is_told_in_one_line(
+    store: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = str(REPOSITORY / f"examples/{store}_search.py")
+    place = [str(tmp_path / store)] if store in KEPT else []
+
+    def ended(*arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", [script, *arguments])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(script, run_name="__main__")
+        [line] = str(end.value.code).splitlines()
+        return line
+
+    out, queries = str(folder / "out"), str(folder / "data/queries.parquet")
+    assert ended() == ended(out, queries, *place, "more")
+    assert f"python examples/{store}_search.py compressed DATA/queries.parquet" in ended()
+    assert "no version is published there" in ended(str(folder / "data"), queries, *place)
+    assert "nowhere" in ended(out, f"{folder}/nowhere", *place)
+    assert "magic bytes" in ended(out, f"{folder}/out/CURRENT", *place)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_is_not_there_is_told_with_what_names_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = str(REPOSITORY / "examples/pgvector_search.py")
+    monkeypatch.setattr("sys.argv", [script, str(folder / "out"), str(folder / "data/queries.parquet")])
+    monkeypatch.setenv("PGHOST", "127.0.0.1")
+    monkeypatch.setenv("PGPORT", "1")
+    with pytest.raises(SystemExit, match=r"^no connection to the server that PGHOST, .* name \(.*\)$"):
+        runpy.run_path(script, run_name="__main__")
+
+
 def check_database(folder: Path) -> None:
     """Each version has a table of its own type, and the view's statement goes by the index."""
     with psycopg.connect() as connection:
