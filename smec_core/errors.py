@@ -91,6 +91,11 @@ class GateError(SmecError):
         self.figures = figures
 
 
+def extra(name: str) -> str:
+    """How an extra of this package is installed, for messages: the package is on no index."""
+    return f"pip install -e '.[{name}]' in the clone of smec, or 'FILE.whl[{name}]' of the wheel"
+
+
 def one_line(error: BaseException) -> str:
     """The message of an error, which libraries break into lines, as one that may be shown and stored."""
     return safe_line(" ".join(mask(str(error)).split()), LONGEST_REASON) or type(error).__name__

@@ -16,7 +16,7 @@ import numpy as np
 from pipelines.console import say, telling, warn
 from pipelines.export.files import MADE_BY, check_replaceable, place
 from pipelines.export.settings import ExportSettings
-from smec_core.errors import InputError, SmecError
+from smec_core.errors import InputError, SmecError, extra
 from smec_core.model.files import load
 from smec_core.model.model import Model
 
@@ -59,7 +59,7 @@ def run(settings: ExportSettings) -> dict[str, Any]:
     try:
         exporter = importlib.import_module(f"pipelines.export.formats.{MODULES[settings.to]}")
     except ModuleNotFoundError as error:
-        raise SmecError(f"smec export --to {settings.to} needs {error.name}: pip install 'smec-ray[export]'") from error
+        raise SmecError(f"smec export --to {settings.to} needs {error.name}: {extra('export')}") from error
     out = Path(settings.out)
     check_replaceable(out, settings.to)
     if dim not in model.dims:

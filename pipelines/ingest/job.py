@@ -28,7 +28,7 @@ from smec_core.data.qrels import QrelsFile, as_table
 from smec_core.data.stored_files import StoredFile, describe
 from smec_core.data.tables import check_dataset, check_names
 from smec_core.data.uri import open_filesystem, public_uri
-from smec_core.errors import InputError, SmecError, one_line
+from smec_core.errors import InputError, SmecError, extra, one_line
 
 
 class Source(NamedTuple):
@@ -118,7 +118,7 @@ def run(settings: IngestSettings) -> dict[str, Any]:
         SmecError: sentence-transformers is not installed, or a worker failed; the same command goes on from there.
     """
     if importlib.util.find_spec("sentence_transformers") is None:
-        raise SmecError("smec ingest needs sentence-transformers: pip install 'smec-ray[ingest]'")
+        raise SmecError(f"smec ingest needs sentence-transformers: {extra('ingest')}")
     started = time.perf_counter()
     draft = DatasetDraft(settings.output)
     draft.check_free()

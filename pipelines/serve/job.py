@@ -24,7 +24,7 @@ from pipelines.runtime.cluster import connect
 from pipelines.runtime.ray_private import serve_http_options
 from pipelines.serve.queries import check_model
 from pipelines.serve.settings import ApplicationSettings, ServeSettings
-from smec_core.errors import InputError, SmecError
+from smec_core.errors import InputError, SmecError, extra
 from smec_core.model.files import load
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def app(settings: ApplicationSettings) -> "Application":
     try:
         import ray.serve  # noqa: F401
     except ModuleNotFoundError as error:
-        raise SmecError("smec serve needs Ray Serve: pip install 'smec-ray[serve]'") from error
+        raise SmecError(f"smec serve needs Ray Serve: {extra('serve')}") from error
     from pipelines.serve.replica import Encoder
 
     deployment = Encoder.options(  # type: ignore[attr-defined]

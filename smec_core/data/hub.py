@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from smec_core.errors import InputError, SmecError, StoreError, StoreUnreachable, one_line
+from smec_core.errors import InputError, SmecError, StoreError, StoreUnreachable, extra, one_line
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -61,7 +61,7 @@ def hub_api(uri: str) -> "tuple[HfApi, str | None]":
     try:
         from huggingface_hub import HfApi, get_token
     except ImportError as error:
-        raise InputError(f"{uri}: needs huggingface_hub: pip install 'smec-ray[sources]'") from error
+        raise InputError(f"{uri}: needs huggingface_hub: {extra('sources')}") from error
     token = get_token()
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token or False), token
 

@@ -18,7 +18,7 @@ from smec_core.data.columns import first_true
 from smec_core.data.object_store import ToldErrors
 from smec_core.data.parquet_files import NULL_IN_FIXED
 from smec_core.data.uri import shown_path
-from smec_core.errors import InputError, RowError, SmecError, one_line
+from smec_core.errors import InputError, RowError, SmecError, extra, one_line
 
 if TYPE_CHECKING:
     from lance import LanceDataset, LanceFragment
@@ -155,9 +155,7 @@ def _open(filesystem: pafs.FileSystem, folder: str, version: int | None = None) 
     try:
         import lance
     except ImportError as error:
-        raise InputError(
-            f"{shown}: is a Lance dataset, which needs pylance to be read: pip install 'smec-ray[sources]'"
-        ) from error
+        raise InputError(f"{shown}: is a Lance dataset, which needs pylance to be read: {extra('sources')}") from error
     uri, options = _place(filesystem, folder)
     try:
         return lance.dataset(uri, version=version, storage_options=options)

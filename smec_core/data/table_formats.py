@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from smec_core.data.lance_files import find_fragments, is_fragment, is_lance
 from smec_core.data.uri import shown_path
-from smec_core.errors import InputError, SmecError, one_line
+from smec_core.errors import InputError, SmecError, extra, one_line
 from smec_core.temporary import temporary_folder
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def files_in_force(filesystem: pafs.FileSystem, folder: str, subfolders: Collect
 
 
 def _needs(shown: str, what: str, package: str) -> InputError:
-    return InputError(f"{shown}: is {what}, which needs {package} to be read: pip install 'smec-ray[sources]'")
+    return InputError(f"{shown}: is {what}, which needs {package} to be read: {extra('sources')}")
 
 
 def partition_values(filesystem: pafs.FileSystem, folder: str) -> dict[str, dict[str, pa.Scalar]]:

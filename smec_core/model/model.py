@@ -308,7 +308,7 @@ class Model:
 
         Of the data's place nothing is uploaded. seen.safetensors is: whoever may read the model and has an id can tell
         whether the model has learnt from that document. The token is HF_TOKEN, else that of `hf auth login`; needs
-        `pip install 'smec-ray[sources]'`.
+        the extra `sources`.
 
         Args:
             repo: "USER/NAME"; it is made where there is none.

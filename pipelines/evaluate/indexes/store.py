@@ -20,7 +20,7 @@ import torch
 
 from pipelines.evaluate.settings import StoreName
 from smec_core.config import VectorType
-from smec_core.errors import InputError, SmecError
+from smec_core.errors import InputError, SmecError, extra
 from smec_core.model.quantize import to_bits, to_int8
 
 BATCH_ROWS = 8192
@@ -189,7 +189,7 @@ def open_store(name: StoreName, dtype: VectorType) -> Build:
     if dtype in store.refused:
         raise InputError(f"dtype: {store.refused[dtype]}")
     if missing := [package for package in store.packages if find_spec(package) is None]:
-        raise SmecError(f"smec evaluate --index {name} needs {' and '.join(missing)}: pip install 'smec-ray[stores]'")
+        raise SmecError(f"smec evaluate --index {name} needs {' and '.join(missing)}: {extra('stores')}")
     build: Build = importlib.import_module(f"pipelines.evaluate.indexes.{name.replace('-', '_')}").build
     return build
 

@@ -150,7 +150,8 @@ def test_a_store_that_is_not_installed_is_named_with_its_extra(
     code, _, errors, _ = smec(data, model, "--index", "pgvector")
     assert code == 1
     assert errors.strip() == (
-        "smec: smec evaluate --index pgvector needs psycopg and pgvector: pip install 'smec-ray[stores]'"
+        "smec: smec evaluate --index pgvector needs psycopg and pgvector: pip install -e '.[stores]' in the clone of "
+        "smec, or 'FILE.whl[stores]' of the wheel"
     )
 
 

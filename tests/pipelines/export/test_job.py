@@ -21,7 +21,7 @@ from pipelines.cli import app
 from pipelines.export import job
 from pipelines.export.job import run
 from pipelines.export.settings import ExportSettings
-from smec_core.errors import InputError, SmecError
+from smec_core.errors import InputError, SmecError, extra
 from smec_core.model.adapter import MLP_TENSORS, FrozenStage
 from smec_core.model.model import Model
 
@@ -436,7 +436,7 @@ def test_missing_library_is_named_with_its_cure(tmp_path: Path, model: Path) -> 
     arguments = ["export", "--model", str(model), "--to", "onnx", "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1
-    assert result.stderr == "smec: smec export --to onnx needs onnxruntime: pip install 'smec-ray[export]'\n"
+    assert result.stderr == f"smec: smec export --to onnx needs onnxruntime: {extra('export')}\n"
     assert not list(tmp_path.iterdir())
 
 

@@ -424,5 +424,5 @@ def test_a_folder_of_the_user_beside_the_output_is_not_touched(tmp_path: Path) -
 
 def test_without_sentence_transformers_the_cure_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(SmecError, match=r"pip install 'smec-ray\[ingest\]'"):
+    with pytest.raises(SmecError, match=r"pip install -e '\.\[ingest\]' in the clone"):
         ingest(write_beir(tmp_path / "beir"), tmp_path / "data")

@@ -305,7 +305,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 def test_without_ray_serve_the_cure_is_named(models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray.serve", None)
-    with pytest.raises(SmecError, match=r"pip install 'smec-ray\[serve\]'"):
+    with pytest.raises(SmecError, match=r"pip install -e '\.\[serve\]' in the clone"):
         run(ServeSettings(model=str(models[0])))
 
 

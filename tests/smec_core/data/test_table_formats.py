@@ -225,7 +225,7 @@ def test_without_the_package_no_file_is_read(
     module = "lance" if package == "pylance" else package
     for name in [name for name in sys.modules if name.partition(".")[0] == module]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(InputError, match=rf"corpus: is {what}, which needs {package}.*'smec-ray\[sources\]'"):
+    with pytest.raises(InputError, match=rf"corpus: is {what}, which needs {package}.*pip install -e '\.\[sources\]'"):
         EmbeddingTable.open(str(tmp_path / "corpus"))
 
 
