@@ -21,7 +21,6 @@ INDENTED = re.compile(r"(?<=\n\n)(?:    [^\n]*\n)+")
 
 SKIPPED = {
     r"make |\. \.venv": "CI itself, and tests/deploy/test_package.py",
-    r"pip install": "tests/deploy/test_package.py",
     r"ray (get-auth-token|up|dashboard)|export |smec submit": "tests/deploy, on a cluster with a token",
     r"smec export|import (onnxruntime|faiss)|from sentence_transformers|index =|empty =": "tests/pipelines/export",
     r"from (langchain_core|llama_index|haystack)|import mteb": "tests/frameworks, in an environment of their own",

@@ -61,6 +61,8 @@ def load(folder: str | Path) -> Model:
         except (StoreError, StoreUnreachable):
             raise
         except OSError as error:
+            if filesystem.get_file_info(path).type == FileType.File:
+                raise InputError(f"{folder}: not a model folder (it is a file); give the folder") from error
             raise InputError(f"{folder}: cannot be read ({one_line(error)})") from error
     if content["adapter.safetensors"].startswith(PICKLES) and content["adapter.safetensors"][8:9] != b"{":
         # the header is JSON, so a cut safetensors file has its brace after the eight bytes of the length
