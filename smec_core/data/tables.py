@@ -74,10 +74,9 @@ def find_table(filesystem: pafs.FileSystem, path: str) -> list[str]:
 
 def _is_missing(filesystem: pafs.FileSystem, path: str) -> bool:
     """Whether nothing is there; what may not be asked for may be."""
-    try:
+    with suppress(StoreError):
         return bool(filesystem.get_file_info(path).type == pafs.FileType.NotFound)
-    except OSError:
-        return False
+    return False
 
 
 def check_dataset(filesystem: pafs.FileSystem, root: str) -> None:
