@@ -233,14 +233,14 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
 
 
-def file_instead(folder: Path) -> None:
+def into_a_file(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.touch()
 
 
 DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "nothing is there"),
-    "a file": (file_instead, "not a model folder (it is a file); give the folder"),
+    "a file": (into_a_file, "not a model folder (it is a file); give the folder"),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json is missing"),
     "no metrics": (lambda f: (f / "metrics.json").unlink(), "metrics.json is missing"),
     "no adapter": (lambda f: (f / "adapter.safetensors").unlink(), "adapter.safetensors is missing"),
