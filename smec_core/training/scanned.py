@@ -211,9 +211,10 @@ class WantedRows:
         say(told)
         taught = is_self_taught(dataset, self.config)
         if taught:
-            places = self_taught(docs, queries, self._is_free(queries), self.config)
-            count = sum(len(one) for one in places if one is not None)
+            is_free_K = self._is_free(queries)
+            count = min(int(is_free_K.sum()), MOST_QUERIES)
             say(f"of {count:,} queries without judgements, fewer dims learn to find what all dims find")
+            places = self_taught(docs, queries, is_free_K, self.config)
         facts = (dataset.dim, docs.drawn, places, self.docs.is_whole, taught)
         return ScannedData(*facts, docs, queries, self.labels, seconds)
 
