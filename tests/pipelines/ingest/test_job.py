@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -324,7 +325,7 @@ def test_text_that_changes_while_it_is_read(tmp_path: Path) -> None:
     encoder = Encoder("none", "sha256:0", True)
     actor = EncodeShard(Job(encoder, source.texts, source.judged, place, "plan", prompts, 8), gpu=False)
     [record] = actor(source.shards[1]._asdict())
-    assert record["error"].endswith("corpus.jsonl: changed while it was read; run again")
+    assert str(pickle.loads(record["error"])).endswith("corpus.jsonl: changed while it was read; run again")
 
 
 @pytest.mark.ray

@@ -441,10 +441,11 @@ def test_full_dims_alone_can_be_asked_for(data: Generated) -> None:
 def test_progress_is_told_stage_by_stage(data: Generated) -> None:
     lines: list[str] = []
     train(data.training_data(), small(epochs=1), NullTracker(), Hooks(say=lines.append))
-    assert len(lines) == 9
-    assert lines[0].startswith("start: within(")
-    assert lines[1].startswith("first pass, stage 1 of 4: 24 -> 24 dims, linear, ")
-    assert re.search(r", mean dev score of the prefixes in training \d\.\d{4}$", lines[1])
+    assert len(lines) == 10
+    assert lines[0] == "choosing a closed form to start from, on 3 folds of the judgements"
+    assert lines[1].startswith("start: within(")
+    assert lines[2].startswith("first pass, stage 1 of 4: 24 -> 24 dims, linear, ")
+    assert re.search(r", mean dev score of the prefixes in training \d\.\d{4}$", lines[2])
     assert lines[-1].startswith("refit pass, stage 4 of 4: 8 -> 4 dims, ")
 
 
