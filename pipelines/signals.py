@@ -32,6 +32,7 @@ FORCING = 3
 """The signal that ends the process at once: this one of those that came."""
 LOOK_SECONDS = 0.25
 LAST_SECONDS = 3.0
+SAY_SECONDS = 2.0
 
 
 class Interrupted(KeyboardInterrupt):
@@ -111,12 +112,23 @@ class _Ending:
 
     def tell(self) -> None:
         """Says the line, once, whoever comes first."""
-        with self.saying:
-            if not self.is_said and self.number is not None:
+        if self.number is None:
+            return
+        line = f"ended by {signal.Signals(self.number).name}; {self.then}"
+        if not self.saying.acquire(timeout=SAY_SECONDS):
+            # the other thread waits for a lock, which may be one that an interrupt has left taken for good
+            if not self.is_said:
                 self.is_said = True
+                _write(line)
+            return
+        try:
+            if not self.is_said:
                 # whatever it is, the command ends
                 with suppress(Exception):
-                    self.say(f"ended by {signal.Signals(self.number).name}; {self.then}")
+                    self.say(line)
+                    self.is_said = True
+        finally:
+            self.saying.release()
 
     def force(self, why: str) -> None:
         """Ends the process as it is."""

@@ -56,7 +56,7 @@ def _bad(number: int, x_ND: np.ndarray, input_dim: int) -> Request:
         ({"inputs": rows[0]}, "row 0 is not a list"),
         ({"inputs": []}, "give at least one row"),
         ({"vectors": rows}, "is missing; send"),
-        ({"inputs": rows, "dims": 2}, "dims: unknown key; send"),
+        ({"inputs": rows, "dims": 2}, "dims: unknown key; did you mean"),
     ]
     body, cure = bodies[number % len(bodies)]
     return Request(body if isinstance(body, bytes) else json.dumps(body).encode(), x_ND, None, cure)
