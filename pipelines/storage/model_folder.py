@@ -36,8 +36,13 @@ LocalPath = Annotated[str, AfterValidator(check_local_path)]
 """A file or folder on the machine where the job is started."""
 
 
-def make_out(out: Path) -> None:
-    """Makes the folder that a job writes its results to, before it begins to work.
+def make_out(out: Path, key: str = "out", cure: str = "name another folder") -> None:
+    """Makes a folder that a job writes to, before it begins to work.
+
+    Args:
+        out: the folder.
+        key: the setting that names it.
+        cure: what to do where it cannot be used.
 
     Raises:
         InputError: it cannot be made, or may not be written to.
@@ -45,11 +50,11 @@ def make_out(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise InputError(f"out: {out} is a file; name a folder") from error
+        raise InputError(f"{key}: {out} is a file; name a folder") from error
     except OSError as error:
-        raise InputError(f"out: {out} cannot be made ({one_line(error)}); name another folder") from error
+        raise InputError(f"{key}: {out} cannot be made ({one_line(error)}); {cure}") from error
     if not os.access(out, os.W_OK | os.X_OK):
-        raise InputError(f"out: {out} may not be written to; name another folder")
+        raise InputError(f"{key}: {out} may not be written to; {cure}")
 
 
 def check_replaceable(folder: Path) -> None:

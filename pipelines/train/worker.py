@@ -1,7 +1,6 @@
 """What every Ray Train worker of a training does: its rows, the loop of smec_core, checkpoints and figures."""
 
 import json
-import os
 import pickle
 import time
 from collections.abc import Callable
@@ -20,11 +19,12 @@ from pipelines.data.source import Source
 from pipelines.runtime.cluster import RayFailure, quiet_data
 from pipelines.runtime.leftovers import remove_left
 from pipelines.runtime.prometheus import TrainMeters
+from pipelines.storage.model_folder import make_out
 from pipelines.train.checkpoints import open_checkpoint, write_file_list
 from smec_core.config import TrainConfig
 from smec_core.distributed.group import Group
 from smec_core.distributed.resident import Node, folder_for
-from smec_core.errors import InputError, SmecError, one_line
+from smec_core.errors import SmecError
 from smec_core.model.adapter import FrozenStage
 from smec_core.temporary import base_folder, make_folder, remove_folder
 from smec_core.training.checkpoint import Checkpoint
@@ -78,12 +78,7 @@ class WorkerTask:
         if not self.scratch:
             return base_folder()
         folder = Path(self.scratch)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"scratch: {folder} cannot be made ({one_line(error)}); {LOCAL_DISK}") from error
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise InputError(f"scratch: {folder} may not be written to; {LOCAL_DISK}")
+        make_out(folder, "scratch", LOCAL_DISK)
         return folder
 
 

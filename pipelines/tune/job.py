@@ -1,6 +1,5 @@
 """`smec tune`: searches settings of the method on Ray Tune, by dev figures alone."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from pipelines.console import context, say
 from pipelines.data.opened import open_dataset
 from pipelines.data.source import scan_data
 from pipelines.storage.lease import Lease
-from pipelines.storage.model_folder import check_replaceable
+from pipelines.storage.model_folder import check_replaceable, make_out
 from pipelines.storage.run_folder import RunFolder, check_storage, digest
 from pipelines.storage.study import Objective
 from pipelines.train import TrainSettings
@@ -17,7 +16,7 @@ from pipelines.train import run as train_model
 from pipelines.tune.runner import BEST_FILE, StudyStart
 from pipelines.tune.settings import TuneSettings
 from smec_core.data.uri import public_uri
-from smec_core.errors import InputError, one_line
+from smec_core.errors import InputError
 from smec_core.masking import mask
 from smec_core.training.plan import plan_training
 from smec_core.training.schedule import prefix_dims
@@ -60,12 +59,7 @@ def run(settings: TuneSettings) -> dict[str, Any]:
     prefixes = prefix_dims(dataset.dim, config.dims)
     if objective.dim is not None and objective.dim not in prefixes:
         raise InputError(f"objective: {objective.dim} is none of the dims {', '.join(map(str, prefixes))}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"out: {out} cannot be made ({one_line(error)})") from error
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise InputError(f"out: {out} may not be written to; name another folder")
+    make_out(out)
     if settings.storage is not None and mask(settings.storage) != settings.storage:
         # Tune pickles what opens it into a file there, and into files of Ray's
         raise InputError(

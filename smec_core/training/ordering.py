@@ -64,8 +64,8 @@ class Orders:
         """The order that is best on dev; without dev the usual one. Collective.
 
         Another than the usual one has to gain more than twice the error of the difference in the mean of all dims, must
-        cost no more than `guard_tolerance` at the largest, which nothing later can mend, and on no part of dev may it
-        fall below a reference there where the usual one does not.
+        cost no more than `guard_tolerance` at the largest, which nothing later makes up for, and on no part of dev may
+        it fall below a reference there where the usual one does not.
 
         Args:
             usual: one of them.

@@ -19,6 +19,7 @@ from smec_core.data.folds import Labels, held_out_as_dev
 from smec_core.data.judgements import Judgements
 from smec_core.data.scan import Scanned
 from smec_core.data.vectors import aligned
+from smec_core.distributed.resident import BLOCK_ROWS
 from smec_core.evaluation.metrics import PrefixSearch
 from smec_core.training.schedule import TrainingShape
 
@@ -30,7 +31,6 @@ LEAST_QUERIES = 100
 MOST_QUERIES = 10_000
 MOST_DOCS = 100_000
 """More of either would take minutes to search, and teach little more."""
-BLOCK_ROWS = 8192
 
 
 def is_self_taught(dataset: Dataset, config: TrainConfig) -> bool:
