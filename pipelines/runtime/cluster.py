@@ -19,7 +19,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from pipelines.console import say, telling, warn
 from pipelines.runtime.leftovers import end_processes, remove_left
 from pipelines.runtime.preflight import check_limits, keep_token, ray_place
-from pipelines.runtime.ray_private import end_executions, masked_entrypoint, wait_for
+from pipelines.runtime.ray_private import end_calls, end_executions, masked_entrypoint, wait_for
 from pipelines.runtime.settings import ClusterSettings
 from smec_core.errors import InputError, SmecError, first_line
 from smec_core.temporary import base_folder, make_folder, remove_folder
@@ -85,6 +85,9 @@ def _new_folder() -> Path:
 def _leave() -> None:
     """Leaves Ray, with nothing of this process still at work on it."""
     end_executions()
+    if ray.is_initialized():
+        with suppress(Exception):
+            end_calls()
     ray.shutdown()
 
 

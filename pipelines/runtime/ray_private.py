@@ -5,8 +5,10 @@ tests/pipelines/runtime/test_ray_private.py has a canary for each, which fails w
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
@@ -25,6 +27,8 @@ COORDINATOR = "AutoscalingCoordinator"
 DATA_THREADS = ("iter_threaded", "ray-data-metadata-prefetch")
 """Of Ray Data, which end with the execution that they read from."""
 LEAVE_SECONDS = 2.0
+CALL_SECONDS = 10.0
+LOOK_SECONDS = 0.05
 
 
 def start_coordinator() -> None:
@@ -92,6 +96,35 @@ def end_executions() -> None:
     for thread in threads:
         if isinstance(thread, StreamingExecutor) or thread.name in DATA_THREADS:
             thread.join(LEAVE_SECONDS)
+
+
+def end_calls() -> None:
+    """Has threads that wait for an actor of this process wait no more, by ending the actor.
+
+    They would wait in memory that `ray.shutdown` frees, and some of such processes crash.
+    """
+    until = time.monotonic() + CALL_SECONDS
+    while _is_waited_for() and time.monotonic() < until:
+        job = ray.get_runtime_context().get_job_id()
+        core: Any = ray._private.worker.global_worker.core_worker  # type: ignore[attr-defined]
+        for name, actor in ray._private.state.actors(job_id=ray.JobID.from_hex(job)).items():
+            # fails for an actor that this process does not know
+            with suppress(Exception):
+                if not actor["IsDetached"]:
+                    core.kill_actor(ray.ActorID.from_hex(name), True)
+        time.sleep(LOOK_SECONDS)
+
+
+def _is_waited_for() -> bool:
+    """Whether another thread is in `ray.get` or `ray.wait`."""
+    here = threading.get_ident()
+    for thread, frame in sys._current_frames().items():
+        found: FrameType | None = frame
+        while found is not None and thread != here:
+            if found.f_code.co_name in ("get", "wait") and found.f_code.co_filename == ray._private.worker.__file__:
+                return True
+            found = found.f_back
+    return False
 
 
 def lean_trainer(loop: Callable[[Any], None], needless: Collection[str], **options: Any) -> "TorchTrainer":

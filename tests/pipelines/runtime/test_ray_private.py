@@ -1,6 +1,9 @@
 """Canaries: what is used of Ray beyond its public API is still there. Each says what to fix where it is not."""
 
 import inspect
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -64,6 +67,41 @@ def test_an_execution_that_is_left_in_its_middle_is_ended(ray_cluster: None) -> 
     # one waits for work that nobody gives it any more
     left = {thread.name for thread in begun if thread.is_alive()} - {"Prefetcher"}
     assert not left, f"mend end_executions: {left}"
+
+
+WAITING = """
+import os, threading, time
+import ray
+from pipelines.runtime.cluster import _leave, connect
+
+@ray.remote(num_cpus=0)
+class Slow:
+    def work(self):
+        time.sleep(100)
+
+def wait():
+    try:
+        ray.get(actor.work.remote())
+    except ray.exceptions.RayActorError:
+        os.write(1, b"ended\\n")
+
+connect(1)
+actor = Slow.remote()
+for _ in range(3):
+    threading.Thread(target=wait, daemon=True).start()
+time.sleep(2)
+_leave()
+# each looks up once a second
+time.sleep(2)
+os._exit(0)
+"""
+
+
+def test_threads_that_wait_for_an_actor_do_not_crash_a_process_that_ends() -> None:
+    # memory that is freed is overwritten at once
+    environment = os.environ | {"MALLOC_PERTURB_": "165"}
+    done = subprocess.run([sys.executable, "-c", WAITING], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (0, "ended\n" * 3), f"mend end_calls: {done.stderr}"
 
 
 def test_the_job_client_sends_its_requests_in_one_place() -> None:

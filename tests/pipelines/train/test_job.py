@@ -194,7 +194,7 @@ def test_a_training_whose_lease_is_taken_over_stops_and_stores_nothing(dataset: 
     finally:
         process.kill()
         process.communicate()
-    assert process.returncode == 4
+    assert process.returncode == 4, errors
     assert "smec: run overtaken: its lease in" in errors
     assert "was taken over by process 77 on elsewhere" in errors.splitlines()[-1]
     assert not (tmp_path / "model").exists()
