@@ -28,7 +28,7 @@ class Job(NamedTuple):
     Attributes:
         encoder: the encoder.
         texts: the reader of `corpus` and that of `queries`.
-        judged: ids of the queries to encode.
+        judged: ids of the queries to encode; None for all.
         target: the folder of the dataset.
         plan_digest: hash of what decides the dataset's bytes.
         prompts: text before each document and each query; None for the encoder's own.
@@ -37,7 +37,7 @@ class Job(NamedTuple):
 
     encoder: Encoder
     texts: dict[str, Texts]
-    judged: frozenset[str]
+    judged: frozenset[str] | None
     target: Place
     plan_digest: str
     prompts: dict[str, str | None]
@@ -75,7 +75,8 @@ class EncodeShard:
 
     def _read(self, shard: Shard) -> list[Text]:
         source = self.job.texts[shard.kind]
-        found = (text for text in source.read(shard.start) if shard.kind == "corpus" or text.id in self.job.judged)
+        judged = self.job.judged if shard.kind == "queries" else None
+        found = (text for text in source.read(shard.start) if judged is None or text.id in judged)
         texts = list(islice(found, shard.rows))
         if fingerprint(texts) != shard.sha256:
             raise SmecError(f"{source.place}: changed while it was read; run again")

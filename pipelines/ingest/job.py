@@ -8,6 +8,7 @@ dataset of the same plan is left as it is, and an unfinished one is continued (p
 import datetime
 import importlib.util
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -26,7 +27,7 @@ from pipelines.storage.files import new_file
 from pipelines.storage.lease import Lease
 from smec_core.data.qrels import QrelsFile, as_table
 from smec_core.data.stored_files import StoredFile, describe
-from smec_core.data.tables import check_dataset, check_names
+from smec_core.data.tables import QRELS, check_dataset, check_names
 from smec_core.data.uri import open_filesystem, public_uri
 from smec_core.errors import InputError, SmecError, extra, one_line
 
@@ -37,7 +38,8 @@ class Source(NamedTuple):
     texts: dict[str, Texts]
     scans: dict[str, Scan]
     qrels: dict[str, pa.Table]
-    judged: frozenset[str]
+    judged: frozenset[str] | None
+    doubts: list[str]
 
     @classmethod
     @telling("reading the text")
@@ -55,7 +57,9 @@ class Source(NamedTuple):
             texts = {kind: find_texts(place, kind) for kind in ("corpus", "queries")}
             judgements = read_judgements(place)
             qrels = {split: as_table(files) for split, files in judgements.items()}
-            judged = frozenset(name for table in qrels.values() for name in table["query_id"].to_pylist())
+            judged = None
+            if "train" in qrels:
+                judged = frozenset(name for table in qrels.values() for name in table["query_id"].to_pylist())
             scans = {
                 kind: scan(found, kind, rows_per_file, judged if kind == "queries" else None)
                 for kind, found in texts.items()
@@ -64,9 +68,14 @@ class Source(NamedTuple):
             raise
         except OSError as error:
             raise InputError(f"{public_uri(uri)}: cannot be read ({one_line(error)})") from error
-        for split, files in judgements.items():
-            _warn_of_unknown(split, files, scans)
-        return cls(texts, scans, qrels, judged)
+        doubts = [doubt for split, files in judgements.items() for doubt in _unknown(split, files, scans)]
+        if judged is None:
+            found = ", ".join(judgements) or "no split at all"
+            doubts.append(
+                f"{place.shown(QRELS)}: no judgements for training there (found: {found}); all queries are encoded, "
+                "and a training learns from them alone"
+            )
+        return cls(texts, scans, qrels, judged, doubts)
 
     @property
     def shards(self) -> list[Shard]:
@@ -87,7 +96,7 @@ class Source(NamedTuple):
         }
 
 
-def _warn_of_unknown(split: str, files: list[QrelsFile], scans: dict[str, Scan]) -> None:
+def _unknown(split: str, files: list[QrelsFile], scans: dict[str, Scan]) -> Iterator[str]:
     queries, docs = scans["queries"].ids, scans["corpus"].ids
     unknown = [
         f"{file.locate(row)}, column " + (f"doc_id: {doc!r}" if query in queries else f"query_id: {query!r}")
@@ -96,7 +105,7 @@ def _warn_of_unknown(split: str, files: list[QrelsFile], scans: dict[str, Scan])
         if query not in queries or doc not in docs
     ]
     if unknown:
-        warn(
+        yield (
             f"{len(unknown):,} of {sum(len(file.score_J) for file in files):,} judgements of {split} name ids that the "
             f"text does not hold, first {unknown[0]}; jobs leave them out, and refuse a split with more than a tenth "
             "of them"
@@ -106,7 +115,7 @@ def _warn_of_unknown(split: str, files: list[QrelsFile], scans: dict[str, Scan])
 def run(settings: IngestSettings) -> dict[str, Any]:
     """Encodes text into a dataset, which appears when it is whole.
 
-    Only queries that a qrels file names are kept: others can neither train nor test.
+    Where there are judgements for training, only queries that a qrels file names are kept.
 
     Returns:
         corpus and queries (rows), qrels (rows by split), dim, encoder_fingerprint, encoded (rows that this run had to
@@ -123,6 +132,8 @@ def run(settings: IngestSettings) -> dict[str, Any]:
     draft = DatasetDraft(settings.output)
     draft.check_free()
     source = Source.read(settings.source, settings.rows_per_file)
+    for doubt in source.doubts:
+        warn(doubt)
     encoder = Encoder.find(settings.encoder)
     plan = {
         "job": JOB,

@@ -109,12 +109,9 @@ def read_judgements(source: Place) -> dict[str, list[QrelsFile]]:
     """Reads the judgements of every split that is there.
 
     Raises:
-        InputError: no split at all, a split in two forms or without judgements, a file that fits none, or a malformed
-            row.
+        InputError: a split in two forms or without judgements, a file that fits none, or a malformed row.
     """
     found = tables.find_qrels(source.filesystem, source.path)
-    if not found:
-        raise InputError(f"{source.shown(tables.QRELS)}: no train, dev or test there, as .tsv or .parquet")
     return {split: read_qrels(source.filesystem, table) for split, table in found.items()}
 
 

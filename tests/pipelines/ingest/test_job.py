@@ -93,7 +93,7 @@ def test_dataset_of_real_text(tmp_path: Path, encoder: Path, data_dir: Callable[
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_title_and_text_are_encoded_together_and_unjudged_queries_dropped(tmp_path: Path, encoder: Path) -> None:
+def test_title_and_text_are_encoded_together(tmp_path: Path, encoder: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
     ingest(write_beir(tmp_path / "beir"), tmp_path / "data", encoder)
@@ -103,7 +103,7 @@ def test_title_and_text_are_encoded_together_and_unjudged_queries_dropped(tmp_pa
     )
     assert ids == ["cat", "sea", "sun"]
     np.testing.assert_allclose(vectors_ND, expected, atol=1e-5)
-    assert read(tmp_path / "data/queries")[0] == ["q1", "q2"]
+    assert read(tmp_path / "data/queries")[0] == ["q1", "q2", "q3"], "without judgements for training all count"
     assert pq.read_table(tmp_path / "data/qrels/test.parquet").to_pylist() == [
         {"query_id": "q1", "doc_id": "cat", "score": 2},
         {"query_id": "q2", "doc_id": "sea", "score": 1},
@@ -258,7 +258,7 @@ def test_encoder_with_prompts_gets_them_and_settings_give_others(tmp_path: Path,
     from sentence_transformers import SentenceTransformer
 
     prompted = with_prompts(encoder, tmp_path / "encoder", {"query": "query: ", "passage": "passage: "})
-    source, out = write_beir(tmp_path / "beir"), tmp_path / "data"
+    source, out = write_beir(tmp_path / "beir", train=QRELS), tmp_path / "data"
     # what a run leaves that is killed before its first file: nothing is lost, so the next may be another
     (tmp_path / "data.partial/data/corpus").mkdir(parents=True)
     (tmp_path / "data.partial/plan.json").write_text("{}")

@@ -1,6 +1,7 @@
 """Text as it is found and read: BEIR's own format and Parquet as on the Hugging Face hub, without Ray or an encoder."""
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -112,8 +113,24 @@ def test_other_text_other_order_or_other_scores_change_the_fingerprint(tmp_path:
         Source.read(str(write_beir(tmp_path / name, **files)), 2).fingerprints() for name, files in changed.items()
     ]
     assert len({json.dumps(one) for one in prints}) == 5
-    unasked = json_lines([*QUERIES[:2], {"_id": "q9", "text": "not judged either"}])
-    assert Source.read(str(write_beir(tmp_path / "same", queries=unasked)), 2).fingerprints() == prints[0]
+
+
+def test_queries_without_judgements_count_where_nothing_else_can_be_learnt_from(tmp_path: Path) -> None:
+    judged = Source.read(str(write_beir(tmp_path / "beir", train=QRELS)), 2)
+    assert judged.scans["queries"].rows == 2
+    assert judged.doubts == []
+    other = json_lines([*QUERIES[:2], {"_id": "q9", "text": "not judged either"}])
+    same = Source.read(str(write_beir(tmp_path / "same", queries=other, train=QRELS)), 2)
+    assert same.fingerprints() == judged.fingerprints()
+
+    tested = Source.read(str(write_beir(tmp_path / "tested")), 2)
+    assert tested.scans["queries"].rows == 3
+    [doubt] = tested.doubts
+    assert "tested/qrels: no judgements for training there (found: test); all queries are encoded" in doubt
+    shutil.rmtree(write_beir(tmp_path / "none") / "qrels")
+    none = Source.read(str(tmp_path / "none"), 2)
+    assert (none.scans["queries"].rows, none.qrels) == (3, {})
+    assert "(found: no split at all)" in none.doubts[0]
 
 
 @settings(max_examples=40, deadline=None)
@@ -156,7 +173,7 @@ def test_shards_hold_every_text_once_in_order(data: st.DataObject) -> None:
         ({"documents": '{"_id": "x", "text": "\\ud83d"}\n'}, r"corpus\.jsonl: line 1: holds half of a surrogate pair"),
         ({"documents": json_lines(DOCUMENTS + DOCUMENTS[1:2])}, r"corpus\.jsonl: line 4: id 'sea' was seen before"),
         ({"documents": "\n"}, r"corpus\.jsonl: no rows"),
-        ({"queries": json_lines(QUERIES[2:])}, r"queries\.jsonl: none of its queries occurs in qrels"),
+        ({"queries": json_lines(QUERIES[2:]), "train": QRELS}, r"queries\.jsonl: none of its queries occurs in qrels"),
         ({"test": "query-id\tcorpus-id\tscore\nq1\tcat\n"}, r"qrels/test\.tsv: line 2: needs query_id"),
         ({"test": "q1\tcat\t1\nq2\tsea\thigh\n"}, r"qrels/test\.tsv: line 2: .* 'high' is no score"),
         ({"test": "q1\tcat\t1e99\n"}, r"qrels/test\.tsv: line 1: .* '1e99' is no score"),
@@ -196,7 +213,7 @@ def test_malformed_parquet_is_named(tmp_path: Path, name: str, columns: dict[str
     write(tmp_path / "corpus/1.parquet", CORPUS)
     write(tmp_path / "queries/1.parquet", ASKED)
     write(tmp_path / "qrels/test-1.parquet", JUDGED)
-    assert Source.read(str(tmp_path), 2).rows == 5
+    assert Source.read(str(tmp_path), 2).rows == 6
     write(tmp_path / name / ("test-1.parquet" if name == "qrels" else "1.parquet"), columns)
     with pytest.raises(InputError, match=message):
         Source.read(str(tmp_path), 2)
@@ -210,12 +227,10 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
     assert Source.read(str(marked), 2).fingerprints() == plain.fingerprints()
 
 
-def test_judgements_whose_ids_are_nowhere_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Source.read(str(write_beir(tmp_path / "sound")), 2)
-    assert capsys.readouterr().err == ""
+def test_judgements_whose_ids_are_nowhere_are_told_of(tmp_path: Path) -> None:
+    assert Source.read(str(write_beir(tmp_path / "sound", train=QRELS)), 2).doubts == []
     source = write_beir(tmp_path / "beir", train=QRELS, test=QRELS + "q2\tgone\t1\nnobody\tsun\t1\nnobody\tgone\t1\n")
-    Source.read(str(source), 2)
-    warned = " ".join(capsys.readouterr().err.split())
+    [warned] = Source.read(str(source), 2).doubts
     assert "3 of 6 judgements of test name ids that the text does not hold, first" in warned
     assert f"{source}/qrels/test.tsv: line 5, column doc_id: 'gone'" in warned
     assert "of train" not in warned
