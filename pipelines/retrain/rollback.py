@@ -2,13 +2,11 @@
 
 from typing import Any
 
-import mlflow
-
 from pipelines.console import context, say, warn
 from pipelines.retrain.ledger import Ledger, lease_of
+from pipelines.retrain.look import registry_of
 from pipelines.retrain.releases import ReleaseManager
 from pipelines.retrain.settings import RollbackSettings
-from pipelines.runtime.preflight import missing_database
 from pipelines.storage.run_folder import RunFolder
 from smec_core.data.uri import public_uri
 from smec_core.errors import DamagedError, InputError
@@ -28,12 +26,12 @@ def run(settings: RollbackSettings) -> dict[str, Any]:
         SmecError: MLflow's registry cannot be reached; the same command goes on.
     """
     folder = RunFolder(settings.storage, settings.name)
-    folder.create()
+    ledger = Ledger(folder)
+    if not ledger.numbers() and ledger.releases().champion is None:
+        # neither its folder nor MLflow's database is made
+        registry_of(ledger)
+        raise _nothing_released(folder)
     with context(run=settings.name), lease_of(folder) as lease:
-        ledger = Ledger(folder)
-        if missing_database(mlflow.get_registry_uri()) and not ledger.numbers():
-            # MLflow would make it
-            raise _nothing_released(folder)
         manager = ReleaseManager(settings, ledger, lease)
         was_cut_short = settings.to is None and ledger.releases().is_returning
         try:

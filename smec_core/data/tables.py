@@ -83,13 +83,21 @@ def check_dataset(filesystem: pafs.FileSystem, root: str) -> None:
     """Refuses what is no folder where that of a dataset is asked for.
 
     Raises:
-        InputError: it is a file, or there is nothing.
+        InputError: it is a file, or a folder within a dataset, or there is nothing.
     """
     shown, wanted = shown_path(filesystem, root), "give the folder that holds corpus, queries and qrels"
     if _is_missing(filesystem, root):
         raise InputError(f"{shown}: there is no such folder; {wanted}")
     if _is_file(filesystem, root):
         raise InputError(f"{shown}: is a file; {wanted}")
+    parent, name = posixpath.split(root)
+    if name in (*TABLES, QRELS) and all(_is_there(filesystem, f"{parent}/{table}") for table in TABLES):
+        raise InputError(f"{shown}: is the {name} of a dataset; {wanted}: {shown_path(filesystem, parent)}")
+
+
+def _is_there(filesystem: pafs.FileSystem, path: str) -> bool:
+    """Whether a table lies there in one of its forms, as far as may be asked."""
+    return not all(_is_missing(filesystem, place) for place in (path, *(f"{path}{ending}" for ending in _ENDINGS)))
 
 
 def _is_file(filesystem: pafs.FileSystem, path: str) -> bool:

@@ -33,6 +33,7 @@ def dry_run(series: Series) -> object:
 def rollback(series: Series) -> object:
     with pytest.raises(InputError, match="nothing was released yet, so there is nothing to return to"):
         series.rollback()
+    assert not series.storage.exists(), "a name that is none leaves nothing behind"
     return None
 
 

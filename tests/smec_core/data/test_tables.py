@@ -224,6 +224,8 @@ def test_a_dataset_given_for_one_of_its_tables_is_refused(folder: Path, corpus: 
     [
         ("corpus/a.parquet", r"a\.parquet: is a file; give the folder that holds corpus, queries and qrels"),
         ("corpus/a.parquet/x", r"a\.parquet/x: there is no such folder; give the folder that holds corpus"),
+        ("corpus", r"data/corpus: is the corpus of a dataset; give the folder that holds .*: .*data$"),
+        ("qrels", r"data/qrels: is the qrels of a dataset; give the folder that holds .*: .*data$"),
         ("nowhere", r"nowhere: there is no such folder; give the folder that holds corpus"),
     ],
 )
@@ -259,7 +261,7 @@ def test_a_file_more_is_another_stamp_and_another_fingerprint(folder: Path, name
 )
 def test_the_same_holds_for_text(tmp_path: Path, name: str, message: str) -> None:
     source = write_beir(tmp_path / "beir")
-    assert Source.read(str(source), 10).rows == 5
+    assert Source.read(str(source), 10).rows == 6
     as_text(source / name)
     with pytest.raises(InputError, match=message):
         Source.read(str(source), 10)
