@@ -25,7 +25,7 @@ from smec_core.data.seen import SeenDocuments
 from smec_core.data.table_files import stamp_of, states_of, stored_files
 from smec_core.data.tables import TABLES, Table, check_dataset, check_names, find_qrels, find_table, refuse_draft
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
-from smec_core.errors import InputError, SmecError
+from smec_core.errors import InputError, SmecError, StoreError
 
 HELD_OUT = "held_out"
 MIN_TRAIN_QUERIES = 20
@@ -153,9 +153,12 @@ class Dataset:
 
         Raises:
             SmecError: they were.
+            StoreError: it cannot be told, since the store refuses.
         """
         try:
             is_same = dataset_stamp(self.uri) == self.stamp
+        except StoreError:
+            raise
         except (FileNotFoundError, InputError):
             is_same = False
         if not is_same:

@@ -13,7 +13,7 @@ import pytest
 from pipelines.ingest.job import Source
 from smec_core.data.dataset import Dataset, dataset_stamp
 from smec_core.data.parquet import EmbeddingTable, write_embeddings
-from smec_core.errors import InputError, SmecError
+from smec_core.errors import InputError, SmecError, StoreError
 from tests.builders import write_beir
 
 DOCS, QUERIES, DIM = 30, 24, 4
@@ -291,3 +291,15 @@ def test_a_file_that_changed_with_the_same_size_and_time_is_another_stamp(folder
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (times.st_size, times.st_mtime_ns)
     with pytest.raises(SmecError, match="changed while it was used; nothing of it is kept, run again"):
         dataset.check_unchanged()
+
+
+def test_a_store_that_refuses_at_the_end_is_not_taken_for_a_change(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(uri: str) -> str:
+        raise StoreError(f"{uri}: access denied")
+
+    opened = Dataset.open(str(folder))
+    monkeypatch.setattr("smec_core.data.dataset.dataset_stamp", refuse)
+    with pytest.raises(StoreError, match="access denied"):
+        opened.check_unchanged()
