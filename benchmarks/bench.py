@@ -188,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--only: unknown {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     args.out.mkdir(parents=True, exist_ok=True)
     failed = [one.name for one in BENCHMARKS if one.name in wanted and not run(one, args)]
-    (args.out / "README.md").write_text(page(args.out))
+    (args.out / "README.md").write_text(page(args.out), encoding="utf-8")
     print(args.out / "README.md")
     if failed:
         sys.exit(f"bench: failed: {', '.join(failed)}")

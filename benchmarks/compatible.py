@@ -23,6 +23,7 @@ from torch import Tensor
 from pipelines.cli.settings import resolve
 from pipelines.console import say
 from pipelines.experiment.page import Page, ResultTable, describe, write_page
+from pipelines.storage.run_folder import digest
 from pipelines.tracking.plots import BLUE, GREEN, GREY, INK, ORANGE, finish
 from smec_core.config import COMPATIBLE, TrainConfig
 from smec_core.data.dataset import Dataset
@@ -63,7 +64,11 @@ def half_of_train(dataset: Dataset, seed: int) -> Dataset:
 
 
 def train_model(dataset: Dataset, config: TrainConfig, folder: Path, champion: Model | None = None) -> Model:
-    """Trains in this process, or reads what an earlier call with the same folder has trained."""
+    """Trains in this process, or reads what an earlier call with the same data, settings and champion has trained."""
+    judged = dataset.splits["train"]
+    made_of = {"data": dataset.fingerprint, "judged": len(judged), "config": config.model_dump(mode="json")}
+    made_of["champion"] = None if champion is None else champion.fingerprint
+    folder = folder.with_name(f"{folder.name}-{digest(made_of)}")
     if not (folder / "config.json").exists():
         say(f"training {folder.name}")
         warm_start = None if champion is None else WarmStart.of(champion, "champion")

@@ -21,6 +21,7 @@ from pipelines.runtime.cluster import connect
 from pipelines.train.scoring import Scored, gain_interval, gains, train_and_score
 from smec_core.config import TrainConfig
 from smec_core.data.dataset import Dataset
+from smec_core.data.uri import public_uri
 from smec_core.research.peers.peer import Smec
 from smec_core.yaml_file import parse_value
 
@@ -58,7 +59,7 @@ def main() -> None:
     judgements = dataset.splits["test"].with_positives()
     found = train_and_score(Source.of(scan_data(dataset, base), base), methods, base, seeds, judgements, {"cpu": 1})
     dims = list(base.dims)
-    print(f"{args.data}: test nDCG@10, mean gain over the defaults, seeds {args.seeds}")
+    print(f"{public_uri(args.data)}: test nDCG@10, mean gain over the defaults, seeds {args.seeds}")
     print(f"{'':>18} {'mean over dims':>16} " + " ".join(f"{dim:>8}" for dim in dims) + f" {'seconds':>8}")
     rows = {}
     for name, scored in found.items():

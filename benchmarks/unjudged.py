@@ -22,14 +22,13 @@ import pandas as pd
 
 from pipelines.cli.settings import resolve
 from pipelines.console import say
-from pipelines.experiment.page import Page, ResultTable, describe, write_page
+from pipelines.experiment.page import Page, ResultTable, describe, gain_text, write_page
 from smec_core.config import TrainConfig
 from smec_core.data.dataset import Dataset
 from smec_core.data.uri import public_uri
 from smec_core.errors import SmecError
 from smec_core.evaluation.corpus_search import Sides, query_scores
 from smec_core.evaluation.evaluate import corpus_baselines
-from smec_core.evaluation.significance import query_interval
 from smec_core.training.fit import fit_on
 from smec_core.training.schedule import prefix_dims
 
@@ -81,10 +80,7 @@ def page_of(scores: Scores, frame: pd.DataFrame, name: str, queries: int, taught
     gains: list[dict[str, Any]] = []
     for system in (TAUGHT, PAPER):
         by_dim = {dim: scores[system][dim] - scores[PCA][dim] for dim in dims}
-        gains.append(
-            {"system": system}
-            | {str(dim): f"{gain_Q.mean():+.4f} ± {query_interval(gain_Q):.4f}" for dim, gain_Q in by_dim.items()}
-        )
+        gains.append({"system": system} | {str(dim): gain_text(gain_Q) for dim, gain_Q in by_dim.items()})
     mean = {system: np.mean([by_dim[dim].mean() for dim in dims]) for system, by_dim in scores.items()}
     return Page(
         title=f"Without judgements, {name}",

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -119,11 +120,13 @@ def _write_json(path: Path, figures: Mapping[str, Any]) -> None:
 
 
 def _masked(value: Any) -> Any:
-    """Figures without secrets: some hold the place that the user has named."""
+    """Figures without secrets, since some hold the place that the user has named; JSON has no NaN."""
     if isinstance(value, Mapping):
         return {key: _masked(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [_masked(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return mask(value) if isinstance(value, str) else value
 
 

@@ -80,13 +80,14 @@ def scan_data(
         SmecError: the data were changed since they were opened, or cannot be read.
     """
     if cluster is None:
-        cpus, wanted = 1, WantedRows.every(dataset, config)
+        cpus, wanted, cure = 1, WantedRows.every(dataset, config), ""
     else:
+        cure = "set sample_rows lower, or "
         cpus = cluster.worker_range[1] * (cluster.cpus_per_worker or 1)
         wanted = WantedRows.of(dataset, config, cluster.memory_budget, is_small(dataset.queries), warn)
     if not (is_small(dataset.corpus) and is_small(dataset.queries)):
         connect(cpus)
-        _check_store(4 * wanted.kept * dataset.dim)
+        _check_store(4 * wanted.kept * dataset.dim, cure)
 
     def read(table: EmbeddingTable, keep: Keep, hash_M: np.ndarray | None) -> Scanned:
         return scan(table, keep, hash_M, cpus, storage)
@@ -94,7 +95,7 @@ def scan_data(
     return wanted.read(read, say)
 
 
-def _check_store(need: int) -> None:
+def _check_store(need: int, cure: str) -> None:
     """Refuses vectors that the object stores have no room for: this node's, and those of nodes that train."""
     here = ray.get_runtime_context().get_node_id()
     nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -106,5 +107,5 @@ def _check_store(need: int) -> None:
     if need > MOST_OF_STORE * min(rooms):
         raise InputError(
             f"data: the vectors to learn from take {need / 2**30:.1f} GiB, and a node's object store of Ray has "
-            f"{min(rooms) / 2**30:.1f} GiB; set sample_rows lower, or start Ray with more (--object-store-memory)"
+            f"{min(rooms) / 2**30:.1f} GiB; {cure}start Ray with more (--object-store-memory)"
         )

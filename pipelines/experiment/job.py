@@ -15,7 +15,7 @@ from pipelines.data.opened import open_dataset
 from pipelines.data.source import Source, scan_data
 from pipelines.experiment.insights import gradient_page, ware_page
 from pipelines.experiment.labels import labels_page
-from pipelines.experiment.methods import FAISS_PCA, FEW_LABELS, ablation, compared, few_labels, queue_sizes
+from pipelines.experiment.methods import FAISS_PCA, FEW_LABELS, S_XBM, ablation, compared, few_labels, queue_sizes
 from pipelines.experiment.page import Page, describe, file_name, rich_table, write_page
 from pipelines.experiment.settings import ExperimentSettings
 from pipelines.experiment.tables import MEAN, Results, ablation_page, compare_page, queue_page
@@ -32,9 +32,9 @@ from smec_core.data.seen import SeenDocuments
 from smec_core.data.uri import public_uri
 from smec_core.distributed.resident import Node
 from smec_core.errors import InputError
-from smec_core.research.gradients import gradient_by_dim, gradient_variance
+from smec_core.research.gradients import FREE, gradient_by_dim, gradient_variance
 from smec_core.research.peers.peer import Peer
-from smec_core.research.selection import achievement_rates
+from smec_core.research.selection import UNGUARDED, achievement_rates
 from smec_core.training.context import TrainingData
 from smec_core.training.schedule import chain_dims
 
@@ -44,7 +44,7 @@ Measure = Callable[[TrainingData, TrainConfig], list[Record]]
 TRAININGS = ".trainings"
 """In the folder of the results: finished trainings, from which a rerun goes on."""
 ABOUT = "experiment.json"
-"""In the folder of the results: which experiment on which data it holds."""
+"""In the folder of the results: which experiment it holds, on which data, by name and fingerprint."""
 
 
 def run(settings: ExperimentSettings) -> dict[str, Any]:
@@ -70,12 +70,16 @@ def run(settings: ExperimentSettings) -> dict[str, Any]:
     methods = _methods(settings, min(len(dataset.train_judgements() or ()) for dataset in datasets.values()))
     if settings.experiment == "compare" and settings.methods is None and FAISS_PCA not in methods:
         say(f"FAISS is not installed: {FAISS_PCA} is left out")
-    _claim(out, {"experiment": settings.experiment, "data": sorted(datasets)})
+    make_out(out)
     connect(1)
+    # a bad row of the last one is found before the first training
+    sources = {name: Source.of(scan_data(dataset, config), config) for name, dataset in datasets.items()}
+    prints = {name: dataset.fingerprint for name, dataset in datasets.items()}
+    _claim(out, {"experiment": settings.experiment, "data": dict(sorted(prints.items()))})
     found: dict[str, Any] = {}
     seen: dict[str, np.ndarray] = {}
     for name, dataset in datasets.items():
-        source = Source.of(scan_data(dataset, config), config)
+        source = sources[name]
         kept = Kept(out / TRAININGS, {"data": dataset.fingerprint, "version": __version__})
         if methods:
             judgements = dataset.splits["test"].with_positives()
@@ -101,17 +105,20 @@ def _claim(out: Path, about: Record) -> None:
     """Makes the folder that of one experiment on some data; its page and tables would replace those of another.
 
     Raises:
-        InputError: it holds the results of another one, or may not be written to.
+        InputError: it holds the results of another one.
     """
-    make_out(out)
     file = out / ABOUT
     other = read_record(LocalFileSystem(), str(file), f"remove {out}, or take another folder")
     if other not in (None, about):
-        raise InputError(
-            f"out: {out} holds {other['experiment']} on {', '.join(other['data'])}; take another folder for "
-            f"{about['experiment']} on {', '.join(about['data'])}"
-        )
+        raise InputError(f"out: {out} holds {_told(other)}; take another folder for {_told(about)}")
     write_record(LocalFileSystem(), str(file), about)
+
+
+def _told(about: Record) -> str:
+    data = about["data"]
+    # a list of names only where an earlier version wrote it
+    names = [f"{name} ({print_})" for name, print_ in data.items()] if isinstance(data, dict) else data
+    return f"{about['experiment']} on {', '.join(names)}"
 
 
 MEASURED: dict[str, tuple[Measure, ...]] = {
@@ -119,10 +126,24 @@ MEASURED: dict[str, tuple[Measure, ...]] = {
     "ware": (achievement_rates,),
 }
 """Experiments that look into trainings and do not score them."""
+FIXED: dict[str, set[str]] = {
+    "gradient-variance": {*FREE, "schedule", "refit"},
+    "queue-size": {*S_XBM["S-XBM"], "queue_size"},
+    "ware": {*UNGUARDED, "projection", "schedule"},
+}
+"""Settings that an experiment sets itself, in all that it trains."""
 
 
 def _methods(settings: ExperimentSettings, judged: int) -> Mapping[str, Peer]:
     """What the experiment trains and scores, of so many judged queries; nothing for those that do not."""
+    fixed = sorted(FIXED.get(settings.experiment, set()) & settings.model_fields_set)
+    if fixed:
+        raise InputError(f"{fixed[0]}: {settings.experiment} sets it itself; leave it out")
+    if settings.experiment == "gradient-variance" and (len(settings.dims) < 2 or settings.epochs == 0):
+        raise InputError(
+            "gradient-variance: compares the gradients of two dims or more while they are trained; give two dims, and "
+            "at least one epoch"
+        )
     if settings.labels is not None and settings.experiment != "labels":
         raise InputError(f"labels: {settings.experiment} takes all judged queries; only labels takes a choice")
     if settings.experiment == "compare":

@@ -1,5 +1,7 @@
 """What an experiment leaves behind: a page in Markdown, its figures, and its tables for machines and for papers."""
 
+import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,15 +10,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
+from pyarrow.fs import LocalFileSystem
 from rich.table import Table
 
+from pipelines.storage.files import write_record
 from smec_core.data.dataset import Dataset
+from smec_core.data.records import read_record
+from smec_core.evaluation.significance import query_interval
 from smec_core.shown import csv_cell, latex, markdown, safe_line
 
 _UNDATED: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {}}
+FILES = ".files.json"
+"""In the folder of a page: the files that belong to it."""
 PACKAGES = ("smec-ray", "torch", "ray", "numpy", "faiss-cpu")
 
 
@@ -66,7 +75,7 @@ def write_page(
     seeds: Sequence[int],
     as_latex: bool = False,
 ) -> Path:
-    """Writes README.md, figures and tables into a folder.
+    """Writes README.md, figures and tables into a folder, and removes those of the page before that this one lacks.
 
     Args:
         page: what was found.
@@ -80,6 +89,10 @@ def write_page(
         The page's path.
     """
     out.mkdir(parents=True, exist_ok=True)
+    files = [f"{name}.csv" for name in [*page.data, *(table.name for table in page.tables)]]
+    files += [f"{table.name}.tex" for table in page.tables if as_latex]
+    files += [f"{name}.{page.picture}" for name in page.figures]
+    _remove_others(out, files)
     for name, frame in page.data.items():
         _safe(frame, csv_cell).to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
     for table in page.tables:
@@ -104,8 +117,18 @@ def write_page(
         versions={"Python": sys.version.split()[0], **versions},
     )
     path = out / "README.md"
-    path.write_text(text)
+    draft = path.with_name(f".{path.name}.partial")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
     return path
+
+
+def _remove_others(out: Path, files: Sequence[str]) -> None:
+    """Removes files of the page before, which would show older figures beside the new ones; then `files` are known."""
+    record = read_record(LocalFileSystem(), str(out / FILES), f"remove {out}, or take another folder") or {}
+    for name in {*record.get("files", ())} - {*files}:
+        (out / name).unlink(missing_ok=True)
+    write_record(LocalFileSystem(), str(out / FILES), {"files": sorted(files)})
 
 
 def _safe(frame: pd.DataFrame, safe: Callable[[str], Any]) -> pd.DataFrame:
@@ -120,6 +143,12 @@ def describe(name: str, dataset: Dataset) -> dict[str, Any]:
     judged = {split: len(found.with_positives()) for split, found in dataset.splits.items()}
     described = {"name": name, "dim": dataset.dim, "corpus": dataset.corpus.rows, "queries": dataset.queries.rows}
     return described | {split: judged.get(split, 0) for split in ("train", "test")}
+
+
+def gain_text(gain_Q: np.ndarray) -> str:
+    """A mean gain over queries, and half its 95 % interval where there is one: one query has none."""
+    half = query_interval(gain_Q)
+    return f"{gain_Q.mean():+.4f}" + (f" ± {half:.4f}" if math.isfinite(half) else "")
 
 
 def file_name(text: str) -> str:

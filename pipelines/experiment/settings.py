@@ -45,11 +45,21 @@ class ExperimentSettings(MethodOnly):
     @field_validator("data", "methods", "labels", mode="before")
     @classmethod
     def _parse_list(cls, value: Any) -> Any:
-        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(","))
+        # YAML reads a single number as one
+        return (value,) if isinstance(value, int) else value
 
     @field_validator("guard")
     @classmethod
     def _has_guard(cls, guard: bool) -> bool:
         if not guard:
-            raise ValueError("the compared methods stop on dev, which guard=false switches off")
+            raise ValueError("an experiment stops trainings on dev, which guard=false switches off")
         return guard
+
+    @field_validator("sample_rows")
+    @classmethod
+    def _has_all_rows(cls, rows: int | None) -> int | None:
+        if rows is not None:
+            raise ValueError("an experiment scores models on all documents, and learns from all of them; leave it out")
+        return rows

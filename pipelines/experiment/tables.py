@@ -12,11 +12,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from pipelines.experiment.methods import NO_MEMORY, PARTS, SMEC
-from pipelines.experiment.page import Page, ResultTable, file_name
+from pipelines.experiment.page import Page, ResultTable, file_name, gain_text
 from pipelines.tracking.plots import finish
 from pipelines.train import MAIN_MEASURE, Scored, gains
 from smec_core.evaluation.metrics import MEASURES
-from smec_core.evaluation.significance import p_text, query_interval, randomisation_p, seed_interval
+from smec_core.evaluation.significance import p_text, randomisation_p, seed_interval
 
 SIGNIFICANT = 0.05
 SHOWN = 5e-5
@@ -159,7 +159,7 @@ def gain_table(results: Results, dataset: str, label: str = "all", over_smec: bo
         for dim in sorted(next(iter(trainings)).values[MAIN_MEASURE], reverse=True):
             gain_Q = gains(trainings, methods[SMEC], dim) * (1 if over_smec else -1)
             star = "*" if randomisation_p(gain_Q) < SIGNIFICANT else ""
-            row[str(dim)] = f"{gain_Q.mean():+.4f} ± {query_interval(gain_Q):.4f}{star}"
+            row[str(dim)] = f"{gain_text(gain_Q)}{star}"
         rows.append(row)
     caption = "nDCG@10 less that of SMEC" if over_smec else "nDCG@10 of SMEC less that of the others"
     named, told = ("", "") if label == "all" else (f"-{label}", f", {label} queries")
@@ -310,7 +310,8 @@ def queue_page(results: Results) -> Page:
                 {
                     "queue_size": name,
                     "dataset": str(dataset),
-                    "ms a step": f"{mean[dataset, name]:.1f}",
+                    # without steps, as where the closed form is kept, there is no such time
+                    "ms a step": f"{mean[dataset, name]:.1f}" if np.isfinite(mean[dataset, name]) else "–",
                     "vectors, MiB": f"{mebibytes:.1f}",
                 }
             )

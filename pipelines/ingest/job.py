@@ -99,7 +99,8 @@ class Source(NamedTuple):
 def _unknown(split: str, files: list[QrelsFile], scans: dict[str, Scan]) -> Iterator[str]:
     queries, docs = scans["queries"].ids, scans["corpus"].ids
     unknown = [
-        f"{file.locate(row)}, column " + (f"doc_id: {doc!r}" if query in queries else f"query_id: {query!r}")
+        f"{file.locate(row)}, column "
+        + (f"{file.stored['doc_id']}: {doc!r}" if query in queries else f"{file.stored['query_id']}: {query!r}")
         for file in files
         for row, (query, doc) in enumerate(zip(file.query_id.to_pylist(), file.doc_id.to_pylist(), strict=True))
         if query not in queries or doc not in docs

@@ -103,7 +103,7 @@ class JsonLines:
         where = self.locate(position)
         try:
             entry = json.loads(raw)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: not JSON ({first_line(error)})") from None
         values = entry if isinstance(entry, dict) else {}
         key, title, text = (values.get(name) for name in ("_id", "title", "text"))

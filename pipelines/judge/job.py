@@ -1,5 +1,6 @@
 """`smec judge`: a log of clicks becomes the judgements of a dataset."""
 
+import shlex
 import time
 from collections.abc import Callable
 from typing import Any
@@ -150,10 +151,11 @@ def _advise(settings: JudgeSettings, splits: dict[str, Any], dim: int) -> None:
             f"only {splits['test']['unseen']} test queries are unseen: what an evaluation says is of documents that "
             "were clicked before"
         )
-    columns = [f"--set columns.{name}={value}" for name, value in _other_names(settings).items()]
-    options = " ".join(["", *columns])
     dims = ",".join(str(dim // part) for part in (2, 4, 8) if dim // part)
-    say(f"next: smec train --data {settings.data}{options} --dims {dims or dim} --out model")
+    words = ["smec", "train", "--data", settings.data]
+    for name, value in _other_names(settings).items():
+        words += ["--set", f"columns.{name}={value}"]
+    say(f"next: {shlex.join([*words, '--dims', dims or str(dim), '--out', 'model'])}")
 
 
 def _other_names(settings: JudgeSettings) -> dict[str, str]:

@@ -126,8 +126,10 @@ def _quality(full_dim: int, metrics: MetricsFile) -> dict[str, Any]:
         full = 1.0  # the full embeddings' neighbours are the truth that this measure compares with
         phrase = "{} dims find {} of the full embeddings' ten nearest neighbours at {:.3g}% of the bytes"
     else:
-        full = base.full or scores.get(full_dim) or math.nan
-        whole = "the full-dimension nDCG@10" if base.full else f"this model's nDCG@10 at {full_dim} dims,"
+        own = base.full is None
+        # a share of nothing is none
+        full = (scores.get(full_dim) if own else base.full) or math.nan
+        whole = f"this model's nDCG@10 at {full_dim} dims," if own else "the full-dimension nDCG@10"
         phrase = f"{{}} dims keep {{}} of {whole} at {{:.3g}}% of the bytes"
     intervals = found.intervals.get(NAMES[measure], {})
     # a share of the model's own score, where there are no baselines, has none
@@ -148,7 +150,9 @@ def _quality(full_dim: int, metrics: MetricsFile) -> dict[str, Any]:
     ]
     pick = _pick([row for row in rows if row.dim < full_dim])
     headline = "This model has not been evaluated"
-    if pick:
+    if rows and not any(row.model for row in rows):
+        headline = "No query found a relevant document"
+    elif pick:
         between = f" ({span(pick.kept_interval)})" if pick.kept_interval else ""
         headline = phrase.format(pick.dim, percent(pick.kept) + between, 100 / pick.compression)
     elif rows:

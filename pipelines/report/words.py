@@ -43,6 +43,8 @@ def notes_of(
     """
     if not rows:
         return []
+    if not any(row.model for row in rows):
+        return [("warn", f"{measure} is 0 at every dim: are the judgements those of this corpus?")]
     notes = [("warn", f"{found.advice[0].upper()}{found.advice[1:]}.")] if found.advice else []
     gains = {row.dim: round(row.model - row.pca, 3) + 0.0 for row in rows if row.pca is not None}
     unsure = _unsure(found.intervals.get("pca", {}), 0.0)

@@ -68,8 +68,7 @@ def run(settings: TuneSettings) -> dict[str, Any]:
         )
     check_storage(settings.storage)
     storage = settings.storage or str(out.absolute() / ".smec-study")
-    # the best are compared on test among all documents
-    scanned = scan_data(dataset, config, None if settings.confirm else settings.cluster(), storage)
+    scanned = scan_data(dataset, config, settings.cluster(), storage)
     identity = {
         "tune": config.model_dump(mode="json"),
         "space": describe(space),

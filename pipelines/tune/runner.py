@@ -17,7 +17,7 @@ from ray import tune
 from ray.tune import TuneError
 
 from pipelines.console import say, show, telling
-from pipelines.data.source import Source
+from pipelines.data.source import Source, scan_data
 from pipelines.runtime.cluster import connect, unwrap, use_gpus
 from pipelines.storage.files import new_file, write_record
 from pipelines.storage.lease import Lease
@@ -181,7 +181,11 @@ class StudyStart:
             return None
         one_worker = self.settings.cluster().model_copy(update={"workers": "1"})
         resources = resources_of(one_worker, self._use_gpu, self._source.block_bytes)
-        result = confirm(self.dataset, self._source, self.settings.method(), best.params, seeds, resources)
+        source = self._source
+        if not self.scanned.has_all_rows(self.dataset):
+            # test is scored among all documents
+            source = Source.of(scan_data(self.dataset, self.config), self.config)
+        result = confirm(self.dataset, source, self.settings.method(), best.params, seeds, resources)
         self.study.write(CONFIRMED_FILE, {"key": key, "result": result})
         return result
 

@@ -268,7 +268,7 @@ def _lines(stream: pa.NativeFile) -> Iterator[tuple[int, bytes]]:
 def _parsed(path: str, number: int, raw: bytes) -> dict[str, Any]:
     try:
         entry = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: line {number}: is not JSON ({one_line(error)}); fix or remove it") from None
     if not isinstance(entry, dict):
         raise InputError(f'{path}: line {number}: is no JSON object; write {{"query_id": ..., "doc_id": ...}}')
@@ -293,19 +293,27 @@ def _as_text(
                 raise InputError(f"{path}: line {first + place}, column {column}: {value!r} is not {must_be}")
             if name in IDS and value is not None and kinds.setdefault(name, type(value)) is not type(value):
                 raise InputError(
-                    f"{path}: line {first + place}, column {column}: {value!r} is {_called(type(value))}, but "
-                    "ids before "
-                    f"it are {_called(kinds[name])}s; write all ids of a column the same way"
+                    f"{path}: line {first + place}, column {column}: {value!r} is {_called(type(value))}, but ids "
+                    f"before it are {_called(kinds[name])}s; write all ids of a column the same way"
                 )
             values.append(str(value).lower() if isinstance(value, bool) else None if value is None else str(value))
         try:
             columns[name] = pa.array(values, pa.string())
         except UnicodeEncodeError:
+            place = next(place for place, value in enumerate(values) if value is not None and not _is_text(value))
             raise InputError(
-                f"{path}: column {column}: half of a surrogate pair, which is no text, in lines {first} to "
-                f"{first + len(held) - 1}; fix or remove it"
+                f"{path}: line {first + place}, column {column}: half of a surrogate pair, which is no text; fix or "
+                "remove it"
             ) from None
     return RawRows(path, "line", first, True, columns)
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _called(kind: type) -> str:

@@ -109,9 +109,8 @@ def _check_rules(log: ClickLog, rules: ClickRules) -> None:
         if name in given and is_set and lacking:
             stored = getattr(log.names, lacking[0])
             raise InputError(
-                f"{name}: needs the column {stored} ({lacking[0]}), which {log.first} does not have; leave "
-                f"{name} out, "
-                f"or name the column with columns.{lacking[0]}"
+                f"{name}: needs the column {stored} ({lacking[0]}), which {log.first} does not have; leave {name} "
+                f"out, or name the column with columns.{lacking[0]}"
             )
 
 

@@ -23,6 +23,7 @@ from smec_core.errors import InputError, one_line
 
 _READ_ROWS = 1 << 18
 _NEEDS = "needs query_id, doc_id and score (BEIR: query-id, corpus-id, score), separated by tabs"
+OWN_NAMES = {"query_id": "query_id", "doc_id": "doc_id"}
 _HEADINGS = ("score", "rel", "relevance")
 
 
@@ -34,6 +35,7 @@ class QrelsFile(NamedTuple):
         query_id, doc_id: strings.
         score_J: float64.
         line_J: line of each judgement in a text file, from 1; None in Parquet, whose rows count from 0.
+        stored: what the file calls the columns of query_id and doc_id.
     """
 
     path: str
@@ -41,6 +43,7 @@ class QrelsFile(NamedTuple):
     doc_id: pa.ChunkedArray
     score_J: np.ndarray
     line_J: np.ndarray | None = None
+    stored: Mapping[str, str] = OWN_NAMES
 
     def locate(self, row: int) -> str:
         """Names the file and the place of a judgement in it."""
@@ -79,7 +82,8 @@ def judgements_in(table: pa.Table, path: str, column: Mapping[str, str]) -> Qrel
         RowError: a null, or what is no score.
     """
     query_id, doc_id = (strings_of(table[column[name]], path, column[name]) for name in ("query_id", "doc_id"))
-    return QrelsFile(path, query_id, doc_id, scores_of(table[column["score"]], path, column["score"]))
+    scores = scores_of(table[column["score"]], path, column["score"])
+    return QrelsFile(path, query_id, doc_id, scores, stored=dict(column))
 
 
 def _read_tsv(filesystem: pafs.FileSystem, path: str) -> QrelsFile:
@@ -172,7 +176,7 @@ def judgements_of(
         column = "doc_id" if query_row[number][row] >= 0 else "query_id"
         raise InputError(
             f"{file.path}: {unknown} of {total} judgements name ids that the data does not hold, more than a share of "
-            f"{max_unknown}, first {file.locate(row).removeprefix(f'{file.path}: ')}, column {column}: "
+            f"{max_unknown}, first {file.locate(row).removeprefix(f'{file.path}: ')}, column {file.stored[column]}: "
             f"{getattr(file, column)[row].as_py()!r}"
         )
     query_row_J, doc_row_J = (

@@ -71,7 +71,7 @@ def parse_record(content: bytes, path: str, cure: str) -> dict[str, Any]:
     """
     try:
         record = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedError(path, f"is damaged ({one_line(error)})", cure) from error
     if not isinstance(record, dict):
         raise DamagedError(path, "is damaged (no JSON object)", cure)

@@ -85,7 +85,7 @@ def load(folder: str | Path) -> Model:
 def _model(folder: str, content: Mapping[str, bytes]) -> Model:
     try:
         config, metrics = (json.loads(todays_names(content[name])) for name in ("config.json", "metrics.json"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedError(folder, f"is a damaged model folder ({error})") from error
     adapter = f"{folder}/adapter.safetensors"
     try:

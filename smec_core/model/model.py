@@ -300,7 +300,7 @@ class Model:
         (folder / "metrics.json").write_text(json.dumps(self.metrics, indent=2) + "\n")
         if history is not None:
             shutil.copyfile(history, folder / "history.jsonl")
-        (folder / "README.md").write_text(model_card(self.config, self.metrics))
+        (folder / "README.md").write_text(model_card(self.config, self.metrics), encoding="utf-8")
         write_sums(folder, [name for name in SEALED if (folder / name).exists()])
 
     def push_to_hub(self, repo: str, private: bool = True, message: str = "Upload a SMEC model") -> str:

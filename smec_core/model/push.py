@@ -40,7 +40,7 @@ def push_model(
         raise InputError(f"{uri}: is not of the form {form} (a user or an organisation, and a name)")
     with temporary_folder() as folder:
         save(folder)
-        (folder / CARD).write_text(HUB_HEAD + model_card(config, metrics, uri))
+        (folder / CARD).write_text(HUB_HEAD + model_card(config, metrics, uri), encoding="utf-8")
         names = [name for name in files if (folder / name).exists()]
         write_sums(folder, names)
         with told(uri):

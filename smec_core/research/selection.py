@@ -20,6 +20,8 @@ from smec_core.training.tracker import NullTracker
 from smec_core.training.trainer import train
 
 MOST_PAIRS = 2000
+UNGUARDED = {"init": "identity", "guard": False, "refit": False}
+"""Of all trainings here: a guard, where little is gained, would keep the dims as they were, and call them chosen."""
 
 
 def achievement_rates(data: TrainingData, config: TrainConfig) -> list[dict[str, Any]]:
@@ -77,9 +79,7 @@ def _kept(stages: Sequence[FrozenStage], order_D: Tensor, x_ND: Tensor, dim: int
 
 
 def _changed(config: TrainConfig, **changed: Any) -> TrainConfig:
-    # without a guard, which where little is gained would keep the dims as they were, and call them chosen
-    shared = {"init": "identity", "guard": False, "refit": False}
-    return TrainConfig.model_validate(config.model_dump() | shared | changed)
+    return TrainConfig.model_validate(config.model_dump() | UNGUARDED | changed)
 
 
 def ware(a_MD: Tensor, b_MD: Tensor) -> Tensor:

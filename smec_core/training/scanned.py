@@ -104,6 +104,12 @@ class ScannedData(Facts):
             return taught
         return taught | {"sample": [self.drawn, *(0 if judged is None else len(judged) for judged in self.labels)]}
 
+    def has_all_rows(self, dataset: Dataset) -> bool:
+        """Whether all rows of the tables are kept, as it takes to score models on them."""
+        return all(
+            len(one.x_KD) == table.rows for one, table in zip((self.docs, self.queries), dataset.tables, strict=True)
+        )
+
     def load(self, node: Node) -> TrainingData:
         """The rows for a training in this process."""
         moment = None if self.is_whole else aligned(self.docs.moment_DD)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import compatible
+from smec_core.config import TrainConfig
 from smec_core.data.dataset import Dataset
 from smec_core.model.files import load
 from tests.builders import write_dataset
@@ -43,10 +44,18 @@ def test_models_that_are_there_are_not_trained_again(made: Path, capfd: pytest.C
     assert {path: path.read_bytes() for path in (made / "out").iterdir()} == before
 
 
+def test_models_of_other_settings_are_not_taken(made: Path, tmp_path: Path) -> None:
+    dataset = Dataset.open(str(made / "data"))
+    dims = [
+        compatible.train_model(dataset, TrainConfig(dims=(dim,), epochs=1), tmp_path / "one").dims for dim in (8, 4)
+    ]
+    assert dims == [(16, 8), (16, 4)]
+
+
 def test_turning_brings_a_model_nearer_and_blocks_keep_its_own_cosines(made: Path) -> None:
     dataset = Dataset.open(str(made / "data"))
     assert 0 < len(compatible.half_of_train(dataset, 0).splits["train"]) < len(dataset.splits["train"])
-    model, champion = load(made / "models" / "fresh-0"), load(made / "models" / "champion-0")
+    model, champion = (load(next((made / "models").glob(f"{name}-0-*"))) for name in ("fresh", "champion"))
     x_ND = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
     z_ND, old_ND = model.encode(x_ND), champion.encode(x_ND)
     whole = compatible.turned(model, champion, x_ND, [0, 16])(x_ND)

@@ -51,7 +51,7 @@ def write(matrix_dD: np.ndarray, origin: dict[str, Any], path: Path, encoder_nam
     encoder.append(Normalize())
     encoder.similarity_fn_name = "cosine"
     encoder.save(str(path), create_model_card=False, safe_serialization=True)
-    (path / "README.md").write_text(_card(origin))
+    (path / "README.md").write_text(_card(origin), encoding="utf-8")
     return x_ND
 
 

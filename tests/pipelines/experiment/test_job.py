@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import ray
 
 from pipelines.experiment import job as experiment
+from pipelines.experiment.job import FIXED
 from pipelines.experiment.methods import ablation, compared
 from pipelines.experiment.settings import ExperimentSettings
 from pipelines.experiment.tables import Results, part_tables, standing
@@ -32,8 +34,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _settings(kind: str, data: Path | str, out: Path, **changes: object) -> ExperimentSettings:
+    # one that sets it itself does not take it
+    quick = {name: value for name, value in QUICK.items() if name not in FIXED.get(kind, ())}
     return ExperimentSettings.model_validate(
-        {"experiment": kind, "data": str(data), "out": str(out), **QUICK, **changes}
+        {"experiment": kind, "data": str(data), "out": str(out), **quick, **changes}
     )
 
 
@@ -85,8 +89,9 @@ def test_finished_trainings_are_not_run_again(
     after = {file.name: file.stat().st_mtime_ns for file in (tmp_path / ".trainings").iterdir()}
     assert len(after) == 4 and before.items() <= after.items()
     # its page is not that of another experiment
-    for changes in ({"experiment": "ware", "methods": None}, {"direction": "corpus-to-queries"}):
-        with pytest.raises(InputError, match=r"out: .* holds compare on pairs; take another folder for "):
+    other = write_dataset(tmp_path / "other" / "pairs", docs=300)
+    for changes in ({"experiment": "labels"}, {"direction": "corpus-to-queries"}, {"data": (str(other),)}):
+        with pytest.raises(InputError, match=r"out: .* holds compare on pairs \(\w{16}\); take another folder for "):
             experiment.run(settings.model_copy(update=changes))
     # other settings are other trainings
     experiment.run(settings.model_copy(update={"lr": 0.01}))
@@ -152,11 +157,34 @@ def test_the_parts_of_an_ablation_add_up() -> None:
     assert settings["smec"] == config
 
 
+def test_all_rows_are_learnt_from_and_a_single_number_is_a_list(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="an experiment scores models on all documents, and learns from all of them"):
+        _settings("compare", dataset, tmp_path, sample_rows=100)
+    assert _settings("labels", dataset, tmp_path, labels=25).labels == (25,)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_bad_row_of_the_last_dataset_is_found_before_the_first_training(dataset: Path, tmp_path: Path) -> None:
+    bad = write_dataset(tmp_path / "bad")
+    table = pq.read_table(bad / "corpus/part-0.parquet")
+    vectors = np.array(table["embedding"].to_pylist(), np.float32)
+    vectors[3, 0] = np.nan
+    pq.write_table(table.set_column(1, "embedding", [list(map(list, vectors))]), bad / "corpus/part-0.parquet")
+    with pytest.raises(InputError, match=r"part-0\.parquet: row 3, column embedding"):
+        experiment.run(_settings("compare", f"{dataset},{bad}", tmp_path / "r", methods="pca", seeds=1))
+    assert not (tmp_path / "r" / ".trainings").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"methods": "pca,best"}, "methods: best is unknown; known: truncation"),
         ({"kind": "ware", "methods": "pca"}, "methods: ware has methods of its own"),
+        ({"kind": "queue-size", "queue_size": 30}, "queue_size: queue-size sets it itself; leave it out"),
+        ({"kind": "gradient-variance", "init": "identity"}, "init: gradient-variance sets it itself"),
+        ({"kind": "ware", "projection": "linear"}, "projection: ware sets it itself"),
+        ({"kind": "gradient-variance", "dims": "8"}, "gradient-variance: compares the gradients of two dims or more"),
+        ({"kind": "gradient-variance", "epochs": 0}, "gradient-variance: compares .* and at least one epoch"),
         ({"dims": "64,8"}, "dims: 64 is more than the 32 dims"),
         ({"out": "file"}, "out: file is a file; name a folder"),
         ({"out": "file/below"}, "out: file/below cannot be made"),

@@ -168,6 +168,7 @@ def test_shards_hold_every_text_once_in_order(data: st.DataObject) -> None:
     [
         ({"documents": json_lines(DOCUMENTS) + '{"_id": "x", "te\n'}, r"corpus\.jsonl: line 4: not JSON"),
         ({"documents": json_lines(DOCUMENTS) + "\n\n[1]\n"}, r"corpus\.jsonl: line 6: needs an _id"),
+        ({"documents": '{"_id": "x", "text": ' + "[" * 200_000}, r"corpus\.jsonl: line 1: not JSON"),
         ({"documents": '{"_id": 7, "text": "x"}\n'}, r"corpus\.jsonl: line 1: needs an _id that is a string"),
         ({"documents": '{"_id": "x", "text": null}\n'}, r"corpus\.jsonl: line 1: text must be a string"),
         ({"documents": '{"_id": "x", "text": "\\ud83d"}\n'}, r"corpus\.jsonl: line 1: holds half of a surrogate pair"),

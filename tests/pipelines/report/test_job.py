@@ -343,6 +343,17 @@ def test_without_baselines_the_model_is_its_own_measure(tmp_path: Path) -> None:
     assert set(traces(page, "compression")) == {"this model"}
 
 
+def test_a_model_that_finds_nothing_is_said_to(tmp_path: Path) -> None:
+    nothing = dict.fromkeys(MODEL, 0.0)
+    baselines = {"full": 0.0, "truncation": nothing, "pca": nothing}
+    figures, page = report(
+        write_model_folder(tmp_path / "model", EVALUATION | {"ndcg@10": nothing, "baselines": baselines})
+    )
+    assert figures["headline"] == "No query found a relevant document"
+    assert "nDCG@10 is 0 at every dim: are the judgements those of this corpus?" in page.text
+    assert "PCA at every dim" not in page.text
+
+
 def test_without_evaluation_the_dev_scores_are_shown_as_such(tmp_path: Path) -> None:
     _, page = report(write_model_folder(tmp_path / "model", None))
     assert "nDCG@10 0.766 on dev" in page.text

@@ -272,6 +272,17 @@ def test_the_best_is_compared_on_test_and_trained_again(dataset: Path, space: Pa
     assert not list(storage.rglob("tune-*"))
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_best_of_a_study_on_a_sample_is_compared_among_all_documents(
+    dataset: Path, space: Path, tmp_path: Path
+) -> None:
+    settings = _settings(dataset, space, tmp_path / "out", trials=3, sample_rows=100, storage=str(tmp_path / "storage"))
+    summary = tune.run(settings)
+    confirmed = tune.run(settings.model_copy(update={"confirm": 1}))
+    assert confirmed["trials"] == summary["trials"], "it is the same study"
+    assert list(confirmed["confirmed"]["dims"]) == ["32", "8", "4"]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_study_with_its_state_on_s3_goes_on_where_it_was(

@@ -176,6 +176,11 @@ def test_mixed_types_of_ids_are_told(tmp_path: Path, data: Path) -> None:
             '{"query_id": "q1", "doc_id": "d1"}\n{"query_id": "q1", "doc_id": "d1", "rank": 1}\n',
             "line 2: has rank, which line 1 has not",
         ),
+        ('{"query_id": "q1", "doc_id": "d1"}\n' + "[" * 200_000 + "\n", "line 2: is not JSON"),
+        (
+            '{"query_id": "q1", "doc_id": "d1"}\n{"query_id": "\\ud800", "doc_id": "d1"}\n',
+            "line 2, column query_id: half of a surrogate pair",
+        ),
         ('{"query_id": "q1"}\n', "column doc_id is missing; it holds query_id"),
         ("", "column query_id is missing; it holds no columns"),
     ],

@@ -228,6 +228,11 @@ def test_judgements_of_unknown_ids_are_counted_up_to_a_share(
         in str(refused.value)
     )
     assert place in str(refused.value)
+    path = folder / "qrels/train.parquet"
+    pq.write_table(pq.read_table(path).rename_columns(["query-id", "corpus-id", "score"]), path)
+    with pytest.raises(InputError) as refused:
+        Dataset.open(str(folder), max_unknown=0.01)
+    assert place.replace("query_id", "query-id").replace("doc_id", "corpus-id") in str(refused.value)
 
 
 # dev split and fingerprint
