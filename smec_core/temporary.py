@@ -213,11 +213,12 @@ def _lock_left(folder: Path) -> int | None:
     try:
         state = os.fstat(lock)
         is_old = time.time() - state.st_mtime > LEFT_SECONDS
-        if state.st_uid == os.geteuid() and folder not in _held:
+        found = _NAME.search(folder.name)
+        # one of another name was made by somebody else
+        if found is not None and state.st_uid == os.geteuid() and folder not in _held:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                found = _NAME.search(folder.name)
-                is_left = is_old or (found is not None and found[1] == _mark())
+                is_left = is_old or found[1] == _mark()
             except BlockingIOError:
                 is_left = False
             except OSError:

@@ -41,13 +41,13 @@ def request(number: int, input_dim: int) -> Request:
 
 def _bad(number: int, x_ND: np.ndarray, input_dim: int) -> Request:
     rows = x_ND.tolist()
-    nan, huge, zero = [float("nan"), *rows[0][1:]], [1e30] * input_dim, [0] * input_dim
+    nan, huge, zero = [float("nan"), *rows[0][1:]], [1e39] * input_dim, [0] * input_dim
     bodies: list[tuple[Any, str]] = [
         (b'{"inputs": [[1, 2', "body: invalid JSON"),
         ({"inputs": [row[1:] for row in rows]}, f"this model takes {input_dim}"),
         ({"inputs": [*rows, rows[0][1:]]}, f"row {len(rows)} has {input_dim - 1} numbers"),
-        ({"inputs": [*rows, nan]}, f"row {len(rows)} holds NaN or infinity; fix or leave out the row"),
-        ({"inputs": [huge, *rows]}, "row 0 holds numbers too large for float32"),
+        ({"inputs": [*rows, nan]}, f"row {len(rows)} holds NaN or infinity, or a number too large for float32; fix"),
+        ({"inputs": [huge, *rows]}, "row 0 holds NaN or infinity, or a number too large for float32"),
         ({"inputs": [*rows, zero]}, f"row {len(rows)} is a zero vector"),
         ({"inputs": rows, "dim": input_dim + 1}, f"dim: give 1 to {input_dim}"),
         ({"inputs": rows, "dim": 0}, f"dim: give 1 to {input_dim}"),

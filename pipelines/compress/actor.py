@@ -23,6 +23,7 @@ from pipelines.storage.manifest import finish_task, finished_task
 from smec_core.config import VectorType
 from smec_core.data.parquet import ROW_GROUP_ROWS, Batch, Block, EmbeddingTable, ParquetPart
 from smec_core.data.stored_files import describe
+from smec_core.data.tables import find_manifest
 from smec_core.data.uri import shown_path
 from smec_core.errors import InputError, RowError, SmecError
 from smec_core.model.model import Model
@@ -139,11 +140,22 @@ class CompressPiece:
         job = self.job
         files = finished_task(job.filesystem, job.folder, piece.name)
         if files is None:
+            self._check_open()
             rows = yield from self._write(piece, part)
             files = [describe(job.filesystem, f"{job.folder}/{name}", name, count) for name, count in rows.items()]
             finish_task(job.filesystem, job.folder, piece.name, files)
         for file in files:
             yield record(done=file)
+
+    def _check_open(self) -> None:
+        """Ends a run that another one of the same plan has overtaken: no file of a published version is replaced.
+
+        Raises:
+            SmecError: it was.
+        """
+        if find_manifest(self.job.filesystem, self.job.folder) is not None:
+            place = shown_path(self.job.filesystem, self.job.folder)
+            raise SmecError(f"{place}: another run has published this version meanwhile; run again")
 
     def _write(self, piece: Piece, part: ParquetPart) -> Generator[dict[str, Any], None, dict[str, int]]:
         """Writes the piece's files; returns the rows of each."""
@@ -179,6 +191,8 @@ class CompressPiece:
                 if rows >= ROW_GROUP_ROWS:
                     yield record(rows=rows)
                     rows = 0
+            # before the files appear
+            self._check_open()
         yield record(rows=rows)
         if sound_rows + bad_rows != piece.stop - piece.start:
             raise SmecError(f"{place}: not all of its rows reached {shown_path(job.filesystem, job.folder)}; run again")

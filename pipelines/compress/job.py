@@ -221,7 +221,9 @@ def _make(job: Job, pieces: list[Piece], earlier: Earlier, workers: int, gpus: f
         path, columns = f"{job.folder}/{min(apart).name}", ["file", "row", "reason"]
         first = pq.read_table(path, columns=columns, filesystem=job.filesystem).slice(0, 1).to_pylist()[0]
         raise too_many_bad_rows(job, bad, **first)
-    return Made(sorted(files.values()), progress.rows, reused, bad)
+    # what a lost worker had begun is counted twice
+    rows = min(progress.rows, sum(piece.stop - piece.start for piece in left))
+    return Made(sorted(files.values()), rows, reused, bad)
 
 
 def _say_made(job: Job, made: Made, earlier: str, size: int, uri: str) -> None:

@@ -73,7 +73,8 @@ class Findings(NamedTuple):
         """Whether the last decision is in effect; else a job works on it, or was killed and the next one goes on."""
         if self.releases is None:
             return False
-        return self.releases.in_effect == self.releases.in_force and not _is_pending(self.releases, self.cycles)
+        last = self.cycles[-1] if self.cycles else None
+        return self.releases.in_effect == self.releases.in_force and not self.releases.lack(last)
 
     def refuse(self, place: str, some: Iterable[Damage]) -> None:
         """Ends the job where there are damages among `some`, with each of them.
@@ -156,12 +157,6 @@ def _noting(damages: list[Damage], place: str, removed: str = "") -> Iterator[No
             # an object store, which may answer the next time
             raise
         damages.append(Damage(*unreadable(place, error).args))
-
-
-def _is_pending(releases: Releases, cycles: Sequence[dict[str, Any]]) -> bool:
-    """Whether the last cycle has decided on a release that is not among the releases yet."""
-    last = cycles[-1]["release"] if cycles else None
-    return last is not None and last["cycle"] > max((one.cycle for one in releases.releases), default=0)
 
 
 def _cycles(ledger: Ledger, damages: list[Damage]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from pipelines.retrain.releases import (
     NOTHING_NEW,
     REFUSED,
     REPAIRED,
+    UNCHANGED,
     ReleaseManager,
     export_figures,
 )
@@ -54,6 +55,8 @@ def run(settings: RetrainSettings) -> dict[str, Any]:
             manager.follow_last_decision(cycle.compress)
         record = {**record, "repaired": [str(damage) for damage in repaired]}
         export_figures(settings.name, record)
+    if record["outcome"] in (REFUSED, UNCHANGED) and record["champion"] and not settings.publish.refresh:
+        say("publish.refresh is false: nothing is published, also where the corpus or publish settings have changed")
     if record["outcome"] == REFUSED:
         stays = "the champion stays" if record["champion"] else "nothing is released"
         if record["release"] is not None:

@@ -98,6 +98,15 @@ class Releases(NamedTuple):
     decided: int = 0
     """The last cycle whose decision was followed: where its record is gone, or these are older, that is found."""
 
+    def lack(self, last: Mapping[str, Any] | None) -> bool:
+        """Whether the last cycle, given its record, has decided on a release that is not taken up yet."""
+        if last is None or last["release"] is None:
+            return False
+        if self.decided:
+            # not by the releases: the newest may have been dropped since, beyond repair
+            return bool(self.decided < last["cycle"])
+        return bool(last["release"]["cycle"] > max((one.cycle for one in self.releases), default=0))
+
     def with_new(self, release: Release) -> "Releases":
         """These and a new one, which is to be in force."""
         return self._replace(releases=(*self.releases, release), in_force=release.cycle)

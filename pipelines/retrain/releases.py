@@ -19,7 +19,7 @@ from pipelines.runtime.prometheus import report_retrain
 from pipelines.storage.audit import Problem, model_problems, version_problems
 from pipelines.storage.files import remove_file
 from pipelines.storage.lease import Lease
-from pipelines.storage.publish import check_version, checksum_of_version, plans, promote, remove_version
+from pipelines.storage.publish import checksum_of_version, plans, promote, remove_version
 from pipelines.storage.run_folder import MODEL, RunFolder
 from smec_core.data.records import exists
 from smec_core.data.uri import public_uri
@@ -61,15 +61,13 @@ class ReleaseManager:
         """
         self.ledger.check_registry(self.registry.address)
         last, releases = self.ledger.last_cycle(), self.ledger.releases()
-        known = releases.decided
+        known, is_lacking = releases.decided, releases.lack(last)
         if last is not None:
             if known < last["cycle"]:
                 releases = releases._replace(decided=last["cycle"], anchor=last.get("anchor", releases.anchor))
-            if last["release"] is not None:
-                release = Release(**last["release"])
-                if release.cycle > max((other.cycle for other in releases.releases), default=0):
-                    self.promote(releases.with_new(release), compress)
-                    return True
+            if is_lacking:
+                self.promote(releases.with_new(Release(**last["release"])), compress)
+                return True
         if releases.in_effect != releases.in_force:
             self.promote(releases, compress)
             return last is not None and releases.in_force == last["cycle"]
@@ -145,7 +143,7 @@ class ReleaseManager:
             # before it is written down: what cannot be put in force must not stand in the way of what can
             self._check_model(champion)
             if compress is None:
-                check_version(self.settings.publish.output, champion.version)
+                self._make_whole(releases, champion, None)
         self.lease.check()
         self.ledger.write_releases(releases)
         self._prune(self._enforce(releases, compress))
@@ -307,7 +305,7 @@ class ReleaseManager:
 def run_of(settings: RetrainSettings, model: object) -> str | None:
     """The training of this series that has left a model in the storage; None where it is another's."""
     ours = re.escape(f"{public_uri(settings.storage).rstrip('/')}/")
-    run = re.fullmatch(rf"{ours}({re.escape(settings.name)}-[0-9a-f]+)/{MODEL}", str(model))
+    run = re.fullmatch(rf"{ours}({re.escape(settings.name)}-[0-9a-f]{{10}})/{MODEL}", str(model))
     return run[1] if run else None
 
 

@@ -212,14 +212,18 @@ class Front:
             # the gate has its own, shorter clock
             status, content = await self._call(call, body, 2 * self.gate.limits.deadline)
         except (BackPressureError, DeploymentUnavailableError):
-            return _refusal(path, 503, "all replicas are busy; try again", "overload")
+            return self._busy(path, "all replicas are busy; try again", "overload")
         except ray.exceptions.RayTaskError as error:
             warn(f"a replica failed: {str(error).strip().splitlines()[-1]}")
             return _refusal(path, 500, "the service failed; its log says why", "internal")
         except (ray.exceptions.RayError, RayServeException):
             self._is_answered = False
-            return _refusal(path, 503, "the replica has ended while it answered; try again", "replica")
+            return self._busy(path, "the replica has ended while it answered; try again", "replica")
         return answer(status, Page("application/json", content))
+
+    def _busy(self, path: str, detail: str, reason: str) -> list[Message]:
+        self.gate.count(reason)
+        return _refusal(path, 503, detail, reason)
 
     async def _call(self, call: Callable[[bytes], Any], body: bytes, seconds: float) -> tuple[int, bytes]:
         response = call(body)

@@ -35,7 +35,7 @@ FREE_BYTES = 65_536
 """Of a body that never wait for room, so that large bodies do not shut small ones out."""
 LARGE_BYTES = 2**28
 """Memory for the rest of all bodies together."""
-PROXY_BODY_BYTES = 2**26
+PROXY_BODY_BYTES = LARGE_BYTES
 """Largest body where Ray's proxies listen; each application refuses smaller ones by its own width and `max_rows`."""
 SKIPPED_BYTES = 2**26
 """Of a refused body that are still taken, so that its client comes to read the answer."""

@@ -71,11 +71,11 @@ def app(settings: ApplicationSettings) -> "Application":
         # so soon is one replaced that was killed
         health_check_period_s=HEALTH_SECONDS,
     )
-    folder = Path(settings.model).absolute()
-    model = load(folder)
+    model = load(settings.model)
     check_model(model)
     return deployment.bind(
-        model=str(folder),
+        # replicas work in a folder of their own
+        model=settings.model if "://" in settings.model else str(Path(settings.model).absolute()),
         fingerprint=model.fingerprint,
         **settings.model_dump(include={"threads", "batch_requests", "batch_wait_ms", "max_rows"}),
     )
@@ -154,7 +154,7 @@ def _open(settings: ServeSettings, listener: "socket.socket") -> "Front":
     from pipelines.serve.document import Facts
     from pipelines.serve.front import Front
 
-    model = load(Path(settings.model))
+    model = load(settings.model)
     handle = serve.get_app_handle(settings.name)
     # the first call starts what brings all others to the replicas
     handle.describe.remote().result()

@@ -14,11 +14,13 @@ from pydantic import BaseModel, ConfigDict, FailFast, ValidationError
 from smec_core.data.vectors import unit_prefix
 from smec_core.errors import InputError
 from smec_core.model.model import Model
+from smec_core.shown import shortened
 
 NUMBER_BYTES = 64
 """Most bytes of JSON that a number may take: 26 as programs write it, more where it is indented."""
 OTHER_BYTES = 1024
 """Room for the rest of a body."""
+LONGEST_KEY = 60
 FEW_LISTS, FEW_NUMBERS, FEW_KEYS = 10_000, 100_000, 100
 """What any body may hold of these, so that one with too much of them for the model is told what is wrong with it."""
 
@@ -153,12 +155,16 @@ def check(inputs: Any, dim: int | None, model: Model, max_rows: int, form: Form 
         raise _wrong_width(f"rows have {x_ND.shape[1]} numbers", form, model)
     if len(x_ND) > max_rows:
         raise _too_many(f"has {len(x_ND)} rows", form, max_rows)
-    with np.errstate(over="ignore"):
-        norms_N = np.linalg.norm(x_ND, axis=1)
-    if not np.isfinite(norms_N).all():
-        row = int(np.isfinite(norms_N).argmin())
-        what = "holds numbers too large for float32" if np.isfinite(x_ND[row]).all() else "holds NaN or infinity"
+    is_sound_N = np.isfinite(x_ND).all(1)
+    if not is_sound_N.all():
+        row = int(is_sound_N.argmin())
+        what = "holds NaN or infinity, or a number too large for float32"
         raise QueryError(f"{form.inputs}: row {row} {what}; fix or leave out the row", "not_finite")
+    # squares of float32 overflow, and vanish, long before the numbers do
+    norms_N = np.linalg.norm(x_ND.astype(np.float64), axis=1)
+    if norms_N.max() > np.finfo(np.float32).max:
+        problem = f"row {norms_N.argmax()} has a norm too large for float32; scale it down"
+        raise QueryError(f"{form.inputs}: {problem}", "not_finite")
     if not norms_N.all():
         row = int(norms_N.argmin())
         raise QueryError(f"{form.inputs}: row {row} is a zero vector, which has no direction; leave it out", "zero")
@@ -204,7 +210,9 @@ def _explain(problem: str, place: tuple[int | str, ...], message: str, form: For
         # as dim and dimensions, of which each path has one
         near = [name for name in known if name.startswith(key) or key.startswith(name)]
         near = near or difflib.get_close_matches(key, known, n=1)
-        return QueryError(f"{key}: unknown key; {f'did you mean {near[0]!r}? ' if near else ''}{cure}")
+        return QueryError(
+            f"{shortened(key, LONGEST_KEY)}: unknown key; {f'did you mean {near[0]!r}? ' if near else ''}{cure}"
+        )
     if problem == "missing":
         return QueryError(f"{key}: is missing; {cure}")
     if key == form.dim:

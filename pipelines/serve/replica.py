@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,7 +93,7 @@ class Encoder:
         self, model: str, fingerprint: str, threads: int, batch_requests: int, batch_wait_ms: float, max_rows: int
     ) -> None:
         torch.set_num_threads(threads)
-        self.model = load(Path(model))
+        self.model = load(model)
         self.fingerprint = self.model.fingerprint
         if self.fingerprint != fingerprint:
             # replicas of one application would give vectors that cannot be compared

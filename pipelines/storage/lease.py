@@ -159,11 +159,12 @@ class Lease:
         watched_since = 0.0
         while True:
             content, found = self._read()
-            is_here = found is not None and found.is_on_machine_of(self._me)
+            runs = None if found is None else _runs(found, self._me)
+            is_here = runs is not None
             if found is None:
                 is_free = True
             elif is_here:
-                is_free = _started(found.pid) != found.pid_started
+                is_free = not runs
             else:
                 is_free = found == watched and time.monotonic() - watched_since > TTL_SECONDS
             if is_free or found is None:
@@ -208,7 +209,7 @@ class Lease:
 
     def _look_at_time(self) -> None:
         if time.monotonic() - self._renewed > HOLD_SECONDS:
-            self._lose(f"may be taken over, because for {HOLD_SECONDS:.0f} s")
+            self._lose(f"may be taken over: for {HOLD_SECONDS:.0f} s")
 
     def _lose(self, why: str) -> None:
         if not self.lost:
@@ -245,8 +246,7 @@ def holder_of(run_folder: RunFolder) -> Holder | None:
     _, found = _read(run_folder)
     if found is None:
         return None
-    is_gone = found.is_on_machine_of(Holder.this_process()) and _started(found.pid) != found.pid_started
-    return None if is_gone else found
+    return None if _runs(found, Holder.this_process()) is False else found
 
 
 def find_silent(seen: Mapping[str, tuple[RunFolder, Holder]], since: float) -> set[str]:
@@ -259,7 +259,7 @@ def find_silent(seen: Mapping[str, tuple[RunFolder, Holder]], since: float) -> s
         since: when it gave the last of them, by `time.monotonic`.
     """
     me = Holder.this_process()
-    watched = {name: one for name, one in seen.items() if not one[1].is_on_machine_of(me)}
+    watched = {name: one for name, one in seen.items() if _runs(one[1], me) is None}
     names = ", ".join(dict.fromkeys(str(holder) for _, holder in watched.values()))
     with telling(f"waiting up to {TTL_SECONDS:.0f} s to see whether what holds a lease is still alive: {names}"):
         while watched := {name: one for name, one in watched.items() if holder_of(one[0]) == one[1]}:
@@ -286,12 +286,28 @@ def _time(seconds_from_now: float = 0.0) -> str:
     return (datetime.now(UTC) + timedelta(seconds=seconds_from_now)).isoformat(timespec="milliseconds")
 
 
+def _runs(found: Holder, me: Holder) -> bool | None:
+    """Whether a holder runs; None where that cannot be seen from here: on another machine, or hidden by /proc."""
+    if not found.is_on_machine_of(me):
+        return None
+    try:
+        return _started(found.pid) == found.pid_started
+    except PermissionError:
+        return None
+
+
 def _started(pid: int) -> int | None:
-    """When a process of this machine started, in clock ticks from boot; None where it runs no more."""
+    """When a process of this machine started, in clock ticks from boot; None where it runs no more.
+
+    Raises:
+        PermissionError: it is another user's, and /proc does not show those (hidepid).
+    """
     try:
         # the name, in parentheses, may hold anything
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
+        with suppress(ProcessLookupError):
+            os.kill(pid, 0)
         return None
     # a zombie is dead; its parent has only not asked yet
     return None if state in "ZX" else int(fields[18])

@@ -266,12 +266,17 @@ def vectors_of(column: pa.Array, dim: int, file: str, row: int, name: str = "emb
             flat.is_null().to_numpy(zero_copy_only=False).reshape(-1, dim).any(1),
             "holds a null value (as pandas stores NaN); fix or remove the row",
         )
-    vectors_ND = flat.to_numpy(zero_copy_only=False).reshape(-1, dim).astype(np.float32, copy=False)
+    stored_ND = flat.to_numpy(zero_copy_only=False).reshape(-1, dim)
+    # what float32 cannot hold becomes infinity and is refused below
+    with np.errstate(over="ignore"):
+        vectors_ND = stored_ND.astype(np.float32, copy=False)
     norms_N = np.einsum("nd,nd->n", vectors_ND, vectors_ND)
     if not np.isfinite(norms_N).all():
-        refuse(~np.isfinite(vectors_ND).all(1), "holds NaN or infinity; fix or remove the row")
+        refuse(~np.isfinite(stored_ND).all(1), "holds NaN or infinity; fix or remove the row")
         refuse(~np.isfinite(norms_N), "has a norm too large for float32; scale the vectors down")
-    refuse(norms_N == 0, "is a zero vector, which has no direction; remove the row")
+    if not norms_N.all():
+        refuse(~stored_ND.any(1), "is a zero vector, which has no direction; remove the row")
+        refuse(norms_N == 0, "has a norm too small for float32; scale the vectors up")
     return vectors_ND
 
 

@@ -88,6 +88,8 @@ def test_what_is_not_ours_stays(tmp_path: Path) -> None:
     link.symlink_to(others)
     file = tmp_path / f"{PREFIX}{'1' * 8}"
     file.write_text("a file")
+    old = time.time() - 2 * LEFT_SECONDS
+    os.utime(others, (old, old))
     remove_left_behind(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {others.name, link.name, file.name}
 

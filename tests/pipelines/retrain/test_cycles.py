@@ -285,12 +285,15 @@ def test_other_dims_need_a_fresh_start(standing: Series) -> None:
         standing.retrain("train.start=warm", "train.dims=4", "publish.dim=4")
 
 
-def test_a_refused_challenger_publishes_nothing_where_that_is_not_wanted(standing: Series) -> None:
+def test_a_refused_challenger_publishes_nothing_where_that_is_not_wanted(
+    standing: Series, capsys: pytest.CaptureFixture[str]
+) -> None:
     x_ND = np.random.default_rng(0).standard_normal((20, 32)).astype(np.float32)
     write_embeddings(str(standing.data / "corpus/part-9.parquet"), [f"new{row}" for row in range(20)], x_ND)
     with pytest.raises(GateError, match=r"; the champion stays$"):
         standing.retrain("gate.min_gain=0.5", "publish.refresh=false")
     assert standing.version == "v0001"
+    assert "publish.refresh is false: nothing is published" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.slow

@@ -34,6 +34,18 @@ def test_what_is_in_force_stays_after_a_rollback() -> None:
     assert cycles(back.kept(1)) == [1, 3, 4]
 
 
+def test_a_decision_is_followed_once_whatever_is_dropped_afterwards() -> None:
+    two, record = series("ab"), {"cycle": 2, "release": release(2, "b")._asdict()}
+    assert not two._replace(decided=2).lack(record)
+    assert two._replace(decided=1, releases=two.releases[:1]).lack(record)
+    # rolled back from, and lost since
+    assert not two._replace(decided=2, releases=two.releases[:1], in_force=1).lack(record)
+    assert not two._replace(decided=1).lack({"cycle": 2, "release": None})
+    # records of earlier versions do not say what was decided
+    assert not two.lack(record) and two._replace(releases=two.releases[:1]).lack(record)
+    assert not Releases().lack(None)
+
+
 def test_a_withdrawn_model_takes_no_place_of_a_sound_one() -> None:
     back = series("ab").returned_to(release(1, "a"))
     assert cycles(back.with_new(release(3, "c")).kept(2)) == [1, 2, 3]

@@ -14,7 +14,7 @@ import pytest
 
 from pipelines.storage import lease
 from pipelines.storage.files import swap
-from pipelines.storage.lease import LEASE, TTL_SECONDS, Holder, Lease
+from pipelines.storage.lease import LEASE, TTL_SECONDS, Holder, Lease, find_silent, holder_of
 from pipelines.storage.run_folder import RunFolder
 from smec_core.errors import InputError, LeaseError
 
@@ -238,6 +238,23 @@ def test_a_container_of_this_host_is_another_machine(run_folder: RunFolder, shor
         assert time.monotonic() - began > 2
 
 
+def test_a_process_that_proc_hides_is_watched_like_one_of_another_machine(
+    run_folder: RunFolder, short: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError
+
+    run_folder.write(LEASE, Holder.this_process()._replace(pid=2**22 + 1)._asdict())
+    assert holder_of(run_folder) is None
+    monkeypatch.setattr(os, "kill", refuse)
+    found = holder_of(run_folder)
+    assert found is not None, "another user's, which /proc does not show with hidepid"
+    began = time.monotonic()
+    assert find_silent({"run": (run_folder, found)}, began) == {"run"}
+    with Lease(run_folder, ignore):
+        assert time.monotonic() - began > 4
+
+
 def test_a_lease_released_meanwhile_is_taken_without_waiting_further(
     run_folder: RunFolder, start: Start, lasting: None
 ) -> None:
@@ -300,7 +317,7 @@ def test_a_holder_whose_storage_stays_away_stops_before_another_may_take_over(
     run_folder = RunFolder(str(tmp_path), "nightly")
     run_folder.create()
     stopped = threading.Event()
-    why = "may be taken over, because for 1 s this process had not renewed it in time"
+    why = "may be taken over: for 1 s this process had not renewed it in time"
     with pytest.raises(LeaseError, match=why), Lease(run_folder, stopped.set) as mine:
         os.rename(run_folder.path, f"{run_folder.path}.away")
         assert stopped.wait(PATIENCE_SECONDS)

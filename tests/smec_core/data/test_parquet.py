@@ -254,6 +254,7 @@ BAD_ROWS: dict[str, tuple[Callable[[list[list[float | None] | None], int], None]
     "minus infinity": (lambda rows, bad: set_value(rows, bad, float("-inf")), "infinity"),
     "zero vector": (lambda rows, bad: rows.__setitem__(bad, [0.0] * DIM), "zero vector"),
     "huge norm": (lambda rows, bad: set_value(rows, bad, 3e38), "norm too large"),
+    "tiny norm": (lambda rows, bad: rows.__setitem__(bad, [1e-25] * DIM), "norm too small for float32; scale"),
 }
 LIST_ONLY: dict[str, tuple[Callable[[list[list[float | None] | None], int], None], str]] = {
     "longer": (lambda rows, bad: rows.__setitem__(bad, [1.0] * (DIM + 1)), "dims"),
@@ -280,6 +281,13 @@ def test_a_bad_vector_is_refused_with_its_place(tmp_path: Path, kind: pa.DataTyp
     message = str(refused.value)
     assert f"corpus/1.parquet: row {bad}, column embedding: " in message
     assert why in message
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_number_that_float32_cannot_hold_is_not_called_infinity(tmp_path: Path) -> None:
+    write(tmp_path / "corpus.parquet", ["a", "b"], pa.array([[1.0, 2.0], [1e300, 1.0]], pa.list_(pa.float64(), 2)))
+    with pytest.raises(InputError, match="row 1, column embedding: has a norm too large for float32"):
+        read(EmbeddingTable.open(str(tmp_path / "corpus")))
 
 
 @pytest.mark.parametrize("rows", [[None, [1.0, 2.0]], [[], [1.0, 2.0]]], ids=["null", "empty"])
