@@ -95,6 +95,16 @@ def scan_data(
     return wanted.read(read, say)
 
 
+def check_room(dataset: Dataset, cpus: int) -> None:
+    """Refuses a dataset all of whose vectors the object stores have no room for.
+
+    Raises:
+        InputError: they have not.
+    """
+    connect(cpus)
+    _check_store(4 * sum(table.rows for table in dataset.tables) * dataset.dim, "")
+
+
 def _check_store(need: int, cure: str) -> None:
     """Refuses vectors that the object stores have no room for: this node's, and those of nodes that train."""
     here = ray.get_runtime_context().get_node_id()

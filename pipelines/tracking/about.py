@@ -77,6 +77,7 @@ def reached_text(metrics: Mapping[str, Any]) -> str:
         return "Finished; the model was not evaluated."
     main = main_measure(evaluation)
     where = evaluation["split"] or "held-out documents"
+    where += ", which it has learnt from" if evaluation.get("learnt") else ""
     baselines, intervals = evaluation.get("baselines", {}), evaluation.get("intervals", {}).get(main, {})
     compared = [name for name in ("truncation", "pca") if name in baselines]
     full = f"; {baselines['full']:.4f} with the original embeddings" if "full" in baselines else ""

@@ -66,6 +66,9 @@ def log_figures(client: MlflowClient, run_id: str, folder: Path) -> None:
 
 def _evaluation_curves(evaluation: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     main, place = main_measure(evaluation), evaluation["split"] or "held_out"
+    if evaluation.get("learnt"):
+        # beside the curve of the first pass, which had not learnt from dev
+        place += "_learnt"
     curves = {name: scores for name, scores in evaluation.items() if "@" in name}
     for name, scores in evaluation.get("baselines", {}).items():
         # the original embeddings' score is a level

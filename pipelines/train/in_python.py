@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipelines.console import say
+from pipelines.data.opened import open_dataset
 from pipelines.storage.files import new_file
 from pipelines.storage.model_folder import check_replaceable
 from pipelines.storage.run_folder import check_storage
@@ -91,12 +92,38 @@ def fit(
         check_replaceable(Path(out))
         check_storage(settings.get("storage"))
         dataset = dataset_of(corpus, queries, qrels, exclude_self=asked.exclude_self, columns=columns)
+        if isinstance(corpus, Dataset) and not isinstance(corpus, MemoryDataset):
+            _check_as_stored(dataset, asked)
         given["data"] = dataset.uri
         if isinstance(dataset, MemoryDataset):
             storage = settings.get("storage") or str(Path(out).absolute().parent / ".smec-runs")
             given |= {"data": _written(dataset, join_uri(storage, f"data-{dataset.fingerprint}")), "columns": {}}
         run(checked())
     return load(out)
+
+
+def _check_as_stored(dataset: Dataset, settings: TrainSettings) -> None:
+    """Refuses an open dataset that is not what a cluster would read anew from its folder.
+
+    Raises:
+        InputError: it is not.
+    """
+    stored = open_dataset(dataset.uri, exclude_self=settings.exclude_self, columns=settings.columns)
+
+    def told(one: Dataset) -> list[Any]:
+        judged = {
+            name: [found.tobytes() for found in (some.query_row_Q, some.offset_Q1, some.doc_row_J, some.score_J)]
+            + [some.own_doc_of is not None]
+            for name, some in one.splits.items()
+        }
+        return [[part.path for part in one.corpus.files], one.corpus.names, judged]
+
+    if told(stored) != told(dataset):
+        raise InputError(
+            f"corpus: this dataset is not as {public_uri(dataset.uri)} has it (part of it is held out, it is reversed, "
+            "or exclude_self or columns are its own), and workers read it there; give the folder, and these as "
+            "settings (hold_out=, exclude_self=, columns=), or take smec_core.fit"
+        )
 
 
 def _written(dataset: MemoryDataset, uri: str) -> str:

@@ -132,6 +132,14 @@ class Training:
         self.identity |= self._parents.identity
         if settings.hold_out:
             self.identity["hold_out"] = settings.hold_out
+        if self._config.memory == "local":
+            least, most = settings.worker_range
+            if least != most:
+                raise InputError(
+                    f"workers: {settings.workers}: with memory=local the result depends on how many there are; name "
+                    "one number, or leave memory at global"
+                )
+            self.identity["workers"] = most
         self.identity |= self.scanned.identity
         self.name = settings.name or f"{series}-{digest(self.identity)}"
 

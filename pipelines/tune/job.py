@@ -6,7 +6,7 @@ from typing import Any
 from pipelines import signals
 from pipelines.console import context, say
 from pipelines.data.opened import open_dataset
-from pipelines.data.source import scan_data
+from pipelines.data.source import check_room, scan_data
 from pipelines.storage.lease import Lease
 from pipelines.storage.model_folder import check_replaceable, make_out
 from pipelines.storage.run_folder import RunFolder, check_storage, digest
@@ -69,6 +69,9 @@ def run(settings: TuneSettings) -> dict[str, Any]:
     check_storage(settings.storage)
     storage = settings.storage or str(out.absolute() / ".smec-study")
     scanned = scan_data(dataset, config, settings.cluster(), storage)
+    if settings.confirm and not scanned.has_all_rows(dataset):
+        # before the search: the best are compared on test among all documents
+        check_room(dataset, settings.worker_range[0] * settings.cpus_per_worker)
     identity = {
         "tune": config.model_dump(mode="json"),
         "space": describe(space),

@@ -179,12 +179,12 @@ class StudyStart:
         if best.params == self.defaults:
             say("the defaults are the best: there is nothing to compare them with on test")
             return None
-        one_worker = self.settings.cluster().model_copy(update={"workers": "1"})
-        resources = resources_of(one_worker, self._use_gpu, self._source.block_bytes)
         source = self._source
         if not self.scanned.has_all_rows(self.dataset):
             # test is scored among all documents
             source = Source.of(scan_data(self.dataset, self.config), self.config)
+        one_worker = self.settings.cluster().model_copy(update={"workers": "1"})
+        resources = resources_of(one_worker, self._use_gpu, source.block_bytes)
         result = confirm(self.dataset, source, self.settings.method(), best.params, seeds, resources)
         self.study.write(CONFIRMED_FILE, {"key": key, "result": result})
         return result

@@ -34,10 +34,15 @@ from smec_core.evaluation.significance import advice, query_interval, share_inte
 from smec_core.model.model import Model
 from smec_core.model.pca import Gram, block_rotation
 
+LEARNT = (
+    "the model has learnt from these judgements, so new queries do worse than this; give it a test split, or keep "
+    "queries out of the training (--set hold_out=0.2)"
+)
+
 
 def default_split(dataset: Dataset) -> str | None:
-    """The split to evaluate on where none is named: test, else dev, else what was held out; None without any."""
-    return next((split for split in ("test", "dev", HELD_OUT) if split in dataset.splits), None)
+    """The split to evaluate on where none is named: test, else what was held out, else dev; None without any."""
+    return next((split for split in ("test", HELD_OUT, "dev") if split in dataset.splits), None)
 
 
 def with_held_out(dataset: Dataset, model: Model, name: str) -> Dataset:
@@ -82,8 +87,8 @@ def evaluate(
         it has learnt from; ids decide, so on other data than it was trained on these parts mean nothing. Where fewer
         than LEAST_QUERIES are unseen, `unseen_documents` holds the same for a search among the other documents alone.
         `segments` has by column a list of them with `value` (None for null) and the same, most queries first.
-        `advice` is what to do where nothing is gained, else None, as it is
-        without judgements.
+        `learnt` is true, and else not there, where the model has learnt from these very judgements. `advice` is what to
+        do then, or where nothing is gained, else None, as it is without judgements.
 
     Raises:
         InputError: the split is not there, or the dims do not fit.
@@ -121,7 +126,15 @@ def evaluate(
             ]
             for one in segments
         }
+    if seen_Q is not None and seen_Q.all() and split in _learnt_splits(model):
+        return report | {"learnt": True, "advice": LEARNT}
     return report | {"advice": advice(report)}
+
+
+def _learnt_splits(model: Model) -> tuple[str, ...]:
+    """From which a training learns: its last pass, and a warm start, from dev, too."""
+    has_dev = model.config.get("train", {}).get("refit", False) or "warm_start" in model.config
+    return ("train", "dev") if has_dev else ("train",)
 
 
 def _of_unseen(dataset: Dataset, judgements: Judgements, seen: SeenDocuments) -> Judgements:

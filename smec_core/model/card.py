@@ -40,6 +40,7 @@ def model_card(config: dict[str, Any], metrics: dict[str, Any], place: str = "th
     measures = [name for name in ("ndcg@10", "recall@100", "mrr@10", "neighbour_recall@10") if name in evaluation]
     if measures:
         split = f" on {markdown(evaluation.get('split') or 'nearest documents')}"
+        split += ", which it has learnt from" if evaluation.get("learnt") else ""
         lines += [f"## Quality{split}", "", "| dims | " + " | ".join(measures) + " |"]
         lines += ["|---" * (len(measures) + 1) + "|"]
         lines += [

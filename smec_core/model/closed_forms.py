@@ -92,6 +92,9 @@ class ClosedForm(NamedTuple):
             value_D = (1 - SPECTRUM_SHRINKAGE) * value_D + SPECTRUM_SHRINKAGE * value_D.mean()
             return value_D.pow(-self.power / 2)[:, None] * rotation_DD
         value_D, rotation_DD = moments.differences
+        if value_D.mean() <= 0:
+            # queries that equal their documents: there is nothing to whiten by
+            return spectrum(moment_DD)[1]
         value_D = (1 - self.shrinkage) * value_D + self.shrinkage * value_D.mean()
         scale_D = value_D.pow(-self.power / 2)
         # PCA(W C W) W of W = S^(-power/2), in the basis of S, where W is a diagonal

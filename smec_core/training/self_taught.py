@@ -18,14 +18,17 @@ from smec_core.data.fingerprint import hash_ids, keys_of
 from smec_core.data.folds import Labels, held_out_as_dev
 from smec_core.data.judgements import Judgements
 from smec_core.data.scan import Scanned
+from smec_core.data.uri import public_uri
 from smec_core.data.vectors import aligned
 from smec_core.distributed.resident import BLOCK_ROWS
+from smec_core.errors import InputError
 from smec_core.evaluation.metrics import PrefixSearch
 from smec_core.training.schedule import TrainingShape
 
 FULL_VECTORS = "full vectors"
 """In records: who has taught where there are no judgements."""
 NEIGHBOURS = 3
+LEAST_DOCS = 3
 LEAST_QUERIES = 100
 """Fewer teach less than the neighbours of documents do."""
 MOST_QUERIES = 10_000
@@ -43,8 +46,13 @@ def shape_unread(dataset: Dataset, config: TrainConfig) -> TrainingShape:
     """What decides the plan, but for the lengths of epochs, before the vectors are read.
 
     Raises:
-        InputError: too few judgements to train on.
+        InputError: too few documents, or judgements, to train on.
     """
+    if dataset.corpus.rows < LEAST_DOCS:
+        raise InputError(
+            f"{public_uri(dataset.uri)}: the corpus has {dataset.corpus.rows} document(s); a training needs at least "
+            f"{LEAST_DOCS}"
+        )
     taught = is_self_taught(dataset, config)
     return TrainingShape(dataset.dim, taught or dataset.train_judgements() is not None, is_self_taught=taught)
 

@@ -13,6 +13,7 @@ from pipelines.train import fit
 from smec_core.data.dataset import Dataset
 from smec_core.data.uri import join_uri, open_filesystem
 from smec_core.errors import InputError
+from tests.builders import write_dataset
 from tests.smec_core.given import columns, given
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -49,6 +50,17 @@ def test_a_training_on_ray_gives_the_bits_of_one_in_this_process(kind: str, tmp_
     again = fit(HAS.corpus, HAS.queries, qrels, out=tmp_path / "again", **on_ray, **settings)
     assert again.fingerprint == model.fingerprint
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*.parquet")} == before
+
+
+def test_an_open_dataset_that_workers_would_read_otherwise_is_refused(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "d")
+    opened = Dataset.open(str(folder))
+    for changed in (opened.holding_out(0.3), opened.reversed()):
+        with pytest.raises(InputError, match=r"corpus: this dataset is not as .*/d has it .* or take smec_core\.fit"):
+            fit(changed, dims=8, out=tmp_path / "model")
+    assert not (tmp_path / ".smec-runs").exists()
+    model = fit(opened, dims=8, out=tmp_path / "model", epochs=1, hold_out=0.3)
+    assert model.metrics["evaluation"]["split"] == "test"
 
 
 def test_arrays_go_to_the_storage_that_all_nodes_reach(storage: str, tmp_path: Path) -> None:

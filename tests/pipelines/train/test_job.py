@@ -215,6 +215,16 @@ def test_an_unfinished_run_of_other_settings_is_not_taken_up(dataset: Path, tmp_
         train.run(settings.model_copy(update={"seed": 1}))
 
 
+def test_where_their_number_matters_a_run_is_of_so_many_workers(dataset: Path, tmp_path: Path) -> None:
+    def name(**changes: Any) -> str:
+        return train.Training(_settings(dataset, tmp_path / "model", **changes)).name
+
+    assert name(workers="1") == name(workers="2") == name(workers="1:2")
+    assert name(workers="1", memory="local") != name(workers="2", memory="local")
+    with pytest.raises(InputError, match="workers: 1:2: with memory=local the result depends on how many there are"):
+        name(workers="1:2", memory="local")
+
+
 @pytest.mark.slow
 def test_a_challenger_starts_at_the_champion_and_says_so(dataset: Path, model_folder: Path, tmp_path: Path) -> None:
     changes = {"storage": str(tmp_path / "runs"), "warm_start": str(model_folder), "compatible": 1.0, "workers": 2}

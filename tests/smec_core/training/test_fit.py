@@ -13,6 +13,7 @@ import torch
 import smec_core
 from smec_core.data.forms import judged_splits
 from smec_core.errors import InputError
+from smec_core.model.card import model_card
 from smec_core.training.plan import plan_training
 from smec_core.training.schedule import TrainingShape
 from smec_core.training.tracker import StepBar
@@ -185,6 +186,35 @@ def test_an_evaluation_prints_as_a_table_and_is_a_frame(model: smec_core.Model) 
     # that of the training, whose baselines are of the same moments
     assert model.evaluation is not None
     assert report["ndcg@10"] == model.evaluation.to_dict()["ndcg@10"]
+
+
+def test_figures_on_judgements_that_were_learnt_from_are_told_as_such() -> None:
+    half = len(HAS.qrels) // 2
+    splits = {"train": HAS.qrels[:half], "dev": HAS.qrels[half:]}
+    model = smec_core.fit(HAS.corpus, HAS.queries, splits, dims=[8], epochs=1, progress=False)
+    evaluation = model.metrics["evaluation"]
+    assert (evaluation["split"], evaluation["learnt"]) == ("dev", True)
+    assert "the model has learnt from these judgements, so new queries do worse" in " ".join(
+        str(model.evaluation).split()
+    )
+    assert "## Quality on dev, which it has learnt from" in model_card(model.config, model.metrics)
+    apart = smec_core.fit(HAS.corpus, HAS.queries, splits, dims=[8], epochs=1, refit=False, progress=False)
+    assert "learnt" not in apart.metrics["evaluation"]
+    assert "learnt" in apart.evaluate(HAS.corpus, HAS.queries, splits, split="train").to_dict()
+    assert "learnt" not in model.evaluate(HAS.corpus, HAS.queries, HAS.test).to_dict()
+
+
+def test_queries_that_equal_their_documents_are_learnt_from() -> None:
+    pairs = [(row, row) for row in range(100)]
+    for preset in (None, "fast"):
+        model = smec_core.fit(HAS.corpus, HAS.corpus[:100], pairs, dims=[8], epochs=1, preset=preset, progress=False)
+        assert np.isfinite(model.encode(HAS.corpus)).all()
+
+
+def test_two_documents_are_too_few() -> None:
+    with pytest.raises(InputError, match=r"the corpus has 2 document\(s\); a training needs at least 3"):
+        smec_core.fit(HAS.corpus[:2], dims=[8], progress=False)
+    assert smec_core.fit(HAS.corpus[:3], dims=[8], progress=False).dims == (32, 8)
 
 
 def test_an_evaluation_takes_splits_and_no_judgements(model: smec_core.Model) -> None:
