@@ -24,6 +24,8 @@ class TuneSettings(JobSettings):
     """Folder for the results: best.yaml, summary.json, and the model with --refit."""
     name: Annotated[str | None, A_NAME] = None
     """Study name; default: a hash of space, settings and data. A study of this name goes on."""
+    storage: str | None = None
+    """Folder or URI that all nodes reach, where studies keep their state; default: OUT/.smec-study."""
     workers: str = Field("1", coerce_numbers_to_str=True, json_schema_extra={"metavar": "N"})
     """Workers of each trial; with 1 a trial trains in its own process."""
     cpus_per_worker: int = Field(1, ge=1)
