@@ -23,8 +23,9 @@ class SmecEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     """Compresses embeddings to unit vectors of fewer dims, compared by cosine.
 
     X is the corpus, an embedding a row, none of them zero. Without judgements each document keeps its nearest
-    neighbours; with `queries` and `qrels`, queries find what is judged relevant. Nothing is learnt from y: classes are
-    no judgements, and all pairs of a class would make it one point.
+    neighbours, or, where 100 `queries` or more come without `qrels`, queries find what they find by all features; with
+    both, queries find what is judged relevant. Nothing is learnt from y: classes are no judgements, and all pairs of a
+    class would make it one point.
 
     Args:
         n_components: dims of what `transform` gives; None: a quarter of the features.

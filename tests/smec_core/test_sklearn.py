@@ -87,6 +87,14 @@ def test_random_states_are_seeds() -> None:
     assert seed_of(None) != seed_of(None)
 
 
+def test_queries_without_judgements_teach_where_they_are_enough() -> None:
+    queries = np.random.default_rng(0).standard_normal((150, 32))
+    step = SmecEmbedding(8, settings={"epochs": 1})
+    alone, few, many = (clone(step).fit(HAS.corpus, queries=rows) for rows in (None, queries[:99], queries))
+    assert few.model_.fingerprint == alone.model_.fingerprint != many.model_.fingerprint
+    assert "where 100 `queries` or more come without `qrels`" in str(SmecEmbedding.__doc__)
+
+
 @pytest.mark.parametrize("n_components", [None, 8, np.int64(8)])
 def test_the_dims_of_the_output_may_be_named_again(n_components: int | None) -> None:
     named = SmecEmbedding(n_components, dims=(8, 4), preset="fast").fit(HAS.corpus)
