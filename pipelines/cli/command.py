@@ -43,7 +43,6 @@ def run_job(
         json_file: where the figures go.
         rerun: what the same command does after a signal.
     """
-    from pipelines.cli.settings import resolve
     from pipelines.console import adopt_loggers, begin, say_failed, warn
 
     figures_file = None if json_file is None else Path(json_file)
@@ -51,9 +50,7 @@ def run_job(
         begin(name)
         signals.then(rerun)
         signals.begin(lambda text: say_failed(KeyboardInterrupt(), text))
-        if preset is not None and preset not in PRESETS:
-            raise InputError(f"--preset {preset}: unknown; known: {', '.join(PRESETS)}")
-        settings = resolve(kind, flags, config, assign, PRESETS[preset] if preset else None)
+        settings = settings_of(kind, flags, preset, config, assign)
         if figures_file is not None:
             _check_writable(figures_file)
         if signals.is_installed():
@@ -80,6 +77,21 @@ def run_job(
             except SmecError as problem:
                 warn(str(problem))
         fail(error)
+
+
+def settings_of(
+    kind: type[BaseModel], flags: Mapping[str, Any], preset: str | None, config: str | None, assign: Sequence[str]
+) -> BaseModel:
+    """A command's settings out of what its command line gives, as `run_job` takes it.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    from pipelines.cli.settings import resolve
+
+    if preset is not None and preset not in PRESETS:
+        raise InputError(f"--preset {preset}: unknown; known: {', '.join(PRESETS)}")
+    return resolve(kind, flags, config, assign, PRESETS[preset] if preset else None)
 
 
 def _check_writable(json_file: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines import signals
 from pipelines.console import say
-from pipelines.submit.bundle import ELSEWHERE, check_command, fingerprint, write_bundle
+from pipelines.submit.bundle import ELSEWHERE, check_command, check_settings, fingerprint, write_bundle
 from pipelines.submit.client import JobClient, follow
 from pipelines.submit.settings import SubmitSettings
 from smec_core.errors import GateError, InputError, SmecError
@@ -62,6 +62,8 @@ def run(settings: SubmitSettings) -> dict[str, Any]:
     address = _address(settings.address)
     with temporary_folder() as folder:
         command = write_bundle(settings.command, folder)
+        # after the search for secrets, which a message might repeat
+        check_settings(settings.command)
         # run by a shell on the cluster, so every argument is quoted
         entrypoint = shlex.join([*PROGRAM, *command])
         name = settings.id or _name(entrypoint, variables, fingerprint(folder))

@@ -17,6 +17,8 @@ from smec_core.errors import InputError
 REPOSITORY = Path(__file__).resolve().parents[3]
 NOWHERE = "http://127.0.0.1:1"
 CHECK = ["--", "check", "/data"]
+TRAIN = ["--", "train", "--data", "/data", "--dims", "8", "--out", "/out"]
+TUNE = ["--", "tune", *TRAIN[2:]]
 
 
 def submit(*arguments: str) -> tuple[int, str]:
@@ -46,6 +48,12 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (["--", "retrain", "--set", "publish.output=vectors"], "smec retrain: vectors is relative"),
         (["--", "train", "--config", "missing.yaml"], "--config missing.yaml: no such file here"),
         (["--", "tune", "--space", "missing.yaml"], "--space missing.yaml: no such file here"),
+        (["--", "train", "--data", "/d", "--dims", "8"], "smec train: out: is required; give --out or set it"),
+        (["--", "train", "--data", "/d", "--out", "/o"], "smec train: dims: is required; give --dims or set it in"),
+        ([*TRAIN, "--set", "lrr=1"], "smec train: --set: unknown key 'lrr'; did you mean 'lr'?"),
+        ([*TRAIN, "--set", "lr=-1"], "smec train: lr: Input should be greater than 0 (given -1 by --set)"),
+        ([*TRAIN, "--preset", "slow"], "smec train: --preset slow: unknown; known: paper, fast"),
+        ([*TUNE, "--set", "space=missing.yaml"], "--space missing.yaml: no such file here"),
         (["--address", "ray://head:10001", *CHECK], "address ray://head:10001: must be the http:// or https://"),
         (["--address", "head:6379", *CHECK], "address head:6379: must be"),
         (["--env", "NOT_SET_ANYWHERE", *CHECK], "env NOT_SET_ANYWHERE: is not set here"),
@@ -69,6 +77,21 @@ def test_relative_places_in_a_settings_file_are_refused(tmp_path: Path, place: s
 
     assert code == 2
     assert "is relative, so it would lie in the job's own folder" in printed
+
+
+def test_settings_of_a_file_that_is_here_are_checked_here(tmp_path: Path) -> None:
+    (tmp_path / "train.yaml").write_text("data: /data\ndims: [8]\nout: /out\nlrr: 1\n")
+    code, printed = submit("--", "train", "--config", "train.yaml")
+    assert code == 2
+    assert printed.startswith("smec: smec train: train.yaml: unknown key 'lrr'; did you mean 'lr'?")
+    # what a file of the cluster says is not known here
+    assert submit("--", "train", "--config", "/of/the/cluster.yaml")[0] == 1
+    # --compatible brings the start that it needs
+    (tmp_path / "retrain.yaml").write_text(
+        "name: a\ndata: /data\nstorage: /runs\ntrain: {dims: 8}\npublish: {output: /vectors, dim: 8}\n"
+    )
+    code, printed = submit("--", "retrain", "--compatible", "--config", "retrain.yaml")
+    assert (code, "no Ray cluster answers" in printed) == (1, True), printed
 
 
 def test_without_an_address_it_says_where_one_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +184,21 @@ def test_settings_files_travel_and_paths_of_the_cluster_stay(tmp_path: Path) -> 
     assert (tmp_path / "bundle" / sent[2]).read_text() == "dims: [8, 4]\n"
     there = ["tune", "--config", "/of/the/cluster.yaml", "--space", "quick", "--data", "/data"]
     assert write_bundle(there, tmp_path / "other") == there
+
+
+def test_a_search_space_travels_however_it_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("tau: {uniform: [0.5, 2]}\n")
+    (tmp_path / "tune.yaml").write_text("space: mine.yaml\n")
+    taken = ["tune", "--space", "files/space/mine.yaml"]
+    for number, named in enumerate((["--set", "space=mine.yaml"], ["--config", "tune.yaml"])):
+        sent = write_bundle(["tune", *named], tmp_path / str(number))
+        assert sent[:3] == taken
+        assert (tmp_path / str(number) / sent[2]).read_text() == "tau: {uniform: [0.5, 2]}\n"
+    # --set wins over the file, a flag over both, and a space of this name is shipped
+    command = ["tune", "--config", "tune.yaml", "--set", "space=quick"]
+    assert write_bundle(command, tmp_path / "set") == ["tune", "--config", "files/config/tune.yaml", *command[3:]]
+    sent = write_bundle([*command, "--space", "mine.yaml"], tmp_path / "flag")
+    assert sent[1:3] == ["--config", "files/config/tune.yaml"] and sent[-2:] == taken[1:]
 
 
 def test_a_change_of_a_file_changes_the_fingerprint(tmp_path: Path) -> None:
