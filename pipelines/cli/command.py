@@ -4,8 +4,10 @@ import importlib
 import json
 import math
 import os
+import stat
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -107,26 +109,52 @@ def _check_writable(json_file: Path) -> None:
         check_local_path(str(json_file))
     except ValueError as error:
         raise InputError(f"json: {json_file} {error}") from error
-    try:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"json: {json_file} cannot be written ({one_line(error)})") from error
     if os.path.isdir(json_file):
         raise InputError(f"json: {json_file} is a folder; name a file")
-    if not os.access(json_file.parent, os.W_OK | os.X_OK):
-        raise InputError(f"json: {json_file} cannot be written, {json_file.parent} may not be written to")
+    if _is_stream(json_file):
+        if not os.access(json_file, os.W_OK):
+            raise InputError(f"json: {json_file} may not be written to")
+        return
+    folder = Path(os.path.realpath(json_file)).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"json: {json_file} cannot be written ({one_line(error)})") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"json: {json_file} cannot be written, {folder} may not be written to")
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether it is to be written to and not replaced: a pipe, a device, or a file that this process prints into."""
+    if not path.exists():
+        return False
+    printed_into = []
+    for stream in (1, 2):
+        # it may be closed
+        with suppress(OSError):
+            printed_into.append(os.fstat(stream))
+    state = path.stat()
+    return not stat.S_ISREG(state.st_mode) or any(os.path.samestat(state, one) for one in printed_into)
 
 
 def _write_json(path: Path, figures: Mapping[str, Any]) -> None:
-    """Writes the figures, whole.
+    """Writes the figures: a file, or what a link leads to, whole.
 
     Raises:
         SmecError: they cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    text = json.dumps(_masked(figures), indent=2) + "\n"
     try:
-        partial.write_text(json.dumps(_masked(figures), indent=2) + "\n")
-        os.replace(partial, path)
+        if _is_stream(path):
+            # behind what was printed
+            sys.stdout.flush()
+            with path.open("a") as stream:
+                stream.write(text)
+            return
+        target = Path(os.path.realpath(path))
+        partial = target.with_name(f".{target.name}.partial")
+        partial.write_text(text)
+        os.replace(partial, target)
     except OSError as error:
         raise SmecError(f"json: {path} cannot be written ({one_line(error)}), so it lacks the figures") from error
 
