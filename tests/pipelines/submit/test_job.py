@@ -18,6 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 NOWHERE = "http://127.0.0.1:1"
 CHECK = ["--", "check", "/data"]
 TRAIN = ["--", "train", "--data", "/data", "--dims", "8", "--out", "/out"]
+CURE = "set MLFLOW_TRACKING_URI to your MLflow server"
 TUNE = ["--", "tune", *TRAIN[2:]]
 
 
@@ -110,6 +111,41 @@ def test_a_cluster_out_of_reach_is_a_failure_and_its_password_is_masked() -> Non
     assert code == 1
     assert printed.startswith("smec: no Ray cluster answers at http://***@127.0.0.1:1")
     assert "hunter2" not in printed
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [None, "sqlite:///mlflow.db", "sqlite+pysqlite:///a/mlflow.db", "file:mlruns", "file:./mlruns", "mlruns", "./a"],
+)
+def test_a_record_that_goes_away_with_the_job_is_warned_of(uri: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    given = [] if uri is None else ["--env", f"MLFLOW_TRACKING_URI={uri}"]
+    for command in (TRAIN, [*TUNE, "--space", "quick"]):
+        code, printed = submit(*given, *command)
+        assert code == 1
+        assert f"records in MLflow lies in the job's own folder, which goes away with it: {CURE}" in printed
+        assert ("is not set here" if uri is None else f"MLFLOW_TRACKING_URI={uri} is relative") in printed
+    # which record nothing
+    for command in (CHECK, [*TRAIN, "--dry-run"]):
+        assert "MLFLOW_TRACKING_URI" not in submit(*given, *command)[1]
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://mlflow.example.com:5000",
+        "sqlite:////shared/mlflow.db",
+        "file:///shared/mlruns",
+        "file:/shared/mlruns",
+        "/shared/mlruns",
+        "postgresql://host/mlflow",
+        "databricks",
+        "databricks://profile",
+    ],
+)
+def test_a_record_that_stays_is_not_warned_of(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert "MLFLOW_TRACKING_URI" not in submit(*TRAIN)[1]
 
 
 @pytest.mark.parametrize("by_flag", [False, True])
