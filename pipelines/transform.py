@@ -64,8 +64,11 @@ class Compress:
             device: of torch, to multiply on; "cuda" where `map_batches` has `num_gpus`.
 
         Raises:
-            InputError: there is no such dtype, or `columns` names others than id and embedding.
+            InputError: there is no such dtype, `dim` is no whole number, or `columns` names others than id and
+                embedding.
         """
+        if not isinstance(dim, int | np.integer):
+            raise InputError(f"dim is {dim!r}; it must be a whole number")
         if dtype not in get_args(VectorType):
             raise InputError(f"dtype is {dtype!r}; it must be {', '.join(get_args(VectorType))}")
         if unknown := set(columns or {}) - {"id", "embedding"}:

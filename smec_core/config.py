@@ -134,7 +134,8 @@ class TrainConfig(Settings):
 
     exclude_self: bool = False
     """A query is itself a document, the one with its id, which is neither a result nor a negative of its own: for
-    duplicate questions, or images searched by images. Without judgements it changes nothing."""
+    duplicate questions, or images searched by images. Without judgements it matters only where the full vectors
+    teach (`unsupervised`), which then never find a query's own document for it."""
     batch_size: int = Field(128, ge=1)
     """Queries in a global step, over all workers."""
     positives: int = Field(2, ge=1)

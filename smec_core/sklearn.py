@@ -23,8 +23,9 @@ class SmecEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     """Compresses embeddings to unit vectors of fewer dims, compared by cosine.
 
     X is the corpus, an embedding a row, none of them zero. Without judgements each document keeps its nearest
-    neighbours; with `queries` and `qrels`, queries find what is judged relevant. Nothing is learnt from y: classes are
-    no judgements, and all pairs of a class would make it one point.
+    neighbours, or, where 100 `queries` or more come without `qrels`, queries find what they find by all features; with
+    both, queries find what is judged relevant. Nothing is learnt from y: classes are no judgements, and all pairs of a
+    class would make it one point.
 
     Args:
         n_components: dims of what `transform` gives; None: a quarter of the features.
@@ -85,7 +86,11 @@ class SmecEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         """
         x_ND = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
         features = x_ND.shape[1]
-        self._n_features_out = max(1, features // 4) if self.n_components is None else self.n_components
+        wanted = max(1, features // 4) if self.n_components is None else self.n_components
+        if not isinstance(wanted, int | np.integer):
+            # among the dims of a training a float that is whole would do, but it slices no vectors
+            raise ValueError(f"dims: n_components is {wanted!r}; it must be a whole number")
+        self._n_features_out = int(wanted)
         settings = {"seed": _seed(self.random_state), **(self.settings or {})}
         try:
             # what is asked for anyway may be named again

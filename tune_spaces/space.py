@@ -31,18 +31,26 @@ from smec_core.yaml_file import read_entries
 Space = dict[str, BaseDistribution]
 
 KINDS = ("uniform", "loguniform", "int", "logint", "choice")
-FIXED = (
-    "dims",
-    "seed",
-    "guard",
-    "guard_tolerance",
-    "dev_fraction",
-    "dev_queries",
-    "dev_corpus",
-    "refit",
-    "sample_rows",
-)
-"""Settings that decide what is measured, and how: trials that differ in them cannot be compared."""
+_IS_MEASURED = "decides how trials are compared and cannot be searched; give it with --set"
+FIXED = {
+    **dict.fromkeys(
+        (
+            "dims",
+            "seed",
+            "guard",
+            "guard_tolerance",
+            "dev_fraction",
+            "dev_queries",
+            "dev_corpus",
+            "refit",
+            "sample_rows",
+        ),
+        _IS_MEASURED,
+    ),
+    "exclude_self": "is how the data is read, the same for all trials, and cannot be searched; give it with --set",
+    "compatible": "is for a warm start, which no trial is, and cannot be searched; leave it out",
+}
+"""Settings that cannot be searched, and why: trials that differ in how they are measured cannot be compared."""
 
 
 def shipped_spaces() -> dict[str, Path]:
@@ -93,7 +101,7 @@ def _check_name(name: str, where: str) -> None:
         near = difflib.get_close_matches(name, TrainConfig.model_fields, n=1)
         raise InputError(f"{where}: unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     if name in FIXED:
-        raise InputError(f"{where}: {name} decides how trials are compared and cannot be searched; give it with --set")
+        raise InputError(f"{where}: {name} {FIXED[name]}")
 
 
 def _distribution(name: str, spec: Any, where: str) -> BaseDistribution:

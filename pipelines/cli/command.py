@@ -4,8 +4,10 @@ import importlib
 import json
 import math
 import os
+import stat
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,7 +45,6 @@ def run_job(
         json_file: where the figures go.
         rerun: what the same command does after a signal.
     """
-    from pipelines.cli.settings import resolve
     from pipelines.console import adopt_loggers, begin, say_failed, warn
 
     figures_file = None if json_file is None else Path(json_file)
@@ -51,9 +52,7 @@ def run_job(
         begin(name)
         signals.then(rerun)
         signals.begin(lambda text: say_failed(KeyboardInterrupt(), text))
-        if preset is not None and preset not in PRESETS:
-            raise InputError(f"--preset {preset}: unknown; known: {', '.join(PRESETS)}")
-        settings = resolve(kind, flags, config, assign, PRESETS[preset] if preset else None)
+        settings = settings_of(kind, flags, preset, config, assign)
         if figures_file is not None:
             _check_writable(figures_file)
         if signals.is_installed():
@@ -82,6 +81,21 @@ def run_job(
         fail(error)
 
 
+def settings_of(
+    kind: type[BaseModel], flags: Mapping[str, Any], preset: str | None, config: str | None, assign: Sequence[str]
+) -> BaseModel:
+    """A command's settings out of what its command line gives, as `run_job` takes it.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    from pipelines.cli.settings import resolve
+
+    if preset is not None and preset not in PRESETS:
+        raise InputError(f"--preset {preset}: unknown; known: {', '.join(PRESETS)}")
+    return resolve(kind, flags, config, assign, PRESETS[preset] if preset else None)
+
+
 def _check_writable(json_file: Path) -> None:
     """Makes the folder of a file that is written when all else is done.
 
@@ -95,26 +109,52 @@ def _check_writable(json_file: Path) -> None:
         check_local_path(str(json_file))
     except ValueError as error:
         raise InputError(f"json: {json_file} {error}") from error
-    try:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"json: {json_file} cannot be written ({one_line(error)})") from error
     if os.path.isdir(json_file):
         raise InputError(f"json: {json_file} is a folder; name a file")
-    if not os.access(json_file.parent, os.W_OK | os.X_OK):
-        raise InputError(f"json: {json_file} cannot be written, {json_file.parent} may not be written to")
+    if _is_stream(json_file):
+        if not os.access(json_file, os.W_OK):
+            raise InputError(f"json: {json_file} may not be written to")
+        return
+    folder = Path(os.path.realpath(json_file)).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"json: {json_file} cannot be written ({one_line(error)})") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"json: {json_file} cannot be written, {folder} may not be written to")
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether it is to be written to and not replaced: a pipe, a device, or a file that this process prints into."""
+    if not path.exists():
+        return False
+    printed_into = []
+    for stream in (1, 2):
+        # it may be closed
+        with suppress(OSError):
+            printed_into.append(os.fstat(stream))
+    state = path.stat()
+    return not stat.S_ISREG(state.st_mode) or any(os.path.samestat(state, one) for one in printed_into)
 
 
 def _write_json(path: Path, figures: Mapping[str, Any]) -> None:
-    """Writes the figures, whole.
+    """Writes the figures: a file, or what a link leads to, whole.
 
     Raises:
         SmecError: they cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    text = json.dumps(_masked(figures), indent=2) + "\n"
     try:
-        partial.write_text(json.dumps(_masked(figures), indent=2) + "\n")
-        os.replace(partial, path)
+        if _is_stream(path):
+            # behind what was printed
+            sys.stdout.flush()
+            with path.open("a") as stream:
+                stream.write(text)
+            return
+        target = Path(os.path.realpath(path))
+        partial = target.with_name(f".{target.name}.partial")
+        partial.write_text(text)
+        os.replace(partial, target)
     except OSError as error:
         raise SmecError(f"json: {path} cannot be written ({one_line(error)}), so it lacks the figures") from error
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import click
+from pydantic import BaseModel
 
 from pipelines.cli.command import run_job
 from pipelines.cli.help import SettingsCommand, flags_of, option_of
@@ -237,11 +238,7 @@ def make_command(name: str) -> SettingsCommand:
         params.append(click.Option(["--json", "json_file"], metavar="FILE", help="Write the figures to this file."))
 
     def callback(**values: Any) -> None:
-        common = {key: values.pop(key, None) for key in COMMON}
-        flags = flags_of(kind, values)
-        for setting, implied in command.implied.items():
-            if flags[setting] is not None:
-                flags |= implied
+        flags, common = parted(name, kind, values)
         run_job(name, command.run, kind, flags, **common, rerun=command.rerun)
 
     return SettingsCommand(
@@ -251,6 +248,16 @@ def make_command(name: str) -> SettingsCommand:
         callback=callback,
         context_settings={"allow_interspersed_args": name != "submit", "help_option_names": ["--help"]},
     )
+
+
+def parted(name: str, kind: type[BaseModel], values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings that a command line gives by flags and arguments, with those they imply, and all else of it."""
+    common = {key: values.get(key) for key in COMMON}
+    flags = flags_of(kind, {param: value for param, value in values.items() if param not in COMMON})
+    for setting, implied in COMMANDS[name].implied.items():
+        if flags[setting] is not None:
+            flags |= implied
+    return flags, common
 
 
 app = Smec(

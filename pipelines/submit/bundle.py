@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from pipelines.cli.help import flags_of
-from pipelines.cli.main import COMMANDS, COMMON, make_command
+from pipelines.cli.command import settings_of
+from pipelines.cli.main import COMMANDS, make_command, parted
 from pipelines.cli.settings import check_flags, read_assignment
 from smec_core.errors import InputError
 from smec_core.masking import mask
@@ -36,23 +36,45 @@ SEVERAL = "experiment", "data"
 
 
 def check_command(command: Sequence[str]) -> None:
-    """Reads a command as the job will, so that bad usage ends here and not on the cluster.
+    """Reads a command line as the job will, so that bad usage ends here and not on the cluster.
 
     Raises:
         InputError: it is no command of smec that can be submitted, its usage is wrong, or it names a place that the
             cluster cannot reach.
     """
-    parameters = parse_command(command)
-    config = parameters.get("config")
-    layers = [parameters, dict(read_assignment(text) for text in parameters.get("assign") or [])]
-    if config is not None and Path(config).is_file():
-        layers.append(read_mapping(Path(config)))
+    layers = _layers(parse_command(command))
     for place in (place for layer in layers for place in _places(layer, command[0])):
         if not place.startswith("/") and "://" not in place:
             raise InputError(
                 f"smec {command[0]}: {place} is relative, so it would lie in the job's own folder, which goes away "
                 "with it; give an absolute path that the cluster's machines mount, or a URI"
             )
+
+
+def check_settings(command: Sequence[str]) -> None:
+    """Reads a command's settings as the job will, unless their file is one of the cluster's.
+
+    Raises:
+        InputError: an unknown key, a value that does not fit, or one that is missing.
+    """
+    parameters = parse_command(command)
+    config = parameters["config"]
+    if config is not None and not Path(config).is_file():
+        return
+    kind = make_command(command[0]).kind
+    flags, common = parted(command[0], kind, parameters)
+    try:
+        settings_of(kind, flags, common["preset"], config, common["assign"])
+    except InputError as error:
+        raise InputError(f"smec {command[0]}: {error}") from error
+
+
+def _layers(parameters: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What a command line, its --set and its file, where that is here, give; the first that has a key wins."""
+    layers = [parameters, dict(read_assignment(text) for text in parameters["assign"])]
+    if parameters["config"] is not None and Path(parameters["config"]).is_file():
+        layers.append(read_mapping(Path(parameters["config"])))
+    return layers
 
 
 def _places(layer: Mapping[str, Any], command: str) -> Iterator[str]:
@@ -83,9 +105,8 @@ def parse_command(command: Sequence[str]) -> Mapping[str, Any]:
         sys.exit(done.exit_code)
     except click.ClickException as error:
         raise InputError(f"smec {name}: {error.format_message()}") from error
-    flags = {param: value for param, value in parameters.items() if param not in COMMON}
     try:
-        check_flags(made.kind, flags_of(made.kind, flags))
+        check_flags(made.kind, parted(name, made.kind, parameters)[0])
     except InputError as error:
         raise InputError(f"smec {name}: {error}") from error
     return parameters
@@ -102,7 +123,8 @@ def write_bundle(command: Sequence[str], folder: Path) -> list[str]:
     """
     for package in PACKAGES:
         _copy_package(package, folder / package)
-    return _take_files(command, folder)
+    name, *arguments = _take_files(command, folder)
+    return [name, *_take_space(command, folder), *arguments]
 
 
 def fingerprint(folder: Path) -> str:
@@ -140,6 +162,18 @@ def _take_files(command: Sequence[str], folder: Path) -> list[str]:
             changed.append(argument)
             option = argument if argument in FILE_OPTIONS else None
     return changed
+
+
+def _take_space(command: Sequence[str], folder: Path) -> list[str]:
+    """The flag for a search space that --set or the settings' file names; empty where the job finds it by that name."""
+    if command[0] != "tune":
+        return []
+    by_flag, *layers = _layers(parse_command(command))
+    given = next((str(layer["space"]) for layer in layers if "space" in layer), None)
+    if by_flag["space"] is not None or given is None:
+        return []
+    found = _take("--space", given, folder)
+    return [] if found == given else ["--space", found]
 
 
 def _take(option: str, value: str, folder: Path) -> str:

@@ -3,12 +3,13 @@
 import os
 import re
 import shlex
+from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any
 
 from pipelines import signals
-from pipelines.console import say
-from pipelines.submit.bundle import ELSEWHERE, check_command, fingerprint, write_bundle
+from pipelines.console import say, warn
+from pipelines.submit.bundle import ELSEWHERE, check_command, check_settings, fingerprint, write_bundle
 from pipelines.submit.client import JobClient, follow
 from pipelines.submit.settings import SubmitSettings
 from smec_core.errors import GateError, InputError, SmecError
@@ -18,6 +19,8 @@ from smec_core.temporary import temporary_folder
 
 # what a training needs to record itself; the rest of the environment is the cluster's own
 FORWARDED = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")
+RECORDED = ("train", "tune", "retrain")
+"""Commands that record what they do in MLflow."""
 SEEN = "which whoever may read the cluster's jobs would see"
 REFUSED = GateError.exit_code
 """A decision, which another start would not make again: it would find nothing new."""
@@ -62,6 +65,9 @@ def run(settings: SubmitSettings) -> dict[str, Any]:
     address = _address(settings.address)
     with temporary_folder() as folder:
         command = write_bundle(settings.command, folder)
+        # after the search for secrets, which a message might repeat
+        check_settings(settings.command)
+        _warn_of_lost_records(settings.command, variables.get("MLFLOW_TRACKING_URI"))
         # run by a shell on the cluster, so every argument is quoted
         entrypoint = shlex.join([*PROGRAM, *command])
         name = settings.id or _name(entrypoint, variables, fingerprint(folder))
@@ -124,6 +130,35 @@ def _refuse_secrets(settings: SubmitSettings) -> None:
         text = " ".join(words)
         if mask(text) != text:
             raise InputError(f"{mask(text)} holds a secret, {SEEN}; {ELSEWHERE}")
+
+
+def _warn_of_lost_records(command: Sequence[str], uri: str | None) -> None:
+    """Says where MLflow would keep its record of the command in the job's own folder."""
+    name = command[0]
+    if name not in RECORDED or "--dry-run" in command:
+        return
+    cure = "set MLFLOW_TRACKING_URI to your MLflow server, which is sent along"
+    if uri is None:
+        warn(
+            f"MLFLOW_TRACKING_URI is not set here. Where the cluster's machines do not set it either, what smec {name} "
+            f"records in MLflow lies in the job's own folder, which goes away with it: {cure}"
+        )
+    elif _is_relative(uri):
+        warn(
+            f"MLFLOW_TRACKING_URI={mask(uri)} is relative, so what smec {name} records in MLflow lies in the job's own "
+            f"folder, which goes away with it: {cure}"
+        )
+
+
+def _is_relative(uri: str) -> bool:
+    """Whether a place of MLflow's lies in the working folder: sqlite:///mlflow.db, file:mlruns, mlruns."""
+    scheme, colon, place = uri.partition(":")
+    if not colon:
+        return not uri.startswith(("/", "databricks"))
+    if scheme.startswith("sqlite"):
+        # of an absolute path there are four slashes
+        return not place.startswith("////")
+    return scheme == "file" and not place.startswith("/")
 
 
 def _name(entrypoint: str, variables: dict[str, str], files: str) -> str:

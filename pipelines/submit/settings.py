@@ -15,8 +15,8 @@ AN_ID = matching(
 class SubmitSettings(Settings):
     """Run a command of smec as a job on a Ray cluster: print its log, end with its exit code.
 
-    Sends this project's code and the files of the command's --config and --space, nothing else. All other paths are
-    those of the cluster's machines: absolute, or URIs. The machines have all other packages installed.
+    Sends this project's code and the files of the command's --config and search space, nothing else. All other paths
+    are those of the cluster's machines: absolute, or URIs. The machines have all other packages installed.
 
     The job gets MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, MLFLOW_EXPERIMENT_ID and each --env. Whoever holds the
     cluster's token can read them, and the command and its files: a secret in any of them is refused. It belongs in

@@ -1,7 +1,7 @@
 """What `smec tune` takes."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -24,10 +24,14 @@ class TuneSettings(JobSettings):
     """Folder for the results: best.yaml, summary.json, and the model with --refit."""
     name: Annotated[str | None, A_NAME] = None
     """Study name; default: a hash of space, settings and data. A study of this name goes on."""
+    storage: str | None = None
+    """Folder or URI that all nodes reach, where studies keep their state; default: OUT/.smec-study."""
     workers: str = Field("1", coerce_numbers_to_str=True, json_schema_extra={"metavar": "N"})
     """Workers of each trial; with 1 a trial trains in its own process."""
     cpus_per_worker: int = Field(1, ge=1)
     """CPUs, and torch threads, of each worker."""
+    gpu: Literal["auto", "on", "off"] = "auto"
+    """Train on GPUs, one a worker: auto where the cluster has enough when the study begins."""
     trials: int = Field(20, ge=1)
     """Trials of the study, those of earlier starts included."""
     hours: float | None = Field(None, gt=0)
@@ -48,6 +52,14 @@ class TuneSettings(JobSettings):
         if ":" in workers:
             raise ValueError("must be one number: a trial whose workers come and go cannot be compared")
         return workers
+
+    @field_validator("gpu", mode="before")
+    @classmethod
+    def _is_there(cls, gpu: Any) -> Any:
+        if gpu == "wait":
+            # how many trials run at once goes by the nodes that are up
+            raise ValueError("a study needs its GPUs to be there and waits for none; must be auto, on or off")
+        return gpu
 
     @field_validator("objective")
     @classmethod

@@ -96,7 +96,7 @@ class Model:
             Unit vectors (N, dim), or one (dim,), float32: torch for torch, else numpy.
 
         Raises:
-            InputError: the input is not such numbers, or `dim` is out of range.
+            InputError: the input is not such numbers, or `dim` is no whole number or out of range.
 
         Example:
             >>> small = model.encode(corpus, dim=8)
@@ -110,7 +110,8 @@ class Model:
             takes = f"({self.input_dim},) or (N, {self.input_dim})"
             raise InputError(f"embeddings have shape {tuple(x.shape)}; this model takes {takes}")
         dim = self.input_dim if dim is None else dim
-        if not 1 <= dim <= self.input_dim:
+        # a float slices nothing
+        if not isinstance(dim, int | np.integer) or not 1 <= dim <= self.input_dim:
             raise InputError(f"dim is {dim}; this model gives 1 to {self.input_dim}, trained for {self.dims}")
         x_ND = torch.atleast_2d(x.float())
         if self.matrix_DD is None:
@@ -211,7 +212,7 @@ class Model:
                 f"{self.base.fingerprint[:12]}; encode the original embeddings"
             )
         dim = width if dim is None else dim
-        if not 1 <= dim <= width:
+        if not isinstance(dim, int | np.integer) or not 1 <= dim <= width:
             raise InputError(f"dim is {dim}, but the vectors to upgrade have {width} dims; give 1 to {width}")
         v_Nw = torch.atleast_2d(v.float())
         z_Nw = torch.cat([v_Nw[:, :block] @ self._added_II.to(v.device).T, v_Nw[:, block:]], dim=1)

@@ -117,3 +117,9 @@ def test_more_neighbours_are_used_without_judgements_unless_named() -> None:
     default, named = TrainConfig(dims=(4,)), TrainConfig(dims=(4,), top_k=7)
     assert default.neighbours(labelled=False) > default.neighbours(labelled=True)
     assert named.neighbours(labelled=False) == named.neighbours(labelled=True) == 7
+
+
+def test_the_help_of_exclude_self_names_what_it_does_without_judgements() -> None:
+    # tests of self_taught hold it to that
+    text = " ".join((TrainConfig.model_fields["exclude_self"].description or "").split())
+    assert "it matters only where the full vectors teach (`unsupervised`), which then never find a query's own" in text

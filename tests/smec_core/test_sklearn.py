@@ -87,7 +87,15 @@ def test_random_states_are_seeds() -> None:
     assert seed_of(None) != seed_of(None)
 
 
-@pytest.mark.parametrize("n_components", [None, 8])
+def test_queries_without_judgements_teach_where_they_are_enough() -> None:
+    queries = np.random.default_rng(0).standard_normal((150, 32))
+    step = SmecEmbedding(8, settings={"epochs": 1})
+    alone, few, many = (clone(step).fit(HAS.corpus, queries=rows) for rows in (None, queries[:99], queries))
+    assert few.model_.fingerprint == alone.model_.fingerprint != many.model_.fingerprint
+    assert "where 100 `queries` or more come without `qrels`" in str(SmecEmbedding.__doc__)
+
+
+@pytest.mark.parametrize("n_components", [None, 8, np.int64(8)])
 def test_the_dims_of_the_output_may_be_named_again(n_components: int | None) -> None:
     named = SmecEmbedding(n_components, dims=(8, 4), preset="fast").fit(HAS.corpus)
     assert named.model_.dims == (32, 8, 4)
@@ -98,6 +106,7 @@ def test_the_dims_of_the_output_may_be_named_again(n_components: int | None) -> 
     [
         ({"n_components": 64}, "dims: 64 is more than the 32 dims of the data"),
         ({"n_components": 0}, "dims: every dim must be at least 1"),
+        ({"n_components": 8.0}, r"dims: n_components is 8\.0; it must be a whole number"),
         ({"preset": "slow"}, "preset: slow is unknown"),
         ({"settings": {"epohcs": 1}}, r"unknown key 'epohcs'; did you mean 'epochs'\?"),
     ],

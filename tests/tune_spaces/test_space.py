@@ -67,6 +67,8 @@ def test_every_shipped_space_holds_the_defaults(name: str, labelled: bool) -> No
         ("tau: {between: [1, 2]}", 1, "must be one of uniform"),
         ("tau: {uniform: [0.5, 2]}\ntau: {uniform: [0.5, 3]}", 2, "is there twice"),
         ("seed: {int: [0, 5]}", 1, "cannot be searched"),
+        ("exclude_self: {choice: [true, false]}", 1, "exclude_self is how the data is read, the same for all trials"),
+        ("compatible: {uniform: [0, 1]}", 1, "compatible is for a warm start, which no trial is"),
         ("epochs: {int: [1, 5]}", 1, "has no default to start from"),
     ],
 )

@@ -304,6 +304,38 @@ def test_a_run_in_the_model_folder_is_refused_also_behind_a_link(dataset: Path, 
     assert "lies in the model folder link, which is replaced as a whole" in errors
 
 
+def test_figures_go_through_links_and_into_pipes(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "figures.json").write_text("old")
+    (tmp_path / "link").symlink_to("figures.json")
+    (tmp_path / "later").symlink_to("new/figures.json")
+    for name in ("link", "later"):
+        assert smec("check", str(dataset), "--json", str(tmp_path / name))[0] == 0
+        assert (tmp_path / name).is_symlink()
+        assert "fingerprint" in json.loads((tmp_path / name).read_text())
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    # so that neither end waits for the other
+    end = os.open(pipe, os.O_RDWR)
+    assert smec("check", str(dataset), "--json", str(pipe))[0] == 0
+    assert pipe.is_fifo()
+    assert "fingerprint" in json.loads(os.read(end, 1 << 16))
+    os.close(end)
+
+
+@pytest.mark.parametrize("into_a_file", [True, False])
+def test_figures_follow_what_is_printed(into_a_file: bool, dataset: Path, tmp_path: Path) -> None:
+    # as /dev/stdout is, which a mistake would remove from the machine
+    (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
+    words = [sys.executable, "-m", "smec_core", "check", str(dataset)]
+    plain = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    with (tmp_path / "printed").open("w") as file:
+        out = file if into_a_file else subprocess.PIPE
+        done = subprocess.run([*words, "--json", str(tmp_path / "stdout")], stdout=out, text=True, check=True)
+    printed = (tmp_path / "printed").read_text() if into_a_file else done.stdout
+    assert printed.startswith(plain)
+    assert "fingerprint" in json.loads(printed.removeprefix(plain))
+
+
 def test_figures_that_cannot_be_written_hide_no_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_model().save(tmp_path / "model")
     file = tmp_path / "figures.json"

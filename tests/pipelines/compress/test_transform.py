@@ -139,6 +139,8 @@ def test_what_does_not_fit_is_refused(model: Path, rows: Any, options: dict[str,
 def test_unknown_arguments_are_refused() -> None:
     with pytest.raises(InputError, match="dtype is 'int4'; it must be float32, float16, int8, binary"):
         Compress("model", dim=8, dtype="int4")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"dim is 8\.0; it must be a whole number"):
+        Compress("model", dim=8.0)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="columns: names 'vector'; only id and embedding are read"):
         Compress("model", dim=8, columns={"vector": "embedding"})
 

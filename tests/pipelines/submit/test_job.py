@@ -17,6 +17,9 @@ from smec_core.errors import InputError
 REPOSITORY = Path(__file__).resolve().parents[3]
 NOWHERE = "http://127.0.0.1:1"
 CHECK = ["--", "check", "/data"]
+TRAIN = ["--", "train", "--data", "/data", "--dims", "8", "--out", "/out"]
+CURE = "set MLFLOW_TRACKING_URI to your MLflow server"
+TUNE = ["--", "tune", *TRAIN[2:]]
 
 
 def submit(*arguments: str) -> tuple[int, str]:
@@ -46,6 +49,12 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (["--", "retrain", "--set", "publish.output=vectors"], "smec retrain: vectors is relative"),
         (["--", "train", "--config", "missing.yaml"], "--config missing.yaml: no such file here"),
         (["--", "tune", "--space", "missing.yaml"], "--space missing.yaml: no such file here"),
+        (["--", "train", "--data", "/d", "--dims", "8"], "smec train: out: is required; give --out or set it"),
+        (["--", "train", "--data", "/d", "--out", "/o"], "smec train: dims: is required; give --dims or set it in"),
+        ([*TRAIN, "--set", "lrr=1"], "smec train: --set: unknown key 'lrr'; did you mean 'lr'?"),
+        ([*TRAIN, "--set", "lr=-1"], "smec train: lr: Input should be greater than 0 (given -1 by --set)"),
+        ([*TRAIN, "--preset", "slow"], "smec train: --preset slow: unknown; known: paper, fast"),
+        ([*TUNE, "--set", "space=missing.yaml"], "--space missing.yaml: no such file here"),
         (["--address", "ray://head:10001", *CHECK], "address ray://head:10001: must be the http:// or https://"),
         (["--address", "head:6379", *CHECK], "address head:6379: must be"),
         (["--env", "NOT_SET_ANYWHERE", *CHECK], "env NOT_SET_ANYWHERE: is not set here"),
@@ -71,6 +80,21 @@ def test_relative_places_in_a_settings_file_are_refused(tmp_path: Path, place: s
     assert "is relative, so it would lie in the job's own folder" in printed
 
 
+def test_settings_of_a_file_that_is_here_are_checked_here(tmp_path: Path) -> None:
+    (tmp_path / "train.yaml").write_text("data: /data\ndims: [8]\nout: /out\nlrr: 1\n")
+    code, printed = submit("--", "train", "--config", "train.yaml")
+    assert code == 2
+    assert printed.startswith("smec: smec train: train.yaml: unknown key 'lrr'; did you mean 'lr'?")
+    # what a file of the cluster says is not known here
+    assert submit("--", "train", "--config", "/of/the/cluster.yaml")[0] == 1
+    # --compatible brings the start that it needs
+    (tmp_path / "retrain.yaml").write_text(
+        "name: a\ndata: /data\nstorage: /runs\ntrain: {dims: 8}\npublish: {output: /vectors, dim: 8}\n"
+    )
+    code, printed = submit("--", "retrain", "--compatible", "--config", "retrain.yaml")
+    assert (code, "no Ray cluster answers" in printed) == (1, True), printed
+
+
 def test_without_an_address_it_says_where_one_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -87,6 +111,41 @@ def test_a_cluster_out_of_reach_is_a_failure_and_its_password_is_masked() -> Non
     assert code == 1
     assert printed.startswith("smec: no Ray cluster answers at http://***@127.0.0.1:1")
     assert "hunter2" not in printed
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [None, "sqlite:///mlflow.db", "sqlite+pysqlite:///a/mlflow.db", "file:mlruns", "file:./mlruns", "mlruns", "./a"],
+)
+def test_a_record_that_goes_away_with_the_job_is_warned_of(uri: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    given = [] if uri is None else ["--env", f"MLFLOW_TRACKING_URI={uri}"]
+    for command in (TRAIN, [*TUNE, "--space", "quick"]):
+        code, printed = submit(*given, *command)
+        assert code == 1
+        assert f"records in MLflow lies in the job's own folder, which goes away with it: {CURE}" in printed
+        assert ("is not set here" if uri is None else f"MLFLOW_TRACKING_URI={uri} is relative") in printed
+    # which record nothing
+    for command in (CHECK, [*TRAIN, "--dry-run"]):
+        assert "MLFLOW_TRACKING_URI" not in submit(*given, *command)[1]
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://mlflow.example.com:5000",
+        "sqlite:////shared/mlflow.db",
+        "file:///shared/mlruns",
+        "file:/shared/mlruns",
+        "/shared/mlruns",
+        "postgresql://host/mlflow",
+        "databricks",
+        "databricks://profile",
+    ],
+)
+def test_a_record_that_stays_is_not_warned_of(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert "MLFLOW_TRACKING_URI" not in submit(*TRAIN)[1]
 
 
 @pytest.mark.parametrize("by_flag", [False, True])
@@ -161,6 +220,21 @@ def test_settings_files_travel_and_paths_of_the_cluster_stay(tmp_path: Path) -> 
     assert (tmp_path / "bundle" / sent[2]).read_text() == "dims: [8, 4]\n"
     there = ["tune", "--config", "/of/the/cluster.yaml", "--space", "quick", "--data", "/data"]
     assert write_bundle(there, tmp_path / "other") == there
+
+
+def test_a_search_space_travels_however_it_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("tau: {uniform: [0.5, 2]}\n")
+    (tmp_path / "tune.yaml").write_text("space: mine.yaml\n")
+    taken = ["tune", "--space", "files/space/mine.yaml"]
+    for number, named in enumerate((["--set", "space=mine.yaml"], ["--config", "tune.yaml"])):
+        sent = write_bundle(["tune", *named], tmp_path / str(number))
+        assert sent[:3] == taken
+        assert (tmp_path / str(number) / sent[2]).read_text() == "tau: {uniform: [0.5, 2]}\n"
+    # --set wins over the file, a flag over both, and a space of this name is shipped
+    command = ["tune", "--config", "tune.yaml", "--set", "space=quick"]
+    assert write_bundle(command, tmp_path / "set") == ["tune", "--config", "files/config/tune.yaml", *command[3:]]
+    sent = write_bundle([*command, "--space", "mine.yaml"], tmp_path / "flag")
+    assert sent[1:3] == ["--config", "files/config/tune.yaml"] and sent[-2:] == taken[1:]
 
 
 def test_a_change_of_a_file_changes_the_fingerprint(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The deep check finds a changed byte in whatever the project has written."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,10 +12,17 @@ from pipelines.storage.publish import Draft
 from pipelines.verify import job as verify
 from pipelines.verify.job import RECORDS
 from pipelines.verify.settings import VerifySettings
-from smec_core.data.stored_files import describe
+from smec_core.data.stored_files import StoredFile, describe
 from smec_core.data.uri import join_uri, open_filesystem
 from smec_core.errors import DamagedError, InputError
-from tests.pipelines.storage.test_damage import KINDS, a_published_folder, assert_named_in_full, snapshot, write
+from tests.pipelines.storage.test_damage import (
+    KINDS,
+    a_checkpoint,
+    a_published_folder,
+    assert_named_in_full,
+    snapshot,
+    write,
+)
 from tests.smec_core.model.test_model import make_model
 
 
@@ -49,6 +58,54 @@ def test_a_folder_is_named_itself_and_what_is_being_written_is_no_damage(storage
     files = [describe(draft.filesystem, f"{draft.folder}/a.parquet", "a.parquet")]
     finish_task(draft.filesystem, draft.folder, "a", files)
     verify.run(VerifySettings(path=storage))
+
+
+def test_a_checkpoint_that_a_kill_has_cut_short_is_no_damage(
+    storage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind = a_checkpoint(storage, tmp_path)
+    settings = VerifySettings(path=storage)
+    assert verify.run(settings)["unfinished"] == 0
+    filesystem, _ = open_filesystem(kind.folder)
+    for name, content in snapshot(kind.folder).items():
+        if "checkpoint_2/" not in name:
+            continue
+        write(kind.folder, {name: content[: len(content) // 2]})
+        assert verify.run(settings)["unfinished"] == 1, name
+        if not name.endswith(".json"):
+            filesystem.delete_file(name)
+            assert verify.run(settings)["unfinished"] == 1, name
+        write(kind.folder, {name: content})
+    assert "1 checkpoints or new folders are unfinished" in capsys.readouterr().err
+
+
+def test_a_folder_that_was_being_written_as_its_job_was_killed_is_no_damage(tmp_path: Path) -> None:
+    make_model().save(tmp_path / "model")
+    whole = verify.run(VerifySettings(path=str(tmp_path)))
+    draft = tmp_path / ".model.0123abcd.new"
+    shutil.copytree(tmp_path / "model", draft)
+    (draft / "SHA256SUMS").unlink()
+    (draft / "config.json").write_text("{")
+    assert verify.run(VerifySettings(path=str(tmp_path))) == whole | {"unfinished": 1}
+
+
+@pytest.mark.parametrize("is_removed", [True, False])
+def test_what_is_removed_or_replaced_meanwhile_is_no_damage(
+    is_removed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        make_model().save(tmp_path / name)
+
+    def meanwhile(*arguments: Any) -> StoredFile:
+        monkeypatch.setattr(verify, "describe", describe)
+        shutil.rmtree(tmp_path / "a")
+        if not is_removed:
+            make_model(seed=5).save(tmp_path / "a")
+        return describe(*arguments)
+
+    monkeypatch.setattr(verify, "describe", meanwhile)
+    verify.run(VerifySettings(path=str(tmp_path)))
+    assert (tmp_path / "a").exists() != is_removed
 
 
 def test_a_folder_without_checksums_is_none(tmp_path: Path) -> None:

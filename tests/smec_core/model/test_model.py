@@ -141,10 +141,15 @@ def test_vectors_that_are_read_only_are_no_cause_for_a_warning() -> None:
         make_model().encode(x_ND, 4)
 
 
-@pytest.mark.parametrize("dim", [0, -1, DIM + 1])
-def test_a_dim_out_of_range_is_refused(dim: int) -> None:
+@pytest.mark.parametrize("dim", [0, -1, DIM + 1, 4.0, np.float32(4)])
+def test_a_dim_out_of_range_or_not_whole_is_refused(dim: Any) -> None:
     with pytest.raises(InputError, match=rf"dim is {dim}; this model gives 1 to 8, trained for \(8, 4, 2\)"):
         make_model().encode(vectors(), dim)
+
+
+def test_a_dim_of_numpy_is_taken() -> None:
+    four: Any = np.int64(4)
+    assert make_model().encode(vectors(), four).shape[1] == 4
 
 
 @pytest.mark.parametrize("shape", [(3, DIM - 1), (3, DIM + 1), (DIM - 1,), (0,), (), (1, 3, DIM)])
@@ -467,9 +472,10 @@ def test_vectors_are_upgraded_from_model_to_model() -> None:
         ((15,), None, r"have 15 dims"),
         ((3, 32), 33, r"dim is 33, but the vectors to upgrade have 32 dims"),
         ((3, 32), 0, r"dim is 0"),
+        ((3, 32), 8.0, r"dim is 8\.0, but the vectors to upgrade have 32 dims"),
     ],
 )
-def test_vectors_that_cannot_be_upgraded_are_refused(shape: tuple[int, ...], dim: int | None, why: str) -> None:
+def test_vectors_that_cannot_be_upgraded_are_refused(shape: tuple[int, ...], dim: Any, why: str) -> None:
     with pytest.raises(InputError, match=why):
         make_extended(make_base()).upgrade(np.ones(shape, np.float32), dim)
 
