@@ -56,8 +56,8 @@ def fit(
         queries: queries, in the same forms; may be omitted without `qrels`.
         qrels: judgements: a table with columns `query_id`, `doc_id` and `score`; (query_id, doc_id) or (query_id,
             doc_id, score) each; `{query_id: {doc_id: score}}` or `{query_id: {doc_id}}`. All are learnt from, a part
-            to choose by; or give them by split: `{"train": ..., "dev": ..., "test": ...}`. Without, the training is
-            unsupervised.
+            to choose by; or give them by split: `{"train": ..., "dev": ..., "test": ...}`. Without, 100 queries or
+            more learn to find what the full vectors find, and with fewer each document keeps its nearest neighbours.
         dims: target dims, each a usable prefix of the vector; D itself is added.
         preset: settings under the others: "fast" (a closed form, without training) or "paper".
         base: model, or its folder or URI, to which smaller dims are added.
