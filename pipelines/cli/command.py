@@ -126,14 +126,15 @@ def _check_writable(json_file: Path) -> None:
 
 def _is_stream(path: Path) -> bool:
     """Whether it is to be written to and not replaced: a pipe, a device, or a file that this process prints into."""
-    if not path.exists():
+    try:
+        state = path.stat()
+    except OSError:
         return False
     printed_into = []
     for stream in (1, 2):
         # it may be closed
         with suppress(OSError):
             printed_into.append(os.fstat(stream))
-    state = path.stat()
     return not stat.S_ISREG(state.st_mode) or any(os.path.samestat(state, one) for one in printed_into)
 
 

@@ -72,9 +72,7 @@ COMMANDS = {
         ("data",),
         ("by",),
     ),
-    "ingest": _job(
-        "Embed text with judgements into a dataset.", "ingest", "source output", "encoder workers gpu", rerun=ON
-    ),
+    "ingest": _job("Embed text into a dataset.", "ingest", "source output", "encoder workers gpu", rerun=ON),
     "judge": _job("Make judgements of a click log.", "judge", "clicks data", "test_from replace"),
     "train": _job(
         "Train a nested embedding and evaluate it.",

@@ -1,6 +1,6 @@
 """What a training learns from, in Ray's object store, where all nodes find it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -95,14 +95,14 @@ def scan_data(
     return wanted.read(read, say)
 
 
-def check_room(dataset: Dataset, cpus: int) -> None:
-    """Refuses a dataset all of whose vectors the object stores have no room for.
+def check_room(datasets: Iterable[Dataset], cpus: int) -> None:
+    """Refuses datasets all of whose vectors, together, the object stores have no room for.
 
     Raises:
         InputError: they have not.
     """
     connect(cpus)
-    _check_store(4 * sum(table.rows for table in dataset.tables) * dataset.dim, "")
+    _check_store(4 * sum(table.rows * one.dim for one in datasets for table in one.tables), "")
 
 
 def _check_store(need: int, cure: str) -> None:

@@ -12,14 +12,13 @@ from pyarrow.fs import LocalFileSystem
 
 from pipelines.console import Pace, say, show
 from pipelines.data.opened import open_dataset
-from pipelines.data.source import Source, scan_data
+from pipelines.data.source import Source, check_room, scan_data
 from pipelines.experiment.insights import gradient_page, ware_page
 from pipelines.experiment.labels import labels_page
 from pipelines.experiment.methods import FAISS_PCA, FEW_LABELS, S_XBM, ablation, compared, few_labels, queue_sizes
 from pipelines.experiment.page import Page, describe, file_name, rich_table, write_page
 from pipelines.experiment.settings import ExperimentSettings
 from pipelines.experiment.tables import MEAN, Results, ablation_page, compare_page, queue_page
-from pipelines.runtime.cluster import connect
 from pipelines.storage.files import write_record
 from pipelines.storage.model_folder import make_out
 from pipelines.train import Kept, as_finished, train_and_score
@@ -71,7 +70,7 @@ def run(settings: ExperimentSettings) -> dict[str, Any]:
     if settings.experiment == "compare" and settings.methods is None and FAISS_PCA not in methods:
         say(f"FAISS is not installed: {FAISS_PCA} is left out")
     make_out(out)
-    connect(1)
+    check_room(datasets.values(), 1)
     # a bad row of the last one is found before the first training
     sources = {name: Source.of(scan_data(dataset, config), config) for name, dataset in datasets.items()}
     prints = {name: dataset.fingerprint for name, dataset in datasets.items()}

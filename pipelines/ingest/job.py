@@ -73,7 +73,7 @@ class Source(NamedTuple):
             found = ", ".join(judgements) or "no split at all"
             doubts.append(
                 f"{place.shown(QRELS)}: no judgements for training there (found: {found}); all queries are encoded, "
-                "and a training learns from them alone"
+                "and a training learns from those that no split names, where they are 100 or more"
             )
         return cls(texts, scans, qrels, judged, doubts)
 

@@ -13,7 +13,7 @@ class IngestSettings(Settings):
     SOURCE is a BEIR folder (corpus.jsonl, queries.jsonl, qrels/test.tsv), or holds Parquet as datasets on the
     Hugging Face hub do: corpus/*.parquet, queries/*.parquet (_id or id, title, text), qrels/test.tsv or .parquet.
     Queries that no qrels name are left out where there are judgements for training; else all are encoded, since a
-    training can learn from queries alone.
+    training can learn from those that no split names.
 
     The encoder's own prompts for queries and documents are used; --set query_prompt='"query: "' (and document_prompt)
     gives another.

@@ -20,7 +20,6 @@ from pipelines.storage.lease import LEFTOVER_SECONDS as TEMPORARY_SECONDS
 from pipelines.storage.lease import Holder, Lease, find_silent, holder_of
 from pipelines.storage.publish import plans, remove_version
 from pipelines.storage.run_folder import IDENTITY_FILE, RunFolder, digest
-from smec_core.data.records import exists
 from smec_core.data.uri import join_uri, open_filesystem, public_uri
 from smec_core.data.versions import in_force
 from smec_core.errors import DamagedError, LeaseError, SmecError
@@ -69,7 +68,7 @@ def run(settings: CleanSettings) -> dict[str, Any]:
     folder = RunFolder(settings.storage, settings.name)
     held: AbstractContextManager[Lease | None] = nullcontext()
     # of a name that is none no folder is made
-    if not settings.dry_run and exists(folder.filesystem, folder.path):
+    if not settings.dry_run and folder.filesystem.get_file_info(folder.path).type != pafs.FileType.NotFound:
         held = lease_of(folder)
     with context(run=settings.name), held as lease:
         ledger = Ledger(folder)

@@ -56,7 +56,7 @@ def run(settings: RetrainSettings) -> dict[str, Any]:
         record = {**record, "repaired": [str(damage) for damage in repaired]}
         export_figures(settings.name, record)
     if record["outcome"] in (REFUSED, UNCHANGED) and record["champion"] and not settings.publish.refresh:
-        say("publish.refresh is false: nothing is published, also where the corpus or publish settings have changed")
+        say("publish.refresh is false: nothing is published, even where the corpus or publish settings have changed")
     if record["outcome"] == REFUSED:
         stays = "the champion stays" if record["champion"] else "nothing is released"
         if record["release"] is not None:

@@ -41,8 +41,12 @@ def run(settings: RollbackSettings) -> dict[str, Any]:
             if settings.to is None:
                 raise DamagedError(error.path, error.problem, "name a release with --to") from error
             warn(str(error))
-        releases = ledger.releases()
+        releases, last = ledger.releases(), ledger.last_cycle()
         champion = releases.champion
+        if last is not None and releases.lack(last):
+            # what could not be put in force is left for good, or the next smec retrain would try again
+            withdrawn = (*releases.withdrawn, last["release"]["fingerprint"])
+            releases = releases._replace(decided=last["cycle"], withdrawn=withdrawn)
         if champion is None:
             raise _nothing_released(folder)
         if was_cut_short:

@@ -71,7 +71,7 @@ def run(settings: TuneSettings) -> dict[str, Any]:
     scanned = scan_data(dataset, config, settings.cluster(), storage)
     if settings.confirm and not scanned.has_all_rows(dataset):
         # before the search: the best are compared on test among all documents
-        check_room(dataset, settings.worker_range[0] * settings.cpus_per_worker)
+        check_room([dataset], settings.worker_range[0] * settings.cpus_per_worker)
     identity = {
         "tune": config.model_dump(mode="json"),
         "space": describe(space),

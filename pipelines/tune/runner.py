@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from posixpath import dirname
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -182,7 +183,7 @@ class StudyStart:
         source = self._source
         if not self.scanned.has_all_rows(self.dataset):
             # test is scored among all documents
-            source = Source.of(scan_data(self.dataset, self.config), self.config)
+            source = Source.of(scan_data(self.dataset, self.config, storage=dirname(self.study.uri)), self.config)
         one_worker = self.settings.cluster().model_copy(update={"workers": "1"})
         resources = resources_of(one_worker, self._use_gpu, source.block_bytes)
         result = confirm(self.dataset, source, self.settings.method(), best.params, seeds, resources)

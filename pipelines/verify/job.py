@@ -67,7 +67,7 @@ def run(settings: VerifySettings) -> dict[str, Any]:
         raise InputError(f"{public}: nothing there has checksums; give a folder that smec has written")
     rest = f"; of {others} no checksum is kept, so they were not compared" if others else ""
     if work.unfinished:
-        rest += f"; {len(work.unfinished)} checkpoints or new folders are unfinished, by a job that runs or was killed"
+        rest += f"; unfinished checkpoints and new folders, of a job that runs or was killed: {len(work.unfinished)}"
     say(f"{public}: {compared} files are as they were written{rest}")
     return {"files": compared, "not_compared": others, "unfinished": len(work.unfinished)}
 

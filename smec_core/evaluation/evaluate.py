@@ -35,8 +35,8 @@ from smec_core.model.model import Model
 from smec_core.model.pca import Gram, block_rotation
 
 LEARNT = (
-    "the model has learnt from these judgements, so new queries do worse than this; give it a test split, or keep "
-    "queries out of the training (--set hold_out=0.2)"
+    "the model has learnt from these judgements, so new queries do worse than this; judge it by test, or by queries "
+    "that its training has held out"
 )
 
 

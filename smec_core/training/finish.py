@@ -97,7 +97,7 @@ def finished_model(
     beside: Beside = no_others,
     is_evaluated: bool = True,
 ) -> Model:
-    """The model of a training, evaluated on test, else on dev, else on nearest documents.
+    """The model of a training, evaluated on test, else on what is held out, else on dev, else on nearest documents.
 
     Args:
         trained: the chain.

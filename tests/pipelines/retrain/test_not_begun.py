@@ -10,7 +10,9 @@ import pytest
 from pipelines.cli.settings import resolve
 from pipelines.retrain import clean, status
 from pipelines.retrain.settings import CleanSettings, StatusSettings
-from smec_core.errors import DamagedError, InputError
+from pipelines.storage.lease import LEASE, Holder
+from pipelines.storage.run_folder import RunFolder
+from smec_core.errors import DamagedError, InputError, LeaseError
 from smec_core.yaml_file import dump, read_mapping
 from tests.pipelines.retrain.series import Series
 
@@ -43,6 +45,17 @@ def rollback(series: Series) -> object:
 def test_no_database_is_made(series: Series, job: Callable[[Series], object], said: object) -> None:
     assert job(series) == said
     assert not (series.folder / "mlflow.db").exists()
+
+
+def test_a_clean_holds_the_lease_of_a_series_and_makes_no_folder_for_a_name_that_is_none(series: Series) -> None:
+    settings = resolve(CleanSettings, {}, series.config)
+    assert clean.run(settings)["bytes"] == 0
+    assert not series.storage.exists()
+    folder = RunFolder(str(series.storage), series.name)
+    folder.create()
+    folder.write(LEASE, Holder.this_process()._asdict())
+    with pytest.raises(LeaseError, match=rf"series {series.name} is being worked on by process"):
+        clean.run(settings)
 
 
 @pytest.mark.parametrize("job", [look, dry_run])

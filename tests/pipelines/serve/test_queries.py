@@ -63,7 +63,6 @@ def test_without_dim_all_dims_are_given(model: Model) -> None:
         ('{"inputs": [[1,1,1,1,1,1,1,1e999]]}', "row 0 holds NaN or infinity"),
         ('{"inputs": [[1,1,1,1,1,1,1,1e39]]}', "row 0 holds NaN or infinity"),
         ('{"inputs": [[0,0,0,0,0,0,0,1e-50]]}', "row 0 is a zero vector"),
-        ('{"inputs": [[3e38,3e38,0,0,0,0,0,0]]}', "row 0 has a norm too large for float32; scale it down"),
         (f'{{"inputs": [[1,1,1,1,1,1,1,1]], "{"x" * 3000}": 1}}', "characters)... xxx"),
     ],
 )
@@ -75,7 +74,7 @@ def test_bad_bodies_are_refused_in_one_line(model: Model, body: str | bytes, cur
     assert refused.value.status == 400
 
 
-@pytest.mark.parametrize("scale", ["1e-30", "1e30"])
+@pytest.mark.parametrize("scale", ["1e-44", "1e-30", "1e30", "3e38"])
 def test_the_scale_of_a_vector_says_nothing(model: Model, scale: str) -> None:
     found = read(f'{{"inputs": [[{",".join([scale] * 8)}]]}}'.encode(), model, max_rows=2)
     one = read(b'{"inputs": [[1,1,1,1,1,1,1,1]]}', model, max_rows=2)

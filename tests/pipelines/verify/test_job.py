@@ -76,7 +76,7 @@ def test_a_checkpoint_that_a_kill_has_cut_short_is_no_damage(
             filesystem.delete_file(name)
             assert verify.run(settings)["unfinished"] == 1, name
         write(kind.folder, {name: content})
-    assert "1 checkpoints or new folders are unfinished" in capsys.readouterr().err
+    assert "unfinished checkpoints and new folders, of a job that runs or was killed: 1" in capsys.readouterr().err
 
 
 def test_a_folder_that_was_being_written_as_its_job_was_killed_is_no_damage(tmp_path: Path) -> None:
