@@ -51,6 +51,7 @@ def test_ingest_names_text_by_its_uri(s3: Uri) -> None:
     with pytest.raises(InputError) as refused:
         scan(find_texts(source, "queries"), "queries", 10, frozenset())
     told.append(str(refused.value))
+    put(s3("text/qrels/test.tsv"), b"a\n")
     with pytest.raises(InputError) as refused:
         read_judgements(source)
     told.append(str(refused.value))
@@ -60,7 +61,7 @@ def test_ingest_names_text_by_its_uri(s3: Uri) -> None:
         "/queries/0.parquet: row 0, column text: is null",
         "/queries/1.parquet: column text is missing",
         "/queries: none of its queries",
-        "/qrels: no train, dev or test",
+        "/qrels/test.tsv: line 1: needs query_id",
     ]
     folder = public_uri(s3("text"))
     assert [one[: len(folder) + len(place)] for one, place in zip(told, places, strict=True)] == [
