@@ -18,7 +18,7 @@ from pipelines.storage.lease import LEASE, holder_of
 from pipelines.storage.publish import checksum_of_version
 from pipelines.storage.run_folder import RESTORE
 from smec_core.data.records import exists, unreadable
-from smec_core.data.uri import public_uri
+from smec_core.data.uri import join_uri, public_uri
 from smec_core.data.versions import CURRENT, in_force
 from smec_core.errors import DamagedError, InputError, SmecError
 from smec_core.temporary import temporary_folder
@@ -241,13 +241,24 @@ def _model(ledger: Ledger, registry: Registry, release: Release, deep: bool) -> 
         yield Damage(name, lacks, LOGGED_AGAIN, True)
 
 
+def vector_problems(out: str, release: Release, releases: Sequence[Release], deep: bool = False) -> list[Problem]:
+    """What is wrong with the vectors of a release in a published folder.
+
+    Where the whole folder was gone, versions have begun again, and another of the `releases` may have its name.
+    """
+    others = [one.manifest for one in releases if (one.output, one.version) == (release.output, release.version)]
+    if {*others} - {release.manifest} and checksum_of_version(out, release.version) in {*others} - {release.manifest}:
+        return [Problem(public_uri(join_uri(out, release.version)), "is another release's now", AGAIN, True)]
+    return list(version_problems(out, release.version, release.manifest, deep))
+
+
 def _published(settings: RetrainSettings, kept: Sequence[Release], deep: bool) -> Iterator[Damage]:
     """What is wrong with the vectors of the releases that are in the published folder of the settings."""
     here = [release for release in kept if release.output == settings.publish.place]
-    for version, checksum in {release.version: release.manifest for release in here}.items():
-        seen = {problem.path: problem for problem in version_problems(settings.publish.output, version, checksum)}
+    for release in {(release.version, release.manifest): release for release in here}.values():
+        seen = {problem.path: problem for problem in vector_problems(settings.publish.output, release, here)}
         yield from (_of(problem, AGAIN) for problem in seen.values())
-        for problem in version_problems(settings.publish.output, version, checksum, True) if deep else ():
+        for problem in vector_problems(settings.publish.output, release, here, True) if deep else ():
             if problem.path not in seen:
                 # size and stamp are as they were
                 yield Damage(*problem[:2], f"restore it from a copy, or remove it: then {AGAIN}")

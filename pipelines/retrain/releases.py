@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from pipelines.console import warn
-from pipelines.retrain.damage import Damage, Findings, inspect
+from pipelines.retrain.damage import Damage, Findings, inspect, vector_problems
 from pipelines.retrain.ledger import TRAINING, Ledger, Release, Releases
 from pipelines.retrain.registry import Registry
 from pipelines.retrain.settings import RetrainSettings
 from pipelines.runtime.cluster import connect
 from pipelines.runtime.prometheus import report_retrain
-from pipelines.storage.audit import Problem, model_problems, version_problems
+from pipelines.storage.audit import Problem, model_problems
 from pipelines.storage.files import remove_file
 from pipelines.storage.lease import Lease
 from pipelines.storage.publish import checksum_of_version, plans, promote, remove_version
@@ -198,7 +198,7 @@ class ReleaseManager:
     def _make_whole(self, releases: Releases, release: Release, compress: Compress | None) -> Releases:
         """Makes the vectors of a release again where they are damaged."""
         output = self.settings.publish.output
-        problems = sorted(version_problems(output, release.version, release.manifest), key=_is_replaceable)
+        problems = sorted(vector_problems(output, release, releases.releases), key=_is_replaceable)
         if not problems:
             return releases
         first = problems[0]

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from pipelines.retrain import damage
 from pipelines.retrain.ledger import Ledger, Release, Releases
 from pipelines.storage.run_folder import RunFolder
 
@@ -68,6 +71,18 @@ def test_an_older_corpus_withdraws_no_model_and_a_return_takes_the_mark_away() -
     assert series("aa").returned_to(release(1, "a")).withdrawn == ()
     there_and_back = series("ab").returned_to(release(1, "a")).returned_to(release(2, "b"))
     assert (there_and_back.in_force, there_and_back.withdrawn) == (2, ("a",))
+
+
+def test_vectors_whose_name_another_release_has_now_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the whole published folder was gone, and versions have begun again."""
+    monkeypatch.setattr(damage, "checksum_of_version", lambda out, name: "new")
+    older, newer = (
+        release(cycle, model)._replace(version="v0001", manifest=manifest)
+        for cycle, model, manifest in ((1, "a", "old"), (2, "b", "new"))
+    )
+    [problem] = damage.vector_problems("/vectors", older, [older, newer])
+    assert (problem.problem, problem.is_replaceable) == ("is another release's now", True)
+    assert [one.problem for one in damage.vector_problems("/vectors", newer, [older, newer])] == ["is missing"]
 
 
 def test_records_are_read_back(tmp_path: Path) -> None:
