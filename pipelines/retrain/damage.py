@@ -246,8 +246,9 @@ def vector_problems(out: str, release: Release, releases: Sequence[Release], dee
 
     Where the whole folder was gone, versions have begun again, and another of the `releases` may have its name.
     """
-    others = [one.manifest for one in releases if (one.output, one.version) == (release.output, release.version)]
-    if {*others} - {release.manifest} and checksum_of_version(out, release.version) in {*others} - {release.manifest}:
+    place = release.output, release.version
+    others = {one.manifest for one in releases if (one.output, one.version) == place} - {release.manifest}
+    if others and checksum_of_version(out, release.version) in others:
         return [Problem(public_uri(join_uri(out, release.version)), "is another release's now", AGAIN, True)]
     return list(version_problems(out, release.version, release.manifest, deep))
 

@@ -1,5 +1,6 @@
 """`smec rollback`: puts an earlier release of `smec retrain` in force again, model and vectors together."""
 
+from contextlib import suppress
 from typing import Any
 
 from pipelines.console import context, say, warn
@@ -41,12 +42,14 @@ def run(settings: RollbackSettings) -> dict[str, Any]:
             if settings.to is None:
                 raise DamagedError(error.path, error.problem, "name a release with --to") from error
             warn(str(error))
-        releases, last = ledger.releases(), ledger.last_cycle()
+        releases = ledger.releases()
         champion = releases.champion
-        if last is not None and releases.lack(last):
-            # what could not be put in force is left for good, or the next smec retrain would try again
-            withdrawn = (*releases.withdrawn, last["release"]["fingerprint"])
-            releases = releases._replace(decided=last["cycle"], withdrawn=withdrawn)
+        # of a record that is damaged there is no decision to follow
+        with suppress(DamagedError):
+            if (last := ledger.last_cycle()) is not None and releases.lack(last):
+                # what could not be put in force is left for good, or the next smec retrain would try again
+                withdrawn = (*releases.withdrawn, last["release"]["fingerprint"])
+                releases = releases._replace(decided=last["cycle"], withdrawn=withdrawn)
         if champion is None:
             raise _nothing_released(folder)
         if was_cut_short:

@@ -82,6 +82,16 @@ def test_a_database_that_is_gone_is_named_and_not_made_anew(series: Series, job:
     assert not (series.folder / "mlflow.db").exists()
 
 
+def test_a_damaged_record_of_the_last_cycle_keeps_nobody_from_naming_a_release(series: Series) -> None:
+    cycles = series.storage / series.name / "cycles"
+    cycles.mkdir(parents=True)
+    (cycles / "0001.json").write_text("{")
+    with pytest.raises(DamagedError, match="name a release with --to"):
+        series.rollback()
+    with pytest.raises(InputError, match="nothing was released yet"):
+        series.rollback("v0001")
+
+
 @pytest.mark.parametrize("uri", ["sqlite:/x.db", "postgresql:/x", "mysql+pymysql:x"])
 @pytest.mark.parametrize("job", [look, dry_run, Series.rollback, Series.retrain])
 def test_no_address_of_a_store_is_refused(
