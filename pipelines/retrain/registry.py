@@ -21,7 +21,7 @@ from pipelines.storage.files import sizes_of
 from pipelines.storage.run_folder import RunFolder
 from pipelines.tracking.files import FINGERPRINT_TAG, log_model, log_model_files
 from pipelines.tracking.recorder import ERROR_TAG, LONGEST_TAG, STATE_FILE
-from pipelines.tracking.server import experiment_of, kept_run, prepare_mlflow
+from pipelines.tracking.server import experiment_of, kept_run, prepare_mlflow, run_of
 from smec_core.data.uri import open_filesystem, public_uri
 from smec_core.errors import InputError, SmecError, one_line
 from smec_core.masking import mask
@@ -106,11 +106,12 @@ class Registry:
 
     def _logged(self, run_folder: RunFolder, fingerprint: str) -> tuple[str, str]:
         """Ids of the training's run and of its model there; both are made where the server has missed them."""
-        run = kept_run(self._client, (run_folder.read(STATE_FILE) or {}).get("run_id"))
+        state = run_folder.read(STATE_FILE) or {}
+        run = kept_run(self._client, state.get("run_id"))
         made_here = run is None
         if run is None:
-            experiment = experiment_of(self._client)
-            run = self._client.create_run(experiment.experiment_id, run_name=run_folder.name)
+            experiment_id = experiment_of(self._client).experiment_id
+            run = run_of(self._client, experiment_id, state.get("training", fingerprint), run_folder.name, {})
         model_id = self._model_of(run, fingerprint)
         if model_id is None:
             try:

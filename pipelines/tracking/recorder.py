@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal, Self
+from uuid import uuid4
 
 import mlflow
 from mlflow import MlflowClient
@@ -30,7 +31,7 @@ from pipelines.storage.run_folder import RunFolder
 from pipelines.tracking.about import dataset_inputs, reached_text, source_tags
 from pipelines.tracking.files import MOST_METRICS, log_figures, log_files, log_model, metric
 from pipelines.tracking.machine import PREFIX, MachineFigures, is_wanted
-from pipelines.tracking.server import EXPERIMENT, experiment_of, kept_run, prepare_mlflow
+from pipelines.tracking.server import EXPERIMENT, experiment_of, kept_run, prepare_mlflow, run_of
 from smec_core.data.dataset import Dataset
 from smec_core.data.uri import public_uri
 from smec_core.errors import first_line, one_line
@@ -268,13 +269,13 @@ class MlflowRecorder:
         client = MlflowClient(store)
         run = kept_run(client, state.get(key))
         if run is None:
-            experiment = experiment_of(client, self._experiment, artifacts)
-            # with its tags at once: a kill leaves no run that belongs to nothing
-            run = client.create_run(
-                experiment.experiment_id,
-                tags={k: _tag(v) for k, v in tags.items()},
-                run_name=self._run_folder.name,
-            )
+            experiment_id = experiment_of(client, self._experiment, artifacts).experiment_id
+            if "training" not in state:
+                # first: a kill after the run is made and before its id is written leaves a run that can be found
+                state["training"] = uuid4().hex
+                self._run_folder.write(STATE_FILE, state)
+            made = {k: _tag(v) for k, v in tags.items()}
+            run = run_of(client, experiment_id, state["training"], self._run_folder.name, made)
             self._run_folder.write(STATE_FILE, {**state, key: run.info.run_id})
         else:
             client.update_run(run.info.run_id, status="RUNNING")

@@ -2,12 +2,14 @@
 
 import logging
 import os
+from collections.abc import Mapping
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 
 EXPERIMENT = "smec"
+TRAINING_TAG = "smec.training"
 # What the user set stands. MLflow's own patience, 7 retries of up to 120 s each, would hold a training up for minutes.
 ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -38,6 +40,20 @@ def kept_run(client: MlflowClient, run_id: str | None) -> Run | None:
             return None
         raise
     return run if run.info.lifecycle_stage == "active" else None
+
+
+def run_of(client: MlflowClient, experiment_id: str, training: str, name: str, tags: Mapping[str, str]) -> Run:
+    """The run of a training in an experiment, made with a name and tags where it is missing.
+
+    Args:
+        client: of the store.
+        experiment_id: where it is looked for, and made.
+        training: the training's own id, kept in a tag, so that a run is found whose id was never written down.
+        name: of a new run.
+        tags: of a new run, which has them at once: a kill leaves no run that belongs to nothing.
+    """
+    found = client.search_runs([experiment_id], f"tags.`{TRAINING_TAG}` = '{training}'", max_results=1)
+    return found[0] if found else client.create_run(experiment_id, tags={**tags, TRAINING_TAG: training}, run_name=name)
 
 
 def experiment_of(client: MlflowClient, name: str = EXPERIMENT, offline: str | None = None) -> Experiment:

@@ -24,7 +24,7 @@ RESULTS |= {"best.yaml", "summary.json", "README.md", "figures.json"}
 BETWEEN = {
     "train": "pipelines.train.job.connect",
     "tune": "pipelines.tune.job.scan_data",
-    "experiment": "pipelines.experiment.job.connect",
+    "experiment": "pipelines.experiment.job.scan_data",
     "evaluate": "pipelines.evaluate.job.evaluate",
     "evaluate --index": "pipelines.evaluate.index.run",
     "compress": "pipelines.compress.job.actor_pool",

@@ -191,7 +191,7 @@ def a_release(folder: Path, environment: dict[str, str]) -> Scene:
 
 
 MADE = {"compress": a_compression, "train": a_training, "retrain": a_release}
-STEPS = {"compress": 10, "train": 39, "retrain": 61}
+STEPS = {"compress": 10, "train": 41, "retrain": 63}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -347,6 +348,34 @@ def test_a_run_that_was_deleted_is_not_gone_on_with(tmp_path: Path) -> None:
     second = start(tmp_path / "state")
     second.finish(None)
     assert only_run(MlflowClient()).info.run_id == second.run_id != first.run_id
+
+
+@pytest.mark.parametrize("tags", [{}, {"mlflow.parentRunId": "a" * 32}], ids=["training", "trial"])
+def test_a_training_killed_before_it_could_write_its_runs_id_goes_on_in_that_run(
+    tags: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = RunFolder.write
+
+    def killed(folder: RunFolder, name: str, record: dict[str, Any]) -> None:
+        # no error: those are caught, and the next store is tried
+        if "run_id" in record:
+            raise SystemExit
+        write(folder, name, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write", killed)
+        with pytest.raises(SystemExit):
+            start(tmp_path / "state", tags=tags)
+    left = only_run(MlflowClient())
+    assert (left.info.status, left.data.params) == ("RUNNING", {})
+    other = start(tmp_path / "other", tags=tags)
+    other.finish(None)
+    again = start(tmp_path / "state", tags=tags)
+    again.finish(None)
+    assert again.run_id == left.info.run_id != other.run_id
+    run = MlflowClient().get_run(again.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params
 
 
 def test_a_training_without_judgements_is_recorded_by_neighbour_recall(
