@@ -22,7 +22,13 @@ METHODS = {
     "PCA": "pca",
     "truncation": "truncation",
 }
-SETS = {"SciFact": "scifact", "Fashion": "fashion", "MedQuAD": "medquad", "sample": "sample"}
+SETS = {
+    "SciFact": "scifact",
+    "Fashion": "fashion",
+    "MedQuAD": "medquad",
+    "sample": "sample",
+    "Two encoders": "scifact-1152",
+}
 
 
 class Row(NamedTuple):
