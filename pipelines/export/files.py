@@ -91,6 +91,20 @@ def place(out: Path, to: str, origin: dict[str, Any], write: Callable[[Path], ob
     return sum(path.stat().st_size for _, path in _files(out, to))
 
 
+def check_encoder(encoder: str) -> None:
+    """Refuses an encoder that is an export of ours: its vectors are compressed already.
+
+    Raises:
+        InputError: it is one.
+    """
+    to = "sentence-transformers"
+    if record := _read_record(_record_file(Path(encoder), to), to):
+        raise InputError(
+            f"encoder: {encoder} is an export of the model {record['model_fingerprint'][:12]}, so its vectors are "
+            f"compressed already; name {record['encoder']}, of which it was made"
+        )
+
+
 def _record_file(out: Path, to: str) -> Path:
     if to == "onnx":
         return out

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.console import say, telling, warn
-from pipelines.export.files import MADE_BY, check_replaceable, place
+from pipelines.export.files import MADE_BY, check_encoder, check_replaceable, place
 from pipelines.export.settings import ExportSettings
 from smec_core.errors import InputError, SmecError, extra
 from smec_core.model.files import load
@@ -56,6 +56,8 @@ def run(settings: ExportSettings) -> dict[str, Any]:
     dim = model.input_dim if settings.dim is None else settings.dim
     if dim > model.input_dim:
         raise InputError(f"dim is {dim}, but the model has {model.input_dim}; trained dims: {model.dims}")
+    if settings.encoder is not None:
+        check_encoder(settings.encoder)
     try:
         exporter = importlib.import_module(f"pipelines.export.formats.{MODULES[settings.to]}")
     except ModuleNotFoundError as error:

@@ -21,8 +21,6 @@ NUMBER_BYTES = 64
 OTHER_BYTES = 1024
 """Room for the rest of a body."""
 LONGEST_KEY = 60
-FAR = 15
-"""Powers of ten from 1 at which a norm is taken out, so that nothing overflows."""
 FEW_LISTS, FEW_NUMBERS, FEW_KEYS = 10_000, 100_000, 100
 """What any body may hold of these, so that one with too much of them for the model is told what is wrong with it."""
 
@@ -162,16 +160,10 @@ def check(inputs: Any, dim: int | None, model: Model, max_rows: int, form: Form 
         row = int(is_sound_N.argmin())
         what = "holds NaN or infinity, or a number too large for float32"
         raise QueryError(f"{form.inputs}: row {row} {what}; fix or leave out the row", "not_finite")
-    exact_ND = x_ND.astype(np.float64)
-    norms_N = np.linalg.norm(exact_ND, axis=1)
-    if not norms_N.all():
-        row = int(norms_N.argmin())
+    has_length_N = x_ND.any(1)
+    if not has_length_N.all():
+        row = int(has_length_N.argmin())
         raise QueryError(f"{form.inputs}: row {row} is a zero vector, which has no direction; leave it out", "zero")
-    # squares of float32 overflow, and vanish, long before the numbers do
-    is_far_N = np.abs(np.log10(norms_N)) > FAR
-    if is_far_N.any():
-        x_ND = x_ND.copy()
-        x_ND[is_far_N] = exact_ND[is_far_N] / norms_N[is_far_N, None]
     return Query(x_ND, int(dim))
 
 

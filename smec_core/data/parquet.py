@@ -274,9 +274,11 @@ def vectors_of(column: pa.Array, dim: int, file: str, row: int, name: str = "emb
     if not np.isfinite(norms_N).all():
         refuse(~np.isfinite(stored_ND).all(1), "holds NaN or infinity; fix or remove the row")
         refuse(~np.isfinite(norms_N), "has a norm too large for float32; scale the vectors down")
-    if not norms_N.all():
+    # smaller ones have lost digits, or all of them
+    is_small_N = norms_N < np.finfo(np.float32).tiny
+    if is_small_N.any():
         refuse(~stored_ND.any(1), "is a zero vector, which has no direction; remove the row")
-        refuse(norms_N == 0, "has a norm too small for float32; scale the vectors up")
+        refuse(is_small_N, "has a norm too small for float32; scale the vectors up")
     return vectors_ND
 
 

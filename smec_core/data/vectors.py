@@ -3,7 +3,8 @@
 Shapes: N rows, D or d dims.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,18 +14,24 @@ from torch import Tensor
 from smec_core.errors import InputError
 
 _ALIGNED_BYTES = 64
+FARTHEST = 2.0**40
+"""A number whose square, summed over many dims, is far from the end of float32; so is that of its inverse."""
 
 
-def tensor_of(numbers: np.ndarray | Sequence[Any]) -> Tensor:
+def tensor_of(numbers: np.ndarray | Sequence[Any], is_wide: bool = False) -> Tensor:
     """Numbers as a float32 tensor.
 
     Args:
-        numbers: an array of numbers of any type, lists of numbers, or rows as objects, as pandas holds them.
+        numbers: an array of numbers of any type, lists of numbers, or rows as objects, as pandas holds them. What is
+            masked becomes NaN.
+        is_wide: whether float64 stays float64, which holds larger and smaller numbers.
 
     Raises:
         InputError: rows of several lengths, or something else than numbers.
     """
     try:
+        if isinstance(numbers, np.ma.MaskedArray):
+            numbers = np.ma.filled(numbers.astype(np.float64), np.nan)
         array = np.asarray(numbers)
         if array.dtype == object:
             array = np.asarray(array.tolist() if array.ndim > 1 else list(array))
@@ -34,7 +41,33 @@ def tensor_of(numbers: np.ndarray | Sequence[Any]) -> Tensor:
         raise InputError(f"embeddings are a {type(numbers).__name__}; give an array, a tensor or lists") from error
     if array.dtype.kind not in "biuf":
         raise InputError(f"embeddings are of type {array.dtype}; give numbers")
-    return torch.from_numpy(np.require(array, np.float32, ["C", "W"]))
+    dtype = np.float64 if is_wide and array.dtype.kind == "f" and array.dtype.itemsize > 4 else np.float32
+    return torch.from_numpy(np.require(array, dtype, ["C", "W"]))
+
+
+def near_one(x_ND: Tensor) -> Tensor:
+    """Rows of any scale as float32 that can be multiplied: those that are very long or short are scaled.
+
+    What lies between keeps its bits. Rows of zeros stay, and so do those with NaN or infinity.
+    """
+    if x_ND.is_floating_point():
+        most_N1 = torch.linalg.vector_norm(x_ND, torch.inf, dim=1, keepdim=True)
+        is_far_N1 = ((most_N1 > FARTHEST) | (most_N1 < 1 / FARTHEST)) & (most_N1 > 0) & most_N1.isfinite()
+        if is_far_N1.any():
+            wide_ND = x_ND.double()
+            x_ND = torch.where(is_far_N1, wide_ND / most_N1.double(), wide_ND)
+    return x_ND.float()
+
+
+@contextmanager
+def float32() -> Iterator[None]:
+    """Makes new tensors float32, whatever the caller has set; then all is as it was."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def aligned(x_ND: np.ndarray) -> Tensor:

@@ -202,16 +202,19 @@ def _intervals(values: Mapping[str, Mapping[int, np.ndarray]], measure: str, inp
 
 
 def check_fit(dataset: Dataset, model: Model, split: str | None) -> None:
-    """Refuses a model of other dims than the dataset, and a split that is not there.
+    """Refuses a model of other dims than the dataset, a split that is not there, and a corpus without neighbours.
 
     Raises:
-        InputError: the split is not there, or the dims do not fit.
+        InputError: the split is not there, the dims do not fit, or there is no second document where neighbours are
+            the measure.
     """
     if dataset.dim != model.input_dim:
         raise InputError(f"{public_uri(dataset.uri)}: {dataset.dim} dims, but the model takes {model.input_dim}")
     if split is not None and split not in dataset.splits:
         present = ", ".join(dataset.splits) or "none"
         raise InputError(f"{public_uri(dataset.uri)}: there is no qrels/{split}; splits present: {present}")
+    if split is None and dataset.corpus.rows < 2:
+        raise InputError(f"{public_uri(dataset.uri)}: has one document and no judgements; give more of either")
 
 
 def baseline_encoders(docs_DD: Tensor) -> dict[str, Encode]:

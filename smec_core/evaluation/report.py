@@ -17,6 +17,7 @@ from smec_core.data.dataset import HELD_OUT, Dataset
 from smec_core.data.forms import Qrels, Vectors, dataset_of
 from smec_core.data.seen import parts_of
 from smec_core.data.segments import Segments, segment_name
+from smec_core.data.vectors import float32
 from smec_core.evaluation.evaluate import check_fit, corpus_baselines, default_split, evaluate, with_held_out
 from smec_core.evaluation.significance import doubtful_dims
 from smec_core.model.model import Model
@@ -41,7 +42,7 @@ def evaluate_model(
     baselines: bool = True,
     exclude_self: bool = False,
     columns: Mapping[str, str] | None = None,
-    by: str | Sequence[str] = (),
+    by: str | Sequence[str] | None = (),
 ) -> "Evaluation":
     """What `Model.evaluate` does, and says."""
     excludes = exclude_self or bool(model.config.get("train", {}).get("exclude_self"))
@@ -50,8 +51,8 @@ def evaluate_model(
         dataset = with_held_out(dataset, model, "this model")
     split = split or default_split(dataset)
     check_fit(dataset, model, split)
-    segments = [Segments.of(dataset, split, column) for column in ([by] if isinstance(by, str) else by)]
-    with torch.inference_mode():
+    segments = [Segments.of(dataset, split, column) for column in ([by] if isinstance(by, str) else by or ())]
+    with float32(), torch.inference_mode():
         systems = corpus_baselines(dataset) if baselines else None
         report = evaluate(dataset, model, split, systems, segments=segments)
     dataset.check_unchanged()

@@ -20,8 +20,9 @@ from torch import Tensor
 import smec_core
 from smec_core.checksums import SUMS, write_sums
 from smec_core.data.seen import SeenDocuments
-from smec_core.data.vectors import tensor_of, unit
-from smec_core.errors import InputError
+from smec_core.data.uri import HALF_A_URI
+from smec_core.data.vectors import near_one, tensor_of, unit
+from smec_core.errors import InputError, one_line
 from smec_core.folders import replace_files
 from smec_core.model.adapter import FrozenStage, apply_chain, fold
 from smec_core.model.card import model_card
@@ -105,7 +106,9 @@ class Model:
             >>> nearest = (model.encode(queries, dim=8) @ small.T).argmax(1)
         """
         if not isinstance(x, Tensor):
-            return self.encode(tensor_of(x), dim).numpy()
+            return self.encode(tensor_of(x, is_wide=True), dim).numpy()
+        if x.is_complex():
+            raise InputError(f"embeddings are of type {x.dtype}; give real numbers")
         if x.ndim not in (1, 2) or x.shape[-1] != self.input_dim:
             takes = f"({self.input_dim},) or (N, {self.input_dim})"
             raise InputError(f"embeddings have shape {tuple(x.shape)}; this model takes {takes}")
@@ -113,7 +116,7 @@ class Model:
         # a float slices nothing
         if not isinstance(dim, int | np.integer) or not 1 <= dim <= self.input_dim:
             raise InputError(f"dim is {dim}; this model gives 1 to {self.input_dim}, trained for {self.dims}")
-        x_ND = torch.atleast_2d(x.float())
+        x_ND = near_one(torch.atleast_2d(x))
         if self.matrix_DD is None:
             z_Nd = apply_chain([stage.to(x.device) for stage in self.stages], unit(x_ND))[:, :dim]
         else:
@@ -136,7 +139,7 @@ class Model:
         baselines: bool = True,
         exclude_self: bool = False,
         columns: Mapping[str, str] | None = None,
-        by: str | Sequence[str] = (),
+        by: str | Sequence[str] | None = (),
     ) -> "smec_core.Evaluation":
         """Scores every prefix on judged queries, beside truncation, PCA and the original embeddings.
 
@@ -283,8 +286,20 @@ class Model:
             >>> model.save("models/products")
             >>> smec_core.load("models/products").dims
             (32, 16, 8)
+
+        Raises:
+            InputError: a URI, a folder that cannot be written, or one of something else with files of these names.
         """
-        replace_files(Path(folder), {*SEALED, SUMS}, self.write)
+        place, names = Path(folder), {*SEALED, SUMS}
+        if "://" in str(folder) or HALF_A_URI.match(str(folder)):
+            raise InputError(f"folder: {folder} is a URI; save to a folder and copy it there, hf:// by push_to_hub")
+        try:
+            others = {path.name for path in place.iterdir()} & names if place.exists() else set()
+            if others and "adapter.safetensors" not in others:
+                raise InputError(f"folder: {folder} holds no model, but {min(others)}; name another")
+            replace_files(place, names, self.write)
+        except OSError as error:
+            raise InputError(f"folder: {folder} cannot be written ({one_line(error)}); name another") from error
 
     def write(self, folder: Path, history: Path | None = None) -> None:
         """Writes the files of a model folder into a folder that is there and has no model.

@@ -78,9 +78,10 @@ class Published:
         self.dtype: VectorType = manifest["dtype"]
         self.rows: int = manifest["rows"]
         stored = stored_dims(manifest)
-        self.dim: int = stored[0] if dim is None else dim
-        if self.dim not in stored:
+        # 8.0 would pass, and make another key
+        if dim is not None and (not isinstance(dim, int | np.integer) or dim not in stored):
             raise InputError(f"dim is {dim}, but {self._place} holds vectors of {', '.join(map(str, stored))} dims")
+        self.dim: int = stored[0] if dim is None else int(dim)
         self.key = f"{self.version}_{self.dim}_{checksum_of(manifest)[:8]}"
         self.dims = tuple(prefix for prefix in manifest["dims"] if prefix <= self.dim)
         self.scale: float | None = manifest.get("int8_scales", {}).get(str(self.dim))
@@ -210,10 +211,12 @@ class Published:
         wanted = self.schema.names if columns is None else list(columns)
         if missing := [name for name in wanted if name not in self.schema.names]:
             raise InputError(f"{self._place}: column {missing[0]} is missing; it holds {', '.join(self.schema.names)}")
-        if strange := [name for name in files or () if name not in self._files]:
+        names = self.files if files is None else tuple(files)
+        if strange := [name for name in names if name not in self._files]:
             raise InputError(f"{self._place}: has no file {strange[0]}")
+        if batch_rows < 1:
+            raise InputError(f"batch_rows is {batch_rows}; give at least 1")
         schema = pa.schema([self.schema.field(name) for name in wanted])
-        names = self.files if files is None else files
         batches = (batch for name in names for batch in self._batches(name, schema, batch_rows))
         return pa.RecordBatchReader.from_batches(schema, batches)
 
@@ -321,6 +324,10 @@ def published(
     uri = str(folder)
     if isinstance(version, int | np.integer):
         version = f"v{version:04d}"
+    if not isinstance(version, str | None):
+        raise InputError(f"version is {version!r}; give a name, as v0001, or its number")
+    if not isinstance(version, str | None):
+        raise InputError(f"version is {version!r}; give a name, as v0001, or its number")
     while True:
         seen = in_force(uri).content
         try:

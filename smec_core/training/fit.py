@@ -14,6 +14,7 @@ from smec_core.config import MEMORY_BUDGET, PRESETS, TrainConfig
 from smec_core.data.dataset import Dataset
 from smec_core.data.forms import Qrels, Vectors, dataset_of
 from smec_core.data.scan import is_small, scan_table
+from smec_core.data.vectors import float32
 from smec_core.distributed.resident import Node
 from smec_core.errors import InputError
 from smec_core.layers import merged
@@ -124,13 +125,18 @@ def _device(device: str | torch.device | None) -> torch.device:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Trains with so many threads, and with gradients, whatever the caller has set; then all is as it was."""
+    """Trains with so many threads, float32 and gradients, whatever the caller has set; then all is as it was."""
     if not isinstance(count, int | np.integer) or count < 1:
         raise InputError(f"threads: is {count!r}; give a number of at least 1")
     before = torch.get_num_threads()
     torch.set_num_threads(int(count))
     try:
-        with threadpool_limits(int(count), user_api="blas"), torch.inference_mode(False), torch.enable_grad():
+        with (
+            threadpool_limits(int(count), user_api="blas"),
+            float32(),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):
             yield
     finally:
         torch.set_num_threads(before)

@@ -257,6 +257,13 @@ def test_encoder_that_cuts_its_vectors_or_is_in_half_precision(tmp_path: Path, e
     assert_as_encode(model, x_ND, z_Nd, [64, 16])
 
 
+def test_encoder_that_is_an_export_is_refused(tmp_path: Path, model: Path, encoder: Path) -> None:
+    export(write_model(tmp_path / "wide", [384]), "sentence-transformers", tmp_path / "out", encoder=str(encoder))
+    with pytest.raises(InputError, match=rf"is an export of the model \w{{12}}, .*; name {encoder}, of which"):
+        export(model, "sentence-transformers", tmp_path / "again", encoder=str(tmp_path / "out"))
+    assert not (tmp_path / "again").exists()
+
+
 def test_encoder_that_does_not_fit_or_is_not_there(
     tmp_path: Path, model: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -254,6 +254,10 @@ BAD_ROWS: dict[str, tuple[Callable[[list[list[float | None] | None], int], None]
     "minus infinity": (lambda rows, bad: set_value(rows, bad, float("-inf")), "infinity"),
     "zero vector": (lambda rows, bad: rows.__setitem__(bad, [0.0] * DIM), "zero vector"),
     "huge norm": (lambda rows, bad: set_value(rows, bad, 3e38), "norm too large"),
+    "norm of lost digits": (
+        lambda rows, bad: rows.__setitem__(bad, [1e-20] * DIM),
+        "norm too small for float32; scale",
+    ),
     "tiny norm": (lambda rows, bad: rows.__setitem__(bad, [1e-25] * DIM), "norm too small for float32; scale"),
 }
 LIST_ONLY: dict[str, tuple[Callable[[list[list[float | None] | None], int], None], str]] = {

@@ -140,6 +140,23 @@ def test_one_of_several_dims_without_the_rows_that_were_set_apart(model: Path, t
         smec_core.published(tmp_path / "out", dim=10)
 
 
+def test_numbers_that_are_not_whole_are_refused(out: Path) -> None:
+    dim = smec_core.published(out).dim
+    assert smec_core.published(out, dim=int(dim)).key == smec_core.published(out).key
+    with pytest.raises(InputError, match=rf"dim is {float(dim)}, but .* holds vectors of {dim} dims"):
+        smec_core.published(out, dim=float(dim))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"version is 1\.0; give a name, as v0001, or its number"):
+        smec_core.published(out, version=1.0)  # type: ignore[arg-type]
+
+
+def test_files_may_come_one_by_one(out: Path) -> None:
+    version = smec_core.published(out)
+    found = version.batches(files=map(str, version.files))  # type: ignore[arg-type]
+    assert sum(len(ids) for ids, _ in found) == version.rows > 0
+    with pytest.raises(InputError, match="batch_rows is 0; give at least 1"):
+        version.arrow(batch_rows=0)
+
+
 def test_a_version_stays_what_it_is_while_a_later_one_comes(model: Path, tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus")
     publish(tmp_path / "out", model, corpus, 8)
