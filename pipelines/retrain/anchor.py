@@ -5,11 +5,23 @@ judgements that become a little worse each time would never be noticed. The anch
 by the same measure: today's gate queries, and those that the anchor itself was promoted by.
 """
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 from pipelines.retrain.drift import known_queries
 from pipelines.retrain.ledger import Ledger, QueryScores, Release
 from pipelines.retrain.settings import RetrainSettings
 from smec_core.errors import InputError
 from smec_core.evaluation import gate
+from smec_core.evaluation.corpus_search import Encode, Sides
+from smec_core.model.model import Model
+
+
+class Released(NamedTuple):
+    """A release and its model."""
+
+    release: Release
+    model: Model
 
 
 def find_anchor(ledger: Ledger, settings: RetrainSettings) -> Release | None:
@@ -54,3 +66,25 @@ def beats(ledger: Ledger, anchor: Release, scores: gate.Scores, reached: QuerySc
     # where the judgements have become worse, no model reaches on them what the anchor once has
     record = known_queries(ledger, anchor, reached)
     return loses_nowhere and (record is None or record["now"] >= record["then"])
+
+
+def gate_sides(
+    baselines: Mapping[str, Encode],
+    challenger: Model,
+    champion: Released | None,
+    anchor: Released | None,
+    is_compatible: bool,
+) -> dict[str, Sides]:
+    """What the gate compares: baselines, challenger, champion and anchor, where that is not the champion.
+
+    Where the challenger is to be compatible, it is compared on the documents of the champion, too.
+    """
+    systems: dict[str, Encode] = {**baselines, gate.CHALLENGER: challenger.encode}
+    if champion is not None:
+        systems[gate.CHAMPION] = champion.model.encode
+    if anchor is not None and anchor is not champion:
+        systems[gate.ANCHOR] = anchor.model.encode
+    sides = {name: Sides.same(encode) for name, encode in systems.items()}
+    if champion is not None and is_compatible:
+        sides[gate.OLD_DOCUMENTS] = Sides(queries=challenger.encode, documents=champion.model.encode)
+    return sides

@@ -4,7 +4,7 @@ import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from pipelines.compress import CompressSettings, compress
 from pipelines.console import say, warn
 from pipelines.data.opened import open_dataset
 from pipelines.data.source import scan_data
-from pipelines.retrain.anchor import beats, find_anchor
+from pipelines.retrain.anchor import Released, beats, find_anchor, gate_sides
 from pipelines.retrain.damage import Damage
 from pipelines.retrain.drift import by_query, check_data, drift_since, encoder_of, known_queries, problem_of_known
 from pipelines.retrain.ledger import Release
@@ -29,7 +29,7 @@ from smec_core.data.segments import Segments
 from smec_core.data.uri import join_uri, public_uri
 from smec_core.errors import SmecError
 from smec_core.evaluation import gate
-from smec_core.evaluation.corpus_search import Encode, JudgedSearch, Sides, search_judged
+from smec_core.evaluation.corpus_search import Encode, JudgedSearch, search_judged
 from smec_core.evaluation.drift import Reference
 from smec_core.evaluation.evaluate import baseline_encoders
 from smec_core.model.files import load
@@ -37,13 +37,6 @@ from smec_core.model.model import Model
 from smec_core.temporary import temporary_folder
 from smec_core.training.scanned import ScannedData
 from smec_core.training.schedule import prefix_dims
-
-
-class _Released(NamedTuple):
-    """A release and its model."""
-
-    release: Release
-    model: Model
 
 
 class Cycle:
@@ -83,18 +76,18 @@ class Cycle:
         return scan_data(self.learnt, self.settings.train.method(), self.settings.train, self.settings.storage)
 
     @cached_property
-    def champion(self) -> _Released | None:
+    def champion(self) -> Released | None:
         """What is in force; None before the first release."""
         release = self.ledger.releases().champion
-        return None if release is None else _Released(release, load(self._run_folder(release).model_uri))
+        return None if release is None else Released(release, load(self._run_folder(release).model_uri))
 
     @cached_property
-    def anchor(self) -> _Released | None:
+    def anchor(self) -> Released | None:
         """The best so far, which the challenger is compared with, too: the champion itself where that is the best."""
         release, champion = find_anchor(self.ledger, self.settings), self.champion
         if release is None or champion is None or release.fingerprint == champion.release.fingerprint:
             return champion
-        return _Released(release, load(self._run_folder(release).model_uri))
+        return Released(release, load(self._run_folder(release).model_uri))
 
     @property
     def fingerprint(self) -> str:
@@ -117,11 +110,8 @@ class Cycle:
         last = self.last
         if last is None or last["identity"] != self.identity:
             return None
-        if last["stamp"] != self.stamp:
-            # what a fingerprint is made of has no column of segments
-            segments = self._segments and self._segments.digest
-            if last.get("segments") != segments or last["data"] != self.fingerprint:
-                return None
+        if last["stamp"] != self.stamp and not (was_cut_short and self._teaches_nothing_new):
+            return None
         known = f"{self.settings.name}: data and settings are those of cycle {last['cycle']} ({last['reason']})"
         if was_cut_short:
             say(f"{known}, whose release was not in force yet")
@@ -129,38 +119,59 @@ class Cycle:
         say(f"{known}; {f'repaired: {len(repaired)}' if repaired else 'there is nothing to do'}")
         return {**last, "outcome": REPAIRED if repaired else NOTHING_NEW}
 
+    @cached_property
+    def _teaches_nothing_new(self) -> bool:
+        """Whether the last decision was on these settings, vectors and judgements, in whatever files."""
+        last = self.last
+        if last is None or last["identity"] != self.identity:
+            return False
+        # what a fingerprint is made of has no column of segments
+        segments = self._segments and self._segments.digest
+        return bool(last.get("segments") == segments and last["data"] == self.fingerprint)
+
     def decide(self) -> dict[str, Any]:
         """Reads, trains and compares; writes the decision, with all that it needs.
+
+        Where only files are new, whose other columns are published too, the champion compresses them.
 
         Returns:
             The cycle's record.
         """
+        if self.last is not None and self._teaches_nothing_new:
+            kept = {key: self.last[key] for key in ("anchor", "run", "challenger", "encoder") if key in self.last}
+            reason = "unchanged: files are new, but neither vectors nor judgements"
+            return self._close(self._record(drift=None, **kept), UNCHANGED, reason, self._refresh(reason))
         # an anchor that is named and not there is refused here, before anything is trained
-        settings, champion, _, segments = self.settings, self.champion, self.anchor, self._segments
-        dataset = self.learnt
+        settings, champion, dataset, _ = self.settings, self.champion, self.learnt, (self.anchor, self._segments)
         reference, encoder = Reference.of(dataset.corpus.rows, self.scanned.docs), encoder_of(settings.data)
         drift = None
         if champion is not None:
             drift = drift_since(self.ledger, champion.release, settings.data, encoder, reference)
         run_folder, challenger, scores = self._train(reference)
-        record: dict[str, Any] = {
+        record = self._record(
+            drift=None if drift is None else asdict(drift),
+            anchor=None if self.anchor is None else self.anchor.release.trained_in,
+            run=run_folder.name,
+            challenger=challenger.fingerprint,
+            encoder=encoder,
+        )
+        if (problem := self._look_at_known(record, scores)) is not None:
+            return self._close(record, REFUSED, problem, None)
+        return self._challenge(record, run_folder, challenger, reference, scores)
+
+    def _record(self, **found: Any) -> dict[str, Any]:
+        """What this cycle was about, and what was found."""
+        return {
             "cycle": self.number,
             "identity": self.identity,
             "stamp": self.stamp,
             "data": self.fingerprint,
-            "encoder": encoder,
-            "gate_fraction": settings.gate.fraction,
-            "segments": segments and segments.digest,
-            "champion": None if champion is None else champion.release.fingerprint,
-            "drift": None if drift is None else asdict(drift),
-            "anchor": None if self.anchor is None else self.anchor.release.trained_in,
+            "gate_fraction": self.settings.gate.fraction,
+            "segments": self._segments and self._segments.digest,
+            "champion": None if self.champion is None else self.champion.release.fingerprint,
             "known_queries": None,
-            "run": run_folder.name,
-            "challenger": challenger.fingerprint,
+            **found,
         }
-        if (problem := self._look_at_known(record, scores)) is not None:
-            return self._close(record, REFUSED, problem, None)
-        return self._challenge(record, run_folder, challenger, reference, scores)
 
     def _look_at_known(self, record: dict[str, Any], scores: gate.Scores) -> str | None:
         """Compares what champion and anchor reach now with what they reached; why the data are refused, if so."""
@@ -263,19 +274,6 @@ class Cycle:
         self.ledger.write_cycle(record)
         return record
 
-    def _gate_search(self, challenger: Model, baselines: dict[str, Encode]) -> JudgedSearch:
-        """Challenger, champion, anchor and baselines, by the gate queries."""
-        champion = self.champion
-        systems = baselines | {gate.CHALLENGER: challenger.encode}
-        if champion is not None:
-            systems[gate.CHAMPION] = champion.model.encode
-        if self.anchor is not None and self.anchor is not champion:
-            systems[gate.ANCHOR] = self.anchor.model.encode
-        sides = {name: Sides.same(encode) for name, encode in systems.items()}
-        if champion is not None and self.settings.train.compatible:
-            sides[gate.OLD_DOCUMENTS] = Sides(queries=challenger.encode, documents=champion.model.encode)
-        return JudgedSearch(self.learnt.splits[HELD_OUT], sides, self.dims)
-
     def _train(self, reference: Reference) -> tuple[RunFolder, Model, dict[str, dict[int, np.ndarray]]]:
         """Trains the challenger, or takes the one that an interrupted cycle has trained.
 
@@ -295,7 +293,8 @@ class Cycle:
         searches: list[JudgedSearch] = []
 
         def beside(model: Model, baselines: dict[str, Encode]) -> list[JudgedSearch]:
-            searches.append(self._gate_search(model, baselines))
+            sides = gate_sides(baselines, model, self.champion, self.anchor, bool(settings.train.compatible))
+            searches.append(JudgedSearch(self.learnt.splits[HELD_OUT], sides, self.dims))
             return searches
 
         training = Training(TrainingSettings(**values), settings.name, (self.learnt, self.scanned), beside=beside)

@@ -4,22 +4,24 @@ Nothing is changed here. Records and models are read whole, vectors by size and 
 corpus is. `deep` reads all bytes, those in MLflow's registry among them.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from pipelines.console import telling, warn
 from pipelines.retrain.ledger import CYCLES, REGISTRY, RELEASES, TRAINING, Ledger, Release, Releases
 from pipelines.retrain.registry import ARTIFACTS, Registry
 from pipelines.retrain.settings import RetrainSettings
+from pipelines.runtime.settings import NAME
 from pipelines.storage.audit import ELSEWHERE, Problem, model_problems, strays, version_problems
 from pipelines.storage.lease import LEASE, holder_of
 from pipelines.storage.publish import checksum_of_version
-from pipelines.storage.run_folder import RESTORE
+from pipelines.storage.run_folder import MODEL, RESTORE, RunFolder
 from smec_core.data.records import exists, unreadable
 from smec_core.data.uri import join_uri, public_uri
-from smec_core.data.versions import CURRENT, in_force
+from smec_core.data.versions import CURRENT, in_force, manifest_of_version
 from smec_core.errors import DamagedError, InputError, SmecError
 from smec_core.temporary import temporary_folder
 
@@ -265,6 +267,17 @@ def _published(settings: RetrainSettings, kept: Sequence[Release], deep: bool) -
                 yield Damage(*problem[:2], f"restore it from a copy, or remove it: then {AGAIN}")
 
 
+def _of_another_series(settings: RetrainSettings, version: str) -> Iterator[Damage]:
+    """Where another series has published the version in force: the two would put back their own for ever."""
+    with suppress(InputError):
+        model = manifest_of_version(settings.publish.output, version)["model"] if version else ""
+        run = re.fullmatch(rf"(.+)/({NAME})-[0-9a-f]{{10}}/{MODEL}", model)
+        if run and run[2] != settings.name and RunFolder(run[1], run[2]).read(RELEASES) is not None:
+            problem = f"names {version}, which the series {run[2]} in {run[1]} has published"
+            cure = "give each series a publish.output of its own, then run smec retrain of both"
+            yield Damage(f"{settings.publish.place}/{CURRENT}", problem, cure)
+
+
 def _pointers(settings: RetrainSettings, ledger: Ledger, registry: Registry, releases: Releases) -> Iterator[Damage]:
     """What is wrong with the two names of the release in force: the registry's alias, and CURRENT."""
     champion, alias = releases.champion, registry.champion
@@ -273,6 +286,8 @@ def _pointers(settings: RetrainSettings, ledger: Ledger, registry: Registry, rel
             problem = f"has no records, but MLflow's registry has version {alias} of this name as the champion"
             cure = "restore the folder from a copy, or take another name for a new series"
             yield Damage(public_uri(ledger.folder.uri), problem, cure)
+        with suppress(DamagedError):
+            yield from _of_another_series(settings, in_force(settings.publish.output).name)
         return
     if alias != champion.registry_version:
         problem = f"names {f'version {alias}' if alias else 'nothing'} instead of version {champion.registry_version}"
@@ -286,6 +301,10 @@ def _pointers(settings: RetrainSettings, ledger: Ledger, registry: Registry, rel
         yield Damage(path, error.problem, error.cure)
         return
     if said.name != champion.version:
+        others = list(_of_another_series(settings, said.name))
+        yield from others
+        if others:
+            return
         problem = f"names {said.name} instead of" if said.name else "does not name"
         problem = "is missing" if said.content is None else f"{problem} {champion.version}, which is in force"
         yield Damage(path, problem, BACK, True)

@@ -57,6 +57,8 @@ def run(settings: RetrainSettings) -> dict[str, Any]:
         export_figures(settings.name, record)
     if record["outcome"] in (REFUSED, UNCHANGED) and record["champion"] and not settings.publish.refresh:
         say("publish.refresh is false: nothing is published, even where the corpus or publish settings have changed")
+    if record["outcome"] == UNCHANGED:
+        say(f"{settings.name}: {record['reason']}")
     if record["outcome"] == REFUSED:
         stays = "the champion stays" if record["champion"] else "nothing is released"
         if record["release"] is not None:

@@ -214,7 +214,9 @@ class Dataset:
             kept[name] = judged if name == "test" else judged.select(~out_Q)
         merged = reduce(Judgements.merge, held_out).with_positives() if held_out else None
         if not merged:
-            raise InputError(f"{public_uri(self.uri)}: none of the judged queries is held out by a share of {share}")
+            few = f"none of the judged queries is held out by a share of {share}; raise it"
+            why = few if held_out else "there are no judgements, of which queries could be held out"
+            raise InputError(f"{public_uri(self.uri)}: {why}")
         # a dev split that has lost all its queries is none
         kept = {name: judged for name, judged in kept.items() if name != "dev" or len(judged)}
         apart = replace(self, splits={**kept, HELD_OUT: merged})
@@ -252,9 +254,13 @@ class Dataset:
             return None
         train = self.splits["train"].with_positives()
         if len(train) < MIN_TRAIN_QUERIES:
+            left, cure = "", "or remove the file to train without judgements"
+            if HELD_OUT in self.splits:
+                left = f" are left, as {len(self.splits[HELD_OUT])} are held out"
+                cure = "so lower the share (hold_out, gate.fraction), or judge more queries"
             raise InputError(
-                f"{self.split_name('train')}: {len(train)} queries with a relevant document; training "
-                f"needs at least {MIN_TRAIN_QUERIES}, or remove the file to train without judgements"
+                f"{self.split_name('train')}: {len(train)} queries with a relevant document{left}; training "
+                f"needs at least {MIN_TRAIN_QUERIES}, {cure}"
             )
         return train
 

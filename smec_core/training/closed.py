@@ -109,7 +109,10 @@ class ClosedStart:
         form = best_form(tried, config.favour, config.epochs != 0, config.guard_tolerance)
         parts = {name: values_Qd for name, values_Qd in tried[form]._asdict().items() if len(values_Qd)}
         self.chosen = form._asdict() | {name: float(values_Qd.mean()) for name, values_Qd in parts.items()}
-        told = [f"{values_Qd.mean():.4f} on {len(values_Qd)} {name} queries" for name, values_Qd in parts.items()]
+        told = [
+            f"{values_Qd.mean():.4f} on {len(values_Qd)} scores of {name} queries" for name, values_Qd in parts.items()
+        ]
+        # a query may be in two folds
         self._say(f"start: {form}; mean nDCG@10 over the dims, all folds together: {' and '.join(told)}")
 
 

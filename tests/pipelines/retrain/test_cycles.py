@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
@@ -21,7 +22,7 @@ from pipelines.storage.run_folder import RunFolder
 from smec_core.data.parquet import write_embeddings
 from smec_core.data.uri import open_filesystem
 from smec_core.data.versions import current, manifest_of
-from smec_core.errors import GateError, InputError, LeaseError, SmecError
+from smec_core.errors import DamagedError, GateError, InputError, LeaseError, SmecError
 from tests.pipelines.retrain.series import Series
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -176,6 +177,51 @@ def test_new_documents_are_published_by_the_champion_where_the_challenger_is_no_
     with pytest.raises(InputError, match="no earlier model is kept"):
         series.rollback()
     assert series.rollback("v0001")["version"] == "v0001"
+
+
+def test_other_columns_are_published_without_a_training(series: Series, capsys: pytest.CaptureFixture[str]) -> None:
+    champion, parts = series.champion, sorted((series.data / "corpus").glob("*.parquet"))
+    trainings = sorted(path.name for path in series.storage.glob(f"{series.name}-*"))
+
+    def publish(price: int) -> dict[str, Any]:
+        for part in parts:
+            table = pq.read_table(part)
+            rows = table.select(["id", "embedding"])
+            pq.write_table(rows.append_column("price", pa.array([price] * len(table))), part)
+        return series.retrain()
+
+    # the last time with the same in it: a file that is written anew counts as changed
+    for cycle, price in enumerate((1, 99, 99), 2):
+        record = publish(price)
+        assert (record["outcome"], record["cycle"], record["release"]["version"]) == (
+            "unchanged",
+            cycle,
+            f"v000{cycle}",
+        )
+        published = pq.read_table(list((series.output / series.version).glob("*.parquet")))
+        assert set(published["price"].to_pylist()) == {price}
+        assert "unchanged: files are new, but neither vectors nor judgements" in capsys.readouterr().err
+        assert series.retrain()["outcome"] == "nothing new"
+    assert series.champion == champion
+    assert champion is not None and series.check_whole() == champion.tags["smec.model_fingerprint"]
+    assert sorted(path.name for path in series.storage.glob(f"{series.name}-*")) == trainings
+
+
+def test_two_series_do_not_share_a_published_folder(series: Series) -> None:
+    other, version = f"{series.name}b", series.version
+    with pytest.raises(DamagedError, match=rf"names {version}, which the series {series.name} in .* has publis"):
+        series.retrain(f"name={other}", "train.seed=1")
+    assert series.version == version
+    assert not list(series.storage.glob(f"{other}-*"))
+    assert series.retrain()["outcome"] == "nothing new"
+    assert series.retrain(f"name={other}", f"publish.output={series.published}-b")["outcome"] == "promoted"
+    # what it publishes there by hand is not undone
+    [made] = series.storage.glob(f"{other}-*/model")
+    corpus = f"{series.data}/corpus"
+    compress.run(CompressSettings(model=str(made), input=corpus, output=series.published, dim=16))
+    with pytest.raises(DamagedError, match=rf"names v0002, which the series {other} in .* has published; give"):
+        series.retrain()
+    assert series.version == "v0002"
 
 
 def test_vectors_of_another_embedding_model_are_refused(standing: Series) -> None:

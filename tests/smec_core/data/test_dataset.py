@@ -383,6 +383,17 @@ def test_held_out_queries_are_the_same_whatever_else_there_is(folder: Path) -> N
     assert after >= before - {query for query, _, _ in train_pairs(QUERIES)[-5:]} - {"q3", "q4"}
 
 
+def test_too_much_held_out_is_said_to_be(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"\d queries with a relevant document are left, as \d+ are held out.*share"):
+        Dataset.open(str(folder)).holding_out(0.99).train_judgements()
+
+
+def test_of_no_judgements_none_are_held_out(folder: Path) -> None:
+    shutil.rmtree(folder / "qrels")
+    with pytest.raises(InputError, match="there are no judgements, of which queries could be held out"):
+        Dataset.open(str(folder)).holding_out(0.2)
+
+
 def test_a_fingerprint_does_not_depend_on_what_is_held_out(folder: Path) -> None:
     dataset = Dataset.open(str(folder))
     assert dataset.holding_out(0.3).fingerprint == dataset.fingerprint
