@@ -17,10 +17,10 @@ from pydantic import Field
 
 from smec_core.config import Settings
 from smec_core.data.columns import ColumnNames, Wanted, judge_schema
-from smec_core.data.folders import asking, listed, not_hidden
+from smec_core.data.folders import asking, files_below, listed, not_hidden
 from smec_core.data.table_files import open_rows
 from smec_core.data.table_formats import files_in_force
-from smec_core.data.tables import Table, refuse_data
+from smec_core.data.tables import NOTE, Table
 from smec_core.data.uri import open_filesystem, shown_path
 from smec_core.errors import InputError, SmecError, one_line
 
@@ -227,7 +227,7 @@ def find_log(filesystem: pafs.FileSystem, path: str) -> Table:
         if one.type == pafs.FileType.File and (ending := _log_ending(one.base_name)):
             found.setdefault(ending, []).append(one.path)
         else:
-            refuse_data(filesystem, one, f"would not be read; files of a log end in one of {forms}")
+            _refuse_others(filesystem, one)
     if not found:
         raise InputError(f"{shown}: no file of a log there; expected a file, or a folder of files, that end in {forms}")
     if len(found) > 1:
@@ -235,6 +235,24 @@ def find_log(filesystem: pafs.FileSystem, path: str) -> Table:
         raise InputError(f"{shown}: holds {one} and {other}; leave files of one kind there")
     [(ending, paths)] = found.items()
     return Table(ending, sorted(paths))
+
+
+def _refuse_others(filesystem: pafs.FileSystem, info: pafs.FileInfo) -> None:
+    """Refuses what is no file of a log but for notes, in a subfolder, too: it may be a part of the log.
+
+    Raises:
+        InputError: there is such a file.
+    """
+    is_folder = info.type == pafs.FileType.Directory
+    for file in files_below(filesystem, info.path) if is_folder else [info]:
+        if not NOTE.fullmatch(file.base_name):
+            why = (
+                "lies in a subfolder, and subfolders are not read; move it up, or begin the subfolder's name with _"
+                if is_folder
+                else f"would not be read; files of a log end in one of {', '.join(_LOG_ENDINGS)}; rename it, move it "
+                "away, or begin its name with _"
+            )
+            raise InputError(f"{shown_path(filesystem, file.path)}: {why}")
 
 
 def _log_ending(name: str) -> str | None:

@@ -313,6 +313,20 @@ def test_files_that_are_no_log_are_refused_by_name(tmp_path: Path, data: Path, f
         found_in(tmp_path / "log", data)
 
 
+@pytest.mark.parametrize("name", ["b.json", "b.txt", "b.avsc", "b", "sub/b.json"])
+def test_no_file_beside_a_log_is_skipped_silently(tmp_path: Path, data: Path, name: str) -> None:
+    """Spark names lines of JSON .json; notes and hidden names may lie there."""
+    folder = tmp_path / "log"
+    write_log(folder / "a.csv", {"query_id": ["q1"], "doc_id": ["d1"]})
+    for note in ("README.txt", "notes.md", "_SUCCESS", ".a.csv.crc"):
+        (folder / note).write_text("")
+    assert judged_in(folder, data, test_share=0) == {"train": {"q1 d1": 1}}
+    write_log(folder / name, {"query_id": ["q1"], "doc_id": ["d1"]})
+    why = "lies in a subfolder" if "/" in name else "would not be read; files of a log end in one of .parquet"
+    with pytest.raises(InputError, match=f"log/{name}: {why}"):
+        judged_in(folder, data, test_share=0)
+
+
 def test_a_deeper_rank_after_training_is_weighed_too(tmp_path: Path, data: Path) -> None:
     """What is estimated is of train, whose ranks may be fewer."""
     log = model_log(3000)
