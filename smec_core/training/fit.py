@@ -96,6 +96,9 @@ def method_of(dims: Sequence[int] | int | str, preset: str | None, settings: Map
     Raises:
         InputError: an unknown preset or key, or a value that does not fit.
     """
+    if "dims" in settings:
+        # they would be trained, and others handed out
+        raise InputError("settings: dims are no setting here; give them as arguments (dims, n_components) only")
     if preset is not None and preset not in PRESETS:
         raise InputError(f"preset: {preset} is unknown; known: {', '.join(PRESETS)}")
     layers = [("the preset", PRESETS[preset] if preset else {}), ("fit", {"dims": plain_dims(dims), **settings})]

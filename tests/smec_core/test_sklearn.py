@@ -102,12 +102,24 @@ def test_the_dims_of_the_output_may_be_named_again(n_components: int | None) -> 
 
 
 @pytest.mark.parametrize(
+    ("dims", "trained"),
+    [("12", (32, 12, 8)), ("12,4", (32, 12, 8, 4)), (4, (32, 8, 4)), (np.array([4]), (32, 8, 4)), ([], (32, 8))],
+)
+def test_dims_are_taken_in_each_form_of_fit(dims: Any, trained: tuple[int, ...]) -> None:
+    assert SmecEmbedding(8, dims=dims, preset="fast").fit(HAS.corpus).model_.dims == trained
+
+
+@pytest.mark.parametrize(
     ("changes", "told"),
     [
         ({"n_components": 64}, "dims: 64 is more than the 32 dims of the data"),
         ({"n_components": 0}, "dims: every dim must be at least 1"),
         ({"n_components": 8.0}, r"dims: n_components is 8\.0; it must be a whole number"),
         ({"preset": "slow"}, "preset: slow is unknown"),
+        ({"dims": None}, "dims: "),
+        ({"dims": "8,x"}, "dims: "),
+        ({"dims": 1.5}, "dims: "),
+        ({"settings": {"dims": [3]}}, "settings: dims are no setting here; give them as arguments"),
         ({"settings": {"epohcs": 1}}, r"unknown key 'epohcs'; did you mean 'epochs'\?"),
     ],
 )
