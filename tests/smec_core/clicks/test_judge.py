@@ -291,6 +291,22 @@ def test_columns_may_have_other_names_and_are_missed(tmp_path: Path, data: Path)
 
 
 @pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        ({"count": "clicks", "clicked": "clicks"}, "columns.count and columns.clicked: both name the column clicks"),
+        ({"rank": "count"}, "columns.count and columns.rank: both name the column count"),
+        ({"doc_id": "query_id"}, "columns.query_id and columns.doc_id: both name the column query_id"),
+    ],
+)
+def test_a_column_for_two_things_is_refused(tmp_path: Path, data: Path, names: dict[str, str], why: str) -> None:
+    log = write_log(tmp_path / "log.csv", {"query_id": ["q1"], "doc_id": ["d1"], "count": [1], "clicks": [1]})
+    with pytest.raises(InputError, match=why):
+        judged_in(log, data, names)
+    # those of the dataset are of other files
+    assert judged_in(log, data, {"id": "id", "embedding": "embedding"}, test_share=0) == {"train": {"q1 d1": 1}}
+
+
+@pytest.mark.parametrize(
     ("files", "why"),
     [
         ({"a.parquet": 1, "b.csv": 1}, "leave files of one kind there"),
