@@ -29,6 +29,8 @@ Qrels = Any
 _SPLIT_NAMES = {**{name: name for name in SPLITS}, "validation": "dev"}
 _PAIRS = "a table, (query_id, doc_id[, score]) each, {query_id: {doc_id: score}} or {query_id: {doc_id}}"
 
+_BEYOND = "a whole number of more than 64 bits; give ids as text, scores as floats"
+
 
 def dataset_of(
     corpus: Vectors | str | Path | Dataset,
@@ -202,6 +204,8 @@ def _table(what: str, given: Any) -> pa.Table | None:
         # the index of a frame of pandas is no column
         is_pandas = type(given).__module__.partition(".")[0] == "pandas"
         return pa.Table.from_pandas(given, preserve_index=False) if is_pandas else pa.table(given)
+    except OverflowError as error:
+        raise InputError(f"{what}: cannot be read as a table; it holds {_BEYOND}") from error
     except (pa.ArrowException, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{what}: cannot be read as a table ({one_line(error)})") from error
 
@@ -238,6 +242,11 @@ def _joined(what: str, ids: pa.Array, vectors_ND: np.ndarray, names: ColumnNames
 def _arrow(what: str, values: Any, column: str = "id") -> pa.Array:
     try:
         return pa.array(values)
+    except OverflowError as error:
+        if column != "score" and all(isinstance(value, int | np.integer) for value in values):
+            # ids are compared as text: hashes of more than 64 bits, too
+            return pa.array([str(int(value)) for value in values])
+        raise InputError(f"{what}: column {column} holds {_BEYOND}") from error
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise InputError(
             f"{what}: column {column} cannot be read ({one_line(error)}); give values of one type"

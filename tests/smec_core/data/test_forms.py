@@ -140,6 +140,16 @@ def test_columns_of_other_names_are_found() -> None:
     assert len(named.splits["train"]) == len(HAS.qrels)
 
 
+@pytest.mark.parametrize("base", [2**63, 2**64, 10**30])
+def test_ids_of_any_size_are_their_text(base: int) -> None:
+    ids = [base + row if row else 7 for row in range(300)]
+    for pairs in ([(0, 7), (1, base + 1)], [("0", "7"), ("1", str(base + 1))]):
+        dataset = dataset_of({"id": ids, "embedding": HAS.corpus}, HAS.queries, pairs)
+        assert dataset.splits["train"].doc_row_J.tolist() == [0, 1]
+    hashed = {"id": np.array(ids[1:], np.uint64), "embedding": HAS.corpus[1:]} if base == 2**63 else None
+    assert hashed is None or len(dataset_of(hashed, HAS.queries, [(1, base + 1)]).splits["train"]) == 1
+
+
 def _tuples() -> Iterator[tuple[int, ...]]:
     yield 1, 2, 3, 4
 
@@ -185,6 +195,14 @@ BAD: dict[str, tuple[tuple[Any, ...], str]] = {
     "a score of NaN": (
         (HAS.corpus, HAS.queries, [(1, 2, np.nan)]),
         "qrels/train: row 0, column score: nan is no score",
+    ),
+    "a score beyond 64 bits": (
+        (HAS.corpus, HAS.queries, [(1, 2, 10**25)]),
+        "qrels/train: column score holds a whole number of more than 64 bits; give .* scores as floats",
+    ),
+    "a frame of ids beyond 64 bits": (
+        (pd.DataFrame({"id": [10**25], "embedding": [[1.0]]}),),
+        "corpus: cannot be read as a table; it holds a whole number of more than 64 bits; give ids as text",
     ),
     "unknown ids": ((HAS.corpus, HAS.queries, [(1, 2), (3, 999)]), r"row 1, column doc_id: '999'"),
     "a split twice": ((HAS.corpus, HAS.queries, {"dev": HAS.qrels, "validation": HAS.test}), "both dev and validation"),
