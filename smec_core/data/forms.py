@@ -194,6 +194,8 @@ def _table(what: str, given: Any) -> pa.Table | None:
     if isinstance(given, pa.Table):
         return given
     if hasattr(given, "with_format"):
+        if isinstance(given, Mapping):
+            raise InputError(f"{what}: is a {type(given).__name__}; give one of its splits, {list(given)}")
         if not hasattr(given, "data"):
             raise InputError(f"{what}: is a {type(given).__name__}, which is read once only; give a datasets.Dataset")
         given = given.with_format("arrow")[:]

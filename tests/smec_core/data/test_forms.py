@@ -178,6 +178,10 @@ BAD: dict[str, tuple[tuple[Any, ...], str]] = {
         (datasets.Dataset.from_dict(columns(HAS.corpus)).to_iterable_dataset(),),
         "corpus: is a IterableDataset, which is read once only",
     ),
+    "splits": (
+        (datasets.DatasetDict({"train": datasets.Dataset.from_dict(columns(HAS.corpus))}),),
+        r"corpus: is a DatasetDict; give one of its splits, \['train'\]",
+    ),
     "dims": ((HAS.corpus, HAS.queries[:, :8]), "queries have 8 dims, the corpus has 32"),
     "no queries": ((HAS.corpus, None, HAS.qrels), "queries: are missing, and qrels name them"),
     "a path and more": (("data", HAS.queries), "corpus: is a whole dataset, with its own queries and qrels"),
