@@ -110,8 +110,15 @@ def table_of(what: str, given: Vectors, names: ColumnNames = DEFAULT_NAMES) -> p
         table = _joined(what, ids, _vectors(what, given[names.embedding]), names)
         for name in given:
             if name not in (names.id, names.embedding):
-                table = table.append_column(name, _arrow(what, given[name]))
+                table = table.append_column(name, _beside(what, name, given[name], table.num_rows))
         return table
+    if isinstance(given, Mapping) and not hasattr(given, "with_format"):
+        kind = "id" if names.id not in given else "embedding"
+        holds = ", ".join(map(str, given)) or "no columns"
+        raise InputError(
+            f"{what}: column {getattr(names, kind)} is missing; it holds {holds} (another name: columns="
+            f"{{'{kind}': NAME}})"
+        )
     table = _table(what, given)
     if table is not None:
         if not {names.id, names.embedding} & {*table.column_names} and all(map(_is_number, table.schema.types)):
@@ -119,6 +126,20 @@ def table_of(what: str, given: Vectors, names: ColumnNames = DEFAULT_NAMES) -> p
         return table
     vectors = _vectors(what, given)
     return _joined(what, pa.array(np.arange(len(vectors))), vectors, names)
+
+
+def _beside(what: str, name: Any, values: Any, rows: int) -> pa.Array:
+    """A column beside ids and embeddings.
+
+    Raises:
+        InputError: its name is no string, or it has not a value for each row.
+    """
+    if not isinstance(name, str):
+        raise InputError(f"{what}: column {name!r} has a name that is no string; rename it")
+    column = _arrow(what, values, name)
+    if len(column) != rows:
+        raise InputError(f"{what}: column {name} has {len(column)} values for {rows} rows; give one for each row")
+    return column
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -219,6 +240,8 @@ def _vectors(what: str, given: Any) -> np.ndarray:
         InputError: anything else.
     """
     if isinstance(given, torch.Tensor):
+        if given.layout != torch.strided:
+            raise InputError(f"{what}: is a sparse tensor; give it whole: to_dense()")
         given = given.detach().cpu()
         is_known = given.dtype in (torch.float16, torch.float32, torch.float64)
         given = (given if is_known else given.float()).numpy()

@@ -182,6 +182,23 @@ BAD: dict[str, tuple[tuple[Any, ...], str]] = {
         (datasets.DatasetDict({"train": datasets.Dataset.from_dict(columns(HAS.corpus))}),),
         r"corpus: is a DatasetDict; give one of its splits, \['train'\]",
     ),
+    "no embedding": (
+        ({"id": [1, 2], "embeddings": HAS.corpus[:2]},),
+        r"corpus: column embedding is missing; it holds id, embeddings \(another name: columns=\{'embedding': NAME\}\)",
+    ),
+    "a short column": (
+        ({**columns(HAS.corpus), "title": ["t"]},),
+        "corpus: column title has 1 values for 300 rows; give one for each row",
+    ),
+    "a column of two types": (
+        ({**columns(HAS.corpus), "title": ["t", 1]},),
+        "corpus: column title cannot be read",
+    ),
+    "a column without a name": (({**columns(HAS.corpus), 5: [1] * 300},), "corpus: column 5 has a name that is no str"),
+    "a sparse tensor": (
+        (torch.from_numpy(HAS.corpus).to_sparse(),),
+        r"corpus: is a sparse tensor; give it whole: to_dense\(\)",
+    ),
     "dims": ((HAS.corpus, HAS.queries[:, :8]), "queries have 8 dims, the corpus has 32"),
     "no queries": ((HAS.corpus, None, HAS.qrels), "queries: are missing, and qrels name them"),
     "a path and more": (("data", HAS.queries), "corpus: is a whole dataset, with its own queries and qrels"),
