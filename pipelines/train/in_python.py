@@ -14,6 +14,7 @@ from pipelines.storage.run_folder import check_storage
 from pipelines.train.job import run
 from pipelines.train.settings import TrainSettings
 from smec_core.config import PRESETS
+from smec_core.data.columns import given_columns
 from smec_core.data.dataset import Dataset
 from smec_core.data.forms import Qrels, Vectors, dataset_of
 from smec_core.data.memory import MemoryDataset
@@ -73,7 +74,7 @@ def fit(
             "dims": plain_dims(dims),
             "data": "",
             "out": str(out),
-            "columns": dict(columns or {}),
+            "columns": given_columns(columns),
             **settings,
         }
         for name, model in (("base", base), ("warm_start", warm_start)):

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from smec_core.data.columns import DEFAULT_NAMES, ColumnNames
+from smec_core.data.columns import DEFAULT_NAMES, ColumnNames, given_columns
 from smec_core.data.dataset import Dataset
 from smec_core.data.memory import MemoryDataset, MemoryTable
 from smec_core.data.parquet import embedding_column
@@ -59,7 +59,7 @@ def dataset_of(
         >>> dataset.dim, dataset.summary()["splits"]["train"]["judgements"]
         (32, 3)
     """
-    names = columns if isinstance(columns, ColumnNames) else _names(columns)
+    names = columns if isinstance(columns, ColumnNames) else names_of(columns)
     if isinstance(corpus, str | Path | Dataset):
         if queries is not None or qrels is not None:
             raise InputError(
@@ -86,10 +86,16 @@ def dataset_of(
     return MemoryDataset.made(docs, asked, judged, exclude_self, names)
 
 
-def _names(columns: Mapping[str, str] | None) -> ColumnNames:
+def names_of(columns: Mapping[str, str] | None) -> ColumnNames:
+    """What the columns of a dataset are called, as Python gives it.
+
+    Raises:
+        InputError: no mapping, an unknown key, or a name that is none.
+    """
     from smec_core.layers import merged
 
-    return merged(ColumnNames, [("columns", columns or {})], lambda key: "") if columns else DEFAULT_NAMES
+    given = given_columns(columns)
+    return merged(ColumnNames, [("columns", given)], lambda key: "") if given else DEFAULT_NAMES
 
 
 def table_of(what: str, given: Vectors, names: ColumnNames = DEFAULT_NAMES) -> pa.Table:

@@ -66,6 +66,7 @@ def fit(
         threads: of torch; another number changes the last bits of a model.
         device: "cpu", "cuda", ...; default: a GPU where there is one.
         memory_budget: GiB for the vectors that a training holds; a sample of documents is taken that fits.
+            `math.inf` is no limit.
         progress: show a bar, on a terminal or in a notebook. Lines of progress go to the logger `smec_core`.
         settings: of the method, see `smec_core.TrainConfig`: `epochs=5`, `seed=1`.
 
@@ -166,8 +167,8 @@ def _fit(
     warm = parents.warm_start
     # before anything is read
     plan_training(shape_unread(dataset, config), config, parents.base_stages, warm)
-    if not memory_budget > 0:
-        raise InputError(f"memory_budget: is {memory_budget!r}; give GiB above 0")
+    if not isinstance(memory_budget, int | float | np.number) or not memory_budget > 0:
+        raise InputError(f"memory_budget: is {memory_budget!r}; give GiB above 0, as a number")
     wanted = WantedRows.of(dataset, config, memory_budget, is_small(dataset.queries), log.warning)
     scanned = wanted.read(scan_table, log.info)
     data = scanned.load(Node(device=device))

@@ -79,6 +79,7 @@ def test_arrays_go_to_the_storage_that_all_nodes_reach(storage: str, tmp_path: P
         ({"epohcs": 1}, r"fit: unknown key 'epohcs'; did you mean 'epochs'\?"),
         ({"workers": "many"}, "workers: must be a number of at least 1, or MIN:MAX"),
         ({"dry_run": True}, "dry_run: makes no model; use smec train --dry-run"),
+        ({"columns": ["id"]}, r"columns: is \['id'\]; say what each is called"),
         ({"preset": "slow"}, "preset: slow is unknown"),
         ({"out": "s3://bucket/model"}, "out: must be a path, not a URI"),
     ],
