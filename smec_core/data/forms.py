@@ -27,7 +27,7 @@ Vectors = Any
 Qrels = Any
 """Judgements, of one split or by split: see `judged_splits`."""
 _SPLIT_NAMES = {**{name: name for name in SPLITS}, "validation": "dev"}
-_PAIRS = "a table, (query_id, doc_id[, score]) each, {query_id: {doc_id: score}} or {query_id: {doc_id}}"
+_PAIRS = "a table, (query_id, doc_id[, score]) each, {query_id: {doc_id: score}} or {query_id: [doc_id]}"
 
 _BEYOND = "a whole number of more than 64 bits; give ids as text, scores as floats"
 
@@ -74,7 +74,7 @@ def dataset_of(
             return corpus
         return Dataset.open(str(corpus), exclude_self=exclude_self, columns=names)
     docs = MemoryTable("corpus", table_of("corpus", corpus, names), names)
-    judged = {} if qrels is None else judged_splits(qrels, unnamed)
+    judged = {} if qrels is None else judged_splits(qrels, unnamed, names)
     if queries is None:
         if judged:
             raise InputError(
@@ -152,30 +152,34 @@ def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
 
 
-def judged_splits(given: Qrels, unnamed: str) -> dict[str, pa.Table]:
+def judged_splits(given: Qrels, unnamed: str, names: ColumnNames = DEFAULT_NAMES) -> dict[str, pa.Table]:
     """Judgements of each split as Arrow tables, in the order train, dev, test.
 
     Args:
         given: judgements of one split: a table with columns query_id, doc_id and score (or BEIR's names), pairs
-            (query_id, doc_id) or (query_id, doc_id, score), `{query_id: {doc_id: score}}` or `{query_id: {doc_id}}`,
-            where there is no score it is 1; or those of several, by "train", "dev" (or "validation") and "test".
+            (query_id, doc_id) or (query_id, doc_id, score), `{query_id: {doc_id: score}}` or `{query_id: [doc_id]}`, a
+            list, tuple or set; where there is no score it is 1; or those of several, by "train", "dev" (or
+            "validation") and "test".
         unnamed: the split of judgements that are not given by split.
+        names: what the columns of a table are called.
 
     Raises:
         InputError: another form.
     """
     if isinstance(given, Mapping) and given and set(given) <= _SPLIT_NAMES.keys() and not _is_nested(given):
-        tables = {_SPLIT_NAMES[name]: _qrels_table(f"qrels/{name}", one) for name, one in given.items()}
+        tables = {_SPLIT_NAMES[name]: _qrels_table(f"qrels/{name}", one, names) for name, one in given.items()}
         if len(tables) < len(given):
             raise InputError("qrels: has both dev and validation, which are one split; leave one of them")
         return {split: tables[split] for split in SPLITS if split in tables}
     _refuse_unknown_split(given)
-    return {unnamed: _qrels_table(f"qrels/{unnamed}", given)}
+    return {unnamed: _qrels_table(f"qrels/{unnamed}", given, names)}
 
 
 def _refuse_unknown_split(given: Qrels) -> None:
     """Refuses what is meant to be given by split, and names one that is none."""
-    if not isinstance(given, Mapping) or _is_nested(given) or all(isinstance(docs, Set) for docs in given.values()):
+    if not isinstance(given, Mapping) or _is_nested(given):
+        return
+    if all(_are_docs(docs) and not isinstance(docs, Mapping) for docs in given.values()):
         return
     for name in given.keys() - _SPLIT_NAMES.keys():
         near = difflib.get_close_matches(str(name).lower(), _SPLIT_NAMES, n=1, cutoff=0.7)
@@ -192,8 +196,17 @@ def _is_nested(given: Mapping[Any, Any]) -> bool:
     )
 
 
-def _qrels_table(what: str, given: Qrels) -> pa.Table:
-    if isinstance(given, Mapping) and all(isinstance(docs, Mapping | Set) for docs in given.values()):
+def _are_docs(docs: Any) -> bool:
+    """Whether it is the documents of a query, and not judgements each with its query."""
+    is_listed = isinstance(docs, list | tuple) and all(isinstance(doc, str | int | np.integer) for doc in docs)
+    return is_listed or isinstance(docs, Mapping | Set)
+
+
+def _qrels_table(what: str, given: Qrels, names: ColumnNames) -> pa.Table:
+    # a table may be given as lists, too, by the names of its columns
+    known = {name for wanted in names.of_qrels.values() for name in wanted.names}
+    fits = Mapping | Set if isinstance(given, Mapping) and known & set(given) else Mapping | Set | list | tuple
+    if isinstance(given, Mapping) and all(isinstance(docs, fits) and _are_docs(docs) for docs in given.values()):
         given = [
             (query, doc, docs[doc] if isinstance(docs, Mapping) else 1) for query, docs in given.items() for doc in docs
         ]

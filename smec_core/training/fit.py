@@ -55,7 +55,7 @@ def fit(
             dataset: its folder or URI (`s3://`, `hf://datasets/`), or an open one; then without `queries` and `qrels`.
         queries: queries, in the same forms; may be omitted without `qrels`.
         qrels: judgements: a table with columns `query_id`, `doc_id` and `score`; (query_id, doc_id) or (query_id,
-            doc_id, score) each; `{query_id: {doc_id: score}}` or `{query_id: {doc_id}}`. All are learnt from, a part
+            doc_id, score) each; `{query_id: {doc_id: score}}` or `{query_id: [doc_id]}`. All are learnt from, a part
             to choose by; or give them by split: `{"train": ..., "dev": ..., "test": ...}`. Without, 100 queries or
             more learn to find what the full vectors find, and with fewer each document keeps its nearest neighbours.
         dims: target dims, each a usable prefix of the vector; D itself is added.

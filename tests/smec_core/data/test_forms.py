@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from smec_core.data.columns import ColumnNames
 from smec_core.data.dataset import Dataset
 from smec_core.data.forms import dataset_of, judged_splits
 from smec_core.data.parquet import write_embeddings
@@ -37,6 +38,8 @@ FORMS: dict[str, Form] = {
     "torch with a gradient": (lambda x: torch.tensor(x, requires_grad=True), {"train": iter(HAS.qrels)}),
     "lists": (lambda x: x.tolist(), NESTED),
     "sets": (lambda x: list(x), {"train": {query: {doc} for query, doc in HAS.qrels}}),
+    "lists of documents": (lambda x: list(x), {query: [doc] for query, doc in HAS.qrels}),
+    "tuples of documents": (lambda x: list(x), {"train": {str(query): (str(doc),) for query, doc in HAS.qrels}}),
     "ids and an array": (lambda x: {"id": np.arange(len(x)), "embedding": x, "title": ["t"] * len(x)}, TABLE),
     "pandas": (lambda x: pd.DataFrame(columns(x)), pd.DataFrame(TABLE, index=np.arange(len(HAS.qrels))[::-1])),
     "polars": (lambda x: pl.DataFrame({"id": np.arange(len(x)), "embedding": x}), {"train": pl.DataFrame(BEIR)}),
@@ -132,6 +135,23 @@ def test_splits_are_taken_by_name() -> None:
     assert list(judged_splits({"train": {"d1": 1}, "test": {"d2": 0.5}}, "dev")) == ["dev"]
 
 
+def test_lists_of_documents_are_told_from_columns() -> None:
+    [table] = judged_splits({"q1": ["d1", "d2"], "q2": (), "q3": {"d3": 0.5}}, "train").values()
+    assert table.to_pylist() == [
+        {"query_id": "q1", "doc_id": "d1", "score": 1.0},
+        {"query_id": "q1", "doc_id": "d2", "score": 1.0},
+        {"query_id": "q3", "doc_id": "d3", "score": 0.5},
+    ]
+    columns_of = {"query": ["q1"], "doc_id": ["d1"], "score": [2]}
+    [table] = judged_splits(columns_of, "train", ColumnNames(query_id="query")).values()
+    assert table.column_names == ["query", "doc_id", "score"]
+    [table] = judged_splits({"score": {"d1": 1}}, "train").values()
+    assert table["query_id"].to_pylist() == ["score"]
+    # a query that is called nearly as a split
+    [table] = judged_splits({"training": ["d1"]}, "dev").values()
+    assert table["query_id"].to_pylist() == ["training"]
+
+
 def test_columns_of_other_names_are_found() -> None:
     renamed = {"sku": columns(HAS.corpus)["id"], "vector": HAS.corpus}
     asked = {"sku": columns(HAS.queries)["id"], "vector": HAS.queries}
@@ -207,6 +227,10 @@ BAD: dict[str, tuple[tuple[Any, ...], str]] = {
     "pairs of four": ((HAS.corpus, HAS.queries, _tuples()), r"qrels/train: row 0 is \(1, 2, 3, 4\); give a table"),
     "no score": (
         (HAS.corpus, HAS.queries, pd.DataFrame(PAIRS)),
+        "qrels/train: column score is missing; it holds query_id, doc_id",
+    ),
+    "columns without a score": (
+        (HAS.corpus, HAS.queries, PAIRS),
         "qrels/train: column score is missing; it holds query_id, doc_id",
     ),
     "a score of text": (
