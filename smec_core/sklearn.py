@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import Tags, check_random_state
+from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from smec_core.data.forms import Qrels, Vectors, dataset_of
@@ -95,6 +95,9 @@ class SmecEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         settings = {"seed": _seed(self.random_state), **(self.settings or {})}
         try:
             config = method_of(self._all_dims(), self.preset, settings)
+            if hasattr(queries, "to_numpy") and "embedding" not in getattr(queries, "columns", ("embedding",)):
+                # a frame of features, as X may be
+                queries = check_array(queries, dtype=[np.float64, np.float32], input_name="queries")
             dataset = dataset_of(x_ND, queries, qrels, exclude_self=config.exclude_self)
             self.model_: Model = fit_on(dataset, config, threads=self.threads, progress=False, is_evaluated=False)
         except InputError as error:

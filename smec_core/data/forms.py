@@ -232,7 +232,7 @@ def _qrels_table(what: str, given: Qrels, names: ColumnNames) -> pa.Table:
 def _table(what: str, given: Any) -> pa.Table | None:
     """What is a table of any library as Arrow; None for anything else."""
     if isinstance(given, pa.Table):
-        return given
+        return _readable(given)
     if hasattr(given, "with_format"):
         if isinstance(given, Mapping):
             raise InputError(f"{what}: is a {type(given).__name__}; give one of its splits, {list(given)}")
@@ -245,11 +245,24 @@ def _table(what: str, given: Any) -> pa.Table | None:
     try:
         # the index of a frame of pandas is no column
         is_pandas = type(given).__module__.partition(".")[0] == "pandas"
-        return pa.Table.from_pandas(given, preserve_index=False) if is_pandas else pa.table(given)
+        return pa.Table.from_pandas(given, preserve_index=False) if is_pandas else _readable(pa.table(given))
     except OverflowError as error:
         raise InputError(f"{what}: cannot be read as a table; it holds {_BEYOND}") from error
     except (pa.ArrowException, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{what}: cannot be read as a table ({one_line(error)})") from error
+
+
+def _readable(table: pa.Table) -> pa.Table:
+    """The table with dictionaries of strings in place of those of views, as polars has them: pyarrow reads none."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type) and pa.types.is_string_view(field.type.value_type):
+            kind = pa.dictionary(field.type.index_type, pa.string())
+            chunks = [
+                pa.DictionaryArray.from_arrays(chunk.indices, chunk.dictionary.cast(pa.string()))
+                for chunk in table[place].chunks
+            ]
+            table = table.set_column(place, field.name, pa.chunked_array(chunks, kind))
+    return table
 
 
 def _vectors(what: str, given: Any) -> np.ndarray:

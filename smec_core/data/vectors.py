@@ -3,7 +3,7 @@
 Shapes: N rows, D or d dims.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,11 @@ def tensor_of(numbers: np.ndarray | Sequence[Any]) -> Tensor:
         numbers: an array of numbers of any type, lists of numbers, or rows as objects, as pandas holds them.
 
     Raises:
-        InputError: rows of several lengths, or something else than numbers.
+        InputError: rows of several lengths, a table, or something else than numbers.
     """
+    held = numbers if isinstance(numbers, Mapping) else getattr(numbers, "column_names", None)
+    if "embedding" in (getattr(numbers, "columns", ()) if held is None else held):
+        raise InputError("embeddings are a table; give its column embedding")
     try:
         array = np.asarray(numbers)
         if array.dtype == object:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 import sklearn
 from sklearn.base import BaseEstimator, clone
@@ -15,7 +16,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from smec_core.sklearn import SmecEmbedding
 from smec_core.training.fit import fit
-from tests.smec_core.given import given
+from tests.smec_core.given import columns, given
 
 HAS = given()
 
@@ -76,6 +77,18 @@ def test_frames_keep_their_names() -> None:
     estimator = SmecEmbedding(4, preset="fast").set_output(transform="pandas").fit(frame)
     assert estimator.transform(frame).columns.tolist() == [f"smecembedding{number}" for number in range(4)]
     assert estimator.feature_names_in_[0] == "dim0"
+
+
+def test_queries_may_be_a_frame_as_the_corpus() -> None:
+    step = SmecEmbedding(8, settings={"epochs": 1})
+    alone = clone(step).fit(HAS.corpus, queries=HAS.queries, qrels=HAS.qrels)
+    corpus, queries = pd.DataFrame(HAS.corpus), pd.DataFrame(HAS.queries)
+    for framed in (queries, pl.DataFrame(HAS.queries), pd.DataFrame(columns(HAS.queries))):
+        found = clone(step).fit(corpus, queries=framed, qrels=HAS.qrels)
+        assert found.model_.fingerprint == alone.model_.fingerprint
+    queries.iloc[3, 4] = np.nan
+    with pytest.raises(ValueError, match="Input queries contains NaN"):
+        clone(step).fit(corpus, queries=queries, qrels=HAS.qrels)
 
 
 def test_random_states_are_seeds() -> None:

@@ -135,6 +135,25 @@ def test_splits_are_taken_by_name() -> None:
     assert list(judged_splits({"train": {"d1": 1}, "test": {"d2": 0.5}}, "dev")) == ["dev"]
 
 
+@pytest.mark.parametrize("kind", [pl.Categorical, pl.Enum(columns(HAS.corpus)["id"])])
+def test_categories_of_polars_are_ids_and_labels(kind: Any) -> None:
+    ids = pl.Series(columns(HAS.corpus)["id"], dtype=pl.String)
+    frame = pl.DataFrame({"id": ids.cast(kind), "embedding": HAS.corpus, "language": ids.cast(kind)})
+    for given_frame in (frame, frame.to_arrow()):
+        dataset = dataset_of(given_frame, given_frame, [(ids[3], ids[5])])
+        assert dataset.splits["train"].doc_row_J.tolist() == [5]
+        [(_, labels)] = dataset.queries.labels("language")
+        assert labels.to_pylist() == ids.to_list()
+
+
+def test_what_exclude_self_leaves_out_is_told() -> None:
+    pairs = [(row, row) for row in range(60)]
+    with pytest.raises(
+        InputError, match="no judgement has a score above 0 but the 60 of queries and their own document, which exclu"
+    ):
+        dataset_of(HAS.corpus, HAS.queries, pairs, exclude_self=True)
+
+
 def test_lists_of_documents_are_told_from_columns() -> None:
     [table] = judged_splits({"q1": ["d1", "d2"], "q2": (), "q3": {"d3": 0.5}}, "train").values()
     assert table.to_pylist() == [
@@ -253,7 +272,7 @@ BAD: dict[str, tuple[tuple[Any, ...], str]] = {
     "a split twice": ((HAS.corpus, HAS.queries, {"dev": HAS.qrels, "validation": HAS.test}), "both dev and validation"),
     "too few": (
         (HAS.corpus, HAS.queries, HAS.qrels[:3]),
-        "qrels/train.*: 3 queries with a relevant document; training",
+        "qrels/train.*: 3 queries with a relevant document; training .*, or leave qrels out to train without",
     ),
 }
 
