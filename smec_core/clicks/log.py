@@ -227,7 +227,9 @@ def _reading(path: str) -> Iterator[None]:
     except SmecError:
         raise
     except (pa.ArrowException, OSError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read ({one_line(error)}); fix the file, or write it anew") from error
+        # of CSV pyarrow counts rows from 1, and the header is one
+        why = re.sub(r"Row #(\d+)", lambda found: f"row {int(found[1]) - 2}", one_line(error))
+        raise InputError(f"{path}: cannot be read ({why}); fix the file, or write it anew") from error
 
 
 def _lines(stream: pa.NativeFile) -> Iterator[tuple[int, bytes]]:

@@ -277,6 +277,19 @@ def test_a_log_without_a_click_is_refused(tmp_path: Path, data: Path) -> None:
     log = write_log(tmp_path / "log.parquet", {"query_id": ["q1"], "doc_id": ["d1"], "clicked": [0]})
     with pytest.raises(InputError, match="no click in the log; clicked is 0 everywhere"):
         found_in(log, data)
+    log = write_log(tmp_path / "counts.parquet", {"query_id": ["q1"], "doc_id": ["d1"], "n": [0]})
+    with pytest.raises(InputError, match="no click in the log; n is 0 everywhere"):
+        found_in(log, data, {"count": "n"})
+    both = {"query_id": ["q1", "q1"], "doc_id": ["d1", "d2"], "clicked": [1, 0], "count": [0, 5]}
+    with pytest.raises(InputError, match="no click in the log; no row has clicked and count above 0"):
+        found_in(write_log(tmp_path / "both.parquet", both), data)
+
+
+def test_a_seed_is_refused_where_times_split(tmp_path: Path, data: Path) -> None:
+    columns = {"query_id": ["q1", "q2"], "doc_id": ["d1", "d2"], "timestamp": ["2026-01-01", "2026-01-02"]}
+    log = write_log(tmp_path / "log.csv", columns)
+    with pytest.raises(InputError, match=r"seed: .*log.csv has the column timestamp .* leave seed out"):
+        found_in(log, data, seed=3)
 
 
 def test_columns_may_have_other_names_and_are_missed(tmp_path: Path, data: Path) -> None:
