@@ -23,25 +23,25 @@ out, queries = sys.argv[1:]
 
 try:
     version, asked = smec_core.published(out), pq.read_table(queries)
-    model = version.model
-except (smec_core.SmecError, OSError, ValueError) as error:
+    asked_ids, q_Qd = asked["id"].to_pylist(), version.model.encode(asked["embedding"].to_numpy(), version.dim)
+except (smec_core.SmecError, OSError, ValueError, KeyError) as error:
     sys.exit(str(error))
+first_dims = min(FIRST, version.dim)
 if binary := version.dtype == "binary":
     ids_N, first_N, docs_Nd = version.read("embedding", "rescore")
     index: Any = faiss.index_binary_factory(8 * first_N.shape[1], "BHNSW32")
 else:
     ids_N, docs_Nd = version.read()
-    first_N = docs_Nd[:, :FIRST].astype(np.float32)
+    first_N = docs_Nd[:, :first_dims].astype(np.float32)
     faiss.normalize_L2(first_N)
-    index = faiss.index_factory(FIRST, FORMS[version.dtype], faiss.METRIC_INNER_PRODUCT)
+    index = faiss.index_factory(first_dims, FORMS[version.dtype], faiss.METRIC_INNER_PRODUCT)
     index.train(first_N)
 # faiss.write_index would keep it for the next start; name the file after version.key
 index.add(first_N)
 index.hnsw.efSearch = 2 * SHORTLIST
 
-q_Qd = model.encode(asked["embedding"].to_numpy(), version.dim)
-for query, q_d in zip(asked["id"].to_pylist(), q_Qd, strict=True):
-    first = np.packbits(q_d > 0) if binary else q_d[:FIRST] / np.linalg.norm(q_d[:FIRST])
+for query, q_d in zip(asked_ids, q_Qd, strict=True):
+    first = np.packbits(q_d > 0) if binary else q_d[:first_dims] / np.linalg.norm(q_d[:first_dims])
     _, [row_S] = index.search(first[np.newaxis], SHORTLIST)
     row_S = row_S[row_S >= 0]
     whole_Sd = docs_Nd[row_S].astype(np.float32)

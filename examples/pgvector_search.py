@@ -25,13 +25,14 @@ out, queries = sys.argv[1:]
 
 try:
     version, asked = smec_core.published(out), pq.read_table(queries)
-    model = version.model
-except (smec_core.SmecError, OSError, ValueError) as error:
+    asked_ids, q_Qd = asked["id"].to_pylist(), version.model.encode(asked["embedding"].to_numpy(), version.dim)
+except (smec_core.SmecError, OSError, ValueError, KeyError) as error:
     sys.exit(str(error))
+first_dims = min(FIRST, version.dim)
 binary, d = version.dtype == "binary", version.dim
 # pgvector has no int8, whose numbers halfvec holds as they are
 kind, value = ("vector", Vector) if version.dtype == "float32" else ("halfvec", HalfVector)
-first = "signs" if binary else f"subvector(embedding, 1, {FIRST})::{kind}({FIRST})"
+first = "signs" if binary else f"subvector(embedding, 1, {first_dims})::{kind}({first_dims})"
 operators, operator = ("bit_hamming_ops", "<~>") if binary else (f"{kind}_cosine_ops", "<=>")
 table, ids = f"documents_{version.key}_{FIRST}", "bigint" if pa.types.is_integer(version.id_type) else "text"
 try:
@@ -65,8 +66,7 @@ run(f"SET hnsw.ef_search = {2 * SHORTLIST}")
 search = f"""WITH shortlist AS MATERIALIZED (
         SELECT id, embedding FROM documents ORDER BY {first} {operator} %s LIMIT {SHORTLIST})
     SELECT id FROM shortlist ORDER BY embedding::vector <=> %s LIMIT {K}"""
-q_Qd = model.encode(asked["embedding"].to_numpy(), d)
-for query, q_d in zip(asked["id"].to_pylist(), q_Qd, strict=True):
-    found = run(search, Bit(q_d > 0) if binary else value(q_d[:FIRST]), Vector(q_d))
+for query, q_d in zip(asked_ids, q_Qd, strict=True):
+    found = run(search, Bit(q_d > 0) if binary else value(q_d[:first_dims]), Vector(q_d))
     print(json.dumps({"query": query, "documents": [name for (name,) in found]}))
 connection.close()

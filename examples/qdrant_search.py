@@ -21,16 +21,17 @@ out, queries, folder = sys.argv[1:]
 
 try:
     version, asked = smec_core.published(out), pq.read_table(queries)
-    model = version.model
-except (smec_core.SmecError, OSError, ValueError) as error:
+    asked_ids, q_Qd = asked["id"].to_pylist(), version.model.encode(asked["embedding"].to_numpy(), version.dim)
+except (smec_core.SmecError, OSError, ValueError, KeyError) as error:
     sys.exit(str(error))
+first_dims = min(FIRST, version.dim)
 name = f"documents_{version.key}_{FIRST}"
 client = QdrantClient(path=folder)
 if name not in [alias.alias_name for alias in client.get_aliases().aliases]:
     # Qdrant has no signed int8, and makes signs itself; for the cosine it keeps unit vectors, here as float16
     params = {
         vector: models.VectorParams(size=size, distance=models.Distance.COSINE, datatype=models.Datatype.FLOAT16)
-        for vector, size in {"first": FIRST, "whole": version.dim}.items()
+        for vector, size in {"first": first_dims, "whole": version.dim}.items()
     }
     client.delete_collection(f"{name}_rows")
     client.create_collection(f"{name}_rows", params)
@@ -39,7 +40,7 @@ if name not in [alias.alias_name for alias in client.get_aliases().aliases]:
         numbers = vectors.astype(np.float32)
         points = models.Batch(
             ids=list(range(row, row + len(ids))),
-            vectors={"first": numbers[:, :FIRST].tolist(), "whole": numbers.tolist()},
+            vectors={"first": numbers[:, :first_dims].tolist(), "whole": numbers.tolist()},
             payloads=[{"id": name} for name in ids.tolist()],
         )
         client.upsert(f"{name}_rows", points)
@@ -48,9 +49,8 @@ if name not in [alias.alias_name for alias in client.get_aliases().aliases]:
     alias = models.CreateAlias(collection_name=f"{name}_rows", alias_name=name)
     client.update_collection_aliases([models.CreateAliasOperation(create_alias=alias)])
 
-q_Qd = model.encode(asked["embedding"].to_numpy(), version.dim)
-for query, q_d in zip(asked["id"].to_pylist(), q_Qd, strict=True):
-    shortlist = models.Prefetch(query=q_d[:FIRST].tolist(), using="first", limit=SHORTLIST)
+for query, q_d in zip(asked_ids, q_Qd, strict=True):
+    shortlist = models.Prefetch(query=q_d[:first_dims].tolist(), using="first", limit=SHORTLIST)
     found = client.query_points(name, query=q_d.tolist(), using="whole", prefetch=shortlist, limit=K)
     print(json.dumps({"query": query, "documents": [(point.payload or {})["id"] for point in found.points]}))
 client.close()

@@ -23,12 +23,15 @@ out, queries, file = sys.argv[1:]
 
 try:
     version, asked = smec_core.published(out), pq.read_table(queries)
-    model = version.model
-except (smec_core.SmecError, OSError, ValueError) as error:
+    asked_ids, q_Qd = asked["id"].to_pylist(), version.model.encode(asked["embedding"].to_numpy(), version.dim)
+except (smec_core.SmecError, OSError, ValueError, KeyError) as error:
     sys.exit(str(error))
+first_dims = min(FIRST, version.dim)
 binary, d, table = version.dtype == "binary", version.dim, f"documents_{version.key}_{FIRST}"
 ids = "integer" if pa.types.is_integer(version.id_type) else "text"
-first, value = (f"bit[{8 * -(-d // 8)}]", "vec_bit(?)") if binary else (f"float[{FIRST}] distance_metric=cosine", "?")
+first, value = (
+    (f"bit[{8 * -(-d // 8)}]", "vec_bit(?)") if binary else (f"float[{first_dims}] distance_metric=cosine", "?")
+)
 whole, whole_value, held = ("float", "?", np.float32) if version.scale is None else ("int8", "vec_int8(?)", np.int8)
 database = apsw.Connection(file)
 database.enable_load_extension(True)
@@ -38,14 +41,13 @@ with database:
         columns = f"id {ids} PRIMARY KEY, first {first}, whole {whole}[{d}]"
         database.execute(f"CREATE VIRTUAL TABLE {table} USING vec0({columns})")
         for names, firsts, vectors in version.batches("embedding", "rescore" if binary else "embedding"):
-            firsts = firsts if binary else firsts[:, :FIRST].astype(np.float32)
+            firsts = firsts if binary else firsts[:, :first_dims].astype(np.float32)
             rows = zip(names.tolist(), map(bytes, firsts), map(bytes, vectors.astype(held)), strict=True)
             database.executemany(f"INSERT INTO {table} VALUES (?, {value}, {whole_value})", rows)
 
-q_Qd = model.encode(asked["embedding"].to_numpy(), d)
 search = f"SELECT id, whole FROM {table} WHERE first MATCH {value} AND k = {SHORTLIST}"
-for query, q_d in zip(asked["id"].to_pylist(), q_Qd, strict=True):
-    shortlist = database.execute(search, (bytes(np.packbits(q_d > 0) if binary else q_d[:FIRST]),))
+for query, q_d in zip(asked_ids, q_Qd, strict=True):
+    shortlist = database.execute(search, (bytes(np.packbits(q_d > 0) if binary else q_d[:first_dims]),))
     found, blobs = zip(*shortlist, strict=True)
     whole_Sd = np.frombuffer(b"".join(blobs), held).reshape(-1, d).astype(np.float32)
     best = np.argsort(-(whole_Sd @ q_d) / np.linalg.norm(whole_Sd, axis=1))[:K]

@@ -11,9 +11,11 @@ from typing import get_args
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from smec_core.config import VectorType
-from smec_core.data.columns import ColumnNames, judge_schema, strings_of
+from smec_core.data.columns import given_columns, judge_schema, strings_of
+from smec_core.data.forms import names_of
 from smec_core.data.parquet import READ_ROWS, vectors_of
 from smec_core.errors import InputError, RowError
 from smec_core.model.files import load
@@ -64,17 +66,22 @@ class Compress:
             device: of torch, to multiply on; "cuda" where `map_batches` has `num_gpus`.
 
         Raises:
-            InputError: there is no such dtype, `dim` is no whole number, or `columns` names others than id and
-                embedding.
+            InputError: there is no such dtype or device, `dim` is no whole number, or `columns` names others than id
+                and embedding.
         """
         if not isinstance(dim, int | np.integer):
             raise InputError(f"dim is {dim!r}; it must be a whole number")
         if dtype not in get_args(VectorType):
             raise InputError(f"dtype is {dtype!r}; it must be {', '.join(get_args(VectorType))}")
-        if unknown := set(columns or {}) - {"id", "embedding"}:
+        if unknown := set(given_columns(columns)) - {"id", "embedding"}:
             raise InputError(f"columns: names {min(unknown)!r}; only id and embedding are read")
+        try:
+            # whether there is such a device is for the machine to say that multiplies on it
+            torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise InputError(f"device is {device!r}; give cpu or cuda") from error
         self._model, self._dim, self._dtype, self._device = model, dim, dtype, device
-        self._names = ColumnNames(**(columns or {}))
+        self._names = names_of(columns)
         # a later object may find another model in the same folder
         self._key = uuid.uuid4().hex
 

@@ -3,18 +3,18 @@
 Shapes: N rows, D features, d components.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import Tags, check_random_state
+from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from smec_core.data.forms import Qrels, Vectors, dataset_of
 from smec_core.errors import InputError
 from smec_core.model.model import Model
-from smec_core.training.fit import fit_on, method_of
+from smec_core.training.fit import fit_on, method_of, plain_dims
 
 _SEEDS = 2**31
 
@@ -29,7 +29,8 @@ class SmecEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
 
     Args:
         n_components: dims of what `transform` gives; None: a quarter of the features.
-        dims: further prefixes that are to be usable of the one vector, as for `model_.encode`.
+        dims: further prefixes that are to be usable of the one vector, as for `model_.encode`: numbers, one number,
+            or "12,6".
         preset: "fast" (a closed form, without training) or "paper".
         settings: further settings of the method, see `smec_core.TrainConfig`: `{"epochs": 5}`.
         random_state: seed, or a generator of one.
@@ -55,7 +56,7 @@ class SmecEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         self,
         n_components: int | None = None,
         *,
-        dims: tuple[int, ...] = (),
+        dims: Sequence[int] | int | str = (),
         preset: str | None = None,
         settings: Mapping[str, Any] | None = None,
         random_state: int | np.random.RandomState | None = 0,
@@ -93,15 +94,29 @@ class SmecEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         self._n_features_out = int(wanted)
         settings = {"seed": _seed(self.random_state), **(self.settings or {})}
         try:
-            # what is asked for anyway may be named again
-            dims = [self._n_features_out, *(dim for dim in self.dims if dim != self._n_features_out)]
-            config = method_of(dims, self.preset, settings)
+            config = method_of(self._all_dims(), self.preset, settings)
+            if hasattr(queries, "to_numpy") and "embedding" not in getattr(queries, "columns", ("embedding",)):
+                # a frame of features, as X may be
+                queries = check_array(queries, dtype=[np.float64, np.float32], input_name="queries")
             dataset = dataset_of(x_ND, queries, qrels, exclude_self=config.exclude_self)
             self.model_: Model = fit_on(dataset, config, threads=self.threads, progress=False, is_evaluated=False)
         except InputError as error:
             # as scikit-learn expects it
             raise ValueError(str(error)) from error
         return self
+
+    def _all_dims(self) -> tuple[int, ...]:
+        """Dims of the training.
+
+        Raises:
+            InputError: `dims` are no dims.
+        """
+        given = plain_dims(self.dims)
+        if isinstance(given, tuple) and not given:
+            return (self._n_features_out,)
+        further = method_of(given, None, {}).dims
+        # what is asked for anyway may be named again
+        return (self._n_features_out, *(dim for dim in further if dim != self._n_features_out))
 
     def transform(self, X: Any) -> np.ndarray:
         """Compresses embeddings (N, D), documents and queries alike, to unit vectors (N, d), float32."""

@@ -14,6 +14,7 @@ from pipelines.storage.run_folder import check_storage
 from pipelines.train.job import run
 from pipelines.train.settings import TrainSettings
 from smec_core.config import PRESETS
+from smec_core.data.columns import given_columns
 from smec_core.data.dataset import Dataset
 from smec_core.data.forms import Qrels, Vectors, dataset_of
 from smec_core.data.memory import MemoryDataset
@@ -25,7 +26,10 @@ from smec_core.layers import merged
 from smec_core.model.files import load
 from smec_core.model.model import Model
 from smec_core.temporary import temporary_folder
+from smec_core.training.finish import Parents
 from smec_core.training.fit import plain_dims
+from smec_core.training.plan import plan_training
+from smec_core.training.self_taught import shape_unread
 
 
 def fit(
@@ -68,12 +72,14 @@ def fit(
     """
     if preset is not None and preset not in PRESETS:
         raise InputError(f"preset: {preset} is unknown; known: {', '.join(PRESETS)}")
+    if "data" in settings:
+        raise InputError("data: is no setting here; give what is trained on as corpus, queries and qrels")
     with temporary_folder() as made:
         given: dict[str, Any] = {
             "dims": plain_dims(dims),
             "data": "",
             "out": str(out),
-            "columns": dict(columns or {}),
+            "columns": given_columns(columns),
             **settings,
         }
         for name, model in (("base", base), ("warm_start", warm_start)):
@@ -96,6 +102,9 @@ def fit(
             _check_as_stored(dataset, asked)
         given["data"] = dataset.uri
         if isinstance(dataset, MemoryDataset):
+            # before all of it is written
+            parents, config = Parents.of(given["base"], given["warm_start"], dataset.dim), asked.method()
+            plan_training(shape_unread(dataset, config), config, parents.base_stages, parents.warm_start)
             storage = settings.get("storage") or str(Path(out).absolute().parent / ".smec-runs")
             given |= {"data": _written(dataset, join_uri(storage, f"data-{dataset.fingerprint}")), "columns": {}}
         run(checked())

@@ -12,15 +12,12 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
-import pyarrow.fs as pafs
 from pydantic import Field
 
+from smec_core.clicks.files import find_log
 from smec_core.config import Settings
 from smec_core.data.columns import ColumnNames, Wanted, judge_schema
-from smec_core.data.folders import asking, listed, not_hidden
 from smec_core.data.table_files import open_rows
-from smec_core.data.table_formats import files_in_force
-from smec_core.data.tables import Table, refuse_data
 from smec_core.data.uri import open_filesystem, shown_path
 from smec_core.errors import InputError, SmecError, one_line
 
@@ -28,7 +25,6 @@ BATCH_ROWS = 1 << 18
 BLOCK_BYTES = 1 << 24
 IDS = ("query_id", "doc_id")
 OPTIONAL = ("count", "timestamp", "rank", "clicked")
-_LOG_ENDINGS = (".parquet", ".csv", ".jsonl")
 
 
 class ClickColumns(Settings):
@@ -89,8 +85,10 @@ class ClickLog:
         """Finds the files and judges the columns of each; no row is read.
 
         Raises:
-            InputError: nothing there, files of several kinds, columns that are missing, or differ between the files.
+            InputError: nothing there, files of several kinds, columns that are missing, or differ between the files,
+                or two names for one column.
         """
+        _check_apart(names)
         self.filesystem, root = open_filesystem(uri.rstrip("/"))
         self.names = names
         self.form, self.paths = find_log(self.filesystem, root)
@@ -200,48 +198,20 @@ class ClickLog:
             yield _as_text(shown, first, held, stored, kinds)
 
 
-def find_log(filesystem: pafs.FileSystem, path: str) -> Table:
-    """The files of a log: of the folder `path`, or that file; all Parquet, all CSV or all lines of JSON.
-
-    Returns:
-        Its form is the ending: .parquet, .csv or .jsonl; of text files also those that end in .gz.
+def _check_apart(names: ClickColumns) -> None:
+    """Refuses one column of a log for two things.
 
     Raises:
-        InputError: nothing there, files of several kinds, or data that would not be read.
+        InputError: there is one.
     """
-    shown = shown_path(filesystem, path)
-    with asking(filesystem, path):
-        info = filesystem.get_file_info(path)
-    forms = ", ".join(_LOG_ENDINGS)
-    if info.type == pafs.FileType.File:
-        if not (ending := _log_ending(path)):
-            raise InputError(f"{shown}: is no file of a log; its name has to end in one of {forms}")
-        return Table(ending, [path])
-    infos = listed(filesystem, path)
-    subfolders = {one.base_name for one in infos if one.type == pafs.FileType.Directory}
-    with asking(filesystem, path):
-        if (in_force := files_in_force(filesystem, path, subfolders)) is not None:
-            return Table(".parquet", in_force)
-    found: dict[str, list[str]] = {}
-    for one in not_hidden(infos):
-        if one.type == pafs.FileType.File and (ending := _log_ending(one.base_name)):
-            found.setdefault(ending, []).append(one.path)
-        else:
-            refuse_data(filesystem, one, f"would not be read; files of a log end in one of {forms}")
-    if not found:
-        raise InputError(f"{shown}: no file of a log there; expected a file, or a folder of files, that end in {forms}")
-    if len(found) > 1:
-        one, other = (shown_path(filesystem, found[ending][0]) for ending in sorted(found)[:2])
-        raise InputError(f"{shown}: holds {one} and {other}; leave files of one kind there")
-    [(ending, paths)] = found.items()
-    return Table(ending, sorted(paths))
-
-
-def _log_ending(name: str) -> str | None:
-    """The ending of a log's file, without .gz; None where it is none."""
-    stem = name.removesuffix(".gz")
-    ending = next((ending for ending in _LOG_ENDINGS if stem.endswith(ending)), None)
-    return None if ending == ".parquet" and stem != name else ending
+    of: dict[str, str] = {}
+    for name in (*IDS, *OPTIONAL):
+        stored = getattr(names, name)
+        if stored in of:
+            raise InputError(
+                f"columns.{of[stored]} and columns.{name}: both name the column {stored}; give each a column of its own"
+            )
+        of[stored] = name
 
 
 def _plain(name: str) -> str:
@@ -257,7 +227,9 @@ def _reading(path: str) -> Iterator[None]:
     except SmecError:
         raise
     except (pa.ArrowException, OSError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read ({one_line(error)}); fix the file, or write it anew") from error
+        # of CSV pyarrow counts rows from 1, and the header is one
+        why = re.sub(r"Row #(\d+)", lambda found: f"row {int(found[1]) - 2}", one_line(error))
+        raise InputError(f"{path}: cannot be read ({why}); fix the file, or write it anew") from error
 
 
 def _lines(stream: pa.NativeFile) -> Iterator[tuple[int, bytes]]:

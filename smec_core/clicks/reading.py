@@ -72,7 +72,9 @@ def read_log(log: ClickLog, rules: ClickRules, on_rows: Callable[[int], object] 
         on_rows(reader.rows)
     _check_bad(log, rules, reader)
     if not clicks:
-        raise InputError(f"{log.first}: no click in the log; {'clicked is 0 everywhere' if reader.rows else 'no rows'}")
+        raise InputError(f"{log.first}: no click in the log; {_without_clicks(log, reader.rows)}")
+    if rules.time_unit is not None and not reader.has_numbers:
+        raise InputError(f"time_unit: no time of {log.first} is a whole number, so it would do nothing; leave it out")
     split = Split("a hash of the query id")
     if times is not None:
         by = f"time, test from {shown_time(times[1])}" if rules.test_from or rules.test_share else "time"
@@ -88,11 +90,19 @@ def _clicks(rows: Rows) -> int:
     return int((rows.count_N if rows.clicked_N is None else rows.count_N[rows.clicked_N]).sum())
 
 
+def _without_clicks(log: ClickLog, rows: int) -> str:
+    """Why there is no click."""
+    counted = [getattr(log.names, name) for name in ("clicked", "count") if name in log.present]
+    if not rows or not counted:
+        return "no rows"
+    return f"{counted[0]} is 0 everywhere" if len(counted) == 1 else f"no row has {' and '.join(counted)} above 0"
+
+
 def _check_rules(log: ClickLog, rules: ClickRules) -> None:
     """Refuses rules that would do nothing.
 
     Raises:
-        InputError: the log lacks a column that a rule needs.
+        InputError: the log lacks a column that a rule needs, or has one that leaves a rule without use.
     """
     given = rules.model_fields_set
     needs = {
@@ -112,6 +122,11 @@ def _check_rules(log: ClickLog, rules: ClickRules) -> None:
                 f"{name}: needs the column {stored} ({lacking[0]}), which {log.first} does not have; leave {name} "
                 f"out, or name the column with columns.{lacking[0]}"
             )
+    if "seed" in given and "timestamp" in log.present:
+        raise InputError(
+            f"seed: {log.first} has the column {log.names.timestamp} (timestamp), by which it is split, and not by a "
+            "seeded hash; leave seed out"
+        )
 
 
 def _find_cut(log: ClickLog, rules: ClickRules) -> np.ndarray:

@@ -66,6 +66,7 @@ class RowReader:
         rows: read so far.
         bad: how many of them were left out, by cause.
         zoned: whether timestamps have a time zone; None before the first.
+        has_numbers: whether any of them is a whole number, which a time unit is for.
     """
 
     def __init__(self, names: ClickColumns, time_unit: str | None = None, leaves_out: bool = False) -> None:
@@ -80,6 +81,7 @@ class RowReader:
         self.rows = 0
         self.bad: dict[str, int] = {}
         self.zoned: bool | None = None
+        self.has_numbers = False
         self._first_time = ""
         self._dated = ("", False)
         """The file whose times are being read as text, and whether that holds whole numbers."""
@@ -221,6 +223,7 @@ class RowReader:
                 f"{raw.path}: column {self._name('timestamp')} holds whole numbers; say what they count since 1970, "
                 "--set time_unit=s, ms, us or ns"
             )
+        self.has_numbers |= len(number_N) > 0
         self._set_zoned(True, raw.path)
         return _microseconds(number_N, self._time_unit)
 
@@ -230,6 +233,7 @@ class RowReader:
         is_null_N = column.is_null().to_numpy(zero_copy_only=False)
         is_number_N = _flags(pc.match_substring_regex(text, _INTEGER))
         is_time_N = _flags(pc.match_substring_regex(text, _TIME))
+        self.has_numbers |= bool((is_number_N & ~is_null_N).any())
         told_N = (is_number_N | is_time_N) & ~is_null_N
         if self._dated[0] != raw.path and told_N.any():
             # by the first one, whatever is read at a time

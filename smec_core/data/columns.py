@@ -65,6 +65,19 @@ class ColumnNames(Settings):
 DEFAULT_NAMES = ColumnNames()
 
 
+def given_columns(columns: Any) -> dict[str, Any]:
+    """Names of columns as Python gives them; none for None.
+
+    Raises:
+        InputError: something else than a mapping of them.
+    """
+    if columns is None:
+        return {}
+    if not isinstance(columns, Mapping) or not all(isinstance(name, str) for name in columns):
+        raise InputError(f"columns: is {columns!r}; say what each is called, as {{'id': 'sku'}}")
+    return dict(columns)
+
+
 class Wanted(NamedTuple):
     """A column that a table must have: the names it may have, the first of which counts, and what it holds."""
 

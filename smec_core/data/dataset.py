@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,7 @@ class Dataset:
     """Corpus, queries and judgements of one dataset.
 
     Attributes:
+        leave_out: how to do without the judgements of a split, for messages.
         uri: folder or URI it was opened from.
         corpus: document embeddings.
         queries: query embeddings.
@@ -46,6 +47,7 @@ class Dataset:
         stamp: of all files when it was opened; see `dataset_stamp`.
     """
 
+    leave_out: ClassVar[str] = "remove the file"
     uri: str
     corpus: EmbeddingTable
     queries: EmbeddingTable
@@ -254,7 +256,7 @@ class Dataset:
             return None
         train = self.splits["train"].with_positives()
         if len(train) < MIN_TRAIN_QUERIES:
-            left, cure = "", "or remove the file to train without judgements"
+            left, cure = "", f"or {self.leave_out} to train without judgements"
             if HELD_OUT in self.splits:
                 left = f" are left, as {len(self.splits[HELD_OUT])} are held out"
                 cure = "so lower the share (hold_out, gate.fraction), or judge more queries"

@@ -109,6 +109,7 @@ class MemoryDataset(Dataset):
         content: the tables as files would hold them, by their names in a dataset's folder.
     """
 
+    leave_out = "leave qrels out"
     judged: str = ""
     content: Mapping[str, pa.Table] = field(default_factory=dict)
 

@@ -185,5 +185,7 @@ def judgements_of(
     score_J = np.concatenate([file.score_J[keep] for file, keep in zip(files, known, strict=True)])
     judged = Judgements.from_pairs(query_row_J, doc_row_J, score_J.astype(np.float32), own_doc_of)
     if not len(judged.with_positives()):
-        raise InputError(f"{files[0].path}: no judgement has a score above 0; the split is empty")
+        own = 0 if own_doc_of is None else int(((doc_row_J == own_doc_of[query_row_J]) & (score_J > 0)).sum())
+        left_out = f" but the {own:,} of queries and their own document, which exclude_self leaves out" if own else ""
+        raise InputError(f"{files[0].path}: no judgement has a score above 0{left_out}; the split is empty")
     return judged, unknown

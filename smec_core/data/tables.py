@@ -38,7 +38,7 @@ _SPLIT = "|".join((*SPLITS, *_ALIASES))
 _QRELS_FILE = re.compile(rf"({_SPLIT})(-\d+(?:-of-\d+)?(?:-[0-9a-f]+)?)?(\.parquet|\.tsv)")
 _QRELS_ENDINGS = {".parquet": ".parquet", ".parq": ".parquet", ".pq": ".parquet", ".tsv": ".tsv"}
 _QRELS_FOLDER = re.compile(rf"({_SPLIT})(\.parquet|\.lance)?")
-_NOTE = re.compile(r".+\.md|(readme|license|licence|notice)(\..+)?", re.IGNORECASE)
+NOTE = re.compile(r".+\.md|(readme|license|licence|notice)(\..+)?", re.IGNORECASE)
 # what a table may be called by mistake
 _PART = r"\d+(-of-\d+)?|train|dev|validation|test"
 _NEARLY = re.compile(
@@ -166,8 +166,8 @@ def find_qrels(filesystem: pafs.FileSystem, root: str, unfinished: bool = False)
         match = (_QRELS_FOLDER if is_folder else _QRELS_FILE).fullmatch(name)
         if match is None:
             if is_folder:
-                refuse_data(filesystem, info, "")
-            elif not _NOTE.fullmatch(name):
+                _refuse_data(filesystem, info, "")
+            elif not NOTE.fullmatch(name):
                 raise InputError(f"{shown_path(filesystem, info.path)}: fits no split; {_meant(name)}")
             continue
         split, form = _ALIASES.get(match[1], match[1]), name
@@ -261,7 +261,7 @@ def _files_in(filesystem: pafs.FileSystem, folder: str) -> list[str]:
         if info.type == pafs.FileType.File and info.base_name.endswith(".parquet"):
             paths.append(info.path)
         else:
-            refuse_data(filesystem, info, "would not be read; give it a name that ends in .parquet, or move it away")
+            _refuse_data(filesystem, info, "would not be read; give it a name that ends in .parquet, or move it away")
     return paths
 
 
@@ -277,7 +277,7 @@ def _refuse_dataset(filesystem: pafs.FileSystem, folder: str, names: list[str]) 
         raise InputError(f"{shown}: is a dataset, and one table of it is wanted; give {shown}/{TABLES[0]}")
 
 
-def refuse_data(filesystem: pafs.FileSystem, info: pafs.FileInfo, why: str) -> None:
+def _refuse_data(filesystem: pafs.FileSystem, info: pafs.FileInfo, why: str) -> None:
     """Refuses what could be data that was meant to be read; notes, logs and the like may stay.
 
     Raises:

@@ -3,7 +3,7 @@
 Shapes: N rows, D or d dims.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,8 +27,11 @@ def tensor_of(numbers: np.ndarray | Sequence[Any], is_wide: bool = False) -> Ten
         is_wide: whether float64 stays float64, which holds larger and smaller numbers.
 
     Raises:
-        InputError: rows of several lengths, or something else than numbers.
+        InputError: rows of several lengths, a table, or something else than numbers.
     """
+    held = numbers if isinstance(numbers, Mapping) else getattr(numbers, "column_names", None)
+    if "embedding" in (getattr(numbers, "columns", ()) if held is None else held):
+        raise InputError("embeddings are a table; give its column embedding")
     try:
         if isinstance(numbers, np.ma.MaskedArray):
             numbers = np.ma.filled(numbers.astype(np.float64), np.nan)

@@ -56,7 +56,7 @@ def fit(
             dataset: its folder or URI (`s3://`, `hf://datasets/`), or an open one; then without `queries` and `qrels`.
         queries: queries, in the same forms; may be omitted without `qrels`.
         qrels: judgements: a table with columns `query_id`, `doc_id` and `score`; (query_id, doc_id) or (query_id,
-            doc_id, score) each; `{query_id: {doc_id: score}}` or `{query_id: {doc_id}}`. All are learnt from, a part
+            doc_id, score) each; `{query_id: {doc_id: score}}` or `{query_id: [doc_id]}`. All are learnt from, a part
             to choose by; or give them by split: `{"train": ..., "dev": ..., "test": ...}`. Without, 100 queries or
             more learn to find what the full vectors find, and with fewer each document keeps its nearest neighbours.
         dims: target dims, each a usable prefix of the vector; D itself is added.
@@ -67,6 +67,7 @@ def fit(
         threads: of torch; another number changes the last bits of a model.
         device: "cpu", "cuda", ...; default: a GPU where there is one.
         memory_budget: GiB for the vectors that a training holds; a sample of documents is taken that fits.
+            `math.inf` is no limit.
         progress: show a bar, on a terminal or in a notebook. Lines of progress go to the logger `smec_core`.
         settings: of the method, see `smec_core.TrainConfig`: `epochs=5`, `seed=1`.
 
@@ -97,6 +98,9 @@ def method_of(dims: Sequence[int] | int | str, preset: str | None, settings: Map
     Raises:
         InputError: an unknown preset or key, or a value that does not fit.
     """
+    if "dims" in settings:
+        # they would be trained, and others handed out
+        raise InputError("settings: dims are no setting here; give them as arguments (dims, n_components) only")
     if preset is not None and preset not in PRESETS:
         raise InputError(f"preset: {preset} is unknown; known: {', '.join(PRESETS)}")
     layers = [("the preset", PRESETS[preset] if preset else {}), ("fit", {"dims": plain_dims(dims), **settings})]
@@ -169,8 +173,8 @@ def _fit(
     warm = parents.warm_start
     # before anything is read
     plan_training(shape_unread(dataset, config), config, parents.base_stages, warm)
-    if not memory_budget > 0:
-        raise InputError(f"memory_budget: is {memory_budget!r}; give GiB above 0")
+    if not isinstance(memory_budget, int | float | np.number) or not memory_budget > 0:
+        raise InputError(f"memory_budget: is {memory_budget!r}; give GiB above 0, as a number")
     wanted = WantedRows.of(dataset, config, memory_budget, is_small(dataset.queries), log.warning)
     scanned = wanted.read(scan_table, log.info)
     data = scanned.load(Node(device=device))

@@ -3,6 +3,7 @@
 Shapes: K rows that are kept, D dims.
 """
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -281,7 +282,8 @@ def _most_docs(dataset: Dataset, config: TrainConfig, memory_budget: float) -> i
     drawn = min(rows, config.sample_rows or MOST_SAMPLED)
     has_teacher = config.copied_docs(drawn) > config.dev_docs(drawn)
     dev = config.dev_docs(drawn) * row_bytes
-    most = int((memory_budget * 2**30 - queries - dev) / ((COPIES + has_teacher) * row_bytes))
+    # without a limit it is infinity
+    most = int(min((memory_budget * 2**30 - queries - dev) / ((COPIES + has_teacher) * row_bytes), sys.maxsize))
     if most < min(rows, config.dev_docs(drawn), 1000):
         raise InputError(
             f"memory_budget: {memory_budget:g} GiB have room for {max(most, 0):,} documents of {dataset.dim} dims "

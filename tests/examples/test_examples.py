@@ -123,6 +123,33 @@ def test_example_finds_what_exact_search_finds_in_every_version(
         check_database(folder)
 
 
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("dtype", ["float32", "binary"])
+def test_few_dims_and_a_column_that_is_called_first(
+    store: str,
+    dtype: VectorType,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> None:
+    if store == "pgvector":
+        request.getfixturevalue("postgres")
+    (tmp_path / "corpus").mkdir()
+    for file in (folder / "data/corpus").iterdir():
+        table = pq.read_table(file)
+        pq.write_table(table.append_column("first", table["id"]), tmp_path / "corpus" / file.name)
+    Model([], DIM, {"dims": [DIM, 12], "int8_scales": {"12": 0.004}}, {}).save(tmp_path / "model")
+    publish(tmp_path / "out", tmp_path / "model", tmp_path / "corpus", 12, dtype=dtype)
+    script = str(REPOSITORY / f"examples/{store}_search.py")
+    place = [str(tmp_path / store)] if store in KEPT else []
+    monkeypatch.setattr("sys.argv", [script, str(tmp_path / "out"), str(folder / "data/queries.parquet"), *place])
+    runpy.run_path(script, run_name="__main__")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 30 and all(len({*line["documents"]}) == K for line in lines)
+
+
 @pytest.mark.parametrize("store", ["faiss", "lancedb", "pgvector", "qdrant", "sqlite_vec"])
 def test_what_was_given_wrongly_is_told_in_one_line(
     store: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -143,6 +170,11 @@ def test_what_was_given_wrongly_is_told_in_one_line(
     assert "no version is published there" in ended(str(folder / "data"), queries, *place)
     assert "nowhere" in ended(out, f"{folder}/nowhere", *place)
     assert "magic bytes" in ended(out, f"{folder}/out/CURRENT", *place)
+    asked = pq.read_table(queries)
+    cut = {"shape (0,)": asked.slice(0, 0), '"embedding"': asked.drop(["embedding"]), '"id"': asked.drop(["id"])}
+    for told, table in cut.items():
+        pq.write_table(table, folder / "cut.parquet")
+        assert told in ended(out, str(folder / "cut.parquet"), *place)
     assert not list(tmp_path.iterdir())
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 import sklearn
 from sklearn.base import BaseEstimator, clone
@@ -15,7 +16,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from smec_core.sklearn import SmecEmbedding
 from smec_core.training.fit import fit
-from tests.smec_core.given import given
+from tests.smec_core.given import columns, given
 
 HAS = given()
 
@@ -78,6 +79,18 @@ def test_frames_keep_their_names() -> None:
     assert estimator.feature_names_in_[0] == "dim0"
 
 
+def test_queries_may_be_a_frame_as_the_corpus() -> None:
+    step = SmecEmbedding(8, settings={"epochs": 1})
+    alone = clone(step).fit(HAS.corpus, queries=HAS.queries, qrels=HAS.qrels)
+    corpus, queries = pd.DataFrame(HAS.corpus), pd.DataFrame(HAS.queries)
+    for framed in (queries, pl.DataFrame(HAS.queries), pd.DataFrame(columns(HAS.queries))):
+        found = clone(step).fit(corpus, queries=framed, qrels=HAS.qrels)
+        assert found.model_.fingerprint == alone.model_.fingerprint
+    queries.iloc[3, 4] = np.nan
+    with pytest.raises(ValueError, match="Input queries contains NaN"):
+        clone(step).fit(corpus, queries=queries, qrels=HAS.qrels)
+
+
 def test_random_states_are_seeds() -> None:
     def seed_of(random_state: Any) -> int:
         return SmecEmbedding(preset="fast", random_state=random_state).fit(HAS.corpus).model_.config["train"]["seed"]
@@ -102,12 +115,24 @@ def test_the_dims_of_the_output_may_be_named_again(n_components: int | None) -> 
 
 
 @pytest.mark.parametrize(
+    ("dims", "trained"),
+    [("12", (32, 12, 8)), ("12,4", (32, 12, 8, 4)), (4, (32, 8, 4)), (np.array([4]), (32, 8, 4)), ([], (32, 8))],
+)
+def test_dims_are_taken_in_each_form_of_fit(dims: Any, trained: tuple[int, ...]) -> None:
+    assert SmecEmbedding(8, dims=dims, preset="fast").fit(HAS.corpus).model_.dims == trained
+
+
+@pytest.mark.parametrize(
     ("changes", "told"),
     [
         ({"n_components": 64}, "dims: 64 is more than the 32 dims of the data"),
         ({"n_components": 0}, "dims: every dim must be at least 1"),
         ({"n_components": 8.0}, r"dims: n_components is 8\.0; it must be a whole number"),
         ({"preset": "slow"}, "preset: slow is unknown"),
+        ({"dims": None}, "dims: "),
+        ({"dims": "8,x"}, "dims: "),
+        ({"dims": 1.5}, "dims: "),
+        ({"settings": {"dims": [3]}}, "settings: dims are no setting here; give them as arguments"),
         ({"settings": {"epohcs": 1}}, r"unknown key 'epohcs'; did you mean 'epochs'\?"),
     ],
 )

@@ -143,6 +143,12 @@ def test_unknown_arguments_are_refused() -> None:
         Compress("model", dim=8.0)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="columns: names 'vector'; only id and embedding are read"):
         Compress("model", dim=8, columns={"vector": "embedding"})
+    with pytest.raises(InputError, match="columns: is 'id'; say what each is called"):
+        Compress("model", dim=8, columns="id")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="embedding: Input should be a valid string"):
+        Compress("model", dim=8, columns={"embedding": 7})  # type: ignore[dict-item]
+    with pytest.raises(InputError, match="device is 'zz'; give cpu or cuda"):
+        Compress("model", dim=8, device="zz")
 
 
 def test_it_pickles_as_its_arguments_and_loads_a_model_once_in_a_process(tmp_path: Path, model: Path) -> None:

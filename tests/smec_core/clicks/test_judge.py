@@ -277,6 +277,19 @@ def test_a_log_without_a_click_is_refused(tmp_path: Path, data: Path) -> None:
     log = write_log(tmp_path / "log.parquet", {"query_id": ["q1"], "doc_id": ["d1"], "clicked": [0]})
     with pytest.raises(InputError, match="no click in the log; clicked is 0 everywhere"):
         found_in(log, data)
+    log = write_log(tmp_path / "counts.parquet", {"query_id": ["q1"], "doc_id": ["d1"], "n": [0]})
+    with pytest.raises(InputError, match="no click in the log; n is 0 everywhere"):
+        found_in(log, data, {"count": "n"})
+    both = {"query_id": ["q1", "q1"], "doc_id": ["d1", "d2"], "clicked": [1, 0], "count": [0, 5]}
+    with pytest.raises(InputError, match="no click in the log; no row has clicked and count above 0"):
+        found_in(write_log(tmp_path / "both.parquet", both), data)
+
+
+def test_a_seed_is_refused_where_times_split(tmp_path: Path, data: Path) -> None:
+    columns = {"query_id": ["q1", "q2"], "doc_id": ["d1", "d2"], "timestamp": ["2026-01-01", "2026-01-02"]}
+    log = write_log(tmp_path / "log.csv", columns)
+    with pytest.raises(InputError, match=r"seed: .*log.csv has the column timestamp .* leave seed out"):
+        found_in(log, data, seed=3)
 
 
 def test_columns_may_have_other_names_and_are_missed(tmp_path: Path, data: Path) -> None:
@@ -288,6 +301,22 @@ def test_columns_may_have_other_names_and_are_missed(tmp_path: Path, data: Path)
         judged_in(log, data, {**names, "rank": "position"}, test_share=0)
     with pytest.raises(InputError, match=r"column query_id is missing; .*--set columns.query_id=NAME"):
         judged_in(log, data, test_share=0)
+
+
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        ({"count": "clicks", "clicked": "clicks"}, "columns.count and columns.clicked: both name the column clicks"),
+        ({"rank": "count"}, "columns.count and columns.rank: both name the column count"),
+        ({"doc_id": "query_id"}, "columns.query_id and columns.doc_id: both name the column query_id"),
+    ],
+)
+def test_a_column_for_two_things_is_refused(tmp_path: Path, data: Path, names: dict[str, str], why: str) -> None:
+    log = write_log(tmp_path / "log.csv", {"query_id": ["q1"], "doc_id": ["d1"], "count": [1], "clicks": [1]})
+    with pytest.raises(InputError, match=why):
+        judged_in(log, data, names)
+    # those of the dataset are of other files
+    assert judged_in(log, data, {"id": "id", "embedding": "embedding"}, test_share=0) == {"train": {"q1 d1": 1}}
 
 
 @pytest.mark.parametrize(
@@ -311,6 +340,20 @@ def test_files_that_are_no_log_are_refused_by_name(tmp_path: Path, data: Path, f
             path.with_suffix(".csv").rename(path)
     with pytest.raises(InputError, match=why):
         found_in(tmp_path / "log", data)
+
+
+@pytest.mark.parametrize("name", ["b.json", "b.txt", "b.avsc", "b", "sub/b.json"])
+def test_no_file_beside_a_log_is_skipped_silently(tmp_path: Path, data: Path, name: str) -> None:
+    """Spark names lines of JSON .json; notes and hidden names may lie there."""
+    folder = tmp_path / "log"
+    write_log(folder / "a.csv", {"query_id": ["q1"], "doc_id": ["d1"]})
+    for note in ("README.txt", "notes.md", "_SUCCESS", ".a.csv.crc"):
+        (folder / note).write_text("")
+    assert judged_in(folder, data, test_share=0) == {"train": {"q1 d1": 1}}
+    write_log(folder / name, {"query_id": ["q1"], "doc_id": ["d1"]})
+    why = "lies in a subfolder" if "/" in name else "would not be read; files of a log end in one of .parquet"
+    with pytest.raises(InputError, match=f"log/{name}: {why}"):
+        judged_in(folder, data, test_share=0)
 
 
 def test_a_deeper_rank_after_training_is_weighed_too(tmp_path: Path, data: Path) -> None:

@@ -109,6 +109,16 @@ def test_whole_numbers_are_times_of_a_unit(tmp_path: Path, data: Path, form: str
     assert (read.split.first_us, read.split.last_us) == (1767225600_000000, 1767225602_000000)
 
 
+@pytest.mark.parametrize("form", ["log.parquet", "log.csv", "log.jsonl"])
+def test_a_unit_of_times_that_have_their_own_is_refused(tmp_path: Path, data: Path, form: str) -> None:
+    times = ["2026-01-01", "2026-01-02", "2026-01-03"]
+    stamps = pa.array(times).cast(pa.timestamp("s"))
+    for number, stored in enumerate((times, stamps) if form == "log.parquet" else (times,)):
+        log = write_log(tmp_path / str(number) / form, {**GOOD, "timestamp": stored})
+        with pytest.raises(InputError, match=f"time_unit: no time of .*{form} is a whole number"):
+            found_in(log, data, time_unit="s", **ALL)
+
+
 def test_a_wrong_unit_is_told(tmp_path: Path, data: Path) -> None:
     log = write_log(tmp_path / "log.csv", {**GOOD, "timestamp": [1767225600_000] * 3})
     with pytest.raises(InputError, match="row 0, column timestamp: lies before 1970 or after 2199, counted in s; fix"):
@@ -195,7 +205,8 @@ def test_malformed_lines_are_told(tmp_path: Path, data: Path, text: str, why: st
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("query_id,doc_id\nq1,d1\nq1,d1,3\n", "Row #3"),
+        ("query_id,doc_id\nq1,d1\nq1,d1,3\n", "log.csv: cannot be read (CSV parse error: row 1: Expected 2 columns"),
+        ("query_id,doc_id\n" + "q1,d1\n" * 601 + "q1\n", "log.csv: cannot be read (CSV parse error: row 601:"),
         ("query_id;doc_id\nq1;d1\n", "column query_id is missing; it holds query_id;doc_id"),
         ("query_id,doc_id,doc_id\nq1,d1,d2\n", "column doc_id is there twice"),
         ("", "cannot be read (Empty CSV file)"),

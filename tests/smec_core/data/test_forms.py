@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from smec_core.data.columns import ColumnNames
 from smec_core.data.dataset import Dataset
 from smec_core.data.forms import dataset_of, judged_splits
 from smec_core.data.parquet import write_embeddings
@@ -37,6 +38,8 @@ FORMS: dict[str, Form] = {
     "torch with a gradient": (lambda x: torch.tensor(x, requires_grad=True), {"train": iter(HAS.qrels)}),
     "lists": (lambda x: x.tolist(), NESTED),
     "sets": (lambda x: list(x), {"train": {query: {doc} for query, doc in HAS.qrels}}),
+    "lists of documents": (lambda x: list(x), {query: [doc] for query, doc in HAS.qrels}),
+    "tuples of documents": (lambda x: list(x), {"train": {str(query): (str(doc),) for query, doc in HAS.qrels}}),
     "ids and an array": (lambda x: {"id": np.arange(len(x)), "embedding": x, "title": ["t"] * len(x)}, TABLE),
     "pandas": (lambda x: pd.DataFrame(columns(x)), pd.DataFrame(TABLE, index=np.arange(len(HAS.qrels))[::-1])),
     "polars": (lambda x: pl.DataFrame({"id": np.arange(len(x)), "embedding": x}), {"train": pl.DataFrame(BEIR)}),
@@ -132,12 +135,58 @@ def test_splits_are_taken_by_name() -> None:
     assert list(judged_splits({"train": {"d1": 1}, "test": {"d2": 0.5}}, "dev")) == ["dev"]
 
 
+@pytest.mark.parametrize("kind", [pl.Categorical, pl.Enum(columns(HAS.corpus)["id"])])
+def test_categories_of_polars_are_ids_and_labels(kind: Any) -> None:
+    ids = pl.Series(columns(HAS.corpus)["id"], dtype=pl.String)
+    frame = pl.DataFrame({"id": ids.cast(kind), "embedding": HAS.corpus, "language": ids.cast(kind)})
+    for given_frame in (frame, frame.to_arrow()):
+        dataset = dataset_of(given_frame, given_frame, [(ids[3], ids[5])])
+        assert dataset.splits["train"].doc_row_J.tolist() == [5]
+        [(_, labels)] = dataset.queries.labels("language")
+        assert labels.to_pylist() == ids.to_list()
+
+
+def test_what_exclude_self_leaves_out_is_told() -> None:
+    pairs = [(row, row) for row in range(60)]
+    with pytest.raises(
+        InputError, match="no judgement has a score above 0 but the 60 of queries and their own document, which exclu"
+    ):
+        dataset_of(HAS.corpus, HAS.queries, pairs, exclude_self=True)
+
+
+def test_lists_of_documents_are_told_from_columns() -> None:
+    [table] = judged_splits({"q1": ["d1", "d2"], "q2": (), "q3": {"d3": 0.5}}, "train").values()
+    assert table.to_pylist() == [
+        {"query_id": "q1", "doc_id": "d1", "score": 1.0},
+        {"query_id": "q1", "doc_id": "d2", "score": 1.0},
+        {"query_id": "q3", "doc_id": "d3", "score": 0.5},
+    ]
+    columns_of = {"query": ["q1"], "doc_id": ["d1"], "score": [2]}
+    [table] = judged_splits(columns_of, "train", ColumnNames(query_id="query")).values()
+    assert table.column_names == ["query", "doc_id", "score"]
+    [table] = judged_splits({"score": {"d1": 1}}, "train").values()
+    assert table["query_id"].to_pylist() == ["score"]
+    # a query that is called nearly as a split
+    [table] = judged_splits({"training": ["d1"]}, "dev").values()
+    assert table["query_id"].to_pylist() == ["training"]
+
+
 def test_columns_of_other_names_are_found() -> None:
     renamed = {"sku": columns(HAS.corpus)["id"], "vector": HAS.corpus}
     asked = {"sku": columns(HAS.queries)["id"], "vector": HAS.queries}
     qrels = pa.table({"query": TABLE["query_id"], "doc_id": TABLE["doc_id"], "score": TABLE["score"]})
     named = dataset_of(renamed, asked, qrels, columns={"id": "sku", "embedding": "vector", "query_id": "query"})
     assert len(named.splits["train"]) == len(HAS.qrels)
+
+
+@pytest.mark.parametrize("base", [2**63, 2**64, 10**30])
+def test_ids_of_any_size_are_their_text(base: int) -> None:
+    ids = [base + row if row else 7 for row in range(300)]
+    for pairs in ([(0, 7), (1, base + 1)], [("0", "7"), ("1", str(base + 1))]):
+        dataset = dataset_of({"id": ids, "embedding": HAS.corpus}, HAS.queries, pairs)
+        assert dataset.splits["train"].doc_row_J.tolist() == [0, 1]
+    hashed = {"id": np.array(ids[1:], np.uint64), "embedding": HAS.corpus[1:]} if base == 2**63 else None
+    assert hashed is None or len(dataset_of(hashed, HAS.queries, [(1, base + 1)]).splits["train"]) == 1
 
 
 def _tuples() -> Iterator[tuple[int, ...]]:
@@ -168,6 +217,31 @@ BAD: dict[str, tuple[tuple[Any, ...], str]] = {
         (datasets.Dataset.from_dict(columns(HAS.corpus)).to_iterable_dataset(),),
         "corpus: is a IterableDataset, which is read once only",
     ),
+    "splits": (
+        (datasets.DatasetDict({"train": datasets.Dataset.from_dict(columns(HAS.corpus))}),),
+        r"corpus: is a DatasetDict; give one of its splits, \['train'\]",
+    ),
+    "no embedding": (
+        ({"id": [1, 2], "embeddings": HAS.corpus[:2]},),
+        r"corpus: column embedding is missing; it holds id, embeddings \(another name: columns=\{'embedding': NAME\}\)",
+    ),
+    "a short column": (
+        ({**columns(HAS.corpus), "title": ["t"]},),
+        "corpus: column title has 1 values for 300 rows; give one for each row",
+    ),
+    "a column of two types": (
+        ({**columns(HAS.corpus), "title": ["t", 1]},),
+        "corpus: column title cannot be read",
+    ),
+    "a column without a name": (({**columns(HAS.corpus), 5: [1] * 300},), "corpus: column 5 has a name that is no str"),
+    "complex numbers": (
+        (torch.from_numpy(HAS.corpus).to(torch.complex64),),
+        r"corpus: is of type torch\.complex64; give real numbers",
+    ),
+    "a sparse tensor": (
+        (torch.from_numpy(HAS.corpus).to_sparse(),),
+        r"corpus: is a sparse tensor; give it whole: to_dense\(\)",
+    ),
     "dims": ((HAS.corpus, HAS.queries[:, :8]), "queries have 8 dims, the corpus has 32"),
     "no queries": ((HAS.corpus, None, HAS.qrels), "queries: are missing, and qrels name them"),
     "a path and more": (("data", HAS.queries), "corpus: is a whole dataset, with its own queries and qrels"),
@@ -178,6 +252,10 @@ BAD: dict[str, tuple[tuple[Any, ...], str]] = {
         (HAS.corpus, HAS.queries, pd.DataFrame(PAIRS)),
         "qrels/train: column score is missing; it holds query_id, doc_id",
     ),
+    "columns without a score": (
+        (HAS.corpus, HAS.queries, PAIRS),
+        "qrels/train: column score is missing; it holds query_id, doc_id",
+    ),
     "a score of text": (
         (HAS.corpus, HAS.queries, [(1, 2, "x")]),
         "qrels/train: column score is string; it must be a num",
@@ -186,11 +264,19 @@ BAD: dict[str, tuple[tuple[Any, ...], str]] = {
         (HAS.corpus, HAS.queries, [(1, 2, np.nan)]),
         "qrels/train: row 0, column score: nan is no score",
     ),
+    "a score beyond 64 bits": (
+        (HAS.corpus, HAS.queries, [(1, 2, 10**25)]),
+        "qrels/train: column score holds a whole number of more than 64 bits; give .* scores as floats",
+    ),
+    "a frame of ids beyond 64 bits": (
+        (pd.DataFrame({"id": [10**25], "embedding": [[1.0]]}),),
+        "corpus: cannot be read as a table; it holds a whole number of more than 64 bits; give ids as text",
+    ),
     "unknown ids": ((HAS.corpus, HAS.queries, [(1, 2), (3, 999)]), r"row 1, column doc_id: '999'"),
     "a split twice": ((HAS.corpus, HAS.queries, {"dev": HAS.qrels, "validation": HAS.test}), "both dev and validation"),
     "too few": (
         (HAS.corpus, HAS.queries, HAS.qrels[:3]),
-        "qrels/train.*: 3 queries with a relevant document; training",
+        "qrels/train.*: 3 queries with a relevant document; training .*, or leave qrels out to train without",
     ),
 }
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 
@@ -92,6 +93,9 @@ def test_rows_without_a_direction_stay_apparent() -> None:
         ([[None] * DIM], "embeddings are of type object; give numbers"),
         (np.ones((1, DIM), complex), "embeddings are of type complex128; give numbers"),
         (None, "embeddings are a NoneType; give an array, a tensor or lists"),
+        (pd.DataFrame({"id": ["a"], "embedding": [[1.0] * DIM]}), "embeddings are a table; give its column embedding"),
+        (pa.table({"id": ["a"], "embedding": [[1.0] * DIM]}), "embeddings are a table; give its column embedding"),
+        ({"id": ["a"], "embedding": [[1.0] * DIM]}, "embeddings are a table; give its column embedding"),
         ({"inputs": [[1.0] * DIM]}, "embeddings are a dict; give an array"),
         ((number for number in range(DIM)), "embeddings are a generator; give an array"),
     ],

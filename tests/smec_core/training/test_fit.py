@@ -106,6 +106,11 @@ def test_queries_that_are_documents_do_not_find_themselves() -> None:
         ({"threads": 0}, "threads: is 0; give a number of at least 1"),
         ({"device": "nothing"}, r"device: nothing cannot be used \(.*; give cpu or cuda"),
         ({"memory_budget": 0}, "memory_budget: is 0; give GiB above 0"),
+        ({"memory_budget": "8"}, "memory_budget: is '8'; give GiB above 0, as a number"),
+        ({"memory_budget": None}, "memory_budget: is None; give GiB above 0, as a number"),
+        ({"columns": "id"}, "columns: is 'id'; say what each is called, as {'id': 'sku'}"),
+        ({"columns": ["id"]}, r"columns: is \['id'\]; say what each is called"),
+        ({"columns": {1: "id"}}, "columns: is {1: 'id'}; say what each is called"),
         ({"memory_budget": 1e-9}, "memory_budget: 1e-09 GiB have room for 0 documents"),
         ({"columns": {"idd": "sku"}}, r"columns: unknown key 'idd'; did you mean 'id'\?"),
         ({"base": "nowhere"}, r"nowhere: not a model folder"),
@@ -140,6 +145,10 @@ def test_a_split_of_another_name_is_told(qrels: Any, told: str) -> None:
 )
 def test_a_query_may_be_called_nearly_as_a_split(given: Any) -> None:
     assert judged_splits(given, "train")["train"].to_pylist() == [{"query_id": "tests", "doc_id": "0", "score": 1}]
+
+
+def test_memory_without_a_limit_is_enough() -> None:
+    assert fitted(memory_budget=float("inf")).fingerprint == fitted().fingerprint
 
 
 @pytest.mark.parametrize("dims", [8, np.int64(8), "8", (8,), np.array([8]), range(8, 9)])
