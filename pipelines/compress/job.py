@@ -20,6 +20,7 @@ from pipelines.compress.settings import CompressSettings
 from pipelines.compress.upgrade import check_stored, stored_type, vectors_of_version
 from pipelines.console import RowProgress, say, warn
 from pipelines.runtime.file_tasks import actor_pool, run_file_tasks
+from pipelines.storage.apart import check_apart_from_table
 from pipelines.storage.publish import Draft, check_output, check_version, finished_version, promote
 from smec_core.data.columns import DEFAULT_NAMES
 from smec_core.data.parquet import EmbeddingTable
@@ -58,6 +59,7 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
     """
     # before the work begins
     check_output(settings.output)
+    check_apart_from_table("output", settings.output, settings.input)
     model = load(settings.model)
     source = settings.input
     if settings.upgrade:

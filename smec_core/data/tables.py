@@ -28,7 +28,7 @@ from smec_core.data.uri import open_filesystem, public_uri, shown_path
 from smec_core.errors import InputError, StoreError
 
 TABLES = ("corpus", "queries")
-_ENDINGS = (".parquet", ".lance")
+ENDINGS = (".parquet", ".lance")
 SPLITS = ("train", "dev", "test")
 QRELS = "qrels"
 UNFINISHED = "_unfinished.json"
@@ -67,7 +67,7 @@ def find_table(filesystem: pafs.FileSystem, path: str) -> list[str]:
     if table is None:
         shown = shown_path(filesystem, path)
         missing = "there is no such file or folder" if _is_missing(filesystem, path) else "no Parquet file there"
-        forms = "" if path.endswith(_ENDINGS) else f"{shown}.parquet or "
+        forms = "" if path.endswith(ENDINGS) else f"{shown}.parquet or "
         raise InputError(f"{shown}: {missing}; expected {forms}{shown}/*.parquet")
     return table.paths
 
@@ -97,7 +97,7 @@ def check_dataset(filesystem: pafs.FileSystem, root: str) -> None:
 
 def _is_there(filesystem: pafs.FileSystem, path: str) -> bool:
     """Whether a table lies there in one of its forms, as far as may be asked."""
-    return not all(_is_missing(filesystem, place) for place in (path, *(f"{path}{ending}" for ending in _ENDINGS)))
+    return not all(_is_missing(filesystem, place) for place in (path, *(f"{path}{ending}" for ending in ENDINGS)))
 
 
 def _is_file(filesystem: pafs.FileSystem, path: str) -> bool:
@@ -117,7 +117,7 @@ def find_values(filesystem: pafs.FileSystem, path: str, file: str) -> dict[str, 
     Raises:
         InputError: the table cannot be read.
     """
-    places = (path, *(f"{path}{ending}" for ending in _ENDINGS))
+    places = (path, *(f"{path}{ending}" for ending in ENDINGS))
     folder = next((place for place in places if file.startswith(f"{place}/")), None)
     return {} if folder is None else partition_values(filesystem, folder)
 
@@ -193,7 +193,7 @@ def check_names(filesystem: pafs.FileSystem, root: str) -> None:
         InputError: such a name, as Corpus, corpus-00000-of-00002.parquet or qrels.tsv.
     """
     # lines of JSON are text, which may lie beside its vectors
-    known = {QRELS, *(f"{name}{ending}" for name in TABLES for ending in ("", *_ENDINGS, ".jsonl"))}
+    known = {QRELS, *(f"{name}{ending}" for name in TABLES for ending in ("", *ENDINGS, ".jsonl"))}
     for info in entries(filesystem, root):
         match = _NEARLY.fullmatch(info.base_name)
         if match and info.base_name not in known:
@@ -207,7 +207,7 @@ def _parquet_forms(filesystem: pafs.FileSystem, path: str) -> dict[str, list[str
     """Files of the file or the folder `path`, and of those with an ending, by what these are called."""
     found: dict[str, list[str]] = {}
     refused: OSError | None = None
-    for place in (path, *(f"{path}{ending}" for ending in _ENDINGS)):
+    for place in (path, *(f"{path}{ending}" for ending in ENDINGS)):
         name = posixpath.basename(place)
         try:
             kind = filesystem.get_file_info(place).type
@@ -271,7 +271,7 @@ def _refuse_dataset(filesystem: pafs.FileSystem, folder: str, names: list[str]) 
     Raises:
         InputError: it is a dataset.
     """
-    found = {kind for kind in (*TABLES, QRELS) for ending in ("", *_ENDINGS) if f"{kind}{ending}" in names}
+    found = {kind for kind in (*TABLES, QRELS) for ending in ("", *ENDINGS) if f"{kind}{ending}" in names}
     if TABLES[0] in found and len(found) > 1:
         shown = shown_path(filesystem, folder)
         raise InputError(f"{shown}: is a dataset, and one table of it is wanted; give {shown}/{TABLES[0]}")

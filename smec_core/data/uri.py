@@ -2,9 +2,10 @@
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -102,6 +103,26 @@ def join_uri(uri: str, name: str) -> str:
     """Path or URI of something in a folder; options of a URI ("?region=...") stay at its end."""
     folder, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
     return f"{folder.rstrip('/')}/{name}{mark}{options}"
+
+
+def is_within(uri: str, folder: str) -> bool:
+    """Whether a path or URI is a folder or lies in it, links and ways to write a place considered; opens nothing."""
+    place, other = _place_of(uri), _place_of(folder)
+    return place == other or place.startswith(f"{other.rstrip('/')}/")
+
+
+def _place_of(uri: str) -> str:
+    """A path or URI in the one form that all ways to write the same place have."""
+    parts = split_uri(uri)
+    if "://" not in uri or parts.scheme == "file":
+        with suppress(ValueError):
+            return os.path.realpath(unquote(parts.path) if "://" in uri else uri)
+        # a NUL in it, which who opens it tells
+        return uri
+    scheme = {"s3a": "s3", "gcs": "gs"}.get(parts.scheme, parts.scheme)
+    # buckets of two servers may have one name
+    server = "".join(parse_qs(parts.options.removeprefix("?")).get("endpoint_override", []))
+    return f"{server} {scheme}:{public_uri(uri).partition(':')[2].rstrip('/')}"
 
 
 def public_uri(uri: str) -> str:
