@@ -1,9 +1,15 @@
-"""Where a job may not write: among the files of the data that it reads, where readers would take them for data."""
+"""Where a job may not write: among the files of the data that it reads, and over files that have checksums."""
 
+import json
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 
-from smec_core.data.tables import ENDINGS, QRELS, TABLES
+from smec_core.checksums import SUMS
+from smec_core.data.tables import ENDINGS, MANIFEST, QRELS, TABLES
 from smec_core.data.uri import is_within, join_uri, public_uri
+from smec_core.data.versions import CURRENT
 from smec_core.errors import InputError
 
 
@@ -42,3 +48,32 @@ def _refuse_within(places: Mapping[str, str | None], folders: Sequence[str]) -> 
                     f"{key}: {public_uri(place)} lies in {public_uri(folder)}, where it would be taken for data; "
                     "name a folder outside"
                 )
+
+
+def check_file_apart(key: str, file: Path) -> None:
+    """Refuses a file that may not be written over or put there: of a model folder, or one that a manifest names.
+
+    Raises:
+        InputError: it is such a file.
+    """
+    if file.name in (SUMS, MANIFEST, CURRENT):
+        raise InputError(f"{key}: {file} has the name of a record of smec; name another file")
+    # the place itself, and what a link there leads to
+    for place in {file.parent.resolve() / file.name, Path(os.path.realpath(file))}:
+        for folder in place.parents:
+            if (folder / "adapter.safetensors").exists() or _is_named(place, folder):
+                raise InputError(
+                    f"{key}: {file} would be put among the files of {folder}, which is to stay as it was written; "
+                    "name a file elsewhere"
+                )
+
+
+def _is_named(place: Path, folder: Path) -> bool:
+    """Whether a folder's own records name a file; one that cannot be read names none."""
+    name = place.relative_to(folder).as_posix()
+    with suppress(OSError, ValueError):
+        if f"  {name}" in (line[64:] for line in (folder / SUMS).read_text().splitlines()):
+            return True
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return any(file["name"] == name for file in json.loads((folder / MANIFEST).read_bytes())["files"])
+    return False

@@ -6,7 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from pipelines.cli import app
-from pipelines.storage.apart import check_apart, check_apart_from_table
+from pipelines.storage.apart import check_apart, check_apart_from_table, check_file_apart
+from smec_core.checksums import write_sums
 from smec_core.errors import InputError
 from smec_core.yaml_file import dump
 from tests.builders import write_dataset
@@ -54,3 +55,41 @@ def test_every_job_refuses_it_first(words: str, key: str, tmp_path: Path, monkey
     assert result.exit_code == 2
     assert result.stderr.startswith(f"smec: {key}: {tmp_path}/d/corpus/out lies in {tmp_path}/d/corpus, where")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    """A model, a version with its manifest, and files of others."""
+    (tmp_path / "m").mkdir()
+    for name in ("m/adapter.safetensors", "m/metrics.json", "notes"):
+        (tmp_path / name).write_text("{}")
+    write_sums(tmp_path / "m", ["adapter.safetensors", "metrics.json"])
+    write_sums(tmp_path, ["notes"])
+    (tmp_path / "v/v0001/8").mkdir(parents=True)
+    (tmp_path / "v/v0001/_manifest.json").write_text('{"files": [{"name": "8/part-0.parquet"}]}')
+    (tmp_path / "link").symlink_to("m/metrics.json")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        *("m/metrics.json", "m/report.html", "m/new/report.html", "m/SHA256SUMS", "m/../m/metrics.json", "link"),
+        *("v/CURRENT", "v/v0001/_manifest.json", "v/v0001/8/part-0.parquet", "notes"),
+    ],
+)
+def test_a_file_that_has_a_checksum_is_not_written_over(file: str, kept: Path) -> None:
+    with pytest.raises(InputError, match=f"^out: {kept}/{file} .*name "):
+        check_file_apart("out", kept / file)
+
+
+@pytest.mark.parametrize("file", ["report.html", "v/report.html", "v/v0001/report.html", "new/figures.json"])
+def test_a_file_beside_them_is_free(file: str, kept: Path) -> None:
+    check_file_apart("out", kept / file)
+
+
+def test_the_commands_refuse_it_before_the_work(kept: Path) -> None:
+    before = {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()}
+    for words in (f"report {kept}/m --out {kept}/m/report.html", f"verify {kept} --json {kept}/m/metrics.json"):
+        assert CliRunner().invoke(app, words.split()).exit_code == 2
+    assert {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()} == before
