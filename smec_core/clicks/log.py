@@ -21,7 +21,7 @@ from smec_core.data.folders import asking, listed, not_hidden
 from smec_core.data.table_files import open_rows
 from smec_core.data.table_formats import files_in_force
 from smec_core.data.tables import Table, refuse_data
-from smec_core.data.uri import open_filesystem, shown_path
+from smec_core.data.uri import open_filesystem, shown_path, without_slash
 from smec_core.errors import InputError, SmecError, one_line
 
 BATCH_ROWS = 1 << 18
@@ -91,7 +91,7 @@ class ClickLog:
         Raises:
             InputError: nothing there, files of several kinds, columns that are missing, or differ between the files.
         """
-        self.filesystem, root = open_filesystem(uri.rstrip("/"))
+        self.filesystem, root = open_filesystem(without_slash(uri))
         self.names = names
         self.form, self.paths = find_log(self.filesystem, root)
         self._schemas = {path: self._schema(path) for path in self.paths}

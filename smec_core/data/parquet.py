@@ -16,7 +16,7 @@ from smec_core.data.columns import DEFAULT_NAMES, ColumnNames, Wanted, judge_sch
 from smec_core.data.parquet_files import NULL_VECTOR
 from smec_core.data.table_files import TableFile, open_rows
 from smec_core.data.tables import find_table
-from smec_core.data.uri import open_filesystem, public_uri, shown_path
+from smec_core.data.uri import open_filesystem, public_uri, shown_path, without_slash
 from smec_core.errors import InputError, RowError, SmecError
 
 ROW_GROUP_ROWS = 65_536
@@ -105,7 +105,7 @@ class EmbeddingTable:
         parts: list[ParquetPart] = []
         dims: dict[str, int] = {}
         start = 0
-        for file in find_table(filesystem, path.rstrip("/")):
+        for file in find_table(filesystem, without_slash(path)):
             with open_rows(filesystem, file) as opened:
                 shown = shown_path(filesystem, file)
                 judge_schema(shown, opened.schema, names.of_vectors)

@@ -24,7 +24,7 @@ import pyarrow.fs as pafs
 from smec_core.data.folders import asking, entries, files_below, listed, not_hidden
 from smec_core.data.lance_files import is_fragment
 from smec_core.data.table_formats import files_in_force, partition_values
-from smec_core.data.uri import open_filesystem, public_uri, shown_path
+from smec_core.data.uri import open_filesystem, public_uri, shown_path, without_slash
 from smec_core.errors import InputError, StoreError
 
 TABLES = ("corpus", "queries")
@@ -334,7 +334,7 @@ def refuse_draft(uri: str) -> None:
     Raises:
         InputError: it is one.
     """
-    if _is_draft(*open_filesystem(uri.rstrip("/"))):
+    if _is_draft(*open_filesystem(without_slash(uri))):
         raise InputError(f"{public_uri(uri)}: is not finished; run `smec ingest` again, which goes on with it")
 
 

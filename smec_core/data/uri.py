@@ -43,8 +43,11 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     tools have it: `#`, `%` and spaces are themselves. In file:// they are escaped (%20), as everywhere.
 
     Raises:
-        InputError: no such file system, or a URI that could mean another place than the user wrote.
+        InputError: no such file system, an empty path, or a URI that could mean another place than the user wrote.
     """
+    if not uri:
+        # a variable that is not set, as in a line of cron; it would be the working directory
+        raise InputError("the path is empty; name a file or folder")
     if "://" not in uri:
         if HALF_A_URI.match(uri):
             raise InputError(f"{uri}: is half a URI; write {uri.partition(':')[0]}://..., or ./{uri} for a local path")
@@ -100,9 +103,21 @@ def _ambiguity(parts: UriParts) -> str | None:
 
 
 def join_uri(uri: str, name: str) -> str:
-    """Path or URI of something in a folder; options of a URI ("?region=...") stay at its end."""
+    """Path or URI of something in a folder; options of a URI ("?region=...") stay at its end.
+
+    Raises:
+        InputError: the folder's path is empty; what is joined would lie in the root.
+    """
+    if not uri:
+        raise InputError("the path is empty; name a file or folder")
     folder, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
-    return f"{folder.rstrip('/')}/{name}{mark}{options}"
+    return f"{without_slash(folder).removesuffix('/')}/{name}{mark}{options}"
+
+
+def without_slash(path: str) -> str:
+    """A path or URI without slashes at its end, but for that of the root."""
+    scheme, mark, rest = path.rpartition("://")
+    return f"{scheme}{mark}{rest.rstrip('/') or rest[:1]}"
 
 
 def is_within(uri: str, folder: str) -> bool:
