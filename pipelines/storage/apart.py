@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import pyarrow.fs as pafs
+
 from smec_core.checksums import SUMS
 from smec_core.data.tables import ENDINGS, MANIFEST, QRELS, TABLES
-from smec_core.data.uri import is_within, join_uri, public_uri
+from smec_core.data.uri import is_within, join_uri, open_filesystem, public_uri
 from smec_core.data.versions import CURRENT
 from smec_core.errors import InputError
 
@@ -48,6 +50,24 @@ def _refuse_within(places: Mapping[str, str | None], folders: Sequence[str]) -> 
                     f"{key}: {public_uri(place)} lies in {public_uri(folder)}, where it would be taken for data; "
                     "name a folder outside"
                 )
+
+
+def check_no_file(key: str, folder: str) -> None:
+    """Refuses a file, or a place below one, where a folder is wanted.
+
+    Raises:
+        InputError: it is one.
+    """
+    filesystem, path = open_filesystem(folder)
+    places = [path.rstrip("/")]
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        # an object store has keys below keys
+        places += [str(place) for place in Path(path).parents]
+    for place in filter(None, places):
+        if filesystem.get_file_info(place).type == pafs.FileType.File:
+            shown = public_uri(folder)
+            what = f"{shown} is" if place == places[0] else f"{shown} cannot be made, {place} is"
+            raise InputError(f"{key}: {what} a file; name a folder")
 
 
 def check_file_apart(key: str, file: Path) -> None:

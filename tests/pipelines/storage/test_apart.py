@@ -1,16 +1,19 @@
 """Where a job may not write: in the data that it reads, however the place is written."""
 
+import re
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from pipelines.cli import app
-from pipelines.storage.apart import check_apart, check_apart_from_table, check_file_apart
+from pipelines.storage.apart import check_apart, check_apart_from_table, check_file_apart, check_no_file
 from smec_core.checksums import write_sums
 from smec_core.errors import InputError
 from smec_core.yaml_file import dump
 from tests.builders import write_dataset
+
+SERIES = {"name": "s", "data": "d", "storage": "r", "train": {"dims": 8}, "publish": {"output": "o", "dim": 8}}
 
 
 @pytest.mark.parametrize("place", ["corpus", "corpus/a", "corpus.parquet/a", "queries.lance/a/b", "qrels/a"])
@@ -48,8 +51,7 @@ def test_a_published_folder_may_be_upgraded_in_place(tmp_path: Path) -> None:
 def test_every_job_refuses_it_first(words: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_dataset(tmp_path / "d", docs=20, queries=10, dim=16)
-    series = {"name": "s", "data": "d", "storage": "r", "train": {"dims": 8}, "publish": {"output": "o", "dim": 8}}
-    (tmp_path / "c").write_text(dump(series))
+    (tmp_path / "c").write_text(dump(SERIES))
     before = sorted(tmp_path.rglob("*"))
     result = CliRunner().invoke(app, words.split())
     assert result.exit_code == 2
@@ -93,3 +95,34 @@ def test_the_commands_refuse_it_before_the_work(kept: Path) -> None:
     for words in (f"report {kept}/m --out {kept}/m/report.html", f"verify {kept} --json {kept}/m/metrics.json"):
         assert CliRunner().invoke(app, words.split()).exit_code == 2
     assert {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("place", "why"), [("notes", "notes is a file"), ("notes/a/b/", "notes/a/b/? cannot be made, .*/notes is a file")]
+)
+def test_a_file_is_no_folder(place: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "notes").touch()
+    for written in (f"{tmp_path}/{place}", f"file://{tmp_path}/{place}"):
+        with pytest.raises(InputError, match=rf"^output: (file://)?{tmp_path}/{why}; name a folder$"):
+            check_no_file("output", written)
+    check_no_file("output", f"{tmp_path}/new/folder")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "compress --model m --input d --output {}",
+        "train --data d --dims 8 --out m --storage {}",
+        "train --data d --dims 8 --out m --storage {} --dry-run",
+        "retrain --config c --set storage={}",
+        "retrain --config c --set publish.output={}",
+    ],
+)
+def test_jobs_say_that_a_place_is_a_file(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes").touch()
+    (tmp_path / "c").write_text(dump(SERIES))
+    for place, why in (("notes", "notes is a file"), ("notes/a", "notes/a cannot be made, .*/notes is a file")):
+        result = CliRunner().invoke(app, words.format(place).split())
+        assert result.exit_code == 2
+        assert re.search(rf"^smec: (output|storage): {tmp_path}/{why}; name a folder$", result.stderr, re.MULTILINE)
