@@ -208,6 +208,8 @@ def _write(out: Path, text: str) -> None:
         raise InputError(
             f"{out}: cannot write the report: this is a folder; give a file, such as {out / 'report.html'}"
         )
+    if below := next((place for place in out.parents if os.path.isfile(place)), None):
+        raise InputError(f"{out}: cannot write the report: {below} is a file; give another --out")
     draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
