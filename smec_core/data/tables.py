@@ -65,17 +65,18 @@ def find_table(filesystem: pafs.FileSystem, path: str) -> list[str]:
     folder = shown_path(filesystem, posixpath.dirname(path))
     table = _only(folder, _parquet_forms(filesystem, path), posixpath.basename(path))
     if table is None:
-        shown = shown_path(filesystem, path)
-        missing = "there is no such file or folder" if _is_missing(filesystem, path) else "no Parquet file there"
+        shown, places = shown_path(filesystem, path), (path, *(f"{path}{ending}" for ending in ENDINGS))
+        empty = next((place for place in places if not _is(filesystem, place, pafs.FileType.NotFound)), None)
+        missing = "there is no such file or folder" if empty is None else "no Parquet file there"
         forms = "" if path.endswith(ENDINGS) else f"{shown}.parquet or "
-        raise InputError(f"{shown}: {missing}; expected {forms}{shown}/*.parquet")
+        raise InputError(f"{shown_path(filesystem, empty or path)}: {missing}; expected {forms}{shown}/*.parquet")
     return table.paths
 
 
-def _is_missing(filesystem: pafs.FileSystem, path: str) -> bool:
-    """Whether nothing is there; what may not be asked for may be."""
+def _is(filesystem: pafs.FileSystem, path: str, kind: pafs.FileType) -> bool:
+    """Whether this is there, or nothing; what may not be asked for is not known to be either."""
     with suppress(StoreError):
-        return bool(filesystem.get_file_info(path).type == pafs.FileType.NotFound)
+        return bool(filesystem.get_file_info(path).type == kind)
     return False
 
 
@@ -86,9 +87,9 @@ def check_dataset(filesystem: pafs.FileSystem, root: str) -> None:
         InputError: it is a file, or a folder within a dataset, or there is nothing.
     """
     shown, wanted = shown_path(filesystem, root), "give the folder that holds corpus, queries and qrels"
-    if _is_missing(filesystem, root):
+    if _is(filesystem, root, pafs.FileType.NotFound):
         raise InputError(f"{shown}: there is no such folder; {wanted}")
-    if _is_file(filesystem, root):
+    if _is(filesystem, root, pafs.FileType.File):
         raise InputError(f"{shown}: is a file; {wanted}")
     parent, name = posixpath.split(root)
     if name in (*TABLES, QRELS) and all(_is_there(filesystem, f"{parent}/{table}") for table in TABLES):
@@ -97,13 +98,8 @@ def check_dataset(filesystem: pafs.FileSystem, root: str) -> None:
 
 def _is_there(filesystem: pafs.FileSystem, path: str) -> bool:
     """Whether a table lies there in one of its forms, as far as may be asked."""
-    return not all(_is_missing(filesystem, place) for place in (path, *(f"{path}{ending}" for ending in ENDINGS)))
-
-
-def _is_file(filesystem: pafs.FileSystem, path: str) -> bool:
-    with suppress(StoreError):
-        return bool(filesystem.get_file_info(path).type == pafs.FileType.File)
-    return False
+    places = (path, *(f"{path}{ending}" for ending in ENDINGS))
+    return not all(_is(filesystem, place, pafs.FileType.NotFound) for place in places)
 
 
 def find_values(filesystem: pafs.FileSystem, path: str, file: str) -> dict[str, dict[str, pa.Scalar]]:
