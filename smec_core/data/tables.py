@@ -251,6 +251,10 @@ def _files_in(filesystem: pafs.FileSystem, folder: str) -> list[str]:
     subfolders = {info.base_name for info in infos if info.type == pafs.FileType.Directory}
     with asking(filesystem, folder):
         if (in_force := files_in_force(filesystem, folder, subfolders)) is not None:
+            for info in not_hidden(infos) if any(map(is_fragment, in_force)) else []:
+                # Lance's own folders, the hidden ones apart
+                if info.base_name not in ("data", "tree"):
+                    refuse_data(filesystem, info, "is no part of the Lance dataset; move it away")
             return in_force
     _refuse_dataset(filesystem, folder, [info.base_name for info in infos])
     for info in not_hidden(infos):
