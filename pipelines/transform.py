@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 
 from smec_core.config import VectorType
-from smec_core.data.columns import given_columns, judge_schema, strings_of
+from smec_core.data.columns import given_columns, ids_of, judge_schema
 from smec_core.data.forms import names_of
 from smec_core.data.parquet import READ_ROWS, vectors_of
 from smec_core.errors import InputError, RowError
@@ -121,7 +121,7 @@ class Compress:
         """The new columns of some rows, the first of which is a row of the batch."""
         names = self._names
         try:
-            ids = strings_of(rows[names.id], BATCH, names.id, row)
+            ids = ids_of(rows[names.id], BATCH, names.id, row)
             vectors_ND = vectors_of(rows[names.embedding], model.input_dim, BATCH, row, names.embedding)
         except RowError as error:
             place, found, column, why = error.args

@@ -102,6 +102,7 @@ def _check_writable(json_file: Path) -> None:
     Raises:
         InputError: it could not be written.
     """
+    from pipelines.storage.apart import check_file_apart
     from pipelines.storage.model_folder import check_local_path
 
     try:
@@ -115,6 +116,7 @@ def _check_writable(json_file: Path) -> None:
         if not os.access(json_file, os.W_OK):
             raise InputError(f"json: {json_file} may not be written to")
         return
+    check_file_apart("json", json_file)
     folder = Path(os.path.realpath(json_file)).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,10 @@ FLAGS_ONLY = {
 }
 """What are flags and no settings, or settings under another name; and what to do."""
 
+PLACES = {"path", "data", "input", "output", "out", "model", "folder", "storage", "scratch", "base", "warm_start"}
+PLACES |= {"source", "clicks", "encoder", "space"}
+"""Settings that are files or folders."""
+
 
 def resolve(
     kind: type[Settings],
@@ -56,7 +60,22 @@ def resolve(
         flag = f"give --{key.replace('_', '-')} or " if key in flags else ""
         return f"{flag}set it in --config"
 
-    return merged(kind, layers, cure)
+    settings = merged(kind, layers, cure)
+    _refuse_empty(settings)
+    return settings
+
+
+def _refuse_empty(settings: BaseModel, section: str = "") -> None:
+    """Refuses an empty path, as of a variable that is not set: it would be the working directory, or the root.
+
+    Raises:
+        InputError: one is empty.
+    """
+    for key, value in settings:
+        if isinstance(value, BaseModel):
+            _refuse_empty(value, f"{section}{key}.")
+        elif key in PLACES and (value == "" or (isinstance(value, tuple) and "" in value)):
+            raise InputError(f"{section}{key}: is empty; name a file or folder (a variable that is not set?)")
 
 
 def check_flags(kind: type[BaseModel], flags: Mapping[str, Any]) -> None:

@@ -20,13 +20,14 @@ from pipelines.compress.settings import CompressSettings
 from pipelines.compress.upgrade import check_stored, stored_type, vectors_of_version
 from pipelines.console import RowProgress, say, warn
 from pipelines.runtime.file_tasks import actor_pool, run_file_tasks
+from pipelines.storage.apart import check_apart_from_table
 from pipelines.storage.publish import Draft, check_output, check_version, finished_version, promote
 from smec_core.data.columns import DEFAULT_NAMES
 from smec_core.data.parquet import EmbeddingTable
 from smec_core.data.stored_files import StoredFile
 from smec_core.data.table_files import stamp_of, states_of
 from smec_core.data.tables import find_table, find_values
-from smec_core.data.uri import open_filesystem, public_uri, shown_path
+from smec_core.data.uri import open_filesystem, public_uri, shown_path, without_slash
 from smec_core.data.versions import CURRENT, current, in_force, is_published, manifest_of, stored_dims
 from smec_core.errors import InputError, SmecError, StoreError
 from smec_core.model.files import load
@@ -36,6 +37,8 @@ from smec_core.model.vector_types import vector_bytes
 
 def run(settings: CompressSettings) -> dict[str, Any]:
     """Compresses every input file and puts the result in force as a new version; see `compress`."""
+    # what cannot be published to has no CURRENT that could be read
+    check_output(settings.output)
     seen = in_force(settings.output)
     if seen.content is not None and not seen.name:
         warn(f"{public_uri(settings.output)}/{CURRENT}: names no version; this run puts its own in force")
@@ -58,6 +61,7 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
     """
     # before the work begins
     check_output(settings.output)
+    check_apart_from_table("output", settings.output, settings.input)
     model = load(settings.model)
     source = settings.input
     if settings.upgrade:
@@ -70,12 +74,12 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
         source = vectors_of_version(source)
     # before the rows are counted: a file that is replaced meanwhile is then new to the next run
     filesystem, path = open_filesystem(source)
-    states = states_of(filesystem, find_table(filesystem, path.rstrip("/")))
+    states = states_of(filesystem, find_table(filesystem, without_slash(path)))
     stamp = stamp_of(states)
     quarantine = settings.on_bad_row == "quarantine"
     known_dim = model.input_dim if quarantine and not settings.upgrade else None
     table = EmbeddingTable.open(source, known_dim, settings.columns)
-    table = table.with_values(find_values(filesystem, path.rstrip("/"), table.files[0].path))
+    table = table.with_values(find_values(filesystem, without_slash(path), table.files[0].path))
     if settings.upgrade:
         check_stored(model, settings.model, table)
         dims = settings.dim or (table.dim,)
@@ -101,7 +105,7 @@ def compress(settings: CompressSettings) -> dict[str, Any]:
         try:
             # opened again: what was opened of the Hub stays at its commit
             latest, place = open_filesystem(source)
-            is_same = states_of(latest, find_table(latest, place.rstrip("/"))) == states
+            is_same = states_of(latest, find_table(latest, without_slash(place))) == states
         except StoreError:
             raise
         except (FileNotFoundError, InputError):

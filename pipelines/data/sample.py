@@ -14,6 +14,7 @@ import ast
 import gc
 import hashlib
 import json
+import os
 import platform
 import re
 import sysconfig
@@ -269,8 +270,10 @@ def _earlier_sample(out: Path) -> dict[str, Any]:
     """The record of the sample in `out`; empty if there is nothing.
 
     Raises:
-        InputError: `out` is not a sample, or was changed since it was written.
+        InputError: `out` is not a sample, lies below a file, or was changed since it was written.
     """
+    if below := next((place for place in out.parents if os.path.isfile(place)), None):
+        raise InputError(f"out: {out} cannot be made, {below} is a file; name a new folder")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return {}
     cure = "name a new folder, or move this one away"

@@ -19,6 +19,7 @@ from pipelines.experiment.methods import FAISS_PCA, FEW_LABELS, S_XBM, ablation,
 from pipelines.experiment.page import Page, describe, file_name, rich_table, write_page
 from pipelines.experiment.settings import ExperimentSettings
 from pipelines.experiment.tables import MEAN, Results, ablation_page, compare_page, queue_page
+from pipelines.storage.apart import check_apart
 from pipelines.storage.files import write_record
 from pipelines.storage.model_folder import make_out
 from pipelines.train import Kept, as_finished, train_and_score
@@ -57,6 +58,7 @@ def run(settings: ExperimentSettings) -> dict[str, Any]:
         SmecError: a training failed.
     """
     config, out = settings.method(), Path(settings.out)
+    check_apart({"out": settings.out}, settings.data)
     seeds = range(settings.seed, settings.seed + settings.seeds)
     turned = "-reversed" if settings.direction == "corpus-to-queries" else ""
     datasets = {_name(uri) + turned: _open(uri, settings) for uri in settings.data}

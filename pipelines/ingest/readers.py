@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from smec_core.data.columns import Wanted, judge_schema, strings_of
+from smec_core.data.columns import Wanted, ids_of, judge_schema, strings_of
 from smec_core.data.table_files import open_rows
 from smec_core.data.uri import shown_path
 from smec_core.errors import InputError, first_line
@@ -150,7 +150,7 @@ class ParquetTexts:
 
     def _texts(self, batch: pa.RecordBatch, names: list[str], file: int, row: int, skipped: int) -> Iterator[Text]:
         shown = self._shown(file)
-        keys = strings_of(batch[names[0]], shown, names[0], row).to_pylist()
+        keys = ids_of(batch[names[0]], shown, names[0], row).to_pylist()
         texts = strings_of(batch[names[1]], shown, names[1], row, what="a text").to_pylist()
         titles = [None] * len(batch)
         if len(names) > 2:
@@ -158,8 +158,6 @@ class ParquetTexts:
         for index in range(skipped, len(batch)):
             position = Position(file, row + index, row + index)
             where = self.locate(position)
-            if not keys[index]:
-                raise InputError(f"{where}, column {names[0]}: is empty; every row needs an id")
             yield Text.checked(position, where, keys[index], titles[index], texts[index])
 
 

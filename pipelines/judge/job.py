@@ -19,7 +19,7 @@ from smec_core.data.parquet import EmbeddingTable
 from smec_core.data.seen import LEAST_QUERIES
 from smec_core.data.table_files import stamp_of, states_of
 from smec_core.data.tables import TABLES, check_dataset, check_names, refuse_draft
-from smec_core.data.uri import join_uri, open_filesystem, public_uri
+from smec_core.data.uri import join_uri, open_filesystem, public_uri, without_slash
 from smec_core.errors import DamagedError, SmecError
 
 RECIPE = 1
@@ -40,7 +40,7 @@ def run(settings: JudgeSettings) -> dict[str, Any]:
         SmecError: the log changed while it was read.
     """
     log = ClickLog(settings.clicks, settings.columns)
-    filesystem, root = open_filesystem(settings.data.rstrip("/"))
+    filesystem, root = open_filesystem(without_slash(settings.data))
     refuse_draft(settings.data)
     check_dataset(filesystem, root)
     check_names(filesystem, root)

@@ -22,7 +22,7 @@ from pipelines.storage.manifest import first_damaged
 from smec_core.data.records import read_record
 from smec_core.data.stored_files import StoredFile, describe, files_of
 from smec_core.data.tables import QRELS, UNFINISHED, find_manifest, find_qrels
-from smec_core.data.uri import join_uri, open_filesystem, public_uri
+from smec_core.data.uri import join_uri, open_filesystem, public_uri, without_slash
 from smec_core.errors import InputError, StoreUnreachable, one_line
 from smec_core.folders import replace_folder
 
@@ -39,8 +39,8 @@ class QrelsFolder:
     """
 
     def __init__(self, data: str) -> None:
-        self.uri = public_uri(join_uri(data.rstrip("/"), QRELS))
-        self._filesystem, self._root = open_filesystem(data.rstrip("/"))
+        self.uri = public_uri(join_uri(data, QRELS))
+        self._filesystem, self._root = open_filesystem(without_slash(data))
         self._folder = posixpath.join(self._root, QRELS)
 
     def made(self, plan: Mapping[str, Any]) -> dict[str, Any] | None:

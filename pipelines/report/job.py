@@ -37,6 +37,7 @@ from pipelines.report.words import (
     reason_of,
     span,
 )
+from pipelines.storage.apart import check_file_apart
 from pipelines.storage.study import SUMMARY_FILE
 from smec_core.checksums import check_folder
 from smec_core.errors import InputError
@@ -48,9 +49,11 @@ def run(settings: ReportSettings) -> dict[str, Any]:
     """Writes the page and returns its key figures.
 
     Raises:
-        InputError: the folder is no model folder, one of its files cannot be read, or `out` cannot be written.
+        InputError: the folder is no model folder, one of its files cannot be read, or `out` cannot be written or is
+            a file that has checksums.
     """
     folder = Path(settings.folder)
+    check_file_apart("out", Path(settings.out))
     is_study = (folder / SUMMARY_FILE).is_file()
     page = study_page(folder / SUMMARY_FILE) if is_study else _model_page(folder)
     environment = jinja2.Environment(
@@ -205,6 +208,8 @@ def _write(out: Path, text: str) -> None:
         raise InputError(
             f"{out}: cannot write the report: this is a folder; give a file, such as {out / 'report.html'}"
         )
+    if below := next((place for place in out.parents if os.path.isfile(place)), None):
+        raise InputError(f"{out}: cannot write the report: {below} is a file; give another --out")
     draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

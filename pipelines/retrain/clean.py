@@ -20,7 +20,7 @@ from pipelines.storage.lease import LEFTOVER_SECONDS as TEMPORARY_SECONDS
 from pipelines.storage.lease import Holder, Lease, find_silent, holder_of
 from pipelines.storage.publish import plans, remove_version
 from pipelines.storage.run_folder import IDENTITY_FILE, RunFolder, digest
-from smec_core.data.uri import join_uri, open_filesystem, public_uri
+from smec_core.data.uri import join_uri, open_filesystem, public_uri, without_slash
 from smec_core.data.versions import in_force
 from smec_core.errors import DamagedError, LeaseError, SmecError
 from smec_core.folders import NEW
@@ -222,7 +222,7 @@ def _references(ledger: Ledger, kept: Releases, last: int) -> Iterator[Leftover]
 def _half_written(settings: RetrainSettings, ledger: Ledger) -> Iterator[Leftover]:
     """What dead processes were writing, on local disks: folders that none holds, files of an age at which none does."""
     out, root = open_filesystem(settings.publish.output)
-    for filesystem, folder in ((out, root.rstrip("/")), (ledger.folder.filesystem, ledger.folder.path)):
+    for filesystem, folder in ((out, without_slash(root)), (ledger.folder.filesystem, ledger.folder.path)):
         if not isinstance(filesystem, pafs.LocalFileSystem):
             continue
         for info in filesystem.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True)):

@@ -13,7 +13,7 @@ from smec_core.data.dataset import HELD_OUT, Dataset
 from smec_core.data.records import read_record
 from smec_core.data.segments import Segments
 from smec_core.data.tables import find_manifest
-from smec_core.data.uri import open_filesystem, public_uri
+from smec_core.data.uri import open_filesystem, public_uri, without_slash
 from smec_core.errors import InputError
 from smec_core.evaluation.drift import SAME_COSINE, Drift, Reference
 
@@ -26,7 +26,7 @@ ADVICE = (
 
 def encoder_of(data: str) -> str | None:
     """Fingerprint of the encoder that made a dataset, where `smec ingest` has left one."""
-    filesystem, root = open_filesystem(data.rstrip("/"))
+    filesystem, root = open_filesystem(without_slash(data))
     path = find_manifest(filesystem, root)
     manifest = read_record(filesystem, path, "ingest the dataset again") if path else None
     return manifest.get("encoder_fingerprint") if manifest else None

@@ -18,8 +18,9 @@ from pipelines.retrain.releases import (
     export_figures,
 )
 from pipelines.retrain.settings import RetrainSettings
+from pipelines.storage.apart import check_apart
 from pipelines.storage.publish import check_output
-from pipelines.storage.run_folder import RunFolder
+from pipelines.storage.run_folder import RunFolder, check_storage
 from smec_core.errors import GateError
 
 
@@ -39,6 +40,8 @@ def run(settings: RetrainSettings) -> dict[str, Any]:
     """
     # before a training whose result could not be published
     check_output(settings.publish.output)
+    check_apart({"publish.output": settings.publish.output, "storage": settings.storage}, [settings.data])
+    check_storage(settings.storage)
     folder = RunFolder(settings.storage, settings.name)
     folder.create()
     with (

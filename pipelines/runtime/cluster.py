@@ -18,10 +18,11 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from pipelines.console import say, telling, warn
 from pipelines.runtime.leftovers import end_processes, remove_left
-from pipelines.runtime.preflight import check_limits, keep_token, ray_place
+from pipelines.runtime.preflight import check_address, check_limits, keep_token, ray_place
 from pipelines.runtime.ray_private import end_calls, end_executions, masked_entrypoint, wait_for
 from pipelines.runtime.settings import ClusterSettings
 from smec_core.errors import InputError, SmecError, first_line
+from smec_core.masking import mask
 from smec_core.temporary import base_folder, make_folder, remove_folder
 
 # how long Ray takes to end an actor whose owner has died, and to say so
@@ -49,19 +50,22 @@ def connect(cpus: float) -> None:
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if not address:
+        if address:
+            check_address(address)
+        else:
             local_cpus = max(int(cpus), cpu_count())
             check_limits(local_cpus)
             keep_token()
             options |= {"num_cpus": local_cpus, "include_dashboard": False, "_temp_dir": str(_new_folder())}
         # where Lance is imported it warns of every fork, and Ray's end in another program
         warnings.filterwarnings("ignore", message="lance is not fork-safe")
+        going_on = f"connecting to Ray at {mask(address)}" if address else "starting Ray on this machine"
         try:
-            with masked_entrypoint(), telling("connecting to Ray" if address else "starting Ray on this machine"):
+            with masked_entrypoint(), telling(going_on):
                 ray.init(address or "local", **options)
         except Exception as error:
             # of any kind: Ray raises what it met
-            doing = f"connect to Ray at {address}" if address else "start Ray on this machine"
+            doing = f"connect to Ray at {mask(address)}" if address else "start Ray on this machine"
             raise SmecError(f"cannot {doing}: {first_line(error)}; where the machine is busy, run again") from error
         if not address:
             _started.add(ray.get_runtime_context().gcs_address)

@@ -4,9 +4,12 @@ Containers have less than other machines: few open files, folders that cannot be
 """
 
 import os
+import re
 import resource
 import secrets
 import shutil
+import socket
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +25,10 @@ ROOM = 16 << 20
 # of a Unix socket's path, what the kernel takes, and what Ray adds: its session is named by time and process
 SOCKET_PATH = 107
 RAY_PATH = NAME_LENGTH + len("//session_2026-11-29_00-37-14_793622_4194304/sockets/plasma_store")
+
+ANSWER_SECONDS = 5.0
+"""How long a cluster may take to answer."""
+_HOST_PORT = re.compile(r"(?:ray://)?([^/:@]+|\[[0-9a-fA-F:.]+\]):(\d+)")
 
 
 def check_limits(cpus: int) -> None:
@@ -93,6 +100,34 @@ def keep_token() -> None:
         (home / ".ray").mkdir(parents=True, exist_ok=True)
     if not os.access(home / ".ray", os.W_OK | os.X_OK):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def check_address(address: str) -> None:
+    """Asks a cluster's address for some seconds whether anything is there: Ray itself would go on for minutes.
+
+    Args:
+        address: RAY_ADDRESS; of one without a port, as `auto`, Ray knows more.
+
+    Raises:
+        SmecError: nothing answers there.
+    """
+    match = _HOST_PORT.fullmatch(address)
+    if match is None:
+        return
+    place, end = (match[1].strip("[]"), int(match[2])), time.monotonic() + ANSWER_SECONDS
+    while True:
+        try:
+            socket.create_connection(place, timeout=ANSWER_SECONDS).close()
+            return
+        except (OSError, OverflowError) as error:
+            # it may be about to start
+            if time.monotonic() + 1 < end and not isinstance(error, OverflowError):
+                time.sleep(1)
+                continue
+            raise SmecError(
+                f"RAY_ADDRESS: nothing answers at {match[1]}:{match[2]} ({one_line(error)}); start that cluster or "
+                "correct the address, or unset it for a Ray on this machine"
+            ) from error
 
 
 def check_store(uri: str) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from pipelines.storage.apart import check_no_file
 from pipelines.storage.files import create_folder, move_file, new_file, remove_folder, swap
 from pipelines.storage.manifest import DONE, first_damaged, seal, tidy
 from smec_core.data.folders import entries
@@ -59,11 +60,10 @@ def check_output(out: str) -> None:
     """Refuses a place where nothing can be published: a file, or a folder of other things, whose readers would mix up.
 
     Raises:
-        InputError: it is one; a folder that has versions may hold other things, too.
+        InputError: it is one, or lies below a file; a folder that has versions may hold other things, too.
     """
+    check_no_file("output", out)
     filesystem, root = open_folder(out)
-    if filesystem.get_file_info(root).type == pafs.FileType.File:
-        raise InputError(f"output: {public_uri(out)} is a file; name a folder")
     names = {info.base_name for info in entries(filesystem, root)}
     if names and CURRENT not in names and not any(map(VERSION.fullmatch, names)):
         raise InputError(

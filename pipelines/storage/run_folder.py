@@ -22,10 +22,11 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from pipelines.storage.apart import check_no_file
 from pipelines.storage.files import create_folder, new_file, remove_file, remove_folder, write_record
 from smec_core.checksums import READ_BYTES, sha256_of
 from smec_core.data.records import UNREADABLE, exists, read_record
-from smec_core.data.uri import join_uri, open_filesystem, public_uri
+from smec_core.data.uri import join_uri, open_filesystem, public_uri, without_slash
 from smec_core.errors import DamagedError, InputError, StoreUnreachable, one_line
 
 MODEL = "model"
@@ -65,8 +66,8 @@ class RunFolder:
         storage = storage if "://" in storage else root
         self._storage, self.name = storage, name
         self.uri = join_uri(storage, name)
-        self.storage_path = root.rstrip("/")
-        self.path = f"{self.storage_path}/{name}"
+        self.storage_path = without_slash(root)
+        self.path = join_uri(self.storage_path, name)
 
     @property
     def local_path(self) -> Path | None:
@@ -203,11 +204,12 @@ def digest(identity: dict[str, Any]) -> str:
 
 
 def check_storage(uri: str | None) -> None:
-    """Refuses a place of runs that cannot be reached, before the data are read.
+    """Refuses a place of runs that cannot be reached or is a file, before the data are read.
 
     Raises:
         InputError: it is none.
         SmecError: it cannot be read.
     """
     if uri is not None:
+        check_no_file("storage", uri)
         RunFolder(uri, "smec").read(IDENTITY_FILE)

@@ -13,6 +13,7 @@ from pipelines.data.opened import open_dataset
 from pipelines.data.source import Source, scan_data
 from pipelines.runtime.cluster import connect, is_own, threads_of
 from pipelines.runtime.evaluation import in_process, on_cluster
+from pipelines.storage.apart import check_apart
 from pipelines.storage.lease import Lease
 from pipelines.storage.model_folder import check_replaceable
 from pipelines.storage.run_folder import RunFolder, check_storage, digest
@@ -52,6 +53,7 @@ def run(settings: TrainSettings) -> dict[str, Any]:
     """
     out = Path(settings.out)
     check_replaceable(out)
+    check_apart({"out": settings.out, "storage": settings.storage}, [settings.data])
     check_storage(settings.storage)
     beside = out.absolute().parent / ".smec-runs"
     storage = settings.storage or str(beside)

@@ -7,6 +7,7 @@ from pipelines import signals
 from pipelines.console import context, say
 from pipelines.data.opened import open_dataset
 from pipelines.data.source import check_room, scan_data
+from pipelines.storage.apart import check_apart
 from pipelines.storage.lease import Lease
 from pipelines.storage.model_folder import check_replaceable, make_out
 from pipelines.storage.run_folder import RunFolder, check_storage, digest
@@ -41,6 +42,7 @@ def run(settings: TuneSettings) -> dict[str, Any]:
     out = Path(settings.out)
     if out.exists() and not out.is_dir():
         raise InputError(f"out: {out} is a file; name a folder")
+    check_apart({"out": settings.out, "storage": settings.storage}, [settings.data])
     if settings.train_best:
         check_replaceable(out / MODEL_FOLDER)
     dataset = open_dataset(settings.data, exclude_self=settings.exclude_self, columns=settings.columns)

@@ -16,7 +16,7 @@ from smec_core.checksums import SUMS, read_sums
 from smec_core.data.records import SUM, exists, parse_record, read_bytes, unreadable
 from smec_core.data.stored_files import describe
 from smec_core.data.tables import MANIFEST
-from smec_core.data.uri import join_uri, open_filesystem, public_uri, shown_path
+from smec_core.data.uri import join_uri, open_filesystem, public_uri, shown_path, without_slash
 from smec_core.data.versions import CURRENT, VERSION, current
 from smec_core.errors import DamagedError, InputError, StoreError, StoreUnreachable, one_line
 from smec_core.folders import NEW
@@ -44,7 +44,7 @@ def run(settings: VerifySettings) -> dict[str, Any]:
         InputError: nothing there has checksums, or it is no folder.
         StoreUnreachable: the store does not answer; what was found damaged before is reported first.
     """
-    filesystem, root = open_filesystem(settings.path.rstrip("/"))
+    filesystem, root = open_filesystem(without_slash(settings.path))
     public = public_uri(settings.path)
     if filesystem.get_file_info(root).type == pafs.FileType.File:
         raise InputError(f"{public}: is a file; give the folder that it lies in")

@@ -18,7 +18,7 @@ from smec_core.clicks.files import find_log
 from smec_core.config import Settings
 from smec_core.data.columns import ColumnNames, Wanted, judge_schema
 from smec_core.data.table_files import open_rows
-from smec_core.data.uri import open_filesystem, shown_path
+from smec_core.data.uri import open_filesystem, shown_path, without_slash
 from smec_core.errors import InputError, SmecError, one_line
 
 BATCH_ROWS = 1 << 18
@@ -89,7 +89,7 @@ class ClickLog:
                 or two names for one column.
         """
         _check_apart(names)
-        self.filesystem, root = open_filesystem(uri.rstrip("/"))
+        self.filesystem, root = open_filesystem(without_slash(uri))
         self.names = names
         self.form, self.paths = find_log(self.filesystem, root)
         self._schemas = {path: self._schema(path) for path in self.paths}

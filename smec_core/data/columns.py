@@ -138,6 +138,18 @@ def strings_of(
     return pc.cast(column, pa.string())
 
 
+def ids_of(column: pa.Array | pa.ChunkedArray, file: str, name: str, row: int = 0) -> pa.Array | pa.ChunkedArray:
+    """Ids as strings; `row` is the file's row of the first.
+
+    Raises:
+        RowError: a null, or an empty id.
+    """
+    ids = strings_of(column, file, name, row)
+    if (empty := pc.index(ids, pa.scalar("", pa.string())).as_py()) >= 0:
+        raise RowError(file, row + empty, name, "is empty; every row needs an id")
+    return ids
+
+
 def scores_of(column: pa.ChunkedArray, file: str, name: str) -> np.ndarray:
     """Scores as float64.
 

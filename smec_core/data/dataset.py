@@ -24,7 +24,7 @@ from smec_core.data.qrels import QrelsFile, distinct, judgements_of, read_qrels
 from smec_core.data.seen import SeenDocuments
 from smec_core.data.table_files import stamp_of, states_of, stored_files
 from smec_core.data.tables import TABLES, Table, check_dataset, check_names, find_qrels, find_table, refuse_draft
-from smec_core.data.uri import join_uri, open_filesystem, public_uri
+from smec_core.data.uri import join_uri, open_filesystem, public_uri, without_slash
 from smec_core.errors import InputError, SmecError, StoreError
 
 HELD_OUT = "held_out"
@@ -76,7 +76,7 @@ class Dataset:
         Raises:
             InputError: anything that breaks the data contract, with file, row and column.
         """
-        filesystem, root = open_filesystem(uri.rstrip("/"))
+        filesystem, root = open_filesystem(without_slash(uri))
         refuse_draft(uri)
         check_dataset(filesystem, root)
         check_names(filesystem, root)
@@ -138,7 +138,7 @@ class Dataset:
         return self.corpus, self.queries
 
     def _fingerprint_of(self, checks: Sequence[int]) -> str:
-        filesystem, _ = open_filesystem(self.uri.rstrip("/"))
+        filesystem, _ = open_filesystem(without_slash(self.uri))
         found = [path for table in self.qrels.values() for path in table.paths]
         paths = [file for path in found for file in stored_files(filesystem, path)]
         return content_fingerprint(self._told(checks), filesystem, paths)
@@ -338,8 +338,8 @@ class Dataset:
 
 def dataset_stamp(uri: str) -> str:
     """Hash (hex) of names, sizes and stamps of a dataset's files: where it is the same, nothing has changed."""
-    filesystem, root = open_filesystem(uri.rstrip("/"))
-    paths = [path for name in TABLES for path in find_table(filesystem, f"{root}/{name}")]
+    filesystem, root = open_filesystem(without_slash(uri))
+    paths = [path for name in TABLES for path in find_table(filesystem, join_uri(root, name))]
     paths += [path for table in find_qrels(filesystem, root).values() for path in table.paths]
     return stamp_of(states_of(filesystem, paths))
 

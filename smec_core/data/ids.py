@@ -47,7 +47,7 @@ class TableIds(NamedTuple):
             wanted_W: ids to look for.
 
         Raises:
-            InputError: a null, or an id that is there twice.
+            InputError: a null, an empty id, or an id that is there twice.
         """
         digest, wanted_hashes = hashlib.sha256(), np.unique(hash_ids(wanted_W))
         rows, found, held = [np.empty(0, np.int64)], [pa.array([], pa.string())], list[np.ndarray]()

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from smec_core.data.columns import DEFAULT_NAMES, ColumnNames, Wanted, judge_schema, strings_of
+from smec_core.data.columns import DEFAULT_NAMES, ColumnNames, Wanted, ids_of, judge_schema, strings_of
 from smec_core.data.dataset import Dataset
 from smec_core.data.fingerprint import content_fingerprint, hash_ids
 from smec_core.data.parquet import ID_ROWS, READ_ROWS, Batch, EmbeddingTable, ParquetPart, dim_of
@@ -66,11 +66,11 @@ class MemoryTable(EmbeddingTable):
         """All ids in order, some at a time: the row of the first, and the ids.
 
         Raises:
-            RowError: a null.
+            RowError: a null, or an empty id.
         """
         name, row = self.files[0].path, 0
         for batch in self.content.select(["id"]).to_batches(max_chunksize=ID_ROWS):
-            yield row, strings_of(batch["id"], name, self.names.id, row)
+            yield row, ids_of(batch["id"], name, self.names.id, row)
             row += len(batch)
 
     def labels(self, column: str) -> Iterator[tuple[int, pa.Array]]:

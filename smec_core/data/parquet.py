@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from smec_core.data.columns import DEFAULT_NAMES, ColumnNames, Wanted, judge_schema, strings_of
+from smec_core.data.columns import DEFAULT_NAMES, ColumnNames, Wanted, ids_of, judge_schema, strings_of
 from smec_core.data.parquet_files import NULL_VECTOR
 from smec_core.data.table_files import TableFile, open_rows
 from smec_core.data.tables import find_table
-from smec_core.data.uri import open_filesystem, public_uri, shown_path
+from smec_core.data.uri import open_filesystem, public_uri, shown_path, without_slash
 from smec_core.errors import InputError, RowError, SmecError
 
 ROW_GROUP_ROWS = 65_536
@@ -69,10 +69,10 @@ class Block(NamedTuple):
         """Checks a batch of vectors of `dim` dims.
 
         Raises:
-            RowError: null id, null, NaN or infinite values, a zero vector, or a differing dim.
+            RowError: null or empty id, null, NaN or infinite values, a zero vector, or a differing dim.
         """
         part, row, rows, place, names = batch
-        ids = strings_of(rows["id"], place, names.id, row)
+        ids = ids_of(rows["id"], place, names.id, row)
         vectors_ND = vectors_of(rows["embedding"], dim, place, row, names.embedding)
         return cls(part.start + row, ids, vectors_ND, pa.Table.from_batches([rows]))
 
@@ -105,7 +105,7 @@ class EmbeddingTable:
         parts: list[ParquetPart] = []
         dims: dict[str, int] = {}
         start = 0
-        for file in find_table(filesystem, path.rstrip("/")):
+        for file in find_table(filesystem, without_slash(path)):
             with open_rows(filesystem, file) as opened:
                 shown = shown_path(filesystem, file)
                 judge_schema(shown, opened.schema, names.of_vectors)
@@ -162,7 +162,7 @@ class EmbeddingTable:
         """All ids in global row order; those of a large table take much memory.
 
         Raises:
-            InputError: a null.
+            InputError: a null, or an empty id.
             SmecError: rows that cannot be read.
         """
         return pa.chunked_array([ids for _, ids in self.id_chunks()], pa.string())
@@ -171,14 +171,14 @@ class EmbeddingTable:
         """All ids in global row order, some at a time: the global row of the first, and the ids.
 
         Raises:
-            InputError: a null.
+            InputError: a null, or an empty id.
             SmecError: rows that cannot be read.
         """
         name = self.names.id
         for part in self.files:
             with open_rows(self.filesystem, part.path) as opened:
                 for row, batch in opened.batches([name], ID_ROWS):
-                    yield part.start + row, strings_of(batch[name], self.shown(part), name, row)
+                    yield part.start + row, ids_of(batch[name], self.shown(part), name, row)
 
     def labels(self, column: str) -> Iterator[tuple[int, pa.Array]]:
         """A column of labels in global row order, some at a time: the row of the first, and strings, null for none.

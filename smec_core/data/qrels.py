@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
-from smec_core.data.columns import DEFAULT_NAMES, MAX_SCORE, ColumnNames, judge_schema, scores_of, strings_of
+from smec_core.data.columns import DEFAULT_NAMES, MAX_SCORE, ColumnNames, ids_of, judge_schema, scores_of
 from smec_core.data.ids import TableIds
 from smec_core.data.judgements import Judgements
 from smec_core.data.table_files import open_rows
@@ -79,9 +79,9 @@ def judgements_in(table: pa.Table, path: str, column: Mapping[str, str]) -> Qrel
     """The judgements of a table, given what its columns are called.
 
     Raises:
-        RowError: a null, or what is no score.
+        RowError: a null, an empty id, or what is no score.
     """
-    query_id, doc_id = (strings_of(table[column[name]], path, column[name]) for name in ("query_id", "doc_id"))
+    query_id, doc_id = (ids_of(table[column[name]], path, column[name]) for name in ("query_id", "doc_id"))
     scores = scores_of(table[column["score"]], path, column["score"])
     return QrelsFile(path, query_id, doc_id, scores, stored=dict(column))
 

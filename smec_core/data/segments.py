@@ -13,7 +13,7 @@ import pyarrow as pa
 from smec_core.data.dataset import Dataset
 from smec_core.data.memory import MemoryTable
 from smec_core.data.tables import find_values
-from smec_core.data.uri import open_filesystem, public_uri
+from smec_core.data.uri import open_filesystem, public_uri, without_slash
 from smec_core.errors import InputError
 from smec_core.shown import safe_line
 
@@ -95,6 +95,6 @@ def _labels(dataset: Dataset, column: str) -> Iterator[tuple[int, pa.Array]]:
     table = dataset.queries
     if not isinstance(table, MemoryTable):
         # a table may be partitioned by it, so that its files do not hold it
-        filesystem, root = open_filesystem(dataset.uri.rstrip("/"))
+        filesystem, root = open_filesystem(without_slash(dataset.uri))
         table = table.with_values(find_values(filesystem, f"{root.rstrip('/')}/queries", table.files[0].path))
     return table.labels(column)

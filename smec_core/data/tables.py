@@ -24,11 +24,11 @@ import pyarrow.fs as pafs
 from smec_core.data.folders import asking, entries, files_below, listed, not_hidden
 from smec_core.data.lance_files import is_fragment
 from smec_core.data.table_formats import files_in_force, partition_values
-from smec_core.data.uri import open_filesystem, public_uri, shown_path
+from smec_core.data.uri import open_filesystem, public_uri, shown_path, without_slash
 from smec_core.errors import InputError, StoreError
 
 TABLES = ("corpus", "queries")
-_ENDINGS = (".parquet", ".lance")
+ENDINGS = (".parquet", ".lance")
 SPLITS = ("train", "dev", "test")
 QRELS = "qrels"
 UNFINISHED = "_unfinished.json"
@@ -65,17 +65,18 @@ def find_table(filesystem: pafs.FileSystem, path: str) -> list[str]:
     folder = shown_path(filesystem, posixpath.dirname(path))
     table = _only(folder, _parquet_forms(filesystem, path), posixpath.basename(path))
     if table is None:
-        shown = shown_path(filesystem, path)
-        missing = "there is no such file or folder" if _is_missing(filesystem, path) else "no Parquet file there"
-        forms = "" if path.endswith(_ENDINGS) else f"{shown}.parquet or "
-        raise InputError(f"{shown}: {missing}; expected {forms}{shown}/*.parquet")
+        shown, places = shown_path(filesystem, path), (path, *(f"{path}{ending}" for ending in ENDINGS))
+        empty = next((place for place in places if not _is(filesystem, place, pafs.FileType.NotFound)), None)
+        missing = "there is no such file or folder" if empty is None else "no Parquet file there"
+        forms = "" if path.endswith(ENDINGS) else f"{shown}.parquet or "
+        raise InputError(f"{shown_path(filesystem, empty or path)}: {missing}; expected {forms}{shown}/*.parquet")
     return table.paths
 
 
-def _is_missing(filesystem: pafs.FileSystem, path: str) -> bool:
-    """Whether nothing is there; what may not be asked for may be."""
+def _is(filesystem: pafs.FileSystem, path: str, kind: pafs.FileType) -> bool:
+    """Whether this is there, or nothing; what may not be asked for is not known to be either."""
     with suppress(StoreError):
-        return bool(filesystem.get_file_info(path).type == pafs.FileType.NotFound)
+        return bool(filesystem.get_file_info(path).type == kind)
     return False
 
 
@@ -86,9 +87,9 @@ def check_dataset(filesystem: pafs.FileSystem, root: str) -> None:
         InputError: it is a file, or a folder within a dataset, or there is nothing.
     """
     shown, wanted = shown_path(filesystem, root), "give the folder that holds corpus, queries and qrels"
-    if _is_missing(filesystem, root):
+    if _is(filesystem, root, pafs.FileType.NotFound):
         raise InputError(f"{shown}: there is no such folder; {wanted}")
-    if _is_file(filesystem, root):
+    if _is(filesystem, root, pafs.FileType.File):
         raise InputError(f"{shown}: is a file; {wanted}")
     parent, name = posixpath.split(root)
     if name in (*TABLES, QRELS) and all(_is_there(filesystem, f"{parent}/{table}") for table in TABLES):
@@ -97,13 +98,8 @@ def check_dataset(filesystem: pafs.FileSystem, root: str) -> None:
 
 def _is_there(filesystem: pafs.FileSystem, path: str) -> bool:
     """Whether a table lies there in one of its forms, as far as may be asked."""
-    return not all(_is_missing(filesystem, place) for place in (path, *(f"{path}{ending}" for ending in _ENDINGS)))
-
-
-def _is_file(filesystem: pafs.FileSystem, path: str) -> bool:
-    with suppress(StoreError):
-        return bool(filesystem.get_file_info(path).type == pafs.FileType.File)
-    return False
+    places = (path, *(f"{path}{ending}" for ending in ENDINGS))
+    return not all(_is(filesystem, place, pafs.FileType.NotFound) for place in places)
 
 
 def find_values(filesystem: pafs.FileSystem, path: str, file: str) -> dict[str, dict[str, pa.Scalar]]:
@@ -117,7 +113,7 @@ def find_values(filesystem: pafs.FileSystem, path: str, file: str) -> dict[str, 
     Raises:
         InputError: the table cannot be read.
     """
-    places = (path, *(f"{path}{ending}" for ending in _ENDINGS))
+    places = (path, *(f"{path}{ending}" for ending in ENDINGS))
     folder = next((place for place in places if file.startswith(f"{place}/")), None)
     return {} if folder is None else partition_values(filesystem, folder)
 
@@ -193,7 +189,7 @@ def check_names(filesystem: pafs.FileSystem, root: str) -> None:
         InputError: such a name, as Corpus, corpus-00000-of-00002.parquet or qrels.tsv.
     """
     # lines of JSON are text, which may lie beside its vectors
-    known = {QRELS, *(f"{name}{ending}" for name in TABLES for ending in ("", *_ENDINGS, ".jsonl"))}
+    known = {QRELS, *(f"{name}{ending}" for name in TABLES for ending in ("", *ENDINGS, ".jsonl"))}
     for info in entries(filesystem, root):
         match = _NEARLY.fullmatch(info.base_name)
         if match and info.base_name not in known:
@@ -207,7 +203,7 @@ def _parquet_forms(filesystem: pafs.FileSystem, path: str) -> dict[str, list[str
     """Files of the file or the folder `path`, and of those with an ending, by what these are called."""
     found: dict[str, list[str]] = {}
     refused: OSError | None = None
-    for place in (path, *(f"{path}{ending}" for ending in _ENDINGS)):
+    for place in (path, *(f"{path}{ending}" for ending in ENDINGS)):
         name = posixpath.basename(place)
         try:
             kind = filesystem.get_file_info(place).type
@@ -255,6 +251,10 @@ def _files_in(filesystem: pafs.FileSystem, folder: str) -> list[str]:
     subfolders = {info.base_name for info in infos if info.type == pafs.FileType.Directory}
     with asking(filesystem, folder):
         if (in_force := files_in_force(filesystem, folder, subfolders)) is not None:
+            for info in not_hidden(infos) if any(map(is_fragment, in_force)) else []:
+                # Lance's own folders, the hidden ones apart
+                if info.base_name not in ("data", "tree"):
+                    _refuse_data(filesystem, info, "is no part of the Lance dataset; move it away")
             return in_force
     _refuse_dataset(filesystem, folder, [info.base_name for info in infos])
     for info in not_hidden(infos):
@@ -271,7 +271,7 @@ def _refuse_dataset(filesystem: pafs.FileSystem, folder: str, names: list[str]) 
     Raises:
         InputError: it is a dataset.
     """
-    found = {kind for kind in (*TABLES, QRELS) for ending in ("", *_ENDINGS) if f"{kind}{ending}" in names}
+    found = {kind for kind in (*TABLES, QRELS) for ending in ("", *ENDINGS) if f"{kind}{ending}" in names}
     if TABLES[0] in found and len(found) > 1:
         shown = shown_path(filesystem, folder)
         raise InputError(f"{shown}: is a dataset, and one table of it is wanted; give {shown}/{TABLES[0]}")
@@ -334,7 +334,7 @@ def refuse_draft(uri: str) -> None:
     Raises:
         InputError: it is one.
     """
-    if _is_draft(*open_filesystem(uri.rstrip("/"))):
+    if _is_draft(*open_filesystem(without_slash(uri))):
         raise InputError(f"{public_uri(uri)}: is not finished; run `smec ingest` again, which goes on with it")
 
 

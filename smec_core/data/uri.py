@@ -2,9 +2,10 @@
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -42,8 +43,11 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     tools have it: `#`, `%` and spaces are themselves. In file:// they are escaped (%20), as everywhere.
 
     Raises:
-        InputError: no such file system, or a URI that could mean another place than the user wrote.
+        InputError: no such file system, an empty path, or a URI that could mean another place than the user wrote.
     """
+    if not uri:
+        # a variable that is not set, as in a line of cron; it would be the working directory
+        raise InputError("the path is empty; name a file or folder")
     if "://" not in uri:
         if HALF_A_URI.match(uri):
             raise InputError(f"{uri}: is half a URI; write {uri.partition(':')[0]}://..., or ./{uri} for a local path")
@@ -99,9 +103,41 @@ def _ambiguity(parts: UriParts) -> str | None:
 
 
 def join_uri(uri: str, name: str) -> str:
-    """Path or URI of something in a folder; options of a URI ("?region=...") stay at its end."""
+    """Path or URI of something in a folder; options of a URI ("?region=...") stay at its end.
+
+    Raises:
+        InputError: the folder's path is empty; what is joined would lie in the root.
+    """
+    if not uri:
+        raise InputError("the path is empty; name a file or folder")
     folder, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
-    return f"{folder.rstrip('/')}/{name}{mark}{options}"
+    return f"{without_slash(folder).removesuffix('/')}/{name}{mark}{options}"
+
+
+def without_slash(path: str) -> str:
+    """A path or URI without slashes at its end, but for that of the root."""
+    scheme, mark, rest = path.rpartition("://")
+    return f"{scheme}{mark}{rest.rstrip('/') or rest[:1]}"
+
+
+def is_within(uri: str, folder: str) -> bool:
+    """Whether a path or URI is a folder or lies in it, links and ways to write a place considered; opens nothing."""
+    place, other = _place_of(uri), _place_of(folder)
+    return place == other or place.startswith(f"{other.rstrip('/')}/")
+
+
+def _place_of(uri: str) -> str:
+    """A path or URI in the one form that all ways to write the same place have."""
+    parts = split_uri(uri)
+    if "://" not in uri or parts.scheme == "file":
+        with suppress(ValueError):
+            return os.path.realpath(unquote(parts.path) if "://" in uri else uri)
+        # a NUL in it, which who opens it tells
+        return uri
+    scheme = {"s3a": "s3", "gcs": "gs"}.get(parts.scheme, parts.scheme)
+    # buckets of two servers may have one name
+    server = "".join(parse_qs(parts.options.removeprefix("?")).get("endpoint_override", []))
+    return f"{server} {scheme}:{public_uri(uri).partition(':')[2].rstrip('/')}"
 
 
 def public_uri(uri: str) -> str:

@@ -13,7 +13,7 @@ import pyarrow.fs as pafs
 
 from smec_core.data.records import checksum_of, exists, read_bytes, read_record
 from smec_core.data.tables import MANIFEST, find_manifest
-from smec_core.data.uri import join_uri, open_filesystem, public_uri, shown_path
+from smec_core.data.uri import join_uri, open_filesystem, public_uri, shown_path, without_slash
 from smec_core.errors import DamagedError, InputError
 
 CURRENT = "CURRENT"
@@ -100,7 +100,7 @@ def manifest_of(filesystem: pafs.FileSystem, folder: str) -> dict[str, Any] | No
 def open_folder(out: str) -> tuple[pafs.FileSystem, str]:
     """The file system of a published folder, and its path there."""
     filesystem, root = open_filesystem(out)
-    return filesystem, root.rstrip("/")
+    return filesystem, without_slash(root)
 
 
 def is_finished(filesystem: pafs.FileSystem, root: str, name: str) -> bool:

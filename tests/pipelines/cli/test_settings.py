@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipelines.cli.settings import check_flags, resolve
 from pipelines.evaluate.settings import EvaluateSettings
+from pipelines.experiment.settings import ExperimentSettings
 from pipelines.retrain.settings import RollbackSettings
 from pipelines.serve.settings import ServeSettings
 from pipelines.storage.study import Step, Trial
@@ -13,7 +14,8 @@ from pipelines.submit.settings import SubmitSettings
 from pipelines.train.settings import TrainSettings
 from pipelines.tune.settings import TuneSettings
 from pipelines.tune.tables import best_text
-from smec_core.config import PAPER_PRESET, TrainConfig
+from pipelines.verify.settings import VerifySettings
+from smec_core.config import PAPER_PRESET, Settings, TrainConfig
 from smec_core.errors import InputError
 
 
@@ -152,3 +154,21 @@ def test_what_a_text_must_be_is_told_in_words(kind: type[BaseModel], assignment:
     flags = {name: value for name, value in given.items() if f"{name}=" not in assignment}
     with pytest.raises(InputError, match=re.escape(message)):
         resolve(kind, flags, None, [assignment])
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "key"),
+    [
+        (VerifySettings, {"path": ""}, "path"),
+        (TrainSettings, {"data": "d", "dims": "8", "out": "m", "storage": ""}, "storage"),
+        (ExperimentSettings, {"experiment": "compare", "data": "d,", "dims": "8", "out": "e"}, "data"),
+        (
+            RollbackSettings,
+            {"name": "s", "data": "d", "storage": "r", "train.dims": "8", "publish.dim": 8, "publish.output": ""},
+            "publish.output",
+        ),
+    ],
+)
+def test_an_empty_path_is_no_place(kind: type[Settings], given: dict[str, object], key: str) -> None:
+    with pytest.raises(InputError, match=rf"^{re.escape(key)}: is empty; name a file or folder \(a variable"):
+        resolve(kind, given)

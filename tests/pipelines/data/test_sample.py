@@ -284,6 +284,12 @@ def test_a_file_is_refused(source: Source, tmp_path: Path) -> None:
         build(tmp_path / "file", source)
 
 
+def test_a_place_below_a_file_is_refused_before_sources_are_read(tmp_path: Path) -> None:
+    (tmp_path / "notes").touch()
+    with pytest.raises(InputError, match=r"^out: .*/notes/a/b cannot be made, .*/notes is a file; name a new folder"):
+        build(tmp_path / "notes/a/b")
+
+
 def test_too_few_objects_fail_and_leave_nothing(tmp_path: Path) -> None:
     source = write_package(tmp_path / "pack", {"__init__.py": function("f", 0)})
     with pytest.raises(SmecError, match="only 1 documented objects found"):

@@ -440,11 +440,14 @@ def test_unusable_folder_is_refused_in_one_line(tmp_path: Path, break_it: Callab
     assert not (tmp_path / "report.html").exists()
 
 
-@pytest.mark.parametrize("out", ["taken", "model/config.json/report.html"])
-def test_page_that_cannot_be_written_leaves_nothing(tmp_path: Path, out: str) -> None:
+@pytest.mark.parametrize(
+    ("out", "why"),
+    [("taken", "this is a folder"), ("model/config.json/report.html", r"\S*/config\.json is a file; give another")],
+)
+def test_page_that_cannot_be_written_leaves_nothing(tmp_path: Path, out: str, why: str) -> None:
     folder = write_model_folder(tmp_path / "model", EVALUATION)
     (tmp_path / "taken").mkdir()
-    with pytest.raises(InputError, match="cannot write the report"):
+    with pytest.raises(InputError, match=f"cannot write the report: {why}"):
         run(ReportSettings(folder=str(folder), out=str(tmp_path / out)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "taken"]
 

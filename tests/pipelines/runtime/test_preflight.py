@@ -1,12 +1,14 @@
 """Small hosts: what Ray and MLflow need and a container may not have, with real limits, mounts and users."""
 
 import os
+import re
 import resource
 import shlex
 import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +16,8 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines.retrain.registry import Registry
-from pipelines.runtime.preflight import RAY_PATH, SOCKET_PATH, ray_place
+from pipelines.runtime.cluster import connect
+from pipelines.runtime.preflight import RAY_PATH, SOCKET_PATH, check_address, ray_place
 from smec_core.errors import InputError, SmecError
 from smec_core.model.model import Model
 from smec_core.temporary import temporary_folder
@@ -211,3 +214,41 @@ def test_a_registry_whose_database_cannot_be_opened_is_refused_first(monkeypatch
             Registry("series")
         assert type(refused.value) is kind
         assert "secret" not in str(refused.value)
+
+
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """A port of this machine at which nothing answers until it listens."""
+    monkeypatch.setattr("pipelines.runtime.preflight.ANSWER_SECONDS", 1.5)
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        yield one
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "localhost:{}"])
+def test_a_cluster_that_does_not_answer_is_told_at_once(address: str, port: socket.socket) -> None:
+    address = address.format(port.getsockname()[1])
+    with pytest.raises(SmecError, match=rf"nothing answers at {address.removeprefix('ray://')} \(.*; start that"):
+        check_address(address)
+    port.listen()
+    check_address(address)
+
+
+@pytest.mark.parametrize("address", ["nowhere.invalid:6379", "[::1]:1", "127.0.0.1:99999"])
+def test_an_address_of_no_machine_is_told(address: str, port: socket.socket) -> None:
+    with pytest.raises(SmecError, match=rf"^RAY_ADDRESS: nothing answers at {re.escape(address)} \(") as refused:
+        check_address(address)
+    assert refused.value.exit_code == 1
+
+
+@pytest.mark.parametrize("address", ["auto", "local", "ray://cluster.example", "anyscale://x:1"])
+def test_addresses_that_only_ray_knows_are_left_to_it(address: str) -> None:
+    check_address(address)
+
+
+def test_no_ray_is_asked_for_where_nothing_answers(port: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port.getsockname()[1]}")
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.delattr("ray.init")
+    with pytest.raises(SmecError, match="RAY_ADDRESS: nothing answers"):
+        connect(1)

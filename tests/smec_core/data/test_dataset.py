@@ -120,6 +120,10 @@ def write_empty(*paths: Path) -> None:
         write_embeddings(str(path), [], vectors(0))
 
 
+def with_empty(prefix: str, rows: int, bad: int) -> pa.Array:
+    return pa.array(["" if row == bad else f"{prefix}{row}" for row in range(rows)])
+
+
 def with_null(rows: int, bad: int, kind: pa.DataType) -> pa.Array:
     values = list(range(rows)) if pa.types.is_integer(kind) else [f"q{row}" for row in range(rows)]
     return pa.array([None if row == bad else value for row, value in enumerate(values)], kind)
@@ -177,6 +181,14 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a null query": (
         lambda f: retype_column(f / "qrels" / "train.parquet", "query_id", with_null(QUERIES, 5, pa.string())),
         r"train\.parquet: row 5, column query_id: is null",
+    ),
+    "an empty id": (
+        lambda f: retype_column(f / "queries.parquet", "id", with_empty("q", QUERIES, 7)),
+        r"queries\.parquet: row 7, column id: is empty; every row needs an id",
+    ),
+    "an empty document": (
+        lambda f: retype_column(f / "qrels" / "train.parquet", "doc_id", with_empty("d", QUERIES, 5)),
+        r"train\.parquet: row 5, column doc_id: is empty; every row needs an id",
     ),
     "a null score": (
         lambda f: retype_column(f / "qrels" / "train.parquet", "score", with_null(QUERIES, 6, pa.int64())),

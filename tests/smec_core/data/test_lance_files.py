@@ -75,6 +75,26 @@ def test_the_newest_version_is_read_without_rows_that_are_deleted(tmp_path: Path
     assert ids_of(corpus) == ["d5"]
 
 
+@pytest.mark.parametrize("stray", ["extra.parquet", "extra", "more/extra.parquet"])
+def test_data_beside_those_of_lance_are_refused(tmp_path: Path, stray: str) -> None:
+    corpus = tmp_path / "corpus"
+    write(corpus, rows(0, 5))
+    (corpus / "README.md").touch()
+    (corpus / stray).parent.mkdir(exist_ok=True)
+    pq.write_table(rows(5, 9), corpus / stray)
+    with pytest.raises(InputError, match=rf"corpus/{stray}: (is no part of the Lance dataset|lies in a subfolder)"):
+        ids_of(corpus)
+
+
+def test_folders_of_lance_itself_are_no_data_beside_it(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    write(corpus, rows(0, 300), rows_per_file=1000)
+    lance.dataset(corpus).create_scalar_index("id", "BTREE")
+    lance.dataset(corpus).delete("id = 'd7'")
+    lance.dataset(corpus).tags.create("first", 1)
+    assert len(ids_of(corpus)) == 299
+
+
 def test_any_rows_are_read_by_their_number(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     write(corpus, rows(0, 40), rows_per_file=20)

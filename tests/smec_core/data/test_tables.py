@@ -201,6 +201,14 @@ def test_what_would_be_passed_over_is_refused_by_name(folder: Path, name: str) -
         Dataset.open(str(folder))
 
 
+@pytest.mark.parametrize("name", ["queries.parquet", "queries.lance", "queries"])
+def test_a_folder_without_files_is_not_told_as_missing(folder: Path, name: str) -> None:
+    (folder / "queries.parquet").unlink()
+    (folder / name).mkdir()
+    with pytest.raises(InputError, match=rf"data/{name}: no Parquet file there; expected .*queries\.parquet or"):
+        Dataset.open(str(folder))
+
+
 def test_two_forms_of_dev_are_refused(folder: Path) -> None:
     write_judgements(folder / "qrels/dev.parquet", 0, 5)
     write_judgements(folder / "qrels/validation.tsv", 0, 5)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
-from smec_core.data.uri import open_filesystem, public_uri
+from smec_core.data.uri import is_within, join_uri, open_filesystem, public_uri, without_slash
 from smec_core.errors import InputError
 from smec_core.masking import mask
 
@@ -91,3 +91,47 @@ def test_files_are_found_by_path_and_by_uri(tmp_path: Path) -> None:
 )
 def test_a_uri_is_shown_without_credentials_and_options(uri: str, shown: str) -> None:
     assert public_uri(uri) == shown
+
+
+@pytest.mark.parametrize(
+    ("uri", "joined"),
+    [
+        *(("a/b//", "a/b/x"), ("/", "/x"), ("//", "/x"), ("file:///", "file:///x"), ("file:///a/", "file:///a/x")),
+        ("s3://bucket/a/?region=r", "s3://bucket/a/x?region=r"),
+    ],
+)
+def test_slashes_at_the_end_do_not_matter(uri: str, joined: str) -> None:
+    assert join_uri(uri, "x") == join_uri(without_slash(uri), "x") == joined
+
+
+def test_the_root_is_the_root_and_nothing_is_no_place() -> None:
+    assert [without_slash(path) for path in ("/", "//", "/a/", "")] == ["/", "/", "/a", ""]
+    assert open_filesystem(without_slash("file:///"))[1] == "/"
+    for use in (open_filesystem, lambda uri: join_uri(uri, "x")):
+        with pytest.raises(InputError, match=r"^the path is empty; name a file or folder$"):
+            use("")
+
+
+@pytest.mark.parametrize(
+    ("place", "folder", "within"),
+    [
+        ("d/corpus", "d/corpus/", True),
+        ("d/corpus/../queries/a", "d/queries", True),
+        ("d/corpus2", "d/corpus", False),
+        ("link/a", "d", True),
+        ("file://HERE/d%20e/a", "d e", True),
+        ("s3a://bucket/d/a?region=x", "s3://key:secret@bucket/d/", True),
+        ("s3://bucket/d2", "s3://bucket/d", False),
+        ("s3://bucket/d/a?endpoint_override=one", "s3://bucket/d?endpoint_override=other", False),
+        ("s3://bucket/d/a", "bucket/d", False),
+        ("a", "/", True),
+        ("a\0", "a", False),
+    ],
+)
+def test_a_place_lies_in_a_folder_however_both_are_written(
+    place: str, folder: str, within: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "link").symlink_to("d")
+    assert is_within(place.replace("HERE", str(tmp_path)), folder) == within
