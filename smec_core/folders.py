@@ -85,7 +85,7 @@ def replace_files(folder: Path, names: Set[str], write: Callable[[Path], object]
         sync_tree(new)
         for gone in names - {path.name for path in new.iterdir()}:
             (folder / gone).unlink(missing_ok=True)
-        for path in new.iterdir():
+        for path in sorted(new.iterdir()):
             os.replace(path, folder / path.name)
         sync(folder)
 

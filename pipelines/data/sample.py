@@ -14,7 +14,6 @@ import ast
 import gc
 import hashlib
 import json
-import os
 import platform
 import re
 import sysconfig
@@ -33,6 +32,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from pipelines.console import say
 from pipelines.data.settings import MIN_PAIRS, SampleSettings
+from pipelines.storage.apart import file_above
 from smec_core.data.parquet import write_embeddings
 from smec_core.errors import InputError, SmecError, one_line
 from smec_core.folders import replace_folder
@@ -272,7 +272,7 @@ def _earlier_sample(out: Path) -> dict[str, Any]:
     Raises:
         InputError: `out` is not a sample, lies below a file, or was changed since it was written.
     """
-    if below := next((place for place in out.parents if os.path.isfile(place)), None):
+    if below := file_above(out):
         raise InputError(f"out: {out} cannot be made, {below} is a file; name a new folder")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return {}

@@ -37,7 +37,7 @@ from pipelines.report.words import (
     reason_of,
     span,
 )
-from pipelines.storage.apart import check_file_apart
+from pipelines.storage.apart import check_file_apart, file_above
 from pipelines.storage.study import SUMMARY_FILE
 from smec_core.checksums import check_folder
 from smec_core.errors import InputError
@@ -208,7 +208,7 @@ def _write(out: Path, text: str) -> None:
         raise InputError(
             f"{out}: cannot write the report: this is a folder; give a file, such as {out / 'report.html'}"
         )
-    if below := next((place for place in out.parents if os.path.isfile(place)), None):
+    if below := file_above(out):
         raise InputError(f"{out}: cannot write the report: {below} is a file; give another --out")
     draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:

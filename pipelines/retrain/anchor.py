@@ -6,11 +6,13 @@ by the same measure: today's gate queries, and those that the anchor itself was 
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from pipelines.retrain.drift import known_queries
+from pipelines.console import say, warn
+from pipelines.retrain.drift import by_query, known_queries, problem_of_known
 from pipelines.retrain.ledger import Ledger, QueryScores, Release
 from pipelines.retrain.settings import RetrainSettings
+from smec_core.data.dataset import Dataset
 from smec_core.errors import InputError
 from smec_core.evaluation import gate
 from smec_core.evaluation.corpus_search import Encode, Sides
@@ -88,3 +90,42 @@ def gate_sides(
     if champion is not None and is_compatible:
         sides[gate.OLD_DOCUMENTS] = Sides(queries=challenger.encode, documents=champion.model.encode)
     return sides
+
+
+class Known(NamedTuple):
+    """What earlier models reach on judgements that are known from when they were promoted.
+
+    Attributes:
+        record: figures for the cycle's record.
+        problem: why the data are refused, if so.
+    """
+
+    record: dict[str, Any]
+    problem: str | None
+
+
+def look_at_known(
+    ledger: Ledger,
+    dataset: Dataset,
+    scores: gate.Scores,
+    champion: Released | None,
+    anchor: Released | None,
+    max_drop: float,
+) -> Known:
+    """Compares what champion and anchor reach now with what they reached."""
+    if champion is None or anchor is None:
+        return Known({"known_queries": None}, None)
+    known = known_queries(ledger, champion.release, by_query(dataset, scores[gate.CHAMPION]))
+    if known is None:
+        warn("no gate query is one that the champion was promoted by: whether judgements still fit is not known")
+    elif known["fresh_queries"]:
+        fresh = f"{known['fresh']:.4f} nDCG@10 on {known['fresh_queries']} fresh gate queries"
+        say(f"the champion reaches {fresh}")
+    record = {"known_queries": known}
+    problem = problem_of_known("the champion", known, max_drop)
+    if problem or gate.ANCHOR not in scores:
+        return Known(record, problem)
+    known = known_queries(ledger, anchor.release, by_query(dataset, scores[gate.ANCHOR]))
+    problem = problem_of_known(f"the anchor, {anchor.release.version},", known, max_drop)
+    cure = f"; if they are right, set gate.anchor to {champion.release.version}"
+    return Known({**record, "anchor_known_queries": known}, problem and f"{problem}{cure}")

@@ -9,12 +9,18 @@ from typing import Any
 import numpy as np
 
 from pipelines.compress import CompressSettings, compress
-from pipelines.console import say, warn
+from pipelines.console import say
 from pipelines.data.opened import open_dataset
 from pipelines.data.source import scan_data
-from pipelines.retrain.anchor import Released, beats, find_anchor, gate_sides
+from pipelines.retrain.anchor import Released, beats, find_anchor, gate_sides, look_at_known
 from pipelines.retrain.damage import Damage
-from pipelines.retrain.drift import by_query, check_data, drift_since, encoder_of, known_queries, problem_of_known
+from pipelines.retrain.drift import (
+    by_query,
+    check_data,
+    drift_since,
+    encoder_of,
+    refuses_data,
+)
 from pipelines.retrain.ledger import Release
 from pipelines.retrain.releases import NOTHING_NEW, PROMOTED, REFUSED, REPAIRED, UNCHANGED, ReleaseManager
 from pipelines.runtime.cluster import threads_of
@@ -37,6 +43,9 @@ from smec_core.model.model import Model
 from smec_core.temporary import temporary_folder
 from smec_core.training.scanned import ScannedData
 from smec_core.training.schedule import prefix_dims
+
+KEPT = ("run", "challenger", "encoder", "known_queries", "anchor_known_queries")
+"""What of a record stays so while vectors and judgements do. The anchor is not: a rollback may have chosen another."""
 
 
 class Cycle:
@@ -132,15 +141,20 @@ class Cycle:
     def decide(self) -> dict[str, Any]:
         """Reads, trains and compares; writes the decision, with all that it needs.
 
-        Where only files are new, whose other columns are published too, the champion compresses them.
+        Where files are new but vectors and judgements are the same, nothing is trained: the champion compresses them.
 
         Returns:
             The cycle's record.
         """
         if self.last is not None and self._teaches_nothing_new:
-            kept = {key: self.last[key] for key in ("anchor", "run", "challenger", "encoder") if key in self.last}
-            reason = "unchanged: files are new, but neither vectors nor judgements"
-            return self._close(self._record(drift=None, **kept), UNCHANGED, reason, self._refresh(reason))
+            reason = "unchanged: files are new, vectors and judgements are the same"
+            # for a kill: clean is to leave what is made now
+            self.ledger.begin_training(RunFolder(self.settings.storage, self.last["run"]), self.number)
+            release = None if refuses_data(self.last, self.settings.gate.max_drop) else self._refresh(reason)
+            record = self._record(
+                drift=None, trained=False, **{key: self.last[key] for key in KEPT if key in self.last}
+            )
+            return self._close(record, UNCHANGED, reason, release)
         # an anchor that is named and not there is refused here, before anything is trained
         settings, champion, dataset, _ = self.settings, self.champion, self.learnt, (self.anchor, self._segments)
         reference, encoder = Reference.of(dataset.corpus.rows, self.scanned.docs), encoder_of(settings.data)
@@ -155,8 +169,10 @@ class Cycle:
             challenger=challenger.fingerprint,
             encoder=encoder,
         )
-        if (problem := self._look_at_known(record, scores)) is not None:
-            return self._close(record, REFUSED, problem, None)
+        known = look_at_known(self.ledger, dataset, scores, champion, self.anchor, settings.gate.max_drop)
+        record |= known.record
+        if known.problem is not None:
+            return self._close(record, REFUSED, known.problem, None)
         return self._challenge(record, run_folder, challenger, reference, scores)
 
     def _record(self, **found: Any) -> dict[str, Any]:
@@ -169,29 +185,8 @@ class Cycle:
             "gate_fraction": self.settings.gate.fraction,
             "segments": self._segments and self._segments.digest,
             "champion": None if self.champion is None else self.champion.release.fingerprint,
-            "known_queries": None,
             **found,
         }
-
-    def _look_at_known(self, record: dict[str, Any], scores: gate.Scores) -> str | None:
-        """Compares what champion and anchor reach now with what they reached; why the data are refused, if so."""
-        champion, anchor, max_drop = self.champion, self.anchor, self.settings.gate.max_drop
-        if champion is None or anchor is None:
-            return None
-        known = known_queries(self.ledger, champion.release, by_query(self.learnt, scores[gate.CHAMPION]))
-        record["known_queries"] = known
-        if known is None:
-            warn("no gate query is one that the champion was promoted by: whether judgements still fit is not known")
-        elif known["fresh_queries"]:
-            fresh = f"{known['fresh']:.4f} nDCG@10 on {known['fresh_queries']} fresh gate queries"
-            say(f"the champion reaches {fresh}")
-        problem = problem_of_known("the champion", known, max_drop)
-        if problem or gate.ANCHOR not in scores:
-            return problem
-        known = known_queries(self.ledger, anchor.release, by_query(self.learnt, scores[gate.ANCHOR]))
-        record["anchor_known_queries"] = known
-        problem = problem_of_known(f"the anchor, {anchor.release.version},", known, max_drop)
-        return problem and f"{problem}; if they are right, set gate.anchor to {champion.release.version}"
 
     @cached_property
     def _segments(self) -> Segments | None:

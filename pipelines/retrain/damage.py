@@ -269,10 +269,14 @@ def _published(settings: RetrainSettings, kept: Sequence[Release], deep: bool) -
 
 def _of_another_series(settings: RetrainSettings, version: str) -> Iterator[Damage]:
     """Where another series has published the version in force: the two would put back their own for ever."""
-    with suppress(InputError):
+    with suppress(InputError, OSError):
         model = manifest_of_version(settings.publish.output, version)["model"] if version else ""
         run = re.fullmatch(rf"(.+)/({NAME})-[0-9a-f]{{10}}/{MODEL}", model)
-        if run and run[2] != settings.name and RunFolder(run[1], run[2]).read(RELEASES) is not None:
+        if run is None or run[2] == settings.name:
+            return
+        # a manifest does not say how its storage is reached
+        storage = settings.storage if run[1] == public_uri(settings.storage).rstrip("/") else run[1]
+        if RunFolder(storage, run[2]).read(RELEASES) is not None:
             problem = f"names {version}, which the series {run[2]} in {run[1]} has published"
             cure = "give each series a publish.output of its own, then run smec retrain of both"
             yield Damage(f"{settings.publish.place}/{CURRENT}", problem, cure)
@@ -293,6 +297,8 @@ def _pointers(settings: RetrainSettings, ledger: Ledger, registry: Registry, rel
         problem = f"names {f'version {alias}' if alias else 'nothing'} instead of version {champion.registry_version}"
         yield Damage(f"models:/{ledger.folder.name}@champion", problem, BACK, True)
     if champion.output != settings.publish.place:
+        with suppress(DamagedError):
+            yield from _of_another_series(settings, in_force(settings.publish.output).name)
         return
     path = f"{settings.publish.place}/{CURRENT}"
     try:

@@ -77,7 +77,7 @@ def check_data(
     if settings.gate.fraction > fraction:
         raise InputError(
             f"gate.fraction: {settings.gate.fraction} takes queries that the champion has learnt from, which was "
-            f"trained with {fraction}; leave it at that, or begin a new series (another `name`)"
+            f"trained with {fraction}; leave it at that, or begin a new series (another `name` and `publish.output`)"
         )
     # data of other dims count as another embedding model
     if settings.train.start == "warm" and dims[0] == theirs[0] and dims != theirs:
@@ -160,6 +160,12 @@ def known_queries(ledger: Ledger, release: Release, now: QueryScores) -> dict[st
         "fresh_queries": len(fresh),
         "fresh": mean(now, fresh) if fresh else None,
     }
+
+
+def refuses_data(record: Mapping[str, Any], max_drop: float) -> bool:
+    """Whether a cycle has found its data at fault, and published none of them."""
+    known = (record.get(name) for name in ("known_queries", "anchor_known_queries"))
+    return any(problem_of_known("a release", one, max_drop) is not None for one in known)
 
 
 def problem_of_known(who: str, known: dict[str, Any] | None, max_drop: float) -> str | None:

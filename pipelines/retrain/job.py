@@ -39,7 +39,7 @@ def run(settings: RetrainSettings) -> dict[str, Any]:
         SmecError: something failed; what was in force stays so, and the next run goes on.
     """
     # before a training whose result could not be published
-    check_output(settings.publish.output)
+    check_output(settings.publish.output, "publish.output")
     check_apart({"publish.output": settings.publish.output, "storage": settings.storage}, [settings.data])
     check_storage(settings.storage)
     folder = RunFolder(settings.storage, settings.name)

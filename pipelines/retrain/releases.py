@@ -314,7 +314,8 @@ def _is_replaceable(problem: Problem) -> bool:
 
 
 PROMOTED, REFUSED, UNCHANGED, NOTHING_NEW, REPAIRED = "promoted", "refused", "unchanged", "nothing new", "repaired"
-"""Outcomes. Unchanged: the new data gave the champion again. Repaired: nothing was new, but something was damaged."""
+"""Outcomes. Unchanged: the new data gave the champion again, or only files were new. Repaired: nothing was new, but
+something was damaged."""
 
 
 def export_figures(name: str, record: Mapping[str, Any]) -> None:
@@ -328,7 +329,7 @@ def export_figures(name: str, record: Mapping[str, Any]) -> None:
         return
     now, refused = time.time(), record["outcome"] == REFUSED
     figures = {"last_run_timestamp_seconds": now, "last_success_timestamp_seconds": None if refused else now}
-    if record["outcome"] not in (NOTHING_NEW, REPAIRED):
+    if record["outcome"] not in (NOTHING_NEW, REPAIRED) and record.get("trained", True):
         drift, verdict = record["drift"] or {}, record.get("gate", {"ndcg@10": {}})
         mean = {system: float(np.mean(list(by_dim.values()))) for system, by_dim in verdict["ndcg@10"].items()}
         figures |= {"gate_refused": float(refused), "champion_ndcg": mean.get(gate.CHAMPION)}

@@ -38,8 +38,8 @@ class PublishSettings(Settings):
     """For a rollback: how many of the last releases stay, with their vectors, and of how many of the last models the
     last release; the one in force stays in any case."""
     refresh: bool = True
-    """Where a challenger is refused and the corpus has changed, compress that with the champion, so that new documents
-    are found."""
+    """Where the corpus has changed and a challenger is refused, or nothing but files is new, compress it with the
+    champion, so that new documents are found."""
 
     @property
     def place(self) -> str:

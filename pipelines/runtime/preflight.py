@@ -119,9 +119,9 @@ def check_address(address: str) -> None:
         try:
             socket.create_connection(place, timeout=ANSWER_SECONDS).close()
             return
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:
             # it may be about to start
-            if time.monotonic() + 1 < end and not isinstance(error, OverflowError):
+            if time.monotonic() + 1 < end and isinstance(error, OSError):
                 time.sleep(1)
                 continue
             raise SmecError(

@@ -10,7 +10,7 @@ import pyarrow.fs as pafs
 
 from smec_core.checksums import SUMS
 from smec_core.data.tables import ENDINGS, MANIFEST, QRELS, TABLES
-from smec_core.data.uri import is_within, join_uri, open_filesystem, public_uri
+from smec_core.data.uri import is_within, join_uri, open_filesystem, public_uri, without_slash
 from smec_core.data.versions import CURRENT
 from smec_core.errors import InputError, StoreError
 
@@ -39,7 +39,8 @@ def check_apart_from_table(key: str, place: str, table: str) -> None:
         InputError: it lies there.
     """
     if not (is_within(place, table) and is_within(table, place)):
-        _refuse_within({key: place}, [table])
+        base = without_slash(table)
+        _refuse_within({key: place}, [table, *(f"{base}{ending}" for ending in ENDINGS if "?" not in base)])
 
 
 def _refuse_within(places: Mapping[str, str | None], folders: Sequence[str]) -> None:
@@ -50,6 +51,11 @@ def _refuse_within(places: Mapping[str, str | None], folders: Sequence[str]) -> 
                     f"{key}: {public_uri(place)} lies in {public_uri(folder)}, where it would be taken for data; "
                     "name a folder outside"
                 )
+
+
+def file_above(path: Path) -> Path | None:
+    """The file that a local path lies below, where no folder can be made."""
+    return next((place for place in path.parents if os.path.isfile(place)), None)
 
 
 def check_no_file(key: str, folder: str) -> None:
@@ -85,7 +91,7 @@ def check_file_apart(key: str, file: Path) -> None:
     # the place itself, and what a link there leads to
     for place in {file.parent.resolve() / file.name, Path(os.path.realpath(file))}:
         for folder in place.parents:
-            if (folder / "adapter.safetensors").exists() or _is_named(place, folder):
+            if os.path.exists(folder / "adapter.safetensors") or _is_named(place, folder):
                 raise InputError(
                     f"{key}: {file} would be put among the files of {folder}, which is to stay as it was written; "
                     "name a file elsewhere"

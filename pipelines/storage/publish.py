@@ -56,18 +56,22 @@ BESIDE_PLAN = ("format", "version", "created", "rows", "quarantined", "inputs", 
 """What the manifest of a version says beside its plan."""
 
 
-def check_output(out: str) -> None:
+def check_output(out: str, key: str = "output") -> None:
     """Refuses a place where nothing can be published: a file, or a folder of other things, whose readers would mix up.
+
+    Args:
+        out: the place.
+        key: the setting that names it.
 
     Raises:
         InputError: it is one, or lies below a file; a folder that has versions may hold other things, too.
     """
-    check_no_file("output", out)
+    check_no_file(key, out)
     filesystem, root = open_folder(out)
     names = {info.base_name for info in entries(filesystem, root)}
     if names and CURRENT not in names and not any(map(VERSION.fullmatch, names)):
         raise InputError(
-            f"output: {public_uri(out)} is no published folder, it holds {min(names)}; nothing is published there, "
+            f"{key}: {public_uri(out)} is no published folder, it holds {min(names)}; nothing is published there, "
             "name another"
         )
 

@@ -33,7 +33,7 @@ def tensor_of(numbers: np.ndarray | Sequence[Any], is_wide: bool = False) -> Ten
     if "embedding" in (getattr(numbers, "columns", ()) if held is None else held):
         raise InputError("embeddings are a table; give its column embedding")
     try:
-        if isinstance(numbers, np.ma.MaskedArray):
+        if isinstance(numbers, np.ma.MaskedArray) and numbers.dtype.kind != "c":
             numbers = np.ma.filled(numbers.astype(np.float64), np.nan)
         array = np.asarray(numbers)
         if array.dtype == object:

@@ -326,8 +326,6 @@ def published(
         version = f"v{version:04d}"
     if not isinstance(version, str | None):
         raise InputError(f"version is {version!r}; give a name, as v0001, or its number")
-    if not isinstance(version, str | None):
-        raise InputError(f"version is {version!r}; give a name, as v0001, or its number")
     while True:
         seen = in_force(uri).content
         try:

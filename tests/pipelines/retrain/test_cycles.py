@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 
 from pipelines.compress import job as compress
 from pipelines.compress.settings import CompressSettings
+from pipelines.retrain.cycle import Cycle
 from pipelines.retrain.ledger import Ledger
 from pipelines.storage.lease import Lease
 from pipelines.storage.publish import plans
@@ -158,6 +159,15 @@ def test_shuffled_judgements_release_nothing(
     assert standing.version == version
     # the same data are not tried again
     assert standing.retrain(f"gate.max_drop={max_drop}")["outcome"] == "nothing new"
+    if max_drop == 1:
+        return
+    # nor is a corpus that was at fault published where it is written anew
+    part = next((standing.data / "corpus").glob("*.parquet"))
+    written = part.stat().st_mtime_ns
+    os.utime(part, (0, 0))
+    record = standing.retrain(f"gate.max_drop={max_drop}")
+    os.utime(part, ns=(written, written))
+    assert (record["outcome"], record["release"], standing.version) == ("unchanged", None, version)
 
 
 def test_new_documents_are_published_by_the_champion_where_the_challenger_is_no_better(series: Series) -> None:
@@ -200,11 +210,32 @@ def test_other_columns_are_published_without_a_training(series: Series, capsys: 
         )
         published = pq.read_table(list((series.output / series.version).glob("*.parquet")))
         assert set(published["price"].to_pylist()) == {price}
-        assert "unchanged: files are new, but neither vectors nor judgements" in capsys.readouterr().err
+        assert "unchanged: files are new, vectors and judgements are the same" in capsys.readouterr().err
         assert series.retrain()["outcome"] == "nothing new"
     assert series.champion == champion
     assert champion is not None and series.check_whole() == champion.tags["smec.model_fingerprint"]
     assert sorted(path.name for path in series.storage.glob(f"{series.name}-*")) == trainings
+
+
+def test_files_that_are_new_leave_a_rollback_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    series = released_twice(tmp_path)
+    assert series.rollback()["version"] == "v0001"
+    ledger, champion = Ledger(RunFolder(series.stored, series.name)), series.champion
+    os.utime(next((series.data / "corpus").glob("*.parquet")), (0, 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(Cycle, "_close", _fail)
+        with pytest.raises(RuntimeError, match="killed here"):
+            series.retrain()
+    # nobody removes what the next start goes on with
+    assert ledger.releases().releases[0].run in ledger.under_way(ledger.releases().champion)
+    record = series.retrain()
+    assert (record["outcome"], record["release"]["trained_in"]) == ("unchanged", 1)
+    assert (series.champion, ledger.releases().anchor) == (champion, 1)
+    assert series.version == record["release"]["version"] == "v0003"
+
+
+def _fail(*_: Any) -> None:
+    raise RuntimeError("killed here")
 
 
 def test_two_series_do_not_share_a_published_folder(series: Series) -> None:
@@ -215,6 +246,8 @@ def test_two_series_do_not_share_a_published_folder(series: Series) -> None:
     assert not list(series.storage.glob(f"{other}-*"))
     assert series.retrain()["outcome"] == "nothing new"
     assert series.retrain(f"name={other}", f"publish.output={series.published}-b")["outcome"] == "promoted"
+    with pytest.raises(DamagedError, match=rf"names v0001, which the series {other} in .* has published"):
+        series.retrain(f"publish.output={series.published}-b")
     # what it publishes there by hand is not undone
     [made] = series.storage.glob(f"{other}-*/model")
     corpus = f"{series.data}/corpus"

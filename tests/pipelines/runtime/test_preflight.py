@@ -234,7 +234,7 @@ def test_a_cluster_that_does_not_answer_is_told_at_once(address: str, port: sock
     check_address(address)
 
 
-@pytest.mark.parametrize("address", ["nowhere.invalid:6379", "[::1]:1", "127.0.0.1:99999"])
+@pytest.mark.parametrize("address", ["nowhere.invalid:6379", "a..b:6379", "[::1]:1", "127.0.0.1:99999"])
 def test_an_address_of_no_machine_is_told(address: str, port: socket.socket) -> None:
     with pytest.raises(SmecError, match=rf"^RAY_ADDRESS: nothing answers at {re.escape(address)} \(") as refused:
         check_address(address)

@@ -30,6 +30,9 @@ def test_a_place_beside_the_tables_is_free(tmp_path: Path) -> None:
 def test_a_published_folder_may_be_upgraded_in_place(tmp_path: Path) -> None:
     check_apart_from_table("output", f"{tmp_path}/vectors", f"{tmp_path}/vectors/")
     check_apart_from_table("output", f"{tmp_path}/vectors", f"{tmp_path}/vectors/v0001")
+    for ending in (".lance", ".parquet"):
+        with pytest.raises(InputError, match=rf"output: .*/corpus{ending}/out lies in .*/corpus{ending}, where"):
+            check_apart_from_table("output", f"{tmp_path}/corpus{ending}/out", f"{tmp_path}/corpus")
     with pytest.raises(InputError, match=r"output: .*/vectors/v0001 lies in .*/vectors, where"):
         check_apart_from_table("output", f"{tmp_path}/vectors/v0001", f"{tmp_path}/vectors")
 
@@ -125,4 +128,5 @@ def test_jobs_say_that_a_place_is_a_file(words: str, tmp_path: Path, monkeypatch
     for place, why in (("notes", "notes is a file"), ("notes/a", "notes/a cannot be made, .*/notes is a file")):
         result = CliRunner().invoke(app, words.format(place).split())
         assert result.exit_code == 2
-        assert re.search(rf"^smec: (output|storage): {tmp_path}/{why}; name a folder$", result.stderr, re.MULTILINE)
+        key = re.findall(r"(\S+?)[ =]\{\}", words)[0].removeprefix("--")
+        assert re.search(rf"^smec: {re.escape(key)}: {tmp_path}/{why}; name a folder$", result.stderr, re.MULTILINE)

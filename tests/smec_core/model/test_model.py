@@ -165,6 +165,8 @@ def test_what_is_masked_is_not_read() -> None:
 def test_complex_numbers_are_refused() -> None:
     with pytest.raises(InputError, match=r"embeddings are of type torch\.complex64; give real numbers"):
         make_model().encode(torch.from_numpy(vectors()).to(torch.complex64))
+    with pytest.raises(InputError, match="embeddings are of type complex64; give numbers"):
+        make_model().encode(np.ma.masked_array(vectors().astype(np.complex64)))
 
 
 def test_the_callers_default_of_new_tensors_changes_nothing() -> None:
