@@ -92,6 +92,10 @@ def test_new_data_are_seen_and_a_running_job_is_named(series: Series) -> None:
     os.utime(part)
     assert look(series)["next"] == "run smec retrain: files of the data are not those of cycle 2"
     os.utime(part, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    # asked for once: what is written anew is looked at, and known from then on
+    assert series.retrain()["outcome"] == "unchanged"
+    assert look(series)["next"] == "nothing, until data or settings are new"
+    assert series.retrain()["outcome"] == "nothing new"
     with Lease(RunFolder(series.stored, series.name), lambda: None):
         said = look(series)
         assert said["next"] == "wait: a job works on the series" and str(os.getpid()) in said["held_by"]
