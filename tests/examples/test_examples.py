@@ -96,16 +96,21 @@ def searches(store: str, folder: Path) -> dict[str, Search]:
     return found
 
 
-@pytest.mark.parametrize("store", STORES)
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest) -> str:
+    """A store whose database runs, where it has one."""
+    if request.param == "pgvector":
+        request.getfixturevalue("postgres")
+    name: str = request.param
+    return name
+
+
 def test_example_finds_what_exact_search_finds_in_every_version(
     store: str,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    request: pytest.FixtureRequest,
 ) -> None:
-    if store == "pgvector":
-        request.getfixturevalue("postgres")
     script = str(REPOSITORY / f"examples/{store}_search.py")
     place = [str(folder / store)] if store in KEPT else []
     monkeypatch.setattr("sys.argv", [script, str(folder / "out"), str(folder / "data/queries.parquet"), *place])
@@ -123,7 +128,6 @@ def test_example_finds_what_exact_search_finds_in_every_version(
         check_database(folder)
 
 
-@pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("dtype", ["float32", "binary"])
 def test_few_dims_and_a_column_that_is_called_first(
     store: str,
@@ -132,10 +136,7 @@ def test_few_dims_and_a_column_that_is_called_first(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    request: pytest.FixtureRequest,
 ) -> None:
-    if store == "pgvector":
-        request.getfixturevalue("postgres")
     (tmp_path / "corpus").mkdir()
     for file in (folder / "data/corpus").iterdir():
         table = pq.read_table(file)

@@ -132,57 +132,6 @@ def test_the_scale_and_the_kind_of_numbers_do_not_matter() -> None:
     assert model.encode(x_ND[:0], 4).shape == (0, 4)
 
 
-@pytest.mark.parametrize("kind", ["linear", "residual_mlp"])
-@pytest.mark.parametrize("scale", [1e-300, 1e-50, 1e-30, 1e-12, 1e20, 1e38, 1e50, 1e300])
-def test_rows_far_from_1_keep_their_direction(scale: float, kind: Projection) -> None:
-    model, x_ND = make_model(kind), vectors().astype(np.float64)
-    expected = model.encode(x_ND, 4)
-    far_ND = x_ND.copy()
-    far_ND[::2] *= scale
-    for given in (far_ND, far_ND.tolist(), torch.from_numpy(far_ND)):
-        np.testing.assert_allclose(np.asarray(model.encode(given, 4)), expected, atol=1e-6)
-    # the others to the bit
-    np.testing.assert_array_equal(model.encode(far_ND, 4)[1::2], expected[1::2])
-
-
-def test_rows_without_a_direction_stay_without_one() -> None:
-    x_ND = vectors(4)
-    x_ND[0], x_ND[1, 0], x_ND[2, 0], x_ND[3] = 0, np.nan, np.inf, 1e30
-    found = make_model().encode(x_ND, 4)
-    assert not found[0].any()
-    assert np.isnan(found[1]).all()
-    assert np.isnan(found[2]).all()
-    assert np.linalg.norm(found[3]) == pytest.approx(1)
-
-
-def test_what_is_masked_is_not_read() -> None:
-    mask_ND = np.zeros((10, DIM), bool)
-    mask_ND[0, :2] = True
-    x_ND = np.ma.masked_array(vectors(), mask=mask_ND)
-    assert np.isnan(make_model().encode(x_ND)[0]).all()
-
-
-def test_complex_numbers_are_refused() -> None:
-    with pytest.raises(InputError, match=r"embeddings are of type torch\.complex64; give real numbers"):
-        make_model().encode(torch.from_numpy(vectors()).to(torch.complex64))
-    with pytest.raises(InputError, match="embeddings are of type complex64; give numbers"):
-        make_model().encode(np.ma.masked_array(vectors().astype(np.complex64)))
-
-
-def test_the_callers_default_of_new_tensors_changes_nothing() -> None:
-    x_ND = np.random.default_rng(0).standard_normal((60, DIM), dtype=np.float32)
-    judged = (x_ND, x_ND[:30], [(row, row) for row in range(30)])
-    fitted = smec_core.fit(*judged, dims=[4], epochs=1, progress=False)
-    expected = fitted.evaluate(*judged).to_dict()
-    torch.set_default_dtype(torch.float64)
-    try:
-        assert smec_core.fit(*judged, dims=[4], epochs=1, progress=False).fingerprint == fitted.fingerprint
-        assert fitted.evaluate(*judged, by=None).to_dict() == expected
-        assert torch.get_default_dtype() == torch.float64
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
 def test_a_corpus_without_neighbours_is_refused_where_they_are_the_measure() -> None:
     with pytest.raises(InputError, match="has one document and no judgements; give more of either"):
         make_model().evaluate(vectors(1))

@@ -237,3 +237,17 @@ def test_an_evaluation_takes_splits_and_no_judgements(model: smec_core.Model) ->
         model.evaluate(HAS.corpus[:, :8])
     with pytest.raises(InputError, match="split: the training of this model has held out no queries"):
         model.evaluate(HAS.corpus, HAS.queries, HAS.test, split="held_out")
+
+
+def test_the_callers_default_of_new_tensors_changes_nothing() -> None:
+    x_ND = np.random.default_rng(0).standard_normal((60, 8), dtype=np.float32)
+    judged = (x_ND, x_ND[:30], [(row, row) for row in range(30)])
+    fitted = smec_core.fit(*judged, dims=[4], epochs=1, progress=False)
+    expected = fitted.evaluate(*judged).to_dict()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert smec_core.fit(*judged, dims=[4], epochs=1, progress=False).fingerprint == fitted.fingerprint
+        assert fitted.evaluate(*judged, by=None).to_dict() == expected
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
