@@ -31,7 +31,7 @@ def check_apart(places: Mapping[str, str | None], data: Sequence[str]) -> None:
 
 
 def check_apart_from_table(key: str, place: str, table: str) -> None:
-    """Refuses a place below the one table that a job reads.
+    """Refuses a place below the one table that a job reads, or of the dataset that the table is of.
 
     Its own folder is not refused here: it may be a published one, to which a version is added.
 
@@ -41,6 +41,9 @@ def check_apart_from_table(key: str, place: str, table: str) -> None:
     if not (is_within(place, table) and is_within(table, place)):
         base = without_slash(table)
         _refuse_within({key: place}, [table, *(f"{base}{ending}" for ending in ENDINGS if "?" not in base)])
+        path, mark, options = base.partition("?") if "://" in base else (base, "", "")
+        if Path(path).stem in TABLES:
+            check_apart({key: place}, [f"{os.path.dirname(path) or '.'}{mark}{options}"])
 
 
 def _refuse_within(places: Mapping[str, str | None], folders: Sequence[str]) -> None:

@@ -43,6 +43,13 @@ def run(settings: TuneSettings) -> dict[str, Any]:
     if out.exists() and not out.is_dir():
         raise InputError(f"out: {out} is a file; name a folder")
     check_apart({"out": settings.out, "storage": settings.storage}, [settings.data])
+    if settings.storage is not None and mask(settings.storage) != settings.storage:
+        # Tune pickles what opens it into a file there, and into files of Ray's
+        raise InputError(
+            f"storage: {mask(settings.storage)} holds a secret, which Ray Tune would write to files; leave it out, and "
+            "give the machines a role, or the secret in their environment"
+        )
+    check_storage(settings.storage)
     if settings.train_best:
         check_replaceable(out / MODEL_FOLDER)
     dataset = open_dataset(settings.data, exclude_self=settings.exclude_self, columns=settings.columns)
@@ -62,13 +69,6 @@ def run(settings: TuneSettings) -> dict[str, Any]:
     if objective.dim is not None and objective.dim not in prefixes:
         raise InputError(f"objective: {objective.dim} is none of the dims {', '.join(map(str, prefixes))}")
     make_out(out)
-    if settings.storage is not None and mask(settings.storage) != settings.storage:
-        # Tune pickles what opens it into a file there, and into files of Ray's
-        raise InputError(
-            f"storage: {mask(settings.storage)} holds a secret, which Ray Tune would write to files; leave it out, and "
-            "give the machines a role, or the secret in their environment"
-        )
-    check_storage(settings.storage)
     storage = settings.storage or str(out.absolute() / ".smec-study")
     scanned = scan_data(dataset, config, settings.cluster(), storage)
     if settings.confirm and not scanned.has_all_rows(dataset):

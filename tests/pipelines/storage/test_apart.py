@@ -27,6 +27,17 @@ def test_a_place_beside_the_tables_is_free(tmp_path: Path) -> None:
         check_apart({"out": f"{tmp_path}/d/{place}"}, [f"{tmp_path}/d"])
 
 
+def test_a_table_has_the_judgements_of_its_dataset_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for table in ("corpus", "corpus.lance/", str(tmp_path / "queries")):
+        with pytest.raises(InputError, match=rf"output: {tmp_path}/qrels/out lies in {tmp_path}/qrels, where"):
+            check_apart_from_table("output", "qrels/out", table)
+        check_apart_from_table("output", "vectors", table)
+    with pytest.raises(InputError, match=r"output: s3://b/queries/out lies in s3://b/queries, where"):
+        check_apart_from_table("output", "s3://b/queries/out", "s3://b/corpus?region=eu-north-1")
+    check_apart_from_table("output", "qrels/out", "vectors")
+
+
 def test_a_published_folder_may_be_upgraded_in_place(tmp_path: Path) -> None:
     check_apart_from_table("output", f"{tmp_path}/vectors", f"{tmp_path}/vectors/")
     check_apart_from_table("output", f"{tmp_path}/vectors", f"{tmp_path}/vectors/v0001")
@@ -41,6 +52,8 @@ def test_a_published_folder_may_be_upgraded_in_place(tmp_path: Path) -> None:
     ("words", "key"),
     [
         ("compress --model m --input d/corpus --output d/corpus/out", "output"),
+        ("compress --model m --input d/queries --output d/corpus/out", "output"),
+        ("compress --model m --input d/queries.parquet --output d/corpus/out", "output"),
         ("train --data d --dims 8 --out d/corpus/out", "out"),
         ("train --data d --dims 8 --out d/corpus/out --dry-run", "out"),
         ("train --data d --dims 8 --out m --storage d/corpus/out", "storage"),
@@ -117,6 +130,7 @@ def test_a_file_is_no_folder(place: str, why: str, tmp_path: Path) -> None:
         "compress --model m --input d --output {}",
         "train --data d --dims 8 --out m --storage {}",
         "train --data d --dims 8 --out m --storage {} --dry-run",
+        "tune --space s.yaml --data d --dims 8 --out m --storage {}",
         "retrain --config c --set storage={}",
         "retrain --config c --set publish.output={}",
     ],
