@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 import warnings
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from pipelines.console import say, telling, warn
 from pipelines.runtime.leftovers import end_processes, remove_left
 from pipelines.runtime.preflight import check_address, check_limits, keep_token, ray_place
-from pipelines.runtime.ray_private import end_calls, end_executions, masked_entrypoint, wait_for
+from pipelines.runtime.ray_private import end_calls, end_executions, light_agent, masked_entrypoint, wait_for
 from pipelines.runtime.settings import ClusterSettings
 from smec_core.errors import InputError, SmecError, first_line
 from smec_core.masking import mask
@@ -36,12 +36,13 @@ class RayFailure(SmecError):
     """Something failed on the cluster that is nobody's mistake, as a lost node: trying again may help."""
 
 
-def connect(cpus: float) -> None:
+def connect(cpus: float, has_metrics: bool = False) -> None:
     """Connects to the cluster of RAY_ADDRESS, or starts one on this machine; does nothing when connected.
 
     Args:
         cpus: logical CPUs that the job needs at once; a cluster started here has at least as many, since Ray would wait
             for ever for CPUs that are not there.
+        has_metrics: whether a cluster started here exports metrics; it then takes four seconds longer.
 
     Raises:
         InputError: this machine lacks what Ray needs.
@@ -59,9 +60,10 @@ def connect(cpus: float) -> None:
             options |= {"num_cpus": local_cpus, "include_dashboard": False, "_temp_dir": str(_new_folder())}
         # where Lance is imported it warns of every fork, and Ray's end in another program
         warnings.filterwarnings("ignore", message="lance is not fork-safe")
+        agent = nullcontext() if address or has_metrics else light_agent()
         going_on = f"connecting to Ray at {mask(address)}" if address else "starting Ray on this machine"
         try:
-            with masked_entrypoint(), telling(going_on):
+            with masked_entrypoint(), agent, telling(going_on):
                 ray.init(address or "local", **options)
         except Exception as error:
             # of any kind: Ray raises what it met

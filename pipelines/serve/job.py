@@ -104,7 +104,7 @@ def run(settings: ServeSettings) -> dict[str, Any]:
     listener = _bind(settings.host or HOST, settings.port or PORT)
     # for what waits, and for its answers
     signals.allow(END_SECONDS + 2 * settings.deadline)
-    connect(settings.replicas * settings.threads)
+    connect(settings.replicas * settings.threads, has_metrics=True)
     front: Front | None = None
     # no exception of our own: Ray raises another KeyboardInterrupt where its calls are cut
     terminated: list[int] = []

@@ -104,6 +104,26 @@ def test_threads_that_wait_for_an_actor_do_not_crash_a_process_that_ends() -> No
     assert (done.returncode, done.stdout) == (0, "ended\n" * 3), f"mend end_calls: {done.stderr}"
 
 
+PORT = """
+import sys
+import ray
+from pipelines.runtime.cluster import connect
+
+connect(1, has_metrics=sys.argv[1] == "with")
+[node] = ray.nodes()
+print(node["MetricsExportPort"])
+"""
+
+
+@pytest.mark.parametrize(("metrics", "is_there"), [("with", True), ("without", False)])
+def test_a_ray_of_a_command_exports_metrics_where_they_are_asked_for(metrics: str, is_there: bool) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", PORT, metrics], stdout=subprocess.PIPE, text=True, env=environment, check=True
+    )
+    assert (int(done.stdout) > 0) == is_there, "Ray chooses the modules of its agent elsewhere: fix light_agent"
+
+
 def test_the_job_client_sends_its_requests_in_one_place() -> None:
     parameters = inspect.signature(JobSubmissionClient._do_request).parameters
     assert list(parameters)[:3] == ["self", "method", "endpoint"], "fix timed_job_client"
