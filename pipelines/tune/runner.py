@@ -237,6 +237,8 @@ class StudyStart:
                 scheduler=scheduler,
                 num_samples=todo,
                 max_concurrent_trials=concurrent,
+                # a process takes seconds to start; of several workers, what they hold is given back when it ends
+                reuse_actors=cluster.is_one_process,
                 time_budget_s=None if self.settings.hours is None else self.settings.hours * 3600,
             ),
             run_config=tune.RunConfig(
