@@ -42,7 +42,8 @@ def connect(cpus: float, has_metrics: bool = False) -> None:
     Args:
         cpus: logical CPUs that the job needs at once; a cluster started here has at least as many, since Ray would wait
             for ever for CPUs that are not there.
-        has_metrics: whether a cluster started here exports metrics; it then takes four seconds longer.
+        has_metrics: whether a cluster started here exports metrics; beside another one it then takes four seconds
+            longer.
 
     Raises:
         InputError: this machine lacks what Ray needs.

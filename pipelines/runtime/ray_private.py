@@ -165,8 +165,8 @@ def masked_entrypoint() -> Iterator[None]:
 def light_agent() -> Iterator[None]:
     """Has a Ray that starts meanwhile leave out what nobody asks of one that ends with its command.
 
-    Its agent then serves no metrics, jobs and logs, as if Ray were installed without "default"; with them it takes four
-    seconds more to start. No option of `ray.init` says so.
+    Its agent then serves no metrics, jobs and logs, as if Ray were installed without "default"; with them it waits four
+    seconds for a port that the agent of another Ray on this machine has. No option of `ray.init` says so.
     """
     from ray._private import utils
 
