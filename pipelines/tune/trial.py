@@ -1,4 +1,4 @@
-"""What one trial of a study does, in a process of its own on the cluster."""
+"""What one trial of a study does, in a process on the cluster, which the next trial takes over."""
 
 import math
 import time

@@ -27,6 +27,7 @@ from pipelines.tune import job as tune
 from pipelines.tune import runner as study_start
 from pipelines.tune.callback import TuneCallback
 from pipelines.tune.settings import TuneSettings
+from smec_core import fit
 from smec_core.errors import InputError, SmecError
 from tests.builders import write_dataset
 
@@ -94,6 +95,15 @@ def test_the_defaults_are_trial_one_and_a_third_is_stopped_early(study: Path) ->
     best = max(finished, key=lambda one: one["steps"][-1]["quality"])
     assert summary["best"] == [best["number"]]
     assert summary["defaults"] == trials[0]["steps"][-1]["quality"]
+
+
+def test_a_trial_reaches_what_a_training_alone_does(study: Path, dataset: Path) -> None:
+    finished = [one for one in _summary(study)["trials"] if one["state"] == "finished"]
+    # in a process that has trained others before, some of which were stopped
+    last = finished[-1]
+    alone = fit(str(dataset), **(QUICK | last["params"] | {"dims": (8, 4), "refit": False}))
+    [dev] = alone.metrics["dev"].values()
+    assert last["steps"][-1]["scores"] == dev
 
 
 def test_the_best_settings_are_a_config_of_train(study: Path, dataset: Path) -> None:
