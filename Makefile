@@ -78,7 +78,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.bench --out $(BENCH) $(if $(DATA),--data $(DATA)) $(if $(REFERENCE),--reference $(REFERENCE))
 
 docs: $(READY)
-	$(BIN)/mkdocs build --strict --quiet
+	DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
 
 wheel: $(READY)
 	rm -rf build dist

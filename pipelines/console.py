@@ -200,6 +200,9 @@ def show(table: "Table") -> None:
     # a line each: broken at words, one of a foreign name could begin a line
     if table.title:
         printer.print(table.title, style="italic", soft_wrap=True)
+    if not printer.is_terminal:  # a log has no edge, at which digits would be cut off
+        wide = printer.options.update(width=10_000)
+        printer.width = max(printer.width, printer.measure(bare, options=wide).maximum)
     printer.print(bare)
     if table.caption:
         printer.print(table.caption, style="dim italic", soft_wrap=True)

@@ -28,7 +28,7 @@ MIN_PAIRS = 50
 
 
 class SampleSettings(Settings):
-    """Build a sample dataset from the documentation that every Python installation holds; no download.
+    """Build a sample dataset from docstrings of Python and of the packages that smec installs; no download.
 
     Example: smec sample outputs/sample --size 4000
     """

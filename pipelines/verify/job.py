@@ -36,7 +36,7 @@ def run(settings: VerifySettings) -> dict[str, Any]:
 
     Returns:
         files: how many were compared.
-        not_compared: how many others are there, of which no checksum is kept.
+        not_compared: how many others are there, beside SHA256SUMS, of which no checksum is kept.
         unfinished: how many checkpoints and new folders are not whole, as a job leaves them that runs or was killed.
 
     Raises:
@@ -60,12 +60,14 @@ def run(settings: VerifySettings) -> dict[str, Any]:
         _tell(work.damaged)
         raise
     _tell(work.damaged)
-    compared, others = len(work.compared), len(set(work.paths) - work.compared)
+    compared = len(work.compared)
+    # the checksums themselves are what the others are compared with
+    others = sum(posixpath.basename(path) != SUMS for path in set(work.paths) - work.compared)
     if work.damaged:
         raise DamagedError(public, f"problems: {len(work.damaged)}, listed above; files compared: {compared}", RESTORE)
     if not work.compared and not work.unfinished:
         raise InputError(f"{public}: nothing there has checksums; give a folder that smec has written")
-    rest = f"; of {others} no checksum is kept, so they were not compared" if others else ""
+    rest = f"; files without a checksum, which were not compared: {others}" if others else ""
     if work.unfinished:
         rest += f"; unfinished checkpoints and new folders, of a job that runs or was killed: {len(work.unfinished)}"
     say(f"{public}: {compared} files are as they were written{rest}")

@@ -316,3 +316,14 @@ def test_people_read_no_json_and_no_password(
     finally:
         console.cache_clear()
     assert capsys.readouterr().err == "stored at http://***@host/x\nsmec: x\n"
+
+
+def test_a_log_has_every_digit_of_a_wide_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    table = Table(*[f"column {n} of many" for n in range(12)])
+    table.add_row(*[f".{n:02}4321 ± .0123" for n in range(12)])
+    show(table)
+    [row] = [line for line in capsys.readouterr().out.splitlines() if ".004321" in line]
+    assert all(f".{n:02}4321 ± .0123" in row for n in range(12))

@@ -60,7 +60,7 @@ def test_the_guides_script_runs(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "ndcg@10 on test, 100 queries" in done.stdout
-    assert smec_core.load(tmp_path / "model").dims == (64, 32, 16)
+    assert smec_core.load(tmp_path / "small-model").dims == (64, 32, 16)
 
 
 def test_importing_it_is_light() -> None:
