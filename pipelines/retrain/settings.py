@@ -8,7 +8,7 @@ from pipelines.runtime.settings import A_NAME, MethodSettings
 from smec_core.config import VERSION_NAME, Dims, Settings, TrainConfig, VectorType
 from smec_core.data.columns import DEFAULT_NAMES, ColumnNames
 from smec_core.data.uri import public_uri
-from smec_core.evaluation.gate import GateSettings
+from smec_core.evaluation.gate_settings import GateSettings
 
 
 class ChallengerSettings(MethodSettings):

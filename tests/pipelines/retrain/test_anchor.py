@@ -14,6 +14,7 @@ from pipelines.storage.run_folder import RunFolder
 from smec_core.errors import InputError
 from smec_core.evaluation import gate
 from smec_core.evaluation.drift import Reference
+from smec_core.evaluation.gate_settings import GateSettings
 from tests.pipelines.retrain.test_ledger import release, series
 
 PEERS = ("truncation", "pca")
@@ -99,7 +100,7 @@ def test_settings_without_an_anchor_are_what_they_were(tmp_path: Path) -> None:
 
 def test_a_series_that_is_poisoned_slowly_is_stopped_by_its_anchor(ledger: Ledger) -> None:
     """Each cycle a tenth more of the judgements are wrong, and each challenger is a little better on the others."""
-    settings = gate.GateSettings(significance=1, min_queries=2)
+    settings = GateSettings(significance=1, min_queries=2)
 
     def reaches(model: int, wrong: int) -> dict[int, np.ndarray]:
         """What the model of a cycle reaches on ten queries of which so many are wrong: nobody finds what they name."""

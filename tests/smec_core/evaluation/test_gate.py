@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from smec_core.data.segments import Segments
-from smec_core.evaluation.gate import ANCHOR, CHALLENGER, CHAMPION, OLD_DOCUMENTS, GateSettings, judge
+from smec_core.evaluation.gate import ANCHOR, CHALLENGER, CHAMPION, OLD_DOCUMENTS, judge
+from smec_core.evaluation.gate_settings import GateSettings
 
 DIMS = (8, 4)
 QUERIES = 200
