@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 import smec_core
 
-FIRST, SHORTLIST, K = 24, 100, 10
+SHORTLIST, K = 100, 10
 FORMS = {"float32": "HNSW32,Flat", "float16": "HNSW32,SQfp16", "int8": "HNSW32,SQ8"}
 if len(sys.argv) != 3:
     sys.exit("usage: python examples/faiss_search.py compressed DATA/queries.parquet")
@@ -26,7 +26,7 @@ try:
     asked_ids, q_Qd = asked["id"].to_pylist(), version.model.encode(asked["embedding"].to_numpy(), version.dim)
 except (smec_core.SmecError, OSError, ValueError, KeyError) as error:
     sys.exit(str(error))
-first_dims = min(FIRST, version.dim)
+first_dims = version.dims[-1]  # the fewest that the model was trained for
 if binary := version.dtype == "binary":
     ids_N, first_N, docs_Nd = version.read("embedding", "rescore")
     index: Any = faiss.index_binary_factory(8 * first_N.shape[1], "BHNSW32")

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import smec_core
 from smec_core.data.parquet import embedding_column
 
-FIRST, SHORTLIST, K = 24, 100, 10
+SHORTLIST, K = 100, 10
 
 
 def with_first(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -35,12 +35,12 @@ try:
     asked_ids, q_Qd = asked["id"].to_pylist(), version.model.encode(asked["embedding"].to_numpy(), version.dim)
 except (smec_core.SmecError, OSError, ValueError, KeyError) as error:
     sys.exit(str(error))
-first_dims = min(FIRST, version.dim)
+first_dims = version.dims[-1]  # the fewest that the model was trained for
 first = "first"
 while first in version.schema.names:
     # the corpus has a column of this name, which is kept, too
     first += "_"
-binary, name = version.dtype == "binary", f"documents_{version.key}_{FIRST}"
+binary, name = version.dtype == "binary", f"documents_{version.key}_{first_dims}"
 searched, whole, distance = ("embedding", "rescore", "hamming") if binary else (first, "embedding", "cosine")
 database, schema, rows = lancedb.connect(folder), version.schema, version.arrow()
 if not binary:

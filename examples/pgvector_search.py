@@ -18,7 +18,7 @@ from pgvector.psycopg import register_vector
 
 import smec_core
 
-FIRST, SHORTLIST, K = 24, 100, 10
+SHORTLIST, K = 100, 10
 if len(sys.argv) != 3:
     sys.exit("usage: python examples/pgvector_search.py compressed DATA/queries.parquet")
 out, queries = sys.argv[1:]
@@ -28,13 +28,13 @@ try:
     asked_ids, q_Qd = asked["id"].to_pylist(), version.model.encode(asked["embedding"].to_numpy(), version.dim)
 except (smec_core.SmecError, OSError, ValueError, KeyError) as error:
     sys.exit(str(error))
-first_dims = min(FIRST, version.dim)
+first_dims = version.dims[-1]  # the fewest that the model was trained for
 binary, d = version.dtype == "binary", version.dim
 # pgvector has no int8, whose numbers halfvec holds as they are
 kind, value = ("vector", Vector) if version.dtype == "float32" else ("halfvec", HalfVector)
 first = "signs" if binary else f"subvector(embedding, 1, {first_dims})::{kind}({first_dims})"
 operators, operator = ("bit_hamming_ops", "<~>") if binary else (f"{kind}_cosine_ops", "<=>")
-table, ids = f"documents_{version.key}_{FIRST}", "bigint" if pa.types.is_integer(version.id_type) else "text"
+table, ids = f"documents_{version.key}_{first_dims}", "bigint" if pa.types.is_integer(version.id_type) else "text"
 try:
     connection = psycopg.connect(autocommit=True)
 except psycopg.OperationalError as error:

@@ -14,7 +14,7 @@ from qdrant_client import QdrantClient, models
 
 import smec_core
 
-FIRST, SHORTLIST, K = 24, 100, 10
+SHORTLIST, K = 100, 10
 if len(sys.argv) != 4:
     sys.exit("usage: python examples/qdrant_search.py compressed DATA/queries.parquet qdrant")
 out, queries, folder = sys.argv[1:]
@@ -24,8 +24,8 @@ try:
     asked_ids, q_Qd = asked["id"].to_pylist(), version.model.encode(asked["embedding"].to_numpy(), version.dim)
 except (smec_core.SmecError, OSError, ValueError, KeyError) as error:
     sys.exit(str(error))
-first_dims = min(FIRST, version.dim)
-name = f"documents_{version.key}_{FIRST}"
+first_dims = version.dims[-1]  # the fewest that the model was trained for
+name = f"documents_{version.key}_{first_dims}"
 client = QdrantClient(path=folder)
 if name not in [alias.alias_name for alias in client.get_aliases().aliases]:
     # Qdrant has no signed int8, and makes signs itself; for the cosine it keeps unit vectors, here as float16

@@ -16,7 +16,7 @@ import sqlite_vec
 
 import smec_core
 
-FIRST, SHORTLIST, K = 24, 100, 10
+SHORTLIST, K = 100, 10
 if len(sys.argv) != 4:
     sys.exit("usage: python examples/sqlite_vec_search.py compressed DATA/queries.parquet vectors.db")
 out, queries, file = sys.argv[1:]
@@ -26,8 +26,8 @@ try:
     asked_ids, q_Qd = asked["id"].to_pylist(), version.model.encode(asked["embedding"].to_numpy(), version.dim)
 except (smec_core.SmecError, OSError, ValueError, KeyError) as error:
     sys.exit(str(error))
-first_dims = min(FIRST, version.dim)
-binary, d, table = version.dtype == "binary", version.dim, f"documents_{version.key}_{FIRST}"
+first_dims = version.dims[-1]  # the fewest that the model was trained for
+binary, d, table = version.dtype == "binary", version.dim, f"documents_{version.key}_{first_dims}"
 ids = "integer" if pa.types.is_integer(version.id_type) else "text"
 first, value = (
     (f"bit[{8 * -(-d // 8)}]", "vec_bit(?)") if binary else (f"float[{first_dims}] distance_metric=cosine", "?")
