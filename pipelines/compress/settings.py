@@ -18,6 +18,7 @@ class CompressSettings(Settings):
     """Model folder, as `smec train` writes it."""
     input: str
     """Parquet file, or folder or URI of Parquet files, with the columns id and embedding; other columns are kept.
+    DATA/corpus is the corpus of a dataset, also where that is the file DATA/corpus.parquet.
     With `upgrade` also a published folder, of which the version in force is taken."""
     columns: ColumnNames = DEFAULT_NAMES
     """What id and embedding are called in the input, where they have other names: --set columns.id=sku. In the output
