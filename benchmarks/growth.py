@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from unittest.mock import patch
 
 from benchmarks.timing import ONE_THREAD
@@ -43,6 +43,8 @@ from benchmarks import scaling
 from benchmarks.generated import write_dataset
 from benchmarks.processes import memory_of
 
+P = ParamSpec("P")
+T = TypeVar("T")
 TESTED, STEPS, EPOCHS, WARM_UP_STEPS = 200, 6, 2, 2
 SECONDS = ("open", "read", "dev set", "moments", "pca", "through", "dev", "evaluate")
 MILLISECONDS = ("data", "search", "compute")
@@ -109,10 +111,10 @@ class Spent:
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = defaultdict(list)
 
-    def timed(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(self, part: str, call: Callable[P, T]) -> Callable[P, T]:
         """The same call, which counts as `part`."""
 
-        def run(*args: Any, **kwargs: Any) -> Any:
+        def run(*args: P.args, **kwargs: P.kwargs) -> T:
             started = time.process_time()
             result = call(*args, **kwargs)
             self.seconds[part].append(time.process_time() - started)
@@ -158,7 +160,7 @@ def measure(data: str, point: Point) -> dict[str, float]:
     from smec_core.config import TrainConfig
     from smec_core.data.dataset import Dataset
     from smec_core.distributed.resident import Node
-    from smec_core.evaluation.evaluate import evaluate
+    from smec_core.evaluation.evaluate import corpus_baselines, evaluate
     from smec_core.model.model import Model
     from smec_core.training.context import TrainingData
     from smec_core.training.scanned import read_resident
@@ -184,10 +186,10 @@ def measure(data: str, point: Point) -> dict[str, float]:
     with watched(spent):
         trained = train(TrainingData(docs, queries, learnt, held_out, node), config, records)
     found = {"training": peak.take()}
-    docs = queries = None
+    del docs, queries
     model = Model(trained.stages, dataset.dim, {"dims": prefix_dims(dataset.dim, dims)}, {})
     peak.take()
-    spent.timed("evaluate", evaluate)(dataset, model, "test", baselines=True)
+    spent.timed("evaluate", lambda: evaluate(dataset, model, "test", corpus_baselines(dataset)))()
     found["evaluating"] = peak.take()
     found |= {part: float(np.mean(laps)) for part, laps in spent.seconds.items()}
     for part in MILLISECONDS:
