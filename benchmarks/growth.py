@@ -227,7 +227,7 @@ def along(axis: str, large: bool) -> dict[str, Any]:
     points = []
     for size in sizes:
         found = in_a_process(replace(FIXED[axis], **{axis: size}))
-        points.append(found)
+        points.append({axis: size} | found)
         cells = [f"{found[part]:>10.3f}" for part in SECONDS] + [f"{found[part]:>10.1f}" for part in MILLISECONDS]
         print(f"{size:>10,} " + " ".join(cells + [f"{found[part]:>10.0f}" for part in MIB]), flush=True)
     exponents = {part: exponent(sizes, [point[part] for point in points]) for part in parts}
@@ -235,7 +235,7 @@ def along(axis: str, large: bool) -> dict[str, Any]:
     for part, slope in exponents.items():
         if slope > LINEAR:
             print(f"{part}: above linear ({slope:.2f}): {REASONS.get((axis, part), 'no reason is known')}")
-    return {"sizes": sizes, "points": points, "exponents": exponents}
+    return {"points": points, "exponents": exponents}
 
 
 def by_workers(folder: Path) -> dict[int, dict[str, Any]]:
