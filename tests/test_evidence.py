@@ -1,4 +1,4 @@
-"""The tables of README and docs/evidence.md hold what the pages under results/ do, rounded to three digits."""
+"""The tables of README and docs hold what the pages under results/ do, rounded to three digits."""
 
 import csv
 import re
@@ -29,6 +29,19 @@ SETS = {
     "sample": "sample",
     "Two encoders": "scifact-1152",
 }
+COMPATIBLE = {
+    "`model`, `model`": "old queries, old documents",
+    "`--compatible`, `model`": "compatible queries, old documents",
+    "`--compatible`, every other one `model`": "compatible queries, every other document old",
+    "`--compatible`, `--compatible`": "compatible queries, their documents",
+    "`--warm-start` alone, `model`": "warm start alone, old documents",
+    "`--warm-start` alone, itself": "warm start alone, its documents",
+    "trained afresh and turned to `model` (Procrustes), `model`": "trained afresh and turned as a whole, old documents",
+    "trained afresh and turned to `model`, `model`": "trained afresh and turned as a whole, old documents",
+    "trained afresh, itself": "trained afresh, its documents",
+}
+HALF = 0.0005 + 1e-9
+"""What rounding to three digits takes or adds at most."""
 
 
 class Row(NamedTuple):
@@ -94,3 +107,80 @@ def test_figures_are_those_of_the_pages(file: str) -> None:
             row,
             pages,
         )
+
+
+def table_of(file: str, head: str) -> list[list[str]]:
+    """The one table of a file whose first cell is `head`: its rows, without those of the head."""
+    (found,) = (table for table in tables(file) if table[0][0] == head)
+    return found[2:]
+
+
+def figures(cells: list[str]) -> list[float]:
+    """The figures of a row; dims that a set does not have are left empty."""
+    return [float(cell) for cell in cells if cell]
+
+
+def means(page: str, columns: tuple[str, ...]) -> dict[str, list[float]]:
+    """The means over the seeds of a page's nDCG@10, by falling dims, of each system (or method)."""
+    found: dict[str, dict[int, list[float]]] = {}
+    with (REPOSITORY / "results" / page / "scores.csv").open(newline="") as lines:
+        for line in csv.DictReader(lines):
+            if line.get("measure", "ndcg@10") != "ndcg@10":
+                continue
+            of_system = found.setdefault(line[columns[0]], {})
+            of_system.setdefault(int(line["dim"]), []).append(float(line[columns[1]]))
+    return {
+        system: [float(np.mean(scores[dim])) for dim in sorted(scores, reverse=True)]
+        for system, scores in found.items()
+    }
+
+
+def assert_rounded(told: list[float], scores: list[float], row: list[str]) -> None:
+    """Whether what is told are the scores to three digits."""
+    assert len(told) == len(scores) and np.allclose(told, scores, rtol=0, atol=HALF), (row, scores)
+
+
+def test_figures_without_judgements() -> None:
+    rows = table_of("docs/train.md", "dims kept")
+    assert len(rows) == 3 * 4
+    for label, *cells in rows:
+        if named := re.match("|".join(SETS), label):
+            found = means(f"unjudged-{SETS[named[0]]}", ("system", "ndcg@10"))
+        assert_rounded(figures(cells), found[label.split(": ")[-1]], [label, *cells])
+
+
+def test_figures_of_warm_starts() -> None:
+    found = {name: means(f"compatible-{name}", ("system", "ndcg@10")) for name in ("scifact", "fashion", "medquad")}
+    rows = table_of("docs/train.md", "queries, documents")
+    assert len(rows) == 8
+    for label, *cells in rows:
+        scores = found["scifact"][COMPATIBLE[label]]
+        assert_rounded(figures(cells), [float(np.mean(scores)), *scores], [label, *cells])
+    rows = table_of("docs/train.md", "mean nDCG@10 over the dims")
+    assert len(rows) == 5
+    for label, *cells in rows:
+        scores = [float(np.mean(found[name][COMPATIBLE[label]])) for name in ("fashion", "medquad")]
+        assert_rounded(figures(cells), scores, [label, *cells])
+
+
+def test_figures_of_bytes() -> None:
+    (rows,) = (table[2:] for table in tables("docs/compress.md") if table[0][:2] == ["bytes a vector", "16"])
+    assert len(rows) == 6
+    for label, *cells in rows:
+        if named := re.match("|".join(SETS), label):
+            path = REPOSITORY / "results" / f"bytes-{SETS[named[0]]}" / "budgets.csv"
+        with path.open(newline="") as lines:
+            scores = [float(line[f"nDCG@10 of {label.split(': ')[-1]}"]) for line in csv.DictReader(lines)]
+        # a page has four digits
+        assert np.allclose(figures(cells), scores, rtol=0, atol=HALF + 0.00005), (label, scores)
+
+
+@pytest.mark.parametrize("name", ["fashion", "scifact"])
+def test_figures_of_few_judgements(name: str) -> None:
+    dims = {"fashion": "512", "scifact": "768"}[name]
+    (rows,) = (table[2:] for table in tables("docs/evidence.md") if table[0][:3] == ["judged queries", "method", dims])
+    assert len(rows) > 8
+    found = means(f"labels-{name}", ("method", "value"))
+    for judged, method, *cells in rows:
+        key = METHODS[method.strip("*")] if judged == "none" else f"{METHODS[method]}, {judged.split()[0]}"
+        assert_rounded(figures(cells), found[key], [judged, method, *cells])
