@@ -165,7 +165,7 @@ def test_figures_of_warm_starts() -> None:
 
 def test_figures_of_bytes() -> None:
     (rows,) = (table[2:] for table in tables("docs/compress.md") if table[0][:2] == ["bytes a vector", "16"])
-    assert len(rows) == 6
+    assert len(rows) == 8
     for label, *cells in rows:
         if named := re.match("|".join(SETS), label):
             path = REPOSITORY / "results" / f"bytes-{SETS[named[0]]}" / "budgets.csv"
