@@ -52,7 +52,7 @@ BENCHMARKS = (
     Benchmark("whole_train", data=True, reference=True, quick="--size 600 --dims 64,32 --set epochs=1"),
     Benchmark("memory_search", quick="--shapes 64x500x10 --rounds 2"),
     Benchmark("pca", quick="--shapes 2000x64 --rounds 1"),
-    Benchmark("scan", quick="--rows 20000 --dim 64 --files 4 --rounds 1"),
+    Benchmark("scan", quick="--rows 40000 --dim 64 --files 4 --rounds 1"),
     Benchmark("scaling", quick="--size 3000 --batch 128 --dims 64 --projections linear"),
     Benchmark("growth", quick="--axes queue"),
     Benchmark("compress_speed", quick="--rows 40000"),

@@ -107,8 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.job:
         work(*args.job)
         return
-    report = {}
-    for rows in map(int, args.rows.split(",")):
+    report, sizes = {}, [int(rows) for rows in args.rows.split(",")]
+    if min(sizes) <= SAMPLE:
+        parser.error(f"--rows: takes more than the sample's {SAMPLE:,}")
+    for rows in sizes:
         with tempfile.TemporaryDirectory(prefix="smec-", dir=args.folder) as made:
             folder = Path(made)
             write_corpus(folder / "corpus", rows, args.dim, args.files, ROW_GROUP_ROWS, np.float16)
