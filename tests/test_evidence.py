@@ -120,7 +120,7 @@ def figures(cells: list[str]) -> list[float]:
     return [float(cell) for cell in cells if cell]
 
 
-def means(page: str, columns: tuple[str, ...]) -> dict[str, list[float]]:
+def means(page: str, columns: tuple[str, str]) -> dict[str, list[float]]:
     """The means over the seeds of a page's nDCG@10, by falling dims, of each system (or method)."""
     found: dict[str, dict[int, list[float]]] = {}
     with (REPOSITORY / "results" / page / "scores.csv").open(newline="") as lines:
